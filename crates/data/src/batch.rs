@@ -1,0 +1,199 @@
+//! Batch `k`, as a pure function of (seed, source, settings, `k`).
+//!
+//! The place in the run (`position`, the images seen before) decides which sample is read, where it is cut and whether
+//! it is mirrored. So threads, restarts and earlier batches cannot change a batch, and neither can corrupt samples: the
+//! replacement of one is found by walking on through the same epoch's permutation, not by what was seen so far.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::decode::{Crop, Transform, decode};
+use crate::error::DataError;
+use crate::order::Order;
+use crate::source::Source;
+
+/// How far a replacement for a corrupt sample is looked for. So many in a row mean that the source is broken.
+const MAX_PROBES: u64 = 1000;
+
+/// What happens at a sample that cannot be read (`data.on_corrupt`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCorrupt {
+    /// Another sample of the epoch takes its place, as long as `data.max_corrupt` is not exceeded.
+    #[default]
+    Skip,
+    /// The run ends.
+    Fail,
+}
+
+/// Everything that decides what the batches contain, and how they are made.
+#[derive(Clone, Debug)]
+pub struct LoaderConfig {
+    /// `run.seed`.
+    pub seed: u64,
+    /// Images per batch (`train.batch_size`).
+    pub batch_size: usize,
+    /// Height and width of the batches' images (`data.image_size`).
+    pub image_size: usize,
+    /// 1 (grey) or 3 (RGB) (`data.channels`).
+    pub channels: usize,
+    /// Where larger images are cut (`data.crop`).
+    pub crop: Crop,
+    /// Whether half of the images are mirrored (`data.flip`).
+    pub flip: bool,
+    /// With a number, batches have labels and each must be below it (`data.num_classes`); without, they have none.
+    pub num_classes: Option<usize>,
+    /// What happens at a corrupt sample (`data.on_corrupt`).
+    pub on_corrupt: OnCorrupt,
+    /// The share of corrupt samples that is put up with, 0 to 1 (`data.max_corrupt`).
+    pub max_corrupt: f64,
+    /// Decoding threads; 0 takes half of the cores (`data.workers`).
+    pub workers: usize,
+    /// Batches made ahead of the training step (`data.prefetch`).
+    pub prefetch: usize,
+}
+
+/// What one training step sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Pixels, 0 to 255, `[N, H, W, C]`.
+    pub images: Vec<u8>,
+    /// `[N, H, W, C]`.
+    pub shape: [usize; 4],
+    /// A class for each image, below [`LoaderConfig::num_classes`]; `None` where that is `None`.
+    pub labels: Option<Vec<u32>>,
+    /// Each image's index in the source.
+    pub ids: Vec<u64>,
+}
+
+/// A sample that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unreadable {
+    /// Its index in the source.
+    pub index: usize,
+    /// Its name: a path, or a file and a row.
+    pub id: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A batch, and the corrupt samples met on the way.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) batch: Batch,
+    pub(crate) unreadable: Vec<Unreadable>,
+}
+
+/// Makes any batch on request, in the calling thread.
+pub struct Batcher {
+    source: Arc<dyn Source>,
+    config: LoaderConfig,
+    transform: Transform,
+    order: Order,
+}
+
+impl Batcher {
+    /// Checks the settings; errors name the key.
+    pub fn new(source: Arc<dyn Source>, config: LoaderConfig) -> Result<Self, DataError> {
+        let transform = Transform::new(config.seed, config.image_size, config.channels, config.crop, config.flip)?;
+        if config.batch_size == 0 {
+            return Err(DataError::Setting { key: "train.batch_size", found: "0".into(), expected: "at least 1" });
+        }
+        if !(0.0..=1.0).contains(&config.max_corrupt) {
+            let found = config.max_corrupt.to_string();
+            return Err(DataError::Setting { key: "data.max_corrupt", found, expected: "a share from 0 to 1" });
+        }
+        if let Some(num_classes) = config.num_classes.filter(|_| !source.has_labels()) {
+            return Err(DataError::NoLabels { num_classes, place: source.describe() });
+        }
+        let order = Order::new(config.seed, source.len() as u64);
+        Ok(Self { source, config, transform, order })
+    }
+
+    /// Batch `step`. Corrupt samples are replaced (or are errors) as `on_corrupt` says, but not counted: that is the
+    /// [`crate::Loader`]'s part.
+    pub fn batch_at(&self, step: u64) -> Result<Batch, DataError> {
+        self.make(step, &AtomicBool::new(false)).map(|made| made.batch)
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &LoaderConfig {
+        &self.config
+    }
+
+    /// The source.
+    pub fn source(&self) -> &Arc<dyn Source> {
+        &self.source
+    }
+
+    /// Batch `step`, given up with [`DataError::Stopped`] between two images once `stop` is set.
+    pub(crate) fn make(&self, step: u64, stop: &AtomicBool) -> Result<Made, DataError> {
+        let (n, size) = (self.config.batch_size, self.config.image_size);
+        let mut images = vec![0; n * self.transform.image_len()];
+        let mut labels = self.config.num_classes.map(|_| Vec::with_capacity(n));
+        let (mut ids, mut unreadable) = (Vec::with_capacity(n), Vec::new());
+        for (place, pixels) in images.chunks_exact_mut(self.transform.image_len()).enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return Err(DataError::Stopped);
+            }
+            let position = step.wrapping_mul(n as u64).wrapping_add(place as u64);
+            let (index, label) = self.sample_at(position, pixels, &mut unreadable)?;
+            ids.push(index as u64);
+            if let Some((labels, label)) = labels.as_mut().zip(label) {
+                labels.push(label);
+            }
+        }
+        let batch = Batch { images, shape: [n, size, size, self.config.channels], labels, ids };
+        Ok(Made { batch, unreadable })
+    }
+
+    /// The sample at `position`, or the first readable one after it in the epoch's order: its index and its label.
+    fn sample_at(
+        &self,
+        position: u64,
+        pixels: &mut [u8],
+        unreadable: &mut Vec<Unreadable>,
+    ) -> Result<(usize, Option<u32>), DataError> {
+        let len = self.source.len() as u64;
+        let (epoch, slot) = (position / len, position % len);
+        let probes = len.min(MAX_PROBES);
+        for probe in 0..probes {
+            let index = self.order.permute(epoch, (slot + probe) % len) as usize;
+            match self.read(index, position, pixels) {
+                Ok(label) => return Ok((index, label)),
+                Err(DataError::Unreadable { sample: id, reason }) if self.config.on_corrupt == OnCorrupt::Skip => {
+                    unreadable.push(Unreadable { index, id, reason });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let last = unreadable.last().map_or(String::new(), Unreadable::to_string);
+        Err(DataError::NothingReadable { count: probes, last })
+    }
+
+    /// Reads, decodes and fits one sample; its label, where classes were asked for.
+    fn read(&self, index: usize, position: u64, pixels: &mut [u8]) -> Result<Option<u32>, DataError> {
+        let raw = self.source.read(index)?;
+        let decoded = match decode(&raw.bytes) {
+            Ok(decoded) => decoded,
+            Err(reason) => return Err(DataError::Unreadable { sample: raw.id, reason }),
+        };
+        self.transform.apply(decoded.image, &raw.id, position, pixels)?;
+        let Some(num_classes) = self.config.num_classes else { return Ok(None) };
+        match raw.label {
+            None => Err(DataError::LabelMissing { sample: raw.id, num_classes }),
+            Some(label) if label as usize >= num_classes => {
+                Err(DataError::LabelOutOfRange { sample: raw.id, label, num_classes })
+            }
+            label => Ok(label),
+        }
+    }
+}
+
+impl std::fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.id, self.reason)
+    }
+}

@@ -1,0 +1,208 @@
+//! Bytes to pixels: decode, flatten, crop, resize, pad, flip. `[H, W, C]` u8, the size the network trains at.
+//!
+//! The rule for the size, for an image of `w x h` and a network of `S x S`:
+//! - `w <= S` and `h <= S`: no resampling; the image is centred on black (28x28 Fashion images become 32x32 untouched).
+//! - otherwise the largest square is cut out where `crop` says and resized to `S x S` with Lanczos. Cutting first gives
+//!   what resizing the shorter side and cutting then gives, but the work and memory stay bounded for a 1x10000 strip.
+//!
+//! Transparency is laid on white, as browsers show it. EXIF orientation is applied, so that photos train upright.
+//! The crop's place and the flip are drawn at the sample's position in the run (images seen before it): see
+//! `ddpm_kernels::philox`.
+
+use std::io::Cursor;
+
+use ddpm_kernels::philox::{Philox, Purpose};
+use image::imageops::FilterType;
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, RgbaImage};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{DataError, guard};
+
+/// No camera's picture is larger; a header that claims more is an attack or damage.
+const MAX_SIDE: u32 = 16_384;
+/// 256 MiB hold 89 megapixels of RGB; each worker decodes one image at a time.
+const MAX_DECODED_BYTES: u64 = 256 << 20;
+/// The largest training size; far beyond what a pixel-space diffusion model is trained at.
+const MAX_IMAGE_SIZE: usize = 4096;
+
+/// Where the square is cut from an image larger than the network (`data.crop`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Crop {
+    /// In the middle.
+    #[default]
+    Center,
+    /// Anywhere along the longer side, drawn anew each time the image is seen.
+    Random,
+    /// Nowhere: a larger image is an error.
+    None,
+}
+
+/// A decoded file, before it is fitted to the network.
+#[derive(Debug)]
+pub(crate) struct Decoded {
+    pub(crate) image: DynamicImage,
+    pub(crate) format: &'static str,
+}
+
+/// Decodes an image file's bytes (the first frame of an animation); the error says why it cannot be.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
+    if bytes.is_empty() {
+        return Err("the image has no bytes".into());
+    }
+    guard(|| {
+        let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+        let format = reader.format().ok_or("not a PNG, JPEG, WebP, GIF or BMP image")?;
+        if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
+            return Err("the JPEG data is truncated".into());
+        }
+        let image = decode_frame(reader).map_err(|e| e.to_string())?;
+        Ok(Decoded { image, format: format_name(format) })
+    })
+}
+
+fn decode_frame(mut reader: ImageReader<Cursor<&[u8]>>) -> image::ImageResult<DynamicImage> {
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(MAX_SIDE);
+    limits.max_image_height = Some(MAX_SIDE);
+    limits.max_alloc = Some(MAX_DECODED_BYTES);
+    reader.limits(limits.clone());
+    let mut decoder = reader.into_decoder()?;
+    // Not every decoder counts the buffer it is given, so its size is checked before it is allocated.
+    limits.reserve(decoder.total_bytes())?;
+    // Damaged EXIF data is no reason to lose the picture.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let mut image = DynamicImage::from_decoder(decoder)?;
+    image.apply_orientation(orientation);
+    Ok(image)
+}
+
+/// The JPEG decoder fills what is missing with grey and reports nothing, so a cut file is recognised here: after the
+/// last start-of-scan marker there must be an end-of-image marker. (Inside a scan 0xFF is followed by 0x00 or a
+/// restart marker only, so neither can appear by chance.)
+fn jpeg_is_complete(bytes: &[u8]) -> bool {
+    let scan = bytes.windows(2).rposition(|w| w == [0xFF, 0xDA]);
+    scan.is_some_and(|at| bytes[at..].windows(2).any(|w| w == [0xFF, 0xD9]))
+}
+
+fn format_name(format: ImageFormat) -> &'static str {
+    match format {
+        ImageFormat::Jpeg => "jpeg",
+        other => other.extensions_str().first().copied().unwrap_or("other"),
+    }
+}
+
+/// How decoded images become the network's input.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Transform {
+    size: u32,
+    channels: usize,
+    crop: Crop,
+    flip: bool,
+    crop_draws: Philox,
+    flip_draws: Philox,
+}
+
+impl Transform {
+    /// Checks the settings; an error names the key.
+    pub(crate) fn new(
+        seed: u64,
+        image_size: usize,
+        channels: usize,
+        crop: Crop,
+        flip: bool,
+    ) -> Result<Self, DataError> {
+        if !(1..=MAX_IMAGE_SIZE).contains(&image_size) {
+            let (key, found) = ("data.image_size", image_size.to_string());
+            return Err(DataError::Setting { key, found, expected: "1 to 4096 pixels" });
+        }
+        if !matches!(channels, 1 | 3) {
+            let (key, found) = ("data.channels", channels.to_string());
+            return Err(DataError::Setting { key, found, expected: "1 (grey) or 3 (RGB)" });
+        }
+        let (crop_draws, flip_draws) = (Philox::new(seed, Purpose::Crop), Philox::new(seed, Purpose::Flip));
+        Ok(Self { size: image_size as u32, channels, crop, flip, crop_draws, flip_draws })
+    }
+
+    /// Bytes of one image, `size * size * channels`.
+    pub(crate) fn image_len(&self) -> usize {
+        self.size as usize * self.size as usize * self.channels
+    }
+
+    /// Fits `image` to the network and writes it to `out`, `[H, W, C]`, `image_len()` bytes.
+    pub(crate) fn apply(
+        &self,
+        image: DynamicImage,
+        sample: &str,
+        position: u64,
+        out: &mut [u8],
+    ) -> Result<(), DataError> {
+        let fitted = self.fit(image, sample, position)?;
+        let (width, height) = (fitted.width() as usize, fitted.height() as usize);
+        let flat = flatten(fitted, self.channels);
+        let size = self.size as usize;
+        let (left, top) = ((size - width) / 2, (size - height) / 2);
+        out.fill(0);
+        let rows = out.chunks_exact_mut(size * self.channels).skip(top);
+        for (row, pixels) in rows.zip(flat.chunks_exact(width * self.channels)) {
+            row[left * self.channels..][..pixels.len()].copy_from_slice(pixels);
+        }
+        if self.flip && self.flip_draws.u64(0, position) & 1 == 1 {
+            out.chunks_exact_mut(size * self.channels).for_each(|row| mirror(row, self.channels));
+        }
+        Ok(())
+    }
+
+    /// At most `size` in both directions, by cutting a square and resizing it where the image is larger.
+    fn fit(&self, image: DynamicImage, sample: &str, position: u64) -> Result<DynamicImage, DataError> {
+        let (width, height) = (image.width(), image.height());
+        if width <= self.size && height <= self.size {
+            return Ok(image);
+        }
+        let side = width.min(height);
+        let (x, y) = match self.crop {
+            Crop::Center => ((width - side) / 2, (height - side) / 2),
+            Crop::Random => {
+                let draw = |axis, room| self.crop_draws.below(axis, position, u64::from(room) + 1) as u32;
+                (draw(0, width - side), draw(1, height - side))
+            }
+            Crop::None => {
+                let image_size = self.size as usize;
+                return Err(DataError::CropNeeded { sample: sample.to_owned(), width, height, image_size });
+            }
+        };
+        let square = if width == height { image } else { image.crop_imm(x, y, side, side) };
+        if side == self.size {
+            return Ok(square);
+        }
+        // Transparency first: resampling colour and alpha apart would bleed the colour of invisible pixels.
+        let opaque = if square.has_alpha() { DynamicImage::ImageRgb8(on_white(&square.into_rgba8())) } else { square };
+        Ok(opaque.resize_exact(self.size, self.size, FilterType::Lanczos3))
+    }
+}
+
+/// The pixels as `[H, W, channels]` bytes, transparency laid on white.
+fn flatten(image: DynamicImage, channels: usize) -> Vec<u8> {
+    let image = if image.has_alpha() { DynamicImage::ImageRgb8(on_white(&image.into_rgba8())) } else { image };
+    if channels == 1 { image.into_luma8().into_raw() } else { image.into_rgb8().into_raw() }
+}
+
+fn on_white(image: &RgbaImage) -> RgbImage {
+    let mut flat = RgbImage::new(image.width(), image.height());
+    for (to, from) in flat.pixels_mut().zip(image.pixels()) {
+        let [colour @ .., alpha] = from.0;
+        let alpha = u32::from(alpha);
+        to.0 = colour.map(|c| ((u32::from(c) * alpha + 255 * (255 - alpha) + 127) / 255) as u8);
+    }
+    flat
+}
+
+/// Reverses the pixels of a row.
+fn mirror(row: &mut [u8], channels: usize) {
+    row.reverse();
+    row.chunks_exact_mut(channels).for_each(<[u8]>::reverse);
+}
+
+#[cfg(test)]
+mod tests;

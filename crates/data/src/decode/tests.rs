@@ -1,0 +1,172 @@
+#![allow(clippy::unwrap_used)]
+use image::{GrayImage, Luma, Rgb, Rgba};
+
+use super::*;
+use crate::testing::{encode, gradient};
+
+fn transform(size: usize, channels: usize, crop: Crop, flip: bool) -> Transform {
+    Transform::new(7, size, channels, crop, flip).unwrap()
+}
+
+fn pixels(transform: &Transform, image: DynamicImage, position: u64) -> Vec<u8> {
+    let mut out = vec![99; transform.image_len()];
+    transform.apply(image, "sample", position, &mut out).unwrap();
+    out
+}
+
+const FORMATS: [(ImageFormat, &str); 5] = [
+    (ImageFormat::Png, "png"),
+    (ImageFormat::Jpeg, "jpeg"),
+    (ImageFormat::WebP, "webp"),
+    (ImageFormat::Gif, "gif"),
+    (ImageFormat::Bmp, "bmp"),
+];
+
+#[test]
+fn each_format_is_decoded_and_named() {
+    for (format, name) in FORMATS {
+        let decoded = decode(&encode(&gradient(9, 7), format)).unwrap();
+        assert_eq!((decoded.format, decoded.image.width(), decoded.image.height()), (name, 9, 7));
+    }
+}
+
+#[test]
+fn a_photo_taken_upright_is_turned_upright() {
+    let jpeg = encode(&gradient(9, 7), ImageFormat::Jpeg);
+    // An EXIF segment with one entry: orientation (0x0112) = 6, a quarter turn.
+    let entry = [0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, 6, 0, 0, 0, 0, 0, 0];
+    let exif = [b"Exif\0\0MM\0*\0\0\0\x08\0\x01".as_slice(), &entry].concat();
+    let length = (exif.len() as u16 + 2).to_be_bytes();
+    let turned = [&jpeg[..2], &[0xFF, 0xE1], &length, &exif, &jpeg[2..]].concat();
+    let image = decode(&turned).unwrap().image;
+    assert_eq!((image.width(), image.height()), (7, 9));
+}
+
+#[test]
+fn files_cut_anywhere_are_refused_without_a_panic() {
+    for (format, name) in FORMATS {
+        let bytes = encode(&gradient(40, 40), format);
+        for len in 0..bytes.len().min(bytes.len() * 3 / 4) {
+            assert!(decode(&bytes[..len]).is_err(), "{name} cut to {len} of {} bytes", bytes.len());
+        }
+        (bytes.len() * 3 / 4..bytes.len()).for_each(|len| drop(decode(&bytes[..len])));
+    }
+}
+
+#[test]
+fn damaged_bytes_never_panic() {
+    for (format, _) in FORMATS {
+        let bytes = encode(&gradient(24, 24), format);
+        for at in (0..bytes.len()).step_by(3) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x5A;
+            drop(decode(&damaged));
+        }
+    }
+}
+
+#[test]
+fn a_header_that_claims_a_giant_picture_is_refused() {
+    let mut png = encode(&gradient(8, 8), ImageFormat::Png);
+    png[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]); // IHDR: 65,536 x 65,536
+    let crc = crc32(&png[12..29]);
+    png[29..33].copy_from_slice(&crc.to_be_bytes());
+    let reason = decode(&png).unwrap_err();
+    assert!(reason.contains("limit") || reason.contains("exceed"), "{reason}");
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, &b| {
+        (0..8).fold(crc ^ u32::from(b), |c, _| (c >> 1) ^ (0xEDB8_8320 & (c & 1).wrapping_neg()))
+    })
+}
+
+#[test]
+fn a_smaller_image_is_centred_on_black_and_not_resampled() {
+    let image = DynamicImage::ImageLuma8(GrayImage::from_fn(28, 28, |x, y| Luma([(x * 7 + y) as u8 + 1])));
+    let out = pixels(&transform(32, 1, Crop::Center, false), image, 0);
+    assert_eq!(out[0], 0);
+    assert_eq!(out[31 * 32 + 31], 0);
+    assert_eq!(out[2 * 32 + 2], 1);
+    assert_eq!(out[(2 + 5) * 32 + 2 + 3], 3 * 7 + 5 + 1);
+    assert_eq!(out.iter().filter(|&&p| p != 0).count(), 28 * 28);
+}
+
+#[test]
+fn the_exact_size_passes_untouched_under_every_crop() {
+    let image = gradient(16, 16);
+    for crop in [Crop::Center, Crop::Random, Crop::None] {
+        let out = pixels(&transform(16, 3, crop, false), image.clone(), 4);
+        assert_eq!(out, image.to_rgb8().into_raw());
+    }
+}
+
+#[test]
+fn a_larger_image_is_cut_to_its_middle_square_and_shrunk() {
+    // Red, green, blue stripes of 40x40: the middle square is all green.
+    let image = image::RgbImage::from_fn(120, 40, |x, _| {
+        Rgb([if x < 40 { 255 } else { 0 }, if (40..80).contains(&x) { 255 } else { 0 }, if x >= 80 { 255 } else { 0 }])
+    });
+    let out = pixels(&transform(10, 3, Crop::Center, false), DynamicImage::ImageRgb8(image), 0);
+    assert!(out.chunks(3).all(|p| p == [0, 255, 0]), "{:?}", &out[..9]);
+}
+
+#[test]
+fn random_crops_depend_on_the_position_and_reach_both_ends() {
+    let image = DynamicImage::ImageLuma8(GrayImage::from_fn(24, 8, |x, _| Luma([x as u8])));
+    let transform = transform(8, 1, Crop::Random, false);
+    let starts: Vec<u8> = (0..200).map(|p| pixels(&transform, image.clone(), p)[0]).collect();
+    assert_eq!(starts, (0..200).map(|p| pixels(&transform, image.clone(), p)[0]).collect::<Vec<_>>());
+    assert_eq!((starts.iter().min(), starts.iter().max()), (Some(&0), Some(&16)));
+}
+
+#[test]
+fn no_crop_refuses_a_larger_image_by_name_and_key() {
+    let mut out = [0; 64];
+    let error = transform(8, 1, Crop::None, false).apply(gradient(9, 8), "cat.png", 0, &mut out).unwrap_err();
+    assert_eq!(error.to_string(), "cat.png: 9x8 pixels, but data.crop = \"none\" expects at most 8x8");
+    assert!(error.help().is_some_and(|h| h.contains("data.crop")));
+}
+
+#[test]
+fn a_long_strip_costs_no_memory() {
+    let out = pixels(&transform(256, 1, Crop::Center, false), DynamicImage::new_luma8(1, 16_000), 0);
+    assert_eq!(out.len(), 256 * 256);
+}
+
+#[test]
+fn transparency_becomes_white_before_and_after_resizing() {
+    let image = image::RgbaImage::from_pixel(64, 64, Rgba([255, 0, 0, 0]));
+    for size in [64, 16] {
+        let out = pixels(&transform(size, 3, Crop::Center, false), DynamicImage::ImageRgba8(image.clone()), 0);
+        assert!(out.iter().all(|&p| p == 255), "{size}");
+    }
+    let half = image::RgbaImage::from_pixel(4, 4, Rgba([255, 0, 0, 128]));
+    let out = pixels(&transform(4, 3, Crop::Center, false), DynamicImage::ImageRgba8(half), 0);
+    assert_eq!(out[..3], [255, 127, 127]);
+}
+
+#[test]
+fn about_half_the_positions_are_mirrored() {
+    let image = gradient(6, 6);
+    let (plain, flipping) = (transform(6, 3, Crop::Center, false), transform(6, 3, Crop::Center, true));
+    let (straight, mut mirrored) = (pixels(&plain, image.clone(), 0), pixels(&plain, image.clone(), 0));
+    mirrored.chunks_exact_mut(18).for_each(|row| mirror(row, 3));
+    assert_eq!(mirrored[..3], straight[15..18]);
+    let flipped = (0..400)
+        .filter(|&position| {
+            let out = pixels(&flipping, image.clone(), position);
+            assert!(out == straight || out == mirrored);
+            out == mirrored
+        })
+        .count();
+    assert!((150..250).contains(&flipped), "{flipped} of 400");
+}
+
+#[test]
+fn impossible_settings_are_named() {
+    let error = Transform::new(0, 0, 3, Crop::Center, false).unwrap_err();
+    assert_eq!(error.to_string(), "data.image_size = 0: expected 1 to 4096 pixels");
+    let error = Transform::new(0, 32, 4, Crop::Center, false).unwrap_err();
+    assert_eq!(error.to_string(), "data.channels = 4: expected 1 (grey) or 3 (RGB)");
+}

@@ -1,0 +1,296 @@
+//! What can go wrong with data, told so that a person can mend it.
+//!
+//! Every message names the file or the configuration key, what was found and what was expected;
+//! [`DataError::help`] says what to do next. A sample that cannot be read is [`DataError::Unreadable`] and may be
+//! skipped (`data.on_corrupt`); everything else ends the run.
+
+use std::path::PathBuf;
+
+/// The formats [`crate::open`] reads, for messages.
+pub(crate) const WORKS_TODAY: &str =
+    "builtin:fashion10k, a folder of images (png, jpg, webp, gif, bmp), or a .parquet file or folder";
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// The path of `data.source` does not exist.
+    #[error("data.source = {path}: no such file or folder")]
+    NotFound {
+        /// The path as it was given.
+        path: String,
+    },
+    /// The operating system refused something.
+    #[error("{}: cannot {action}", path.display())]
+    Io {
+        /// What was tried: "open", "list the folder", "read".
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// `builtin:NAME` with a name that is not embedded.
+    #[error("data.source = builtin:{name}: there is no such embedded data set")]
+    UnknownBuiltin {
+        /// The name after `builtin:`.
+        name: String,
+        /// The names that exist.
+        known: Vec<&'static str>,
+    },
+    /// A format or a place that this version does not read.
+    #[error("data.source = {found}: {format} is not read by this version")]
+    Unsupported {
+        /// The source as it was given.
+        found: String,
+        /// The format or the place, by name.
+        format: &'static str,
+    },
+    /// `data.format` contradicts what lies at `data.source`.
+    #[error("data.format = {format}, but {} is {found}", path.display())]
+    FormatMismatch {
+        /// The format asked for.
+        format: &'static str,
+        /// The source.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// `data.split` names no part of the source.
+    #[error("data.split = {split}: nothing in {place} belongs to that split")]
+    UnknownSplit {
+        /// The split asked for.
+        split: String,
+        /// The source.
+        place: String,
+        /// Some names that are there.
+        found: Vec<String>,
+    },
+    /// The source holds no image.
+    #[error("{place}: no images ({detail})")]
+    Empty {
+        /// The source.
+        place: String,
+        /// What was looked for, and what was there.
+        detail: String,
+    },
+    /// A `.parquet` file whose structure cannot be read.
+    #[error("{place}: not a readable Parquet file: {reason}")]
+    BadParquet {
+        /// The file.
+        place: String,
+        /// The reader's words.
+        reason: String,
+    },
+    /// A Parquet file in which no column holds images.
+    #[error(
+        "{place}: no image column; expected a struct with a binary field `bytes` (Hugging Face's image feature), found {}",
+        columns.join(", ")
+    )]
+    NoImageColumn {
+        /// The file.
+        place: String,
+        /// Its columns with their types.
+        columns: Vec<String>,
+    },
+    /// Two Parquet files of one source give the labels different names.
+    #[error("{second} names the classes otherwise than {first}, so their labels cannot be mixed")]
+    ClassNamesDiffer {
+        /// The file whose names were taken.
+        first: String,
+        /// The file that contradicts it.
+        second: String,
+    },
+    /// One sample is corrupt. With `data.on_corrupt = "skip"` another takes its place.
+    #[error("{sample}: {reason}")]
+    Unreadable {
+        /// The sample's id.
+        sample: String,
+        /// Why it cannot be read.
+        reason: String,
+    },
+    /// An index at or beyond the source's length.
+    #[error("sample {index} was asked for, but the source has {len}")]
+    NoSuchSample {
+        /// The index asked for.
+        index: usize,
+        /// The source's length.
+        len: usize,
+    },
+    /// More corrupt samples than `data.max_corrupt` allows.
+    #[error(
+        "{bad} unreadable among {among} samples, more than data.max_corrupt = {max_corrupt} allows; the last: {last}"
+    )]
+    TooManyUnreadable {
+        /// Distinct unreadable samples so far.
+        bad: usize,
+        /// The number of samples they are a share of.
+        among: usize,
+        /// The limit, a fraction.
+        max_corrupt: f64,
+        /// The last one, with its reason.
+        last: String,
+    },
+    /// No readable sample was found near a corrupt one.
+    #[error("{count} samples in a row are unreadable, the last: {last}")]
+    NothingReadable {
+        /// How many were tried.
+        count: u64,
+        /// The last one, with its reason.
+        last: String,
+    },
+    /// A configuration value outside what is possible.
+    #[error("{key} = {found}: expected {expected}")]
+    Setting {
+        /// The configuration key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// Classes were asked for, but the source has no labels.
+    #[error("data.num_classes = {num_classes}, but {place} has no labels")]
+    NoLabels {
+        /// The number of classes asked for.
+        num_classes: usize,
+        /// The source.
+        place: String,
+    },
+    /// Classes were asked for, but this sample has no label.
+    #[error("{sample}: no label, but data.num_classes = {num_classes} asks for one")]
+    LabelMissing {
+        /// The sample's id.
+        sample: String,
+        /// The number of classes asked for.
+        num_classes: usize,
+    },
+    /// A label that is no class.
+    #[error("{sample}: label {label}, but data.num_classes = {num_classes} allows 0 to {}", num_classes.saturating_sub(1))]
+    LabelOutOfRange {
+        /// The sample's id.
+        sample: String,
+        /// Its label.
+        label: u32,
+        /// The number of classes asked for.
+        num_classes: usize,
+    },
+    /// `data.crop = "none"` and an image that is too large.
+    #[error("{sample}: {width}x{height} pixels, but data.crop = \"none\" expects at most {image_size}x{image_size}")]
+    CropNeeded {
+        /// The sample's id.
+        sample: String,
+        /// Its width in pixels.
+        width: u32,
+        /// Its height in pixels.
+        height: u32,
+        /// `data.image_size`.
+        image_size: usize,
+    },
+    /// A worker thread panicked: a bug in this program.
+    #[error("a data worker panicked at step {step}: {message}")]
+    WorkerPanicked {
+        /// The batch it was making.
+        step: u64,
+        /// The panic's message.
+        message: String,
+    },
+    /// The system would not start a worker thread.
+    #[error("cannot start data worker {worker}")]
+    NoThread {
+        /// Its number.
+        worker: usize,
+        /// Why not.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// The loader was asked again after it had returned an error.
+    #[error("the data loader has stopped after an earlier error")]
+    Stopped,
+}
+
+impl DataError {
+    /// What to do about it, where there is something to be said.
+    pub fn help(&self) -> Option<String> {
+        let text = match self {
+            Self::NotFound { .. } => {
+                let here = std::env::current_dir().map(|d| d.display().to_string()).unwrap_or_else(|_| ".".into());
+                format!("relative paths start at {here}; data.source may be {WORKS_TODAY}")
+            }
+            Self::Io { .. } => "check that the file exists and that you may read it".into(),
+            Self::UnknownBuiltin { known, .. } => format!("embedded data sets: builtin:{}", known.join(", builtin:")),
+            Self::Unsupported { .. } => format!("data.source may be {WORKS_TODAY}"),
+            Self::FormatMismatch { .. } => "leave data.format out, or set it to \"auto\"".into(),
+            Self::UnknownSplit { found, .. } => format!("leave data.split out to use everything; found {}", found.join(", ")),
+            Self::Empty { .. } => format!("point data.source at {WORKS_TODAY}"),
+            Self::BadParquet { .. } => "the file is damaged or was only partly downloaded: fetch it again".into(),
+            Self::NoImageColumn { .. } => "store the encoded images (PNG, JPEG) in a struct column `image` {bytes, path}".into(),
+            Self::ClassNamesDiffer { .. } => "train on one of the two, or choose a part with data.split".into(),
+            Self::Unreadable { .. } => {
+                "repair or remove it, or set data.on_corrupt = \"skip\"; `ddpm data inspect` lists every unreadable sample".into()
+            }
+            Self::TooManyUnreadable { .. } | Self::NothingReadable { .. } => {
+                "`ddpm data inspect` lists every unreadable sample; repair them, or raise data.max_corrupt".into()
+            }
+            Self::NoLabels { .. } | Self::LabelMissing { .. } => {
+                "leave data.num_classes out for an unconditional model, or label every image (one sub-folder per class)".into()
+            }
+            Self::LabelOutOfRange { label, .. } => format!("set data.num_classes to at least {}", u64::from(*label) + 1),
+            Self::CropNeeded { .. } => "set data.crop to \"center\" or \"random\", or raise data.image_size".into(),
+            Self::WorkerPanicked { .. } => "this is a bug: please report it with the message above".into(),
+            Self::NoThread { .. } => "set data.workers to a smaller number".into(),
+            Self::Setting { .. } | Self::NoSuchSample { .. } | Self::Stopped => return None,
+        };
+        Some(text)
+    }
+
+    /// Whether a setting is at fault (exit code 2) rather than the data (exit code 3).
+    pub fn is_setting(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownBuiltin { .. }
+                | Self::Unsupported { .. }
+                | Self::FormatMismatch { .. }
+                | Self::UnknownSplit { .. }
+                | Self::Setting { .. }
+                | Self::NoLabels { .. }
+                | Self::LabelOutOfRange { .. }
+                | Self::CropNeeded { .. }
+        )
+    }
+}
+
+/// Runs a third-party parser, turning a panic inside it into a message: hostile bytes must not end the program.
+pub(crate) fn guard<T>(parse: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    // Unwind safety: on a panic everything the closure owned is dropped, and it borrows only immutable input.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(parse)) {
+        Ok(result) => result,
+        Err(payload) => Err(format!("the decoder failed: {}", panic_message(payload.as_ref()))),
+    }
+}
+
+/// The text of a panic.
+pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown panic").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_the_key_the_value_and_the_way_out() {
+        let error = DataError::LabelOutOfRange { sample: "a.parquet row 3".into(), label: 10, num_classes: 10 };
+        assert_eq!(error.to_string(), "a.parquet row 3: label 10, but data.num_classes = 10 allows 0 to 9");
+        assert_eq!(error.help().as_deref(), Some("set data.num_classes to at least 11"));
+        assert!(error.is_setting());
+    }
+
+    #[test]
+    fn a_panic_in_a_parser_becomes_a_message() {
+        let result: Result<(), String> = guard(|| panic!("index {} out of range", 7));
+        assert_eq!(result, Err("the decoder failed: index 7 out of range".into()));
+    }
+}

@@ -1,0 +1,262 @@
+//! Reads a source once from end to end, and tells what a person should know before training on it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use image::ColorType;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use crate::batch::Unreadable;
+use crate::decode::{Crop, Transform, decode};
+use crate::error::DataError;
+use crate::source::Source;
+
+/// Consecutive samples that a thread takes at a time: neighbours in a Parquet file are decoded together.
+const CHUNK: usize = 64;
+
+/// Names with their numbers, in an order that matters; a map in JSON.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts(pub Vec<(String, usize)>);
+
+impl Serialize for Counts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, count) in &self.0 {
+            map.serialize_entry(name, count)?;
+        }
+        map.end()
+    }
+}
+
+/// What a source holds. Serialises to the JSON of `ddpm data inspect`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Inspection {
+    /// What was read: [`Source::describe`].
+    pub source: String,
+    /// [`Source::fingerprint`].
+    pub fingerprint: String,
+    /// Samples in all.
+    pub images: usize,
+    /// Those that could be decoded.
+    pub readable: usize,
+    /// The others, by index.
+    pub unreadable: Vec<Unreadable>,
+    /// Readable images per class, in the order of the labels; empty where there are no labels.
+    pub classes: Counts,
+    /// Images per size ("28x28", width first), the most frequent first.
+    pub sizes: Counts,
+    /// Images per file format ("png"), the most frequent first.
+    pub formats: Counts,
+    /// Images per colour type ("grey", "rgb", "rgba"), the most frequent first.
+    pub colors: Counts,
+    /// Encoded bytes of all readable images.
+    pub bytes: u64,
+    /// How long reading took.
+    pub seconds: f64,
+    /// Images read and decoded per second.
+    pub images_per_s: f64,
+    /// The readable samples: index and label.
+    #[serde(skip)]
+    readable_samples: Vec<(usize, Option<u32>)>,
+}
+
+/// A picture of a preview grid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preview {
+    /// The sample's name.
+    pub id: String,
+    /// The name of its class, where it has one.
+    pub class: Option<String>,
+    /// Pixels, `[image_size, image_size, channels]`.
+    pub pixels: Vec<u8>,
+}
+
+/// What one thread has seen.
+#[derive(Default)]
+struct Tally {
+    unreadable: Vec<Unreadable>,
+    samples: Vec<(usize, Option<u32>)>,
+    sizes: HashMap<(u32, u32), usize>,
+    formats: HashMap<&'static str, usize>,
+    colors: HashMap<&'static str, usize>,
+    bytes: u64,
+}
+
+/// Reads and decodes every sample of `source` with `threads` threads (0: one per core). `progress` is called now and
+/// then with the number of samples done, from any of the threads.
+///
+/// Unreadable samples are part of the result; an error is only what ends reading altogether.
+pub fn inspect(
+    source: &dyn Source,
+    threads: usize,
+    progress: &(dyn Fn(usize) + Sync),
+) -> Result<Inspection, DataError> {
+    let started = Instant::now();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if threads == 0 { cores } else { threads }.min(source.len().div_ceil(CHUNK)).max(1);
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let tallies = std::thread::scope(|scope| {
+        let run = || tally_chunks(source, &next, &done, progress);
+        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        let joined = handles.into_iter().map(|handle| match handle.join() {
+            Ok(tally) => tally,
+            Err(payload) => std::panic::resume_unwind(payload),
+        });
+        joined.collect::<Result<Vec<_>, _>>()
+    })?;
+    let mut all = Tally::default();
+    tallies.into_iter().for_each(|tally| all.merge(tally));
+    Ok(all.into_inspection(source, started.elapsed().as_secs_f64()))
+}
+
+fn tally_chunks(
+    source: &dyn Source,
+    next: &AtomicUsize,
+    done: &AtomicUsize,
+    progress: &(dyn Fn(usize) + Sync),
+) -> Result<Tally, DataError> {
+    let mut tally = Tally::default();
+    loop {
+        let first = next.fetch_add(CHUNK, Ordering::Relaxed);
+        let last = first.saturating_add(CHUNK).min(source.len());
+        if first >= last {
+            return Ok(tally);
+        }
+        for index in first..last {
+            tally.add(source, index)?;
+        }
+        progress(done.fetch_add(last - first, Ordering::Relaxed) + last - first);
+    }
+}
+
+impl Tally {
+    fn add(&mut self, source: &dyn Source, index: usize) -> Result<(), DataError> {
+        let raw = match source.read(index) {
+            Ok(raw) => raw,
+            Err(DataError::Unreadable { sample: id, reason }) => {
+                self.unreadable.push(Unreadable { index, id, reason });
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        match decode(&raw.bytes) {
+            Ok(decoded) => {
+                *self.sizes.entry((decoded.image.width(), decoded.image.height())).or_default() += 1;
+                *self.formats.entry(decoded.format).or_default() += 1;
+                *self.colors.entry(color_name(decoded.image.color())).or_default() += 1;
+                self.bytes += raw.bytes.len() as u64;
+                self.samples.push((index, raw.label));
+            }
+            Err(reason) => self.unreadable.push(Unreadable { index, id: raw.id, reason }),
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.unreadable.extend(other.unreadable);
+        self.samples.extend(other.samples);
+        self.bytes += other.bytes;
+        other.sizes.into_iter().for_each(|(size, n)| *self.sizes.entry(size).or_default() += n);
+        other.formats.into_iter().for_each(|(name, n)| *self.formats.entry(name).or_default() += n);
+        other.colors.into_iter().for_each(|(name, n)| *self.colors.entry(name).or_default() += n);
+    }
+
+    fn into_inspection(mut self, source: &dyn Source, seconds: f64) -> Inspection {
+        self.unreadable.sort_by_key(|sample| sample.index);
+        self.samples.sort_unstable();
+        let images = source.len();
+        Inspection {
+            source: source.describe(),
+            fingerprint: source.fingerprint().to_owned(),
+            images,
+            readable: self.samples.len(),
+            unreadable: self.unreadable,
+            classes: count_classes(source, &self.samples),
+            sizes: by_frequency(self.sizes.into_iter().map(|((w, h), n)| (format!("{w}x{h}"), n))),
+            formats: by_frequency(self.formats.into_iter().map(|(name, n)| (name.to_owned(), n))),
+            colors: by_frequency(self.colors.into_iter().map(|(name, n)| (name.to_owned(), n))),
+            bytes: self.bytes,
+            seconds,
+            images_per_s: images as f64 / seconds.max(f64::MIN_POSITIVE),
+            readable_samples: self.samples,
+        }
+    }
+}
+
+impl Inspection {
+    /// Up to `num` pictures for a grid, fitted as a run with these settings and a centre crop would: evenly spaced over
+    /// the source, or over each class in turn where there are classes.
+    pub fn preview(
+        &self,
+        source: &dyn Source,
+        num: usize,
+        image_size: usize,
+        channels: usize,
+    ) -> Result<Vec<Preview>, DataError> {
+        let transform = Transform::new(0, image_size, channels, Crop::Center, false)?;
+        let draw = |index| {
+            let raw = source.read(index)?;
+            let unreadable = |reason| DataError::Unreadable { sample: raw.id.clone(), reason };
+            let decoded = decode(&raw.bytes).map_err(unreadable)?;
+            let mut pixels = vec![0; transform.image_len()];
+            transform.apply(decoded.image, &raw.id, 0, &mut pixels)?;
+            let class = raw.label.map(|label| class_name(source, label));
+            Ok(Preview { id: raw.id, class, pixels })
+        };
+        self.choose(num).into_iter().map(draw).collect()
+    }
+
+    /// Indices of up to `num` readable samples, class after class.
+    fn choose(&self, num: usize) -> Vec<usize> {
+        let mut by_class = BTreeMap::<Option<u32>, Vec<usize>>::new();
+        self.readable_samples.iter().for_each(|&(index, label)| by_class.entry(label).or_default().push(index));
+        let classes = by_class.len();
+        let chosen = by_class.values().enumerate().flat_map(|(k, members)| {
+            let share = (num * (k + 1) / classes - num * k / classes).min(members.len());
+            (0..share).map(move |i| members[i * members.len() / share])
+        });
+        chosen.collect()
+    }
+}
+
+fn color_name(color: ColorType) -> &'static str {
+    match (color.has_color(), color.has_alpha()) {
+        (false, false) => "grey",
+        (false, true) => "grey and alpha",
+        (true, false) => "rgb",
+        (true, true) => "rgba",
+    }
+}
+
+fn class_name(source: &dyn Source, label: u32) -> String {
+    let name = source.class_names().and_then(|names| names.get(label as usize));
+    name.cloned().unwrap_or_else(|| label.to_string())
+}
+
+/// Every named class, also those without an image, then labels beyond the names, then what has no label.
+fn count_classes(source: &dyn Source, samples: &[(usize, Option<u32>)]) -> Counts {
+    if !source.has_labels() {
+        return Counts::default();
+    }
+    let mut counts = BTreeMap::<u32, usize>::new();
+    (0u32..).zip(source.class_names().unwrap_or_default()).for_each(|(label, _)| _ = counts.insert(label, 0));
+    let labels = samples.iter().filter_map(|&(_, label)| label);
+    labels.for_each(|label| *counts.entry(label).or_default() += 1);
+    let mut named: Vec<_> = counts.into_iter().map(|(label, n)| (class_name(source, label), n)).collect();
+    let unlabelled = samples.iter().filter(|(_, label)| label.is_none()).count();
+    if unlabelled > 0 {
+        named.push(("(no label)".into(), unlabelled));
+    }
+    Counts(named)
+}
+
+/// The most frequent first, then by name.
+fn by_frequency(counts: impl Iterator<Item = (String, usize)>) -> Counts {
+    let mut counts: Vec<_> = counts.collect();
+    counts.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    Counts(counts)
+}
+
+#[cfg(test)]
+mod tests;

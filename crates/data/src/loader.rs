@@ -1,0 +1,204 @@
+//! Batches made ahead of the training step by a few threads, handed out in order.
+//!
+//! Each worker claims the next step number, makes that batch and puts it where the consumer waits for it; the consumer
+//! takes batch after batch. At most `prefetch` finished batches wait beside those in the making, so memory is bounded.
+//! What a batch contains is [`Batcher`]'s affair alone, so the number of workers changes nothing but the speed.
+//!
+//! Corrupt samples are counted here, on the consumer's side and in the order of the steps, so that a run stops at the
+//! same step whatever the threads did. Counting starts anew at a resume; it decides when to give up, never a pixel.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use crate::batch::{Batch, Batcher, LoaderConfig, Made, Unreadable};
+use crate::error::{DataError, panic_message};
+use crate::source::Source;
+
+/// More decoding threads than this are a slip of the keyboard.
+const MAX_WORKERS: usize = 1024;
+/// Automatic workers stop here: 16 decoders make some 500,000 small PNGs or a few thousand photos per second.
+const MAX_AUTO_WORKERS: usize = 16;
+/// The share of corrupt samples is taken of at least so many, or one bad file among the first ten would end a run.
+const JUDGED_AMONG: usize = 1000;
+
+/// A prefetching reader. Dropping it stops its threads; that takes no longer than decoding one image.
+pub struct Loader {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    failed: bool,
+    seen: usize,
+    /// Indices of the corrupt samples met so far.
+    corrupt: HashSet<usize>,
+    warnings: Vec<Unreadable>,
+}
+
+struct Shared {
+    batcher: Batcher,
+    /// Finished batches and batches in the making that may be ahead of the consumer.
+    ahead: u64,
+    state: Mutex<State>,
+    /// Signalled when the consumer has taken a batch, or wants the workers to stop.
+    room: Condvar,
+    /// Signalled when a batch is finished.
+    ready: Condvar,
+    /// Set under the lock of `state`; read without it between two images.
+    stop: AtomicBool,
+}
+
+struct State {
+    /// The step that the next idle worker takes.
+    next_claimed: u64,
+    /// The step that the consumer gets next.
+    next_taken: u64,
+    finished: BTreeMap<u64, Result<Made, DataError>>,
+}
+
+impl Loader {
+    /// Starts reading at batch `first_step`.
+    ///
+    /// Checks the settings before any thread starts; errors name the key.
+    pub fn start(source: Arc<dyn Source>, config: LoaderConfig, first_step: u64) -> Result<Self, DataError> {
+        let workers = worker_count(config.workers)?;
+        let ahead = (config.prefetch + workers) as u64;
+        let batcher = Batcher::new(source, config)?;
+        let state = State { next_claimed: first_step, next_taken: first_step, finished: BTreeMap::new() };
+        let shared = Arc::new(Shared {
+            batcher,
+            ahead,
+            state: Mutex::new(state),
+            room: Condvar::new(),
+            ready: Condvar::new(),
+            stop: AtomicBool::new(false),
+        });
+        let (corrupt, warnings) = (HashSet::new(), Vec::new());
+        let mut loader = Self { shared, workers: Vec::new(), failed: false, seen: 0, corrupt, warnings };
+        for worker in 0..workers {
+            let shared = Arc::clone(&loader.shared);
+            let thread = Builder::new().name(format!("data-{worker}")).spawn(move || shared.work());
+            loader.workers.push(thread.map_err(|cause| DataError::NoThread { worker, cause })?);
+        }
+        Ok(loader)
+    }
+
+    /// The next batch; waits for it where the workers are behind. After an error there are no more batches.
+    #[expect(clippy::should_implement_trait, reason = "batches never end, so an Option would be one unwrap more")]
+    pub fn next(&mut self) -> Result<Batch, DataError> {
+        if self.failed {
+            return Err(DataError::Stopped);
+        }
+        let result = self.shared.take().and_then(|made| self.count(made));
+        if result.is_err() {
+            self.failed = true;
+            self.shared.stop();
+        }
+        result
+    }
+
+    /// The corrupt samples met since the last call, each once, in the order of the batches.
+    pub fn take_warnings(&mut self) -> Vec<Unreadable> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// How many decoding threads there are.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Counts the corrupt samples of a batch; an error where their share has become too large.
+    fn count(&mut self, made: Made) -> Result<Batch, DataError> {
+        let (config, len) = (self.shared.batcher.config(), self.shared.batcher.source().len());
+        self.seen = self.seen.saturating_add(config.batch_size).min(len);
+        let among = self.seen.max(len.min(JUDGED_AMONG));
+        for unreadable in made.unreadable {
+            if !self.corrupt.insert(unreadable.index) {
+                continue;
+            }
+            let bad = self.corrupt.len();
+            if bad as f64 > config.max_corrupt * among as f64 {
+                let (max_corrupt, last) = (config.max_corrupt, unreadable.to_string());
+                return Err(DataError::TooManyUnreadable { bad, among, max_corrupt, last });
+            }
+            self.warnings.push(unreadable);
+        }
+        Ok(made.batch)
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.shared.stop();
+        for worker in self.workers.drain(..) {
+            // Panics of a worker are caught in `work` and reach the consumer as errors.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    /// A worker's life.
+    fn work(&self) {
+        while let Some(step) = self.claim() {
+            let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.batcher.make(step, &self.stop)));
+            let made = made.unwrap_or_else(|payload| {
+                Err(DataError::WorkerPanicked { step, message: panic_message(payload.as_ref()) })
+            });
+            self.lock().finished.insert(step, made);
+            self.ready.notify_one();
+        }
+    }
+
+    /// The next step to make, once there is room for its batch; `None` when it is time to stop.
+    fn claim(&self) -> Option<u64> {
+        let full = |s: &mut State| !self.stop.load(Ordering::Relaxed) && s.next_claimed - s.next_taken >= self.ahead;
+        let mut state = self.room.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
+        if self.stop.load(Ordering::Relaxed) {
+            return None;
+        }
+        state.next_claimed += 1;
+        Some(state.next_claimed - 1)
+    }
+
+    /// The batch whose turn it is. Every claimed step is finished, if only with an error, so this ends.
+    fn take(&self) -> Result<Made, DataError> {
+        let waiting = |s: &mut State| !s.finished.contains_key(&s.next_taken);
+        let mut state = self.ready.wait_while(self.lock(), waiting).unwrap_or_else(PoisonError::into_inner);
+        let step = state.next_taken;
+        state.next_taken += 1;
+        let made = state.finished.remove(&step).unwrap_or(Err(DataError::Stopped));
+        drop(state);
+        self.room.notify_one();
+        made
+    }
+
+    fn stop(&self) {
+        // Under the lock: a worker between its check and its wait would miss the signal.
+        let state = self.lock();
+        self.stop.store(true, Ordering::Relaxed);
+        drop(state);
+        self.room.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn worker_count(workers: usize) -> Result<usize, DataError> {
+    match workers {
+        0 => {
+            // The other half is for the training step, on the CPU or feeding the GPU.
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            Ok((cores / 2).clamp(1, MAX_AUTO_WORKERS))
+        }
+        1..=MAX_WORKERS => Ok(workers),
+        _ => {
+            let found = workers.to_string();
+            Err(DataError::Setting { key: "data.workers", found, expected: "0 (automatic) to 1024" })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

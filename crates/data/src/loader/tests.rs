@@ -1,0 +1,232 @@
+#![allow(clippy::unwrap_used)]
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::testing::{Greys, config};
+use crate::{Crop, OnCorrupt, OpenOptions, RawImage, open};
+
+fn greys(len: usize, corrupt: fn(usize) -> bool) -> Arc<dyn Source> {
+    Arc::new(Greys { len, corrupt })
+}
+
+fn never(_: usize) -> bool {
+    false
+}
+
+fn every_20th(index: usize) -> bool {
+    index % 20 == 3
+}
+
+#[test]
+fn batches_are_the_same_for_any_number_of_workers_and_any_start() {
+    let source = greys(150, every_20th);
+    let batcher = Batcher::new(Arc::clone(&source), config()).unwrap();
+    let want: Vec<Batch> = (0..30).map(|step| batcher.batch_at(step).unwrap()).collect();
+    for (workers, prefetch) in [(1, 0), (1, 4), (3, 1), (8, 16)] {
+        for first in [0, 7, 23] {
+            let settings = LoaderConfig { workers, prefetch, ..config() };
+            let mut loader = Loader::start(Arc::clone(&source), settings, first).unwrap();
+            for want in &want[first as usize..] {
+                assert!(loader.next().unwrap() == *want, "{workers} workers, started at {first}");
+            }
+        }
+    }
+}
+
+#[test]
+fn real_images_arrive_bit_for_bit_as_in_the_calling_thread() {
+    let source = open("builtin:fashion10k", &OpenOptions::default()).unwrap();
+    let settings = LoaderConfig { batch_size: 64, image_size: 32, workers: 4, ..config() };
+    let batcher = Batcher::new(Arc::clone(&source), settings.clone()).unwrap();
+    let mut loader = Loader::start(source, settings, 150).unwrap();
+    for step in 150..170 {
+        let batch = loader.next().unwrap();
+        assert_eq!(batch.shape, [64, 32, 32, 1]);
+        assert!(batch == batcher.batch_at(step).unwrap(), "step {step}");
+    }
+}
+
+#[test]
+fn an_epoch_contains_every_sample_once() {
+    let mut loader = Loader::start(greys(160, never), config(), 0).unwrap();
+    let mut ids: Vec<u64> = (0..10).flat_map(|_| loader.next().unwrap().ids).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (0..160).collect::<Vec<_>>());
+}
+
+#[test]
+fn pixels_labels_and_ids_belong_together() {
+    let mut loader = Loader::start(greys(90, never), config(), 2).unwrap();
+    for _ in 0..8 {
+        let batch = loader.next().unwrap();
+        let labels = batch.labels.unwrap();
+        for ((pixels, id), label) in batch.images.chunks(64).zip(batch.ids).zip(labels) {
+            assert!(pixels.iter().all(|&p| u64::from(p) == id));
+            assert_eq!(u64::from(label), id % 10);
+        }
+    }
+}
+
+#[test]
+fn labels_come_only_when_asked_for() {
+    let settings = LoaderConfig { num_classes: None, ..config() };
+    assert_eq!(Loader::start(greys(20, never), settings, 0).unwrap().next().unwrap().labels, None);
+}
+
+#[test]
+fn corrupt_samples_are_replaced_and_each_is_reported_once() {
+    let mut loader = Loader::start(greys(160, every_20th), config(), 0).unwrap();
+    let mut warnings = Vec::new();
+    for _ in 0..40 {
+        let batch = loader.next().unwrap();
+        assert!(batch.ids.iter().all(|&id| !every_20th(id as usize)));
+        warnings.extend(loader.take_warnings());
+    }
+    let mut indices: Vec<usize> = warnings.iter().map(|w| w.index).collect();
+    indices.sort_unstable();
+    assert_eq!(indices, (0..160).filter(|&i| every_20th(i)).collect::<Vec<_>>());
+    assert!(warnings[0].id.starts_with("grey "));
+    assert!(!warnings[0].reason.is_empty());
+}
+
+#[test]
+fn too_many_corrupt_samples_end_the_run_at_the_same_step_for_any_workers() {
+    let ends_at = |workers| {
+        let settings = LoaderConfig { workers, max_corrupt: 0.02, ..config() };
+        let mut loader = Loader::start(greys(400, every_20th), settings, 0).unwrap();
+        let (mut steps, mut warned) = (0, 0);
+        let error = loop {
+            match loader.next() {
+                Ok(_) => steps += 1,
+                Err(error) => break error,
+            }
+            warned += loader.take_warnings().len();
+        };
+        assert!(warned <= 8, "2 % of 400");
+        assert!(matches!(loader.next(), Err(DataError::Stopped)));
+        (steps, error.to_string())
+    };
+    let (steps, message) = ends_at(1);
+    assert_eq!((steps, &message), (ends_at(5).0, &ends_at(5).1));
+    assert!(
+        message.starts_with("9 unreadable among 400 samples, more than data.max_corrupt = 0.02 allows"),
+        "{message}"
+    );
+}
+
+#[test]
+fn fail_stops_at_the_first_corrupt_sample_and_names_it() {
+    let settings = LoaderConfig { on_corrupt: OnCorrupt::Fail, ..config() };
+    let mut loader = Loader::start(greys(16, |index| index == 5), settings, 0).unwrap();
+    let error = loader.next().unwrap_err();
+    assert!(error.to_string().starts_with("grey 5: "), "{error}");
+    assert!(error.help().unwrap().contains("data.on_corrupt"));
+}
+
+#[test]
+fn a_source_with_nothing_readable_ends_with_an_error() {
+    let settings = LoaderConfig { max_corrupt: 1.0, ..config() };
+    let error = Loader::start(greys(30, |_| true), settings, 0).unwrap().next().unwrap_err();
+    assert!(error.to_string().starts_with("30 samples in a row are unreadable, the last: grey "), "{error}");
+}
+
+#[test]
+fn a_label_beyond_the_classes_names_the_sample_and_the_key_even_when_skipping() {
+    let settings = LoaderConfig { num_classes: Some(9), ..config() };
+    let error = Loader::start(greys(100, never), settings, 0).unwrap().next().unwrap_err().to_string();
+    assert!(error.contains("label 9, but data.num_classes = 9 allows 0 to 8"), "{error}");
+    assert!(error.starts_with("grey "));
+}
+
+/// Reads slowly, or panics.
+struct Odd {
+    panics: bool,
+    inner: Greys,
+}
+
+impl Source for Odd {
+    fn len(&self) -> usize {
+        self.inner.len
+    }
+
+    fn read(&self, index: usize) -> Result<RawImage, DataError> {
+        assert!(!self.panics || index != 40, "sample {index} is cursed");
+        std::thread::sleep(Duration::from_millis(if self.panics { 0 } else { 20 }));
+        self.inner.read(index)
+    }
+
+    fn class_names(&self) -> Option<&[String]> {
+        None
+    }
+
+    fn has_labels(&self) -> bool {
+        true
+    }
+
+    fn fingerprint(&self) -> &str {
+        "odd"
+    }
+
+    fn describe(&self) -> String {
+        "odd".into()
+    }
+}
+
+fn odd(panics: bool) -> Arc<dyn Source> {
+    Arc::new(Odd { panics, inner: Greys { len: 64, corrupt: never } })
+}
+
+#[test]
+fn a_panic_in_a_worker_is_an_error_and_no_hang() {
+    let mut loader = Loader::start(odd(true), config(), 0).unwrap();
+    let error = (0..4).find_map(|_| loader.next().err()).unwrap();
+    assert!(error.to_string().contains("sample 40 is cursed"), "{error}");
+}
+
+#[test]
+fn dropping_stops_the_threads_at_once() {
+    let source = odd(false);
+    let loader = Loader::start(Arc::clone(&source), LoaderConfig { workers: 4, ..config() }, 0).unwrap();
+    std::thread::sleep(Duration::from_millis(30));
+    let started = Instant::now();
+    drop(loader);
+    // A batch takes 320 ms; only the image being read is waited for.
+    assert!(started.elapsed() < Duration::from_millis(200), "{:?}", started.elapsed());
+    assert_eq!(Arc::strong_count(&source), 1, "a thread still holds the source");
+}
+
+#[test]
+fn dropping_full_and_failed_loaders_ends_too() {
+    let full = Loader::start(greys(40, never), config(), 0).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    drop(full);
+    let mut failed = Loader::start(odd(true), config(), 0).unwrap();
+    while failed.next().is_ok() {}
+    drop(failed);
+}
+
+#[test]
+fn impossible_settings_are_named_before_any_thread_starts() {
+    let error = |settings| Loader::start(greys(10, never), settings, 0).err().unwrap().to_string();
+    assert_eq!(error(LoaderConfig { batch_size: 0, ..config() }), "train.batch_size = 0: expected at least 1");
+    assert_eq!(
+        error(LoaderConfig { max_corrupt: 1.5, ..config() }),
+        "data.max_corrupt = 1.5: expected a share from 0 to 1"
+    );
+    assert_eq!(
+        error(LoaderConfig { workers: 5000, ..config() }),
+        "data.workers = 5000: expected 0 (automatic) to 1024"
+    );
+    let dir = tempfile::TempDir::new().unwrap();
+    std::fs::write(dir.path().join("a.png"), crate::testing::grey_png(4, 1)).unwrap();
+    let source = open(dir.path().to_str().unwrap(), &OpenOptions::default()).unwrap();
+    let error = Loader::start(source, config(), 0).err().unwrap();
+    assert!(error.to_string().contains("data.num_classes = 10, but") && error.to_string().ends_with("has no labels"));
+}
+
+#[test]
+fn enums_have_the_names_of_the_configuration() {
+    let json =
+        serde_json::to_string(&(Crop::Center, Crop::Random, Crop::None, OnCorrupt::Skip, OnCorrupt::Fail)).unwrap();
+    assert_eq!(json, r#"["center","random","none","skip","fail"]"#);
+}

@@ -1,0 +1,241 @@
+//! Parquet in Hugging Face's image convention: one file, a folder of files, or bytes embedded in the program.
+//!
+//! Read through the `parquet` crate's column readers: its Arrow layer would bring a dozen more crates to decode three columns.
+
+mod blocks;
+mod columns;
+mod storage;
+
+use std::path::{Path, PathBuf};
+
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::reader::{ChunkReader, Length};
+
+use self::blocks::{Block, BlockCache, CACHE_BYTES};
+use self::columns::Columns;
+use self::storage::{Handle, Storage};
+use super::{FULLY_HASHED_BYTES, Fingerprint, RawImage, Source, keep_split, slashed};
+use crate::error::{DataError, guard};
+
+/// Images in the row groups of one or more Parquet files.
+#[derive(Debug)]
+pub(super) struct ParquetSource {
+    place: String,
+    files: Vec<ParquetFile>,
+    groups: Vec<Group>,
+    len: usize,
+    class_names: Option<Vec<String>>,
+    fingerprint: String,
+    cache: BlockCache,
+}
+
+#[derive(Debug)]
+struct ParquetFile {
+    name: String,
+    storage: Storage,
+    metadata: ParquetMetaData,
+    columns: Columns,
+    class_names: Option<Vec<String>>,
+}
+
+/// A row group, in the order of the source.
+#[derive(Debug)]
+struct Group {
+    file: usize,
+    number: usize,
+    /// The source's index of its first row.
+    start: usize,
+    rows: usize,
+    /// The file's row number of its first row, for messages.
+    file_row: usize,
+    rows_per_block: usize,
+}
+
+impl ParquetSource {
+    /// Opens one file on disk.
+    pub(super) fn open_file(path: &Path, split: Option<&str>) -> Result<Self, DataError> {
+        let name = path.file_name().map(PathBuf::from).unwrap_or_default();
+        Self::open_files(path.parent().unwrap_or(Path::new("")), vec![name], split, path)
+    }
+
+    /// Opens the files `names` (relative to `root`, sorted).
+    pub(super) fn open_folder(root: &Path, names: Vec<PathBuf>, split: Option<&str>) -> Result<Self, DataError> {
+        Self::open_files(root, names, split, root)
+    }
+
+    fn open_files(root: &Path, names: Vec<PathBuf>, split: Option<&str>, place: &Path) -> Result<Self, DataError> {
+        let names = keep_split(place, names, split)?;
+        let several = names.len() > 1;
+        let mut fingerprint = Fingerprint::default();
+        let mut files = Vec::with_capacity(names.len());
+        for name in names {
+            if several {
+                fingerprint.add_path(&name);
+            }
+            let storage = Storage::Disk(root.join(&name));
+            files.push(ParquetFile::open(slashed(&name), storage, &mut fingerprint)?);
+        }
+        Self::assemble(place.display().to_string(), files, fingerprint)
+    }
+
+    /// Opens bytes that are part of the program.
+    pub(super) fn embedded(name: &str, bytes: &'static [u8]) -> Result<Self, DataError> {
+        let mut fingerprint = Fingerprint::default();
+        let file = ParquetFile::open(name.to_owned(), Storage::Embedded(bytes), &mut fingerprint)?;
+        Self::assemble(name.to_owned(), vec![file], fingerprint)
+    }
+
+    fn assemble(place: String, files: Vec<ParquetFile>, fingerprint: Fingerprint) -> Result<Self, DataError> {
+        let class_names = common_class_names(&files)?;
+        let mut groups = Vec::new();
+        let mut len = 0usize;
+        for (number, file) in files.iter().enumerate() {
+            len = file.add_groups(number, len, &mut groups)?;
+        }
+        if len == 0 {
+            let detail = format!("{} Parquet files without rows", files.len());
+            return Err(DataError::Empty { place, detail });
+        }
+        let (fingerprint, cache) = (fingerprint.finish(), BlockCache::new(CACHE_BYTES));
+        Ok(Self { place, files, groups, len, class_names, fingerprint, cache })
+    }
+
+    fn group_of(&self, index: usize) -> Result<(usize, &Group), DataError> {
+        let after = self.groups.partition_point(|group| group.start <= index);
+        match self.groups.get(after.wrapping_sub(1)) {
+            Some(group) if index < self.len => Ok((after - 1, group)),
+            _ => Err(DataError::NoSuchSample { index, len: self.len }),
+        }
+    }
+}
+
+impl ParquetFile {
+    /// Reads the footer, finds the columns, and adds the file to the fingerprint.
+    fn open(name: String, storage: Storage, fingerprint: &mut Fingerprint) -> Result<Self, DataError> {
+        let path = storage.place(&name);
+        let place = path.display().to_string();
+        let handle = storage.open().map_err(|cause| DataError::Io { action: "open", path, cause })?;
+        let bad = |reason| DataError::BadParquet { place: place.clone(), reason };
+        let parse = || ParquetMetaDataReader::new().parse_and_finish(&handle).map_err(|e| e.to_string());
+        let metadata = guard(parse).map_err(bad)?;
+        hash_file(&handle, fingerprint).map_err(bad)?;
+        let about = metadata.file_metadata();
+        let found = columns::find(about.schema_descr());
+        let columns = found.map_err(|columns| DataError::NoImageColumn { place: place.clone(), columns })?;
+        let class_names = columns.label.as_ref().and_then(|label| columns::class_names(about, &label.name));
+        Ok(Self { name, storage, metadata, columns, class_names })
+    }
+
+    /// Appends the row groups; `start` is the source's index of the first row, the result that of the row after the last.
+    fn add_groups(&self, file: usize, start: usize, groups: &mut Vec<Group>) -> Result<usize, DataError> {
+        let mut next = start;
+        for (number, group) in self.metadata.row_groups().iter().enumerate() {
+            let bad = |fault: String| {
+                let reason = format!("row group {number} {fault}");
+                DataError::BadParquet { place: self.storage.place(&self.name).display().to_string(), reason }
+            };
+            if let Some(fault) = self.columns.fault_in(group) {
+                return Err(bad(fault));
+            }
+            let rows = usize::try_from(group.num_rows()).ok();
+            let end = rows.and_then(|rows| next.checked_add(rows));
+            let (Some(rows), Some(end)) = (rows, end) else {
+                return Err(bad(format!("claims {} rows", group.num_rows())));
+            };
+            if rows > 0 {
+                let rows_per_block = blocks::rows_per_block(group, &self.columns, rows);
+                groups.push(Group { file, number, start: next, rows, file_row: next - start, rows_per_block });
+            }
+            next = end;
+        }
+        Ok(next)
+    }
+}
+
+/// The class names, from the first file that has them; a file that contradicts them is an error.
+fn common_class_names(files: &[ParquetFile]) -> Result<Option<Vec<String>>, DataError> {
+    if files.iter().any(|file| file.columns.label.is_none()) {
+        return Ok(None);
+    }
+    let mut named = files.iter().filter_map(|file| Some((file, file.class_names.as_ref()?)));
+    let Some((first, names)) = named.next() else { return Ok(None) };
+    if let Some((other, _)) = named.find(|(_, other)| *other != names) {
+        return Err(DataError::ClassNamesDiffer { first: first.name.clone(), second: other.name.clone() });
+    }
+    Ok(Some(names.clone()))
+}
+
+/// Adds the length and the bytes, or of a large file the last ones: the footer has each column chunk's place, size
+/// and usually its extremes.
+fn hash_file(handle: &Handle, fingerprint: &mut Fingerprint) -> Result<(), String> {
+    let len = handle.len();
+    let hashed = len.min(FULLY_HASHED_BYTES);
+    let end = handle.get_bytes(len - hashed, hashed as usize).map_err(|e| e.to_string())?;
+    fingerprint.add(&len.to_le_bytes());
+    fingerprint.add(&end);
+    Ok(())
+}
+
+impl Source for ParquetSource {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn read(&self, index: usize) -> Result<RawImage, DataError> {
+        let (number, group) = self.group_of(index)?;
+        let file = &self.files[group.file];
+        let row = index - group.start;
+        let (block_number, row_in_block) = (row / group.rows_per_block, row % group.rows_per_block);
+        let loaded = self.cache.get((number, block_number), || {
+            let first = block_number * group.rows_per_block;
+            let count = group.rows_per_block.min(group.rows - first);
+            blocks::read(&file.storage, file.metadata.row_group(group.number), &file.columns, first, count)
+        });
+        let id = format!("{} row {}", file.name, group.file_row + row);
+        match loaded.as_ref() {
+            Ok(block) => sample(block, row_in_block, id),
+            Err(reason) => Err(DataError::Unreadable { sample: id, reason: reason.clone() }),
+        }
+    }
+
+    fn class_names(&self) -> Option<&[String]> {
+        self.class_names.as_deref()
+    }
+
+    fn has_labels(&self) -> bool {
+        self.files.iter().all(|file| file.columns.label.is_some())
+    }
+
+    fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    fn describe(&self) -> String {
+        let files = match self.files.len() {
+            1 => "1 Parquet file".to_owned(),
+            n => format!("{n} Parquet files"),
+        };
+        let classes = self.class_names.as_ref().map_or(String::new(), |names| format!(", {} classes", names.len()));
+        format!("{}: {} images in {files}{classes}", self.place, self.len)
+    }
+}
+
+/// One row of a block. A negative label is Hugging Face's "not labelled".
+fn sample(block: &Block, row: usize, id: String) -> Result<RawImage, DataError> {
+    let path = block.paths[row].as_ref().map(|path| String::from_utf8_lossy(path));
+    let id = match path.as_deref() {
+        Some(path) if !path.is_empty() => format!("{id} ({path})"),
+        _ => id,
+    };
+    let unreadable = |reason: String| DataError::Unreadable { sample: id.clone(), reason };
+    let bytes = block.images[row].as_ref().ok_or_else(|| {
+        unreadable("the image's bytes are null (images kept outside the Parquet file are not read)".into())
+    })?;
+    let label = match block.labels[row] {
+        Some(label) if label >= 0 => {
+            Some(u32::try_from(label).map_err(|_| unreadable(format!("label {label} is too large for a class")))?)
+        }
+        _ => None,
+    };
+    Ok(RawImage { bytes: bytes.to_vec(), label, id })
+}

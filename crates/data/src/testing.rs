@@ -1,0 +1,151 @@
+//! What the unit tests of this crate share: small pictures, Parquet files made on the spot, and a broken source.
+#![allow(clippy::unwrap_used)]
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use parquet::basic::Compression;
+use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{WriterProperties, WriterVersion};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+
+use crate::{Crop, DataError, LoaderConfig, OnCorrupt, RawImage, Source};
+
+/// A colourful picture without symmetry.
+pub(crate) fn gradient(width: u32, height: u32) -> DynamicImage {
+    DynamicImage::ImageRgb8(RgbImage::from_fn(width, height, |x, y| {
+        Rgb([(x * 11) as u8, (y * 7) as u8, (x * y) as u8])
+    }))
+}
+
+pub(crate) fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+/// A PNG of one grey value.
+pub(crate) fn grey_png(size: u32, value: u8) -> Vec<u8> {
+    let image = image::GrayImage::from_pixel(size, size, image::Luma([value]));
+    encode(&DynamicImage::ImageLuma8(image), ImageFormat::Png)
+}
+
+/// One row of a test file: the image's bytes and its label.
+pub(crate) type Row = (Option<Vec<u8>>, Option<i64>);
+
+/// How a test file is laid out.
+pub(crate) struct Layout {
+    pub(crate) rows_per_group: usize,
+    pub(crate) page_bytes: usize,
+    pub(crate) version: WriterVersion,
+    pub(crate) dictionary: bool,
+    pub(crate) compression: Compression,
+    pub(crate) huggingface: Option<String>,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        let (version, compression) = (WriterVersion::PARQUET_1_0, Compression::SNAPPY);
+        Self { rows_per_group: 100, page_bytes: 1 << 20, version, dictionary: true, compression, huggingface: None }
+    }
+}
+
+const SCHEMA: &str = "message schema {
+    optional group image { optional binary bytes; optional binary path (UTF8); }
+    optional int64 label;
+}";
+
+/// A Parquet file in Hugging Face's convention, without paths.
+pub(crate) fn parquet_bytes(rows: &[Row], layout: &Layout) -> Vec<u8> {
+    let metadata = layout.huggingface.clone().map(|json| vec![KeyValue::new("huggingface".to_owned(), json)]);
+    let properties = WriterProperties::builder()
+        .set_writer_version(layout.version)
+        .set_compression(layout.compression)
+        .set_dictionary_enabled(layout.dictionary)
+        .set_data_page_size_limit(layout.page_bytes)
+        .set_write_batch_size(1)
+        .set_key_value_metadata(metadata);
+    let schema = Arc::new(parse_message_type(SCHEMA).unwrap());
+    let mut file = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties.build())).unwrap();
+    for rows in rows.chunks(layout.rows_per_group) {
+        let mut group = file.next_row_group().unwrap();
+        let images: Vec<ByteArray> = rows.iter().filter_map(|(b, _)| b.clone()).map(ByteArray::from).collect();
+        let levels: Vec<i16> = rows.iter().map(|(b, _)| if b.is_some() { 2 } else { 1 }).collect();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&images, Some(&levels), None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&[], Some(&vec![1; rows.len()]), None).unwrap();
+        column.close().unwrap();
+        let labels: Vec<i64> = rows.iter().filter_map(|(_, l)| *l).collect();
+        let levels: Vec<i16> = rows.iter().map(|(_, l)| i16::from(l.is_some())).collect();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&labels, Some(&levels), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+    }
+    file.into_inner().unwrap()
+}
+
+/// A file with other columns than images.
+pub(crate) fn parquet_of_text() -> Vec<u8> {
+    let schema =
+        Arc::new(parse_message_type("message schema { required binary text (UTF8); required int64 n; }").unwrap());
+    SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap().into_inner().unwrap()
+}
+
+/// `len` grey pictures of 8x8, sample `i` of value `i % 256` and label `i % 10`; some are corrupt.
+pub(crate) struct Greys {
+    pub(crate) len: usize,
+    pub(crate) corrupt: fn(usize) -> bool,
+}
+
+impl Source for Greys {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn read(&self, index: usize) -> Result<RawImage, DataError> {
+        let mut bytes = grey_png(8, (index % 256) as u8);
+        if (self.corrupt)(index) {
+            bytes.truncate(20);
+        }
+        Ok(RawImage { id: format!("grey {index}"), bytes, label: Some((index % 10) as u32) })
+    }
+
+    fn class_names(&self) -> Option<&[String]> {
+        None
+    }
+
+    fn has_labels(&self) -> bool {
+        true
+    }
+
+    fn fingerprint(&self) -> &str {
+        "greys"
+    }
+
+    fn describe(&self) -> String {
+        "greys".into()
+    }
+}
+
+/// Batches of 16 grey 8x8 images, mirrored and labelled.
+pub(crate) fn config() -> LoaderConfig {
+    LoaderConfig {
+        seed: 3,
+        batch_size: 16,
+        image_size: 8,
+        channels: 1,
+        crop: Crop::Random,
+        flip: true,
+        num_classes: Some(10),
+        on_corrupt: OnCorrupt::Skip,
+        max_corrupt: 0.1,
+        workers: 2,
+        prefetch: 2,
+    }
+}

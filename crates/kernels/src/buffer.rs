@@ -1,0 +1,180 @@
+//! Slices of tensors, and the flat buffers parameters and gradients live in.
+
+use std::cell::RefCell;
+use std::ops::{Deref, Range};
+
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, StorageRef, Tensor};
+
+use crate::error::{KernelError, Result};
+use crate::gemm::Write;
+
+/// A CPU tensor's numbers, borrowed.
+pub struct CpuSlice<'a> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+}
+
+impl Deref for CpuSlice<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(data)) => &data[self.range.clone()],
+            _ => &[],
+        }
+    }
+}
+
+/// The numbers of a contiguous f32 tensor on the CPU.
+///
+/// # Errors
+/// Another dtype, a strided view, or another device.
+pub fn cpu_slice<'a>(op: &'static str, tensor: &'a Tensor) -> Result<CpuSlice<'a>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let refused = || KernelError::Layout { op, dtype: tensor.dtype(), shape: tensor.dims().to_vec() };
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(_)) => {
+            let (start, end) = layout.contiguous_offsets().ok_or_else(refused)?;
+            Ok(CpuSlice { storage, range: start..end })
+        }
+        Storage::Cpu(_) => Err(refused()),
+        _ => Err(KernelError::Device { op, device: tensor.device().location() }),
+    }
+}
+
+/// A new CPU tensor around `data`, without a copy.
+///
+/// # Errors
+/// If `data` has another number of elements than `shape`.
+pub fn cpu_tensor<S: Into<candle_core::Shape>>(data: Vec<f32>, shape: S) -> Result<Tensor> {
+    Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
+}
+
+/// One contiguous f32 vector: all parameters, all gradients, or one moment of all parameters.
+///
+/// Tensors made by [`FlatBuffer::view`] share its memory and see what is written through
+/// [`FlatBuffer::with_mut`].
+#[derive(Clone, Debug)]
+pub struct FlatBuffer {
+    tensor: Tensor,
+}
+
+impl FlatBuffer {
+    /// `len` zeros.
+    pub fn zeros(len: usize, device: &Device) -> Result<Self> {
+        Ok(Self { tensor: Tensor::zeros(len, DType::F32, device)? })
+    }
+
+    /// A buffer of these numbers.
+    pub fn from_vec(data: Vec<f32>, device: &Device) -> Result<Self> {
+        let len = data.len();
+        Ok(Self { tensor: Tensor::from_vec(data, len, device)? })
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.tensor.elem_count()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        self.tensor.device()
+    }
+
+    /// A tensor of `shape` that shares the elements from `offset` on.
+    pub fn view(&self, offset: usize, shape: &[usize]) -> Result<Tensor> {
+        Ok(self.tensor.narrow(0, offset, shape.iter().product())?.reshape(shape)?)
+    }
+
+    /// A copy of all elements on the host.
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        Ok(self.tensor.to_vec1()?)
+    }
+
+    /// The elements, borrowed (CPU only).
+    pub fn cpu(&self) -> Result<CpuSlice<'_>> {
+        cpu_slice("flat buffer", &self.tensor)
+    }
+
+    /// Lends the elements to `f` for writing (CPU only). No view of this buffer may be read inside `f`.
+    pub fn with_mut<R>(&self, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+        let lend = Lend { f: RefCell::new(Some(f)), result: RefCell::new(None) };
+        self.tensor.inplace_op1(&lend)?;
+        lend.result
+            .into_inner()
+            .ok_or(KernelError::Device { op: "flat buffer", device: self.tensor.device().location() })
+    }
+}
+
+/// Candle lends a storage mutably only to an in-place operation; this one hands it on.
+struct Lend<F, R> {
+    f: RefCell<Option<F>>,
+    result: RefCell<Option<R>>,
+}
+
+impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Lend<F, R> {
+    fn name(&self) -> &'static str {
+        "flat buffer"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            candle_core::bail!("a flat buffer holds contiguous f32")
+        };
+        if let Some(f) = self.f.take() {
+            *self.result.borrow_mut() = Some(f(&mut data[start..end]));
+        }
+        Ok(())
+    }
+}
+
+/// Where an operation writes the gradient of its weight and bias: two places in the flat gradient buffer.
+#[derive(Clone, Debug)]
+pub struct ParamGrads<'a> {
+    /// The flat gradient buffer.
+    pub buffer: &'a FlatBuffer,
+    /// The weight's elements.
+    pub weight: Range<usize>,
+    /// The bias's elements; they come after the weight's.
+    pub bias: Range<usize>,
+    /// Overwrite (the first micro-batch of a step) or add (the others).
+    pub write: Write,
+}
+
+impl ParamGrads<'_> {
+    /// Lends both gradients to `f` for writing (CPU only).
+    pub fn with_mut<R>(&self, f: impl FnOnce(&mut [f32], &mut [f32]) -> R) -> Result<R> {
+        self.buffer.with_mut(|all| {
+            let (head, tail) = all.split_at_mut(self.bias.start);
+            f(&mut head[self.weight.clone()], &mut tail[..self.bias.len()])
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_sees_what_is_written_to_its_buffer() {
+        let buffer = FlatBuffer::zeros(6, &Device::Cpu).unwrap();
+        let view = buffer.view(2, &[2, 2]).unwrap();
+        buffer.with_mut(|x| x[3] = 5.0).unwrap();
+        assert_eq!(view.to_vec2::<f32>().unwrap(), [[0.0, 5.0], [0.0, 0.0]]);
+        assert_eq!(&*cpu_slice("test", &view).unwrap(), [0.0, 5.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_strided_or_f64_tensor_is_refused() {
+        let x = Tensor::zeros((3, 4), DType::F32, &Device::Cpu).unwrap();
+        assert!(matches!(cpu_slice("test", &x.t().unwrap()), Err(KernelError::Layout { .. })));
+        let x = Tensor::zeros(3, DType::F64, &Device::Cpu).unwrap();
+        assert!(matches!(cpu_slice("test", &x), Err(KernelError::Layout { .. })));
+    }
+}

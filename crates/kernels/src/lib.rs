@@ -1,0 +1,21 @@
+//! Differentiable tensor operations for diffusion UNets, channels last, fused and fast.
+//!
+//! - [`ops`]: convolution, group normalisation with scale-shift and SiLU, attention, linear layers, resampling,
+//!   dropout: a `forward` and a `backward` each, over candle tensors.
+//! - [`optim`]: the gradient's norm, AdamW and moving averages over flat buffers.
+//! - [`buffer`]: those buffers, and slices of tensors.
+//! - [`philox`]: random numbers without state.
+//! - [`simd`] and [`gemm`]: what the CPU bodies stand on.
+//!
+//! An operation has a body per device, chosen by where its operands live; today that is the CPU. The body for CUDA
+//! belongs beside it (`ops/<name>/cuda.rs`).
+
+pub mod buffer;
+mod error;
+pub mod gemm;
+pub mod ops;
+pub mod optim;
+pub mod philox;
+pub mod simd;
+
+pub use error::{KernelError, Result};

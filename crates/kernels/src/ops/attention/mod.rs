@@ -1,0 +1,81 @@
+//! Scaled dot-product self-attention (Vaswani et al. 2017, equation 1), one task per image and head.
+//!
+//! `qkv` `[N, L, 3C]` holds queries, keys and values side by side, as one linear layer writes them; `C` is split into
+//! `heads` heads. `o = softmax(q k^T / sqrt(d)) v` with `d = C / heads`, result `[N, L, C]`.
+//!
+//! The probabilities `[N, heads, L, L]` are kept for the backward pass: at the sizes a pixel UNet attends at (64 to
+//! 1024 tokens) they are smaller than what making them again would cost in time.
+
+mod cpu;
+pub mod reference;
+
+use candle_core::{Device, Tensor};
+
+use crate::buffer::{cpu_slice, cpu_tensor};
+use crate::error::{KernelError, Result};
+
+const OP: &str = "attention";
+
+/// What [`forward`] keeps for [`backward`]: `[N, heads, L, L]`.
+#[derive(Clone, Debug)]
+pub struct Probabilities(Tensor);
+
+#[derive(Clone, Copy)]
+struct Shape {
+    n: usize,
+    tokens: usize,
+    channels: usize,
+    heads: usize,
+}
+
+impl Shape {
+    fn new(qkv: &Tensor, heads: usize) -> Result<Self> {
+        let (n, tokens, triple) = qkv.dims3()?;
+        if heads == 0 || triple % (3 * heads) != 0 {
+            let expected = vec![n, tokens, triple.next_multiple_of(3 * heads.max(1))];
+            return Err(KernelError::Shape { op: OP, tensor: "qkv", found: qkv.dims().to_vec(), expected });
+        }
+        Ok(Self { n, tokens, channels: triple / 3, heads })
+    }
+
+    fn head_dim(&self) -> usize {
+        self.channels / self.heads
+    }
+}
+
+/// Attends; see the module.
+///
+/// # Errors
+/// Shapes that do not fit, tensors that are not contiguous f32, or a device without this operation.
+pub fn forward(qkv: &Tensor, heads: usize) -> Result<(Tensor, Probabilities)> {
+    let s = Shape::new(qkv, heads)?;
+    match qkv.device() {
+        Device::Cpu => {
+            let (out, probabilities) = cpu::forward(s, &cpu_slice(OP, qkv)?);
+            let probabilities = cpu_tensor(probabilities, (s.n, s.heads, s.tokens, s.tokens))?;
+            Ok((cpu_tensor(out, (s.n, s.tokens, s.channels))?, Probabilities(probabilities)))
+        }
+        other => Err(KernelError::Device { op: OP, device: other.location() }),
+    }
+}
+
+/// The gradient of [`forward`] with respect to `qkv`, given `d_out` `[N, L, C]`.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward(qkv: &Tensor, heads: usize, probabilities: &Probabilities, d_out: &Tensor) -> Result<Tensor> {
+    let s = Shape::new(qkv, heads)?;
+    let expected = [s.n, s.tokens, s.channels];
+    if d_out.dims() != expected {
+        let (found, expected) = (d_out.dims().to_vec(), expected.to_vec());
+        return Err(KernelError::Shape { op: OP, tensor: "d_out", found, expected });
+    }
+    match qkv.device() {
+        Device::Cpu => {
+            let dqkv =
+                cpu::backward(s, &cpu_slice(OP, qkv)?, &cpu_slice(OP, &probabilities.0)?, &cpu_slice(OP, d_out)?);
+            cpu_tensor(dqkv, qkv.dims())
+        }
+        other => Err(KernelError::Device { op: OP, device: other.location() }),
+    }
+}

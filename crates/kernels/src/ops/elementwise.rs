@@ -1,0 +1,246 @@
+//! Small operations that move or add numbers: sums, channel offsets, concatenation, SiLU, row look-up.
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+use super::{CHUNK, add_rows};
+use crate::buffer::{FlatBuffer, cpu_slice, cpu_tensor};
+use crate::error::{KernelError, Result};
+use crate::gemm::Write;
+use crate::simd::sigmoid;
+use crate::vectorized;
+
+fn on_cpu(op: &'static str, x: &Tensor) -> Result<()> {
+    match x.device() {
+        Device::Cpu => Ok(()),
+        other => Err(KernelError::Device { op, device: other.location() }),
+    }
+}
+
+fn expect(op: &'static str, tensor: &'static str, found: &Tensor, expected: &[usize]) -> Result<()> {
+    if found.dims() == expected {
+        return Ok(());
+    }
+    Err(KernelError::Shape { op, tensor, found: found.dims().to_vec(), expected: expected.to_vec() })
+}
+
+/// `a + b`, same shape.
+///
+/// # Errors
+/// Shapes that differ, tensors that are not contiguous f32, or a device without this operation.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    on_cpu("add", a)?;
+    expect("add", "b", b, a.dims())?;
+    let (left, right) = (cpu_slice("add", a)?, cpu_slice("add", b)?);
+    let mut y = vec![0.0; left.len()];
+    y.par_chunks_mut(CHUNK).zip(left.par_chunks(CHUNK)).zip(right.par_chunks(CHUNK)).for_each(|((y, a), b)| {
+        for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+            *y = a + b;
+        }
+    });
+    cpu_tensor(y, a.dims())
+}
+
+/// `x[n, h, w, c] + offset[n, c]`: `x` `[N, H, W, C]`, `offset` `[N, C]`.
+///
+/// # Errors
+/// As [`add`].
+pub fn add_channels(x: &Tensor, offset: &Tensor) -> Result<Tensor> {
+    const OP: &str = "add_channels";
+    let (n, h, w, c) = x.dims4()?;
+    on_cpu(OP, x)?;
+    expect(OP, "offset", offset, &[n, c])?;
+    let (data, offset) = (cpu_slice(OP, x)?, cpu_slice(OP, offset)?);
+    let mut y = data.to_vec();
+    y.par_chunks_mut(h * w * c).zip(offset.par_chunks(c)).for_each(|(y, offset)| {
+        for pixel in y.chunks_exact_mut(c) {
+            for (y, o) in pixel.iter_mut().zip(offset) {
+                *y += o;
+            }
+        }
+    });
+    cpu_tensor(y, x.dims())
+}
+
+/// The gradient of [`add_channels`] with respect to `offset`: `dy` `[N, H, W, C]` summed over the pixels.
+///
+/// # Errors
+/// As [`add`].
+pub fn add_channels_backward(dy: &Tensor) -> Result<Tensor> {
+    const OP: &str = "add_channels";
+    let (n, h, w, c) = dy.dims4()?;
+    on_cpu(OP, dy)?;
+    let data = cpu_slice(OP, dy)?;
+    let mut sums = vec![0.0; n * c];
+    sums.par_chunks_mut(c).zip(data.par_chunks(h * w * c)).for_each(|(sum, image)| add_rows(sum, image));
+    cpu_tensor(sums, (n, c))
+}
+
+/// Joins `a` `[N, H, W, A]` and `b` `[N, H, W, B]` along the channels.
+///
+/// # Errors
+/// As [`add`].
+pub fn concat(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    const OP: &str = "concat";
+    let (n, h, w, ca) = a.dims4()?;
+    let cb = b.dim(3)?;
+    on_cpu(OP, a)?;
+    expect(OP, "b", b, &[n, h, w, cb])?;
+    let (left, right) = (cpu_slice(OP, a)?, cpu_slice(OP, b)?);
+    let mut y = vec![0.0; left.len() + right.len()];
+    y.par_chunks_mut(w * (ca + cb)).zip(left.par_chunks(w * ca)).zip(right.par_chunks(w * cb)).for_each(
+        |((y, a), b)| {
+            for ((y, a), b) in y.chunks_exact_mut(ca + cb).zip(a.chunks_exact(ca)).zip(b.chunks_exact(cb)) {
+                y[..ca].copy_from_slice(a);
+                y[ca..].copy_from_slice(b);
+            }
+        },
+    );
+    cpu_tensor(y, (n, h, w, ca + cb))
+}
+
+/// The gradients of [`concat`]: `dy` split after `channels`.
+///
+/// # Errors
+/// As [`add`], or `channels` beyond the end.
+pub fn concat_backward(dy: &Tensor, channels: usize) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "concat";
+    let (n, h, w, c) = dy.dims4()?;
+    on_cpu(OP, dy)?;
+    if channels > c {
+        let expected = vec![n, h, w, channels];
+        return Err(KernelError::Shape { op: OP, tensor: "dy", found: dy.dims().to_vec(), expected });
+    }
+    let rest = c - channels;
+    let data = cpu_slice(OP, dy)?;
+    let (mut a, mut b) = (vec![0.0; n * h * w * channels], vec![0.0; n * h * w * rest]);
+    a.par_chunks_mut(w * channels).zip(b.par_chunks_mut(w * rest)).zip(data.par_chunks(w * c)).for_each(
+        |((a, b), dy)| {
+            for ((a, b), dy) in a.chunks_exact_mut(channels).zip(b.chunks_exact_mut(rest)).zip(dy.chunks_exact(c)) {
+                a.copy_from_slice(&dy[..channels]);
+                b.copy_from_slice(&dy[channels..]);
+            }
+        },
+    );
+    Ok((cpu_tensor(a, (n, h, w, channels))?, cpu_tensor(b, (n, h, w, rest))?))
+}
+
+/// `x * sigmoid(x)`, for the time embedding; in residual blocks it is part of the group normalisation.
+///
+/// # Errors
+/// A tensor that is not contiguous f32, or a device without this operation.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    on_cpu("silu", x)?;
+    let mut y = cpu_slice("silu", x)?.to_vec();
+    y.par_chunks_mut(CHUNK).for_each(silu_in_place);
+    cpu_tensor(y, x.dims())
+}
+
+/// The gradient of [`silu`] at `x`.
+///
+/// # Errors
+/// As [`silu`].
+pub fn silu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    on_cpu("silu", x)?;
+    expect("silu", "dy", dy, x.dims())?;
+    let data = cpu_slice("silu", x)?;
+    let mut dx = cpu_slice("silu", dy)?.to_vec();
+    dx.par_chunks_mut(CHUNK).zip(data.par_chunks(CHUNK)).for_each(|(dx, x)| silu_gradient_in_place(dx, x));
+    cpu_tensor(dx, x.dims())
+}
+
+vectorized! {
+    fn silu_in_place<I>(x: &mut [f32]) {
+        for v in x {
+            *v *= sigmoid::<I>(*v);
+        }
+    }
+}
+
+vectorized! {
+    fn silu_gradient_in_place<I>(dx: &mut [f32], x: &[f32]) {
+        for (dx, x) in dx.iter_mut().zip(x) {
+            let s = sigmoid::<I>(*x);
+            *dx *= s * I::mul_add(*x, 1.0 - s, 1.0);
+        }
+    }
+}
+
+/// Rows `indices` of `table` `[R, C]`, as `[N, C]`: an embedding.
+///
+/// # Errors
+/// An index beyond the table, a tensor that is not contiguous f32, or a device without this operation.
+pub fn embedding(table: &Tensor, indices: &[u32]) -> Result<Tensor> {
+    const OP: &str = "embedding";
+    let (rows, c) = table.dims2()?;
+    on_cpu(OP, table)?;
+    let data = cpu_slice(OP, table)?;
+    let mut y = Vec::with_capacity(indices.len() * c);
+    for &index in indices {
+        let index = index as usize;
+        if index >= rows {
+            let expected = vec![index + 1, c];
+            return Err(KernelError::Shape { op: OP, tensor: "table", found: vec![rows, c], expected });
+        }
+        y.extend_from_slice(&data[index * c..][..c]);
+    }
+    cpu_tensor(y, (indices.len(), c))
+}
+
+/// The gradient of [`embedding`]: adds each row of `dy` `[N, C]` to its row of the table's gradient, which starts at
+/// `offset` in `buffer`.
+///
+/// # Errors
+/// As [`embedding`].
+pub fn embedding_backward(
+    dy: &Tensor,
+    indices: &[u32],
+    rows: usize,
+    buffer: &FlatBuffer,
+    offset: usize,
+    write: Write,
+) -> Result<()> {
+    const OP: &str = "embedding";
+    let (n, c) = dy.dims2()?;
+    on_cpu(OP, dy)?;
+    expect(OP, "dy", dy, &[indices.len(), c])?;
+    let data = cpu_slice(OP, dy)?;
+    buffer.with_mut(|all| {
+        let table = &mut all[offset..][..rows * c];
+        if write == Write::Assign {
+            table.fill(0.0);
+        }
+        for (row, &index) in data.chunks_exact(c).zip(indices).take(n) {
+            super::add_assign(&mut table[index as usize * c..][..c], row);
+        }
+    })
+}
+
+/// Twins in plain candle operations, differentiable by candle's autograd, in any dtype.
+pub mod reference {
+    use candle_core::{Result, Tensor};
+
+    /// See [`super::add_channels`].
+    ///
+    /// # Errors
+    /// Candle's own.
+    pub fn add_channels(x: &Tensor, offset: &Tensor) -> Result<Tensor> {
+        x.broadcast_add(&offset.unsqueeze(1)?.unsqueeze(1)?)
+    }
+
+    /// See [`super::silu`].
+    ///
+    /// # Errors
+    /// Candle's own.
+    pub fn silu(x: &Tensor) -> Result<Tensor> {
+        x / (x.neg()?.exp()? + 1.0)?
+    }
+
+    /// See [`super::embedding`].
+    ///
+    /// # Errors
+    /// Candle's own.
+    pub fn embedding(table: &Tensor, indices: &[u32]) -> Result<Tensor> {
+        table.index_select(&Tensor::new(indices, table.device())?, 0)
+    }
+}

@@ -1,0 +1,81 @@
+//! `y = x weight^T + bias (+ residual)` over the last axis: `x` `[..., I]`, `weight` `[O, I]`, `y` `[..., O]`.
+//!
+//! One product, split over the rows; the bias (and a block's skip connection) is written first and the product
+//! added to it.
+
+mod cpu;
+pub mod reference;
+
+use candle_core::{Device, Tensor};
+
+use crate::buffer::{ParamGrads, cpu_slice, cpu_tensor};
+use crate::error::{KernelError, Result};
+use crate::ops::column_sum;
+
+const OP: &str = "linear";
+
+fn shape(x: &Tensor, weight: &Tensor) -> Result<(cpu::Shape, Vec<usize>)> {
+    let (outputs, inputs) = weight.dims2()?;
+    let mut dims = x.dims().to_vec();
+    let Some(last) = dims.last_mut().filter(|last| **last == inputs) else {
+        let expected = vec![0, inputs];
+        return Err(KernelError::Shape { op: OP, tensor: "x", found: x.dims().to_vec(), expected });
+    };
+    *last = outputs;
+    Ok((cpu::Shape { rows: x.elem_count() / inputs.max(1), inputs, outputs }, dims))
+}
+
+/// Applies the layer; see the module.
+///
+/// # Errors
+/// Shapes that do not fit, tensors that are not contiguous f32, or a device without this operation.
+pub fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+    let (shape, dims) = shape(x, weight)?;
+    if let Some(residual) = residual
+        && residual.dims() != dims
+    {
+        return Err(KernelError::Shape {
+            op: OP,
+            tensor: "residual",
+            found: residual.dims().to_vec(),
+            expected: dims,
+        });
+    }
+    match x.device() {
+        Device::Cpu => {
+            let residual = residual.map(|r| cpu_slice(OP, r)).transpose()?;
+            let (x, weight, bias) = (cpu_slice(OP, x)?, cpu_slice(OP, weight)?, cpu_slice(OP, bias)?);
+            cpu_tensor(cpu::forward(shape, &x, &weight, &bias, residual.as_deref()), dims)
+        }
+        other => Err(KernelError::Device { op: OP, device: other.location() }),
+    }
+}
+
+/// The gradients of [`forward`]: writes those of weight and bias, returns that of `x` if `need_dx`.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward(
+    x: &Tensor,
+    weight: &Tensor,
+    dy: &Tensor,
+    need_dx: bool,
+    grads: &ParamGrads<'_>,
+) -> Result<Option<Tensor>> {
+    let (shape, dims) = shape(x, weight)?;
+    if dy.dims() != dims {
+        return Err(KernelError::Shape { op: OP, tensor: "dy", found: dy.dims().to_vec(), expected: dims });
+    }
+    match x.device() {
+        Device::Cpu => {
+            let x_dims = x.dims().to_vec();
+            let (x, weight, dy) = (cpu_slice(OP, x)?, cpu_slice(OP, weight)?, cpu_slice(OP, dy)?);
+            grads.with_mut(|dw, db| {
+                column_sum(&dy, db, grads.write);
+                cpu::weight_gradient(shape, &x, &dy, dw, grads.write);
+            })?;
+            need_dx.then(|| cpu_tensor(cpu::input_gradient(shape, &weight, &dy), x_dims)).transpose()
+        }
+        other => Err(KernelError::Device { op: OP, device: other.location() }),
+    }
+}

@@ -1,0 +1,229 @@
+//! The optimizer's arithmetic over flat buffers: the gradient's norm, and AdamW with any number of moving averages
+//! in one pass (Loshchilov & Hutter 2019, algorithm 2).
+//!
+//! The pass is bound by memory: it reads parameter, gradient and both moments once and writes three of them, plus a read and a
+//! write per average. A pass per quantity would triple that.
+
+use rayon::prelude::*;
+
+use crate::buffer::FlatBuffer;
+use crate::error::Result;
+use crate::ops::CHUNK;
+use crate::vectorized;
+
+/// The numbers of one AdamW step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// This step's number, from 1.
+    pub step: u64,
+    /// Factor on the gradient: clipping.
+    pub gradient_scale: f64,
+}
+
+/// The buffers one step reads and writes, all of the same length.
+#[derive(Debug)]
+pub struct AdamWBuffers<'a> {
+    /// The parameters.
+    pub parameters: &'a FlatBuffer,
+    /// Their gradients.
+    pub gradients: &'a FlatBuffer,
+    /// First moment.
+    pub exp_avg: &'a FlatBuffer,
+    /// Second moment.
+    pub exp_avg_sq: &'a FlatBuffer,
+    /// Moving averages of the parameters, each with the decay of this step.
+    pub averages: &'a [(FlatBuffer, f64)],
+}
+
+/// The factors of a step in f32, as the inner loop wants them.
+#[derive(Clone, Copy)]
+struct Factors {
+    beta1: f32,
+    rest1: f32,
+    beta2: f32,
+    rest2: f32,
+    gradient_scale: f32,
+    keep: f32,
+    step_size: f32,
+    root_correction: f32,
+    eps: f32,
+}
+
+impl Factors {
+    fn new(adamw: &AdamW) -> Self {
+        let t = adamw.step as f64;
+        let correction1 = 1.0 - adamw.beta1.powf(t);
+        let correction2 = 1.0 - adamw.beta2.powf(t);
+        Self {
+            beta1: adamw.beta1 as f32,
+            rest1: (1.0 - adamw.beta1) as f32,
+            beta2: adamw.beta2 as f32,
+            rest2: (1.0 - adamw.beta2) as f32,
+            gradient_scale: adamw.gradient_scale as f32,
+            keep: (1.0 - adamw.lr * adamw.weight_decay) as f32,
+            step_size: (adamw.lr / correction1) as f32,
+            root_correction: (1.0 / correction2.sqrt()) as f32,
+            eps: adamw.eps as f32,
+        }
+    }
+}
+
+/// One step: `m`, `v`, the parameters and the averages are updated in place.
+///
+/// # Errors
+/// A device without this operation.
+pub fn adamw_step(adamw: &AdamW, buffers: &AdamWBuffers<'_>) -> Result<()> {
+    let factors = Factors::new(adamw);
+    let gradients = buffers.gradients.cpu()?;
+    buffers.parameters.with_mut(|p| {
+        buffers.exp_avg.with_mut(|m| {
+            buffers.exp_avg_sq.with_mut(|v| {
+                p.par_chunks_mut(CHUNK)
+                    .zip(gradients.par_chunks(CHUNK))
+                    .zip(m.par_chunks_mut(CHUNK))
+                    .zip(v.par_chunks_mut(CHUNK))
+                    .for_each(|(((p, g), m), v)| update(factors, p, g, m, v));
+            })
+        })
+    })???;
+    let parameters = buffers.parameters.cpu()?;
+    for (average, decay) in buffers.averages {
+        let rest = (1.0 - decay) as f32;
+        average.with_mut(|ema| {
+            ema.par_chunks_mut(CHUNK)
+                .zip(parameters.par_chunks(CHUNK))
+                .for_each(|(ema, p)| move_towards(ema, p, rest));
+        })?;
+    }
+    Ok(())
+}
+
+vectorized! {
+    fn update<I>(f: Factors, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g * f.gradient_scale;
+            *m = I::mul_add(f.beta1, *m, f.rest1 * g);
+            *v = I::mul_add(f.beta2, *v, f.rest2 * g * g);
+            let root = I::mul_add(v.sqrt(), f.root_correction, f.eps);
+            *p = I::mul_add(*p, f.keep, -f.step_size * *m / root);
+        }
+    }
+}
+
+vectorized! {
+    /// `ema += rest (p - ema)`.
+    fn move_towards<I>(ema: &mut [f32], p: &[f32], rest: f32) {
+        for (ema, p) in ema.iter_mut().zip(p) {
+            *ema = I::mul_add(rest, p - *ema, *ema);
+        }
+    }
+}
+
+/// The Euclidean norm of all elements; NaN or infinity if any of them is.
+///
+/// # Errors
+/// A device without this operation.
+pub fn norm(buffer: &FlatBuffer) -> Result<f64> {
+    let data = buffer.cpu()?;
+    let partials: Vec<f64> = data.par_chunks(CHUNK).map(sum_of_squares).collect();
+    Ok(partials.iter().sum::<f64>().sqrt())
+}
+
+vectorized! {
+    fn sum_of_squares<I>(x: &[f32]) -> f64 {
+        // Sixteen sums in f64: squares of f32 neither overflow nor vanish there.
+        let mut parts = [0f64; 16];
+        for chunk in x.chunks(16) {
+            for (part, v) in parts.iter_mut().zip(chunk) {
+                *part += f64::from(*v) * f64::from(*v);
+            }
+        }
+        parts.iter().sum()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn buffer(data: &[f32]) -> FlatBuffer {
+        FlatBuffer::from_vec(data.to_vec(), &Device::Cpu).unwrap()
+    }
+
+    /// Algorithm 2 of Loshchilov & Hutter in f64, one number at a time.
+    fn scalar(p: f64, gradients: &[f64], lr: f64, decay: f64) -> f64 {
+        let (b1, b2, eps) = (0.9, 0.99, 1e-8);
+        let (mut p, mut m, mut v) = (p, 0.0, 0.0);
+        for (t, g) in gradients.iter().enumerate() {
+            let t = t as i32 + 1;
+            m = b1 * m + (1.0 - b1) * g;
+            v = b2 * v + (1.0 - b2) * g * g;
+            let (m_hat, v_hat) = (m / (1.0 - f64::powi(b1, t)), v / (1.0 - f64::powi(b2, t)));
+            p -= lr * (m_hat / (v_hat.sqrt() + eps) + decay * p);
+        }
+        p
+    }
+
+    #[test]
+    fn five_steps_agree_with_the_published_algorithm() {
+        let start: Vec<f32> = (0..40_000).map(|i| (i as f32 * 0.37).sin()).collect();
+        let gradient = |t: u64, i: usize| ((i as f32 + t as f32 * 3.0) * 0.11).cos();
+        let (p, m, v) = (buffer(&start), buffer(&vec![0.0; start.len()]), buffer(&vec![0.0; start.len()]));
+        let averages = [(buffer(&start), 0.75)];
+        let mut adamw = AdamW {
+            lr: 0.01,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            step: 0,
+            gradient_scale: 0.5,
+        };
+        let mut average = start.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        for t in 1..=5 {
+            adamw.step = t;
+            let g: Vec<f32> = (0..start.len()).map(|i| gradient(t, i)).collect();
+            let gradients = buffer(&g);
+            let buffers = AdamWBuffers {
+                parameters: &p,
+                gradients: &gradients,
+                exp_avg: &m,
+                exp_avg_sq: &v,
+                averages: &averages,
+            };
+            adamw_step(&adamw, &buffers).unwrap();
+            for (a, p) in average.iter_mut().zip(p.to_vec().unwrap()) {
+                *a += 0.25 * (f64::from(p) - *a);
+            }
+        }
+        let (got, ema) = (p.to_vec().unwrap(), averages[0].0.to_vec().unwrap());
+        for i in (0..start.len()).step_by(997) {
+            let gradients: Vec<f64> = (1..=5).map(|t| f64::from(gradient(t, i)) * 0.5).collect();
+            let want = scalar(f64::from(start[i]), &gradients, 0.01, 0.1);
+            assert!((f64::from(got[i]) - want).abs() < 2e-6, "{i}: {} {want}", got[i]);
+            assert!((f64::from(ema[i]) - average[i]).abs() < 2e-6);
+        }
+    }
+
+    #[test]
+    fn the_norm_sees_a_number_that_is_not_finite() {
+        let mut x = vec![3.0f32; 50_000];
+        x[49_999] = 4.0;
+        let want = (9.0 * 49_999.0 + 16.0f64).sqrt();
+        assert!((norm(&buffer(&x)).unwrap() - want).abs() < 1e-9);
+        x[20_001] = f32::NAN;
+        assert!(norm(&buffer(&x)).unwrap().is_nan());
+    }
+}

@@ -1,0 +1,30 @@
+//! DDIM (Song et al. 2020, arXiv 2010.02502): the same marginals as the forward process, with as much noise as wanted.
+
+use candle_core::Tensor;
+
+use super::{Transition, predicted_x_start};
+use crate::diffusion::{DiffusionError, DiffusionProcess, Timestep};
+
+/// Eq. 12, with the sigma of eq. 16. As in diffusers, eps is the network's own even where x_0 was clamped.
+pub(super) fn transition(
+    process: &DiffusionProcess,
+    output: &Tensor,
+    x_t: &Tensor,
+    t: Timestep,
+    eta: f64,
+) -> Result<Transition, DiffusionError> {
+    let batch = vec![t; x_t.dim(0)?];
+    let x_start = predicted_x_start(process, output, x_t, &batch)?;
+    let noise = process.predict_noise(output, x_t, &batch)?;
+
+    let bar = process.schedule().alphas_cumprod()[t.index()];
+    let bar_prev = process.schedule().alphas_cumprod_prev()[t.index()];
+    let sigma = eta * ((1.0 - bar_prev) / (1.0 - bar)).sqrt() * (1.0 - bar / bar_prev).sqrt();
+    let towards_x_t = (1.0 - bar_prev - sigma * sigma).max(0.0).sqrt();
+    let mean = ((x_start * bar_prev.sqrt())? + (noise * towards_x_t)?)?;
+    if sigma == 0.0 {
+        return Ok(Transition { mean, standard_deviation: None });
+    }
+    let standard_deviation = Tensor::new(sigma, x_t.device())?.to_dtype(x_t.dtype())?;
+    Ok(Transition { mean, standard_deviation: Some(standard_deviation) })
+}

@@ -1,0 +1,70 @@
+//! What the network and the optimizer can refuse.
+
+use ddpm_kernels::KernelError;
+use thiserror::Error;
+
+use crate::unet::UNetConfigError;
+
+/// An error of the network or the optimizer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A configuration that cannot be.
+    #[error(transparent)]
+    Config(#[from] UNetConfigError),
+    /// An operation that could not run.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// An error of the tensor library.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// An input that does not fit the network.
+    #[error("the network expects {what} of shape {expected:?}, found {found:?}")]
+    Input {
+        /// Which input.
+        what: &'static str,
+        /// Its shape.
+        found: Vec<usize>,
+        /// What the configuration asks for.
+        expected: Vec<usize>,
+    },
+    /// Class labels for a network without classes, or none for one with.
+    #[error("the network {}", if *.conditional { "is class-conditional: it needs a label for each image" } else { "has no classes (model.num_class_embeds): it takes no labels" })]
+    Labels {
+        /// Whether the network has classes.
+        conditional: bool,
+    },
+    /// A label beyond the last class.
+    #[error("class {label} does not exist: model.num_class_embeds = {classes} (classes 0 to {})", classes - 1)]
+    Class {
+        /// The label.
+        label: u32,
+        /// The number of classes.
+        classes: usize,
+    },
+    /// A tensor that a weights file lacks.
+    #[error("tensor `{key}` is missing")]
+    MissingTensor {
+        /// Its key in the file.
+        key: String,
+    },
+    /// A tensor of another shape than the network's.
+    #[error("tensor `{key}` has shape {found:?}, but the model has {expected:?}")]
+    TensorShape {
+        /// Its key in the file.
+        key: String,
+        /// Its shape there.
+        found: Vec<usize>,
+        /// The network's.
+        expected: Vec<usize>,
+    },
+    /// A gradient with NaN or infinity in it.
+    #[error("the gradient is not finite (norm {norm})")]
+    NotFinite {
+        /// What the norm came out as.
+        norm: f64,
+    },
+}
+
+/// A model operation's result.
+pub type Result<T, E = ModelError> = std::result::Result<T, E>;

@@ -1,0 +1,217 @@
+//! AdamW over the flat buffers (Loshchilov & Hutter 2019), clipping by the whole gradient's norm, and exponential
+//! moving averages of the weights with warm-up.
+
+use std::sync::Arc;
+
+use ddpm_kernels::buffer::FlatBuffer;
+use ddpm_kernels::optim::{AdamW, AdamWBuffers, adamw_step, norm};
+
+use crate::error::{ModelError, Result};
+use crate::params::{Gradients, ParamLayout, Params};
+
+/// The optimizer's constants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdamWConfig {
+    /// Decays of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest norm of the gradient; 0: no clipping.
+    pub clip_grad_norm: f64,
+    /// Decays of the moving averages.
+    pub ema_decays: Vec<f64>,
+}
+
+/// A moving average of the weights.
+#[derive(Clone, Debug)]
+pub struct Average {
+    /// Its decay once warmed up.
+    pub decay: f64,
+    /// Its values.
+    pub params: Params,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+/// Both moments, the averages and the number of steps taken.
+#[derive(Clone, Debug)]
+pub struct Optimizer {
+    config: AdamWConfig,
+    layout: Arc<ParamLayout>,
+    exp_avg: FlatBuffer,
+    exp_avg_sq: FlatBuffer,
+    averages: Vec<Average>,
+    step: u64,
+}
+
+impl Optimizer {
+    /// A fresh optimizer for `params`; the averages start as copies of them.
+    pub fn new(config: AdamWConfig, params: &Params) -> Result<Self> {
+        let averages = config
+            .ema_decays
+            .iter()
+            .map(|&decay| Ok(Average { decay, params: params.duplicate()? }))
+            .collect::<Result<_>>()?;
+        let zeros = || FlatBuffer::zeros(params.buffer().len(), params.buffer().device());
+        Ok(Self {
+            config,
+            layout: params.layout().clone(),
+            exp_avg: zeros()?,
+            exp_avg_sq: zeros()?,
+            averages,
+            step: 0,
+        })
+    }
+
+    /// An optimizer that goes on after `step` steps.
+    pub fn restore(
+        config: AdamWConfig,
+        params: &Params,
+        exp_avg: Vec<f32>,
+        exp_avg_sq: Vec<f32>,
+        averages: Vec<Average>,
+        step: u64,
+    ) -> Result<Self> {
+        let device = params.buffer().device();
+        Ok(Self {
+            config,
+            layout: params.layout().clone(),
+            exp_avg: FlatBuffer::from_vec(exp_avg, device)?,
+            exp_avg_sq: FlatBuffer::from_vec(exp_avg_sq, device)?,
+            averages,
+            step,
+        })
+    }
+
+    /// Steps taken.
+    pub fn steps_taken(&self) -> u64 {
+        self.step
+    }
+
+    /// Both moments, in layout order.
+    pub fn moments(&self) -> [&FlatBuffer; 2] {
+        [&self.exp_avg, &self.exp_avg_sq]
+    }
+
+    /// The moving averages.
+    pub fn averages(&self) -> &[Average] {
+        &self.averages
+    }
+
+    /// Where each parameter lies.
+    pub fn layout(&self) -> &Arc<ParamLayout> {
+        &self.layout
+    }
+
+    /// One step down the gradient.
+    ///
+    /// # Errors
+    /// A gradient that is not finite; nothing is changed then.
+    pub fn step(&mut self, params: &Params, gradients: &mut Gradients, lr: f64) -> Result<StepReport> {
+        let gradients = gradients.complete()?;
+        let grad_norm = norm(gradients)?;
+        if !grad_norm.is_finite() {
+            return Err(ModelError::NotFinite { norm: grad_norm });
+        }
+        self.step += 1;
+        let limit = self.config.clip_grad_norm;
+        let adamw = AdamW {
+            lr,
+            beta1: self.config.betas[0],
+            beta2: self.config.betas[1],
+            eps: self.config.eps,
+            weight_decay: self.config.weight_decay,
+            step: self.step,
+            gradient_scale: if limit > 0.0 && grad_norm > limit { limit / grad_norm } else { 1.0 },
+        };
+        let warm_up = ema_warm_up(self.step);
+        let averages: Vec<(FlatBuffer, f64)> =
+            self.averages.iter().map(|a| (a.params.buffer().clone(), a.decay.min(warm_up))).collect();
+        adamw_step(
+            &adamw,
+            &AdamWBuffers {
+                parameters: params.buffer(),
+                gradients,
+                exp_avg: &self.exp_avg,
+                exp_avg_sq: &self.exp_avg_sq,
+                averages: &averages,
+            },
+        )?;
+        Ok(StepReport { grad_norm })
+    }
+}
+
+/// The largest decay after `n` steps: an average of few steps must forget its start.
+fn ema_warm_up(n: u64) -> f64 {
+    (1.0 + n as f64) / (10.0 + n as f64)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::params::Init;
+    use crate::unet::naming::FileLayout;
+    use candle_core::Device;
+
+    fn setup(clip: f64) -> (Params, Gradients, Optimizer) {
+        let mut layout = ParamLayout::default();
+        layout.push("w".into(), &[4], Init::Ones, FileLayout::Same);
+        let layout = Arc::new(layout);
+        let params = Params::initialise(&layout, 0, &Device::Cpu).unwrap();
+        let gradients = Gradients::new(&layout, &Device::Cpu).unwrap();
+        let config = AdamWConfig {
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip_grad_norm: clip,
+            ema_decays: vec![0.5, 0.9],
+        };
+        let optimizer = Optimizer::new(config, &params).unwrap();
+        (params, gradients, optimizer)
+    }
+
+    fn set(gradients: &mut Gradients, value: f32) {
+        gradients.reset();
+        gradients.complete().unwrap().with_mut(|g| g.fill(value)).unwrap();
+    }
+
+    #[test]
+    fn clipping_scales_the_moments_but_reports_the_norm_it_found() {
+        let (params, mut gradients, mut optimizer) = setup(1.0);
+        set(&mut gradients, 3.0);
+        let report = optimizer.step(&params, &mut gradients, 0.1).unwrap();
+        assert_eq!(report.grad_norm, 6.0);
+        let m = optimizer.moments()[0].to_vec().unwrap();
+        assert!((m[0] - 0.1 * 0.5).abs() < 1e-7, "{m:?}");
+    }
+
+    #[test]
+    fn averages_warm_up_and_then_keep_their_decay() {
+        let (params, mut gradients, mut optimizer) = setup(0.0);
+        set(&mut gradients, 1.0);
+        optimizer.step(&params, &mut gradients, 0.1).unwrap();
+        // Step 1: the weight goes from 1 to 0.9, and every average forgets all but 2/11 of its start.
+        for average in optimizer.averages() {
+            let ema = average.params.buffer().to_vec().unwrap()[0];
+            assert!((f64::from(ema) - (0.9 + 0.1 * 2.0 / 11.0)).abs() < 1e-6, "{ema}");
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing() {
+        let (params, mut gradients, mut optimizer) = setup(1.0);
+        set(&mut gradients, f32::NAN);
+        let error = optimizer.step(&params, &mut gradients, 0.1).unwrap_err();
+        assert!(matches!(error, ModelError::NotFinite { .. }));
+        assert_eq!(optimizer.steps_taken(), 0);
+        assert_eq!(params.buffer().to_vec().unwrap(), [1.0; 4]);
+    }
+}

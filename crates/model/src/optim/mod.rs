@@ -1,0 +1,7 @@
+//! The optimizer: AdamW with clipping, and moving averages of the weights.
+
+mod adamw;
+mod lr;
+
+pub use adamw::{AdamWConfig, Average, Optimizer, StepReport};
+pub use lr::{LrConfig, LrSchedule};

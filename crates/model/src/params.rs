@@ -1,0 +1,238 @@
+//! Parameters: where each lies in the flat buffer, how it starts, and what it is called in files.
+//!
+//! All parameters are one contiguous f32 vector and each named tensor a view of it, so that clipping is one
+//! reduction, AdamW and the moving averages one pass, and an all-reduce one call. Gradients, moments and averages are
+//! vectors of the same [`ParamLayout`].
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor, Var};
+use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
+use ddpm_kernels::gemm::Write;
+use ddpm_kernels::philox::{Philox, Purpose};
+
+use crate::error::Result;
+use crate::unet::naming::FileLayout;
+
+/// A parameter's place in its layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ParamId(usize);
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+    /// Uniform in `(-bound, bound)`; PyTorch's default for a layer is `bound = 1 / sqrt(fan_in)`.
+    Uniform(f64),
+    /// Standard normal (embeddings).
+    Normal,
+}
+
+/// One parameter.
+#[derive(Clone, Debug)]
+pub struct ParamSpec {
+    /// Its name in memory: diffusers' key, except where [`FileLayout`] says otherwise.
+    pub key: String,
+    /// Its shape in memory (channels last).
+    pub shape: Vec<usize>,
+    /// Its first element in the flat buffer.
+    pub offset: usize,
+    /// How it starts.
+    pub init: Init,
+    /// How files hold it.
+    pub file: FileLayout,
+}
+
+impl ParamSpec {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// All parameters of a network, in order.
+#[derive(Clone, Debug, Default)]
+pub struct ParamLayout {
+    specs: Vec<ParamSpec>,
+    len: usize,
+}
+
+impl ParamLayout {
+    /// Appends a parameter.
+    pub(crate) fn push(&mut self, key: String, shape: &[usize], init: Init, file: FileLayout) -> ParamId {
+        let spec = ParamSpec { key, shape: shape.to_vec(), offset: self.len, init, file };
+        self.len += spec.len();
+        self.specs.push(spec);
+        ParamId(self.specs.len() - 1)
+    }
+
+    /// The parameters, in order.
+    pub fn specs(&self) -> &[ParamSpec] {
+        &self.specs
+    }
+
+    /// Number of elements of all parameters together.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no parameter.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn spec(&self, id: ParamId) -> &ParamSpec {
+        &self.specs[id.0]
+    }
+}
+
+/// The values of all parameters.
+#[derive(Clone, Debug)]
+pub struct Params {
+    layout: Arc<ParamLayout>,
+    buffer: FlatBuffer,
+    views: Vec<Tensor>,
+}
+
+impl Params {
+    /// Fresh parameters: a pure function of the layout and `seed`.
+    pub fn initialise(layout: &Arc<ParamLayout>, seed: u64, device: &Device) -> Result<Self> {
+        let philox = Philox::new(seed, Purpose::Init);
+        let mut data = vec![0.0; layout.len];
+        for (index, spec) in layout.specs.iter().enumerate() {
+            let values = &mut data[spec.offset..][..spec.len()];
+            match spec.init {
+                Init::Zeros => {}
+                Init::Ones => values.fill(1.0),
+                Init::Normal => philox.fill_normal(0, index as u64, values),
+                Init::Uniform(bound) => {
+                    philox.fill_uniform(0, index as u64, values);
+                    for v in values {
+                        *v *= bound as f32;
+                    }
+                }
+            }
+        }
+        Self::from_vec(layout, data, device)
+    }
+
+    /// Parameters with these values, in layout order.
+    pub fn from_vec(layout: &Arc<ParamLayout>, data: Vec<f32>, device: &Device) -> Result<Self> {
+        let buffer = FlatBuffer::from_vec(data, device)?;
+        let views = layout.specs.iter().map(|s| buffer.view(s.offset, &s.shape)).collect::<Result<_, _>>()?;
+        Ok(Self { layout: layout.clone(), buffer, views })
+    }
+
+    /// A copy with memory of its own.
+    pub fn duplicate(&self) -> Result<Self> {
+        Self::from_vec(&self.layout, self.buffer.to_vec()?, self.buffer.device())
+    }
+
+    /// Where each parameter lies.
+    pub fn layout(&self) -> &Arc<ParamLayout> {
+        &self.layout
+    }
+
+    /// The flat buffer.
+    pub fn buffer(&self) -> &FlatBuffer {
+        &self.buffer
+    }
+
+    /// A parameter's view.
+    pub(crate) fn tensor(&self, id: ParamId) -> &Tensor {
+        &self.views[id.0]
+    }
+}
+
+/// The parameters as independent candle variables, for differentiation by candle's autograd over the operations'
+/// plain twins: the oracle the tape is tested against, in f64.
+#[derive(Clone, Debug)]
+pub struct ReferenceParams {
+    variables: Vec<Var>,
+}
+
+impl ReferenceParams {
+    /// Copies `params` into variables of `dtype`.
+    pub fn new(params: &Params, dtype: DType) -> Result<Self> {
+        let variables = params.views.iter().map(|v| Var::from_tensor(&v.copy()?.to_dtype(dtype)?));
+        Ok(Self { variables: variables.collect::<candle_core::Result<_>>()? })
+    }
+
+    /// The variables, in layout order.
+    pub fn variables(&self) -> &[Var] {
+        &self.variables
+    }
+
+    pub(crate) fn tensor(&self, id: ParamId) -> &Tensor {
+        &self.variables[id.0]
+    }
+}
+
+/// The gradient of every parameter, in one flat buffer.
+///
+/// Within an optimizer step the first contribution to a parameter overwrites what the step before left, the others
+/// add to it: no pass is spent on zeros.
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    layout: Arc<ParamLayout>,
+    buffer: FlatBuffer,
+    written: Vec<bool>,
+}
+
+impl Gradients {
+    /// A buffer for `layout`, all zero.
+    pub fn new(layout: &Arc<ParamLayout>, device: &Device) -> Result<Self> {
+        let buffer = FlatBuffer::zeros(layout.len, device)?;
+        Ok(Self { layout: layout.clone(), buffer, written: vec![false; layout.specs.len()] })
+    }
+
+    /// Begins a step: what is in the buffer no longer counts.
+    pub fn reset(&mut self) {
+        self.written.fill(false);
+    }
+
+    /// Ends a step's backward passes: parameters that nothing contributed to have gradient zero.
+    pub fn complete(&mut self) -> Result<&FlatBuffer> {
+        for (spec, written) in self.layout.specs.iter().zip(&mut self.written) {
+            if !*written {
+                self.buffer.with_mut(|g| g[spec.offset..][..spec.len()].fill(0.0))?;
+                *written = true;
+            }
+        }
+        Ok(&self.buffer)
+    }
+
+    /// The flat buffer.
+    pub fn buffer(&self) -> &FlatBuffer {
+        &self.buffer
+    }
+
+    /// Where a layer writes the gradients of its weight and bias.
+    pub(crate) fn pair(&mut self, weight: ParamId, bias: ParamId) -> ParamGrads<'_> {
+        let write = self.mark(weight);
+        self.mark(bias);
+        let range = |id: ParamId| {
+            let spec = self.layout.spec(id);
+            spec.offset..spec.offset + spec.len()
+        };
+        ParamGrads { buffer: &self.buffer, weight: range(weight), bias: range(bias), write }
+    }
+
+    /// Where a single parameter's gradient goes: buffer, offset, and whether to overwrite.
+    pub(crate) fn single(&mut self, id: ParamId) -> (&FlatBuffer, usize, Write) {
+        let write = self.mark(id);
+        (&self.buffer, self.layout.spec(id).offset, write)
+    }
+
+    fn mark(&mut self, id: ParamId) -> Write {
+        if std::mem::replace(&mut self.written[id.0], true) { Write::Add } else { Write::Assign }
+    }
+}

@@ -1,0 +1,192 @@
+//! The tape: runs operations, remembers which ran on what, and plays their backward passes in reverse.
+//!
+//! Candle's autograd pays a zero fill and an addition for every edge of the graph, differentiates what nobody asked
+//! for, and its own convolution and normalisation gradients are slow or wrong (docs/tape.md). Here a gradient that
+//! arrives first is taken as it is, parameters' gradients go straight to their place in the flat buffer, and an
+//! activation is freed as soon as its backward pass has run.
+//!
+//! The network is written once against [`Tape`] and runs in four ways: [`Tape::inference`] records nothing and frees
+//! activations as it goes; [`Tape::training`] records; [`Tape::gradients`] records without dropout; and
+//! [`Tape::reference`] runs the operations' plain-candle twins in any dtype under candle's autograd, as the oracle.
+
+mod ops;
+
+pub use ops::LayerParams;
+
+use candle_core::{DType, Tensor};
+use ddpm_kernels::ops::conv2d::Algorithm;
+use ddpm_kernels::ops::dropout::Dropout;
+use ddpm_kernels::ops::elementwise;
+
+use crate::error::Result;
+use crate::params::{Gradients, ParamId, Params, ReferenceParams};
+
+/// A value on the tape. Cloning it is cheap; a value whose last clone is dropped is freed, unless a recorded backward
+/// pass needs it.
+#[derive(Clone, Debug)]
+pub struct Var {
+    value: Tensor,
+    /// Its number if a gradient flows to it; inputs have none.
+    id: Option<usize>,
+}
+
+impl Var {
+    /// The numbers.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+}
+
+/// Which dropout masks a training pass draws.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropoutStream {
+    /// The run's seed.
+    pub seed: u64,
+    /// The optimizer step.
+    pub step: u64,
+    /// Position of the micro-batch's first sample in the global batch.
+    pub first_position: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Weights<'p> {
+    Fast(&'p Params),
+    Reference(&'p ReferenceParams),
+}
+
+/// See the module.
+pub struct Tape<'p> {
+    weights: Weights<'p>,
+    recording: bool,
+    dropout: Option<DropoutStream>,
+    dropout_layers: u32,
+    algorithm: Algorithm,
+    nodes: Vec<Node<'p>>,
+    values: usize,
+}
+
+/// An operation that ran: its output, and what to do with the output's gradient.
+struct Node<'p> {
+    output: usize,
+    backward: Backward<'p>,
+}
+
+type Backward<'p> = Box<dyn FnOnce(&Tensor, &mut Flow<'_>) -> Result<()> + 'p>;
+
+/// The gradients on their way back.
+struct Flow<'a> {
+    values: Vec<Option<Tensor>>,
+    params: &'a mut Gradients,
+}
+
+impl Flow<'_> {
+    /// Adds to a value's gradient; an input's goes nowhere.
+    fn accumulate(&mut self, var: Option<usize>, gradient: Tensor) -> Result<()> {
+        let Some(id) = var else { return Ok(()) };
+        let sum = match self.values[id].take() {
+            Some(earlier) => elementwise::add(&earlier, &gradient)?,
+            None => gradient,
+        };
+        self.values[id] = Some(sum);
+        Ok(())
+    }
+
+    /// Takes out what has arrived for a value, for an operation that adds it to its own gradient.
+    fn take(&mut self, var: Option<usize>) -> Option<Tensor> {
+        self.values[var?].take()
+    }
+}
+
+impl<'p> Tape<'p> {
+    fn new(weights: Weights<'p>, recording: bool, dropout: Option<DropoutStream>) -> Self {
+        let algorithm = Algorithm::Fastest;
+        Self { weights, recording, dropout, dropout_layers: 0, algorithm, nodes: Vec::new(), values: 0 }
+    }
+
+    /// A tape that only computes.
+    pub fn inference(params: &'p Params) -> Self {
+        Self::new(Weights::Fast(params), false, None)
+    }
+
+    /// A tape that records, with the dropout masks of `dropout`.
+    pub fn training(params: &'p Params, dropout: DropoutStream) -> Self {
+        Self::new(Weights::Fast(params), true, Some(dropout))
+    }
+
+    /// A tape that records, without dropout.
+    pub fn gradients(params: &'p Params) -> Self {
+        Self::new(Weights::Fast(params), true, None)
+    }
+
+    /// A tape that runs plain candle operations: differentiate its result with candle's autograd. Without dropout.
+    pub fn reference(params: &'p ReferenceParams) -> Self {
+        Self::new(Weights::Reference(params), false, None)
+    }
+
+    /// Uses exact convolutions throughout, for comparisons.
+    #[must_use]
+    pub fn exact(mut self) -> Self {
+        self.algorithm = Algorithm::Exact;
+        self
+    }
+
+    /// A value no gradient flows to.
+    pub fn input(&self, value: &Tensor) -> Result<Var> {
+        let value = value.to_dtype(self.dtype())?.contiguous()?;
+        Ok(Var { value, id: None })
+    }
+
+    fn dtype(&self) -> DType {
+        match self.weights {
+            Weights::Fast(_) => DType::F32,
+            Weights::Reference(params) => params.variables().first().map_or(DType::F64, |v| v.dtype()),
+        }
+    }
+
+    fn is_reference(&self) -> bool {
+        matches!(self.weights, Weights::Reference(_))
+    }
+
+    fn param(&self, id: ParamId) -> &'p Tensor {
+        match self.weights {
+            Weights::Fast(params) => params.tensor(id),
+            Weights::Reference(params) => params.tensor(id),
+        }
+    }
+
+    /// The dropout masks of the next dropout layer.
+    fn next_dropout(&mut self, probability: f64) -> Option<Dropout> {
+        let DropoutStream { seed, step, first_position } = self.dropout.filter(|_| probability > 0.0)?;
+        let layer = self.dropout_layers;
+        self.dropout_layers += 1;
+        Some(Dropout { probability, seed, layer, step, first_position })
+    }
+
+    /// An operation's output, with what to do on the way back if the tape records.
+    fn record(&mut self, value: Tensor, backward: impl FnOnce(&Tensor, &mut Flow<'_>) -> Result<()> + 'p) -> Var {
+        if !self.recording {
+            return Var { value, id: None };
+        }
+        let output = self.values;
+        self.values += 1;
+        self.nodes.push(Node { output, backward: Box::new(backward) });
+        Var { value, id: Some(output) }
+    }
+
+    /// Plays the tape back from `output`, whose gradient is `gradient`, and leaves the parameters' gradients in
+    /// `params`. Activations are freed on the way.
+    ///
+    /// # Errors
+    /// An operation that fails on its way back.
+    pub fn backward(self, output: Var, gradient: Tensor, params: &mut Gradients) -> Result<()> {
+        let mut flow = Flow { values: vec![None; self.values], params };
+        flow.accumulate(output.id, gradient)?;
+        drop(output);
+        for node in self.nodes.into_iter().rev() {
+            if let Some(gradient) = flow.values[node.output].take() {
+                (node.backward)(&gradient, &mut flow)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! The operations as the network calls them: forward now, backward when the tape is played back.
+//!
+//! Each is the same few lines: in reference mode the plain twin; otherwise the kernel, and a closure that holds what
+//! its backward pass needs.
+
+use candle_core::Tensor;
+use ddpm_kernels::ops::conv2d::{self, Conv2d};
+use ddpm_kernels::ops::group_norm::{self, GroupNorm};
+use ddpm_kernels::ops::{attention, dropout, elementwise, linear, resample};
+
+use super::{Tape, Var};
+use crate::error::Result;
+use crate::params::ParamId;
+
+/// Weight and bias of a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerParams {
+    /// The weight.
+    pub weight: ParamId,
+    /// The bias.
+    pub bias: ParamId,
+}
+
+impl<'p> Tape<'p> {
+    fn layer(&self, params: LayerParams) -> (&'p Tensor, &'p Tensor) {
+        (self.param(params.weight), self.param(params.bias))
+    }
+
+    /// Convolves `x` `[N, H, W, I]`, and adds `residual` `[N, H', W', O]`.
+    pub fn conv2d(&mut self, x: &Var, conv: &Conv2d, params: LayerParams, residual: Option<&Var>) -> Result<Var> {
+        let (weight, bias) = self.layer(params);
+        let residual_value = residual.map(Var::value);
+        if self.is_reference() {
+            let y = conv2d::reference::forward(conv, &x.value, weight, bias, residual_value)?;
+            return Ok(Var { value: y, id: None });
+        }
+        let conv = Conv2d { algorithm: self.algorithm, ..*conv };
+        let y = conv2d::forward(&conv, &x.value, weight, bias, residual_value)?;
+        let (x, residual) = (x.clone(), residual.and_then(|r| r.id));
+        Ok(self.record(y, move |dy, flow| {
+            flow.accumulate(residual, dy.clone())?;
+            let grads = flow.params.pair(params.weight, params.bias);
+            match conv2d::backward(&conv, &x.value, weight, dy, x.id.is_some(), &grads)? {
+                Some(dx) => flow.accumulate(x.id, dx),
+                None => Ok(()),
+            }
+        }))
+    }
+
+    /// Group normalisation of `x` `[N, ..., C]`, with scale and shift from `modulation` `[N, 2C]`, and SiLU.
+    pub fn group_norm(
+        &mut self,
+        x: &Var,
+        norm: GroupNorm,
+        params: LayerParams,
+        modulation: Option<&Var>,
+    ) -> Result<Var> {
+        let (weight, bias) = self.layer(params);
+        if self.is_reference() {
+            let y = group_norm::reference::forward(&norm, &x.value, weight, bias, modulation.map(Var::value))?;
+            return Ok(Var { value: y, id: None });
+        }
+        let (y, statistics) = group_norm::forward(&norm, &x.value, weight, bias, modulation.map(Var::value))?;
+        let (x, modulation) = (x.clone(), modulation.cloned());
+        Ok(self.record(y, move |dy, flow| {
+            let extra = flow.take(x.id);
+            let grads = flow.params.pair(params.weight, params.bias);
+            let modulation_value = modulation.as_ref().map(Var::value);
+            let gradient = group_norm::backward(
+                &norm,
+                &x.value,
+                weight,
+                bias,
+                modulation_value,
+                &statistics,
+                dy,
+                extra.as_ref(),
+                &grads,
+            )?;
+            if let (Some(var), Some(dm)) = (&modulation, gradient.modulation) {
+                flow.accumulate(var.id, dm)?;
+            }
+            flow.accumulate(x.id, gradient.dx)
+        }))
+    }
+
+    /// A linear layer over the last axis of `x` `[..., I]`, plus `residual` `[..., O]`.
+    pub fn linear(&mut self, x: &Var, params: LayerParams, residual: Option<&Var>) -> Result<Var> {
+        let (weight, bias) = self.layer(params);
+        let residual_value = residual.map(Var::value);
+        if self.is_reference() {
+            let y = linear::reference::forward(&x.value, weight, bias, residual_value)?;
+            return Ok(Var { value: y, id: None });
+        }
+        let y = linear::forward(&x.value, weight, bias, residual_value)?;
+        let (x, residual) = (x.clone(), residual.and_then(|r| r.id));
+        Ok(self.record(y, move |dy, flow| {
+            flow.accumulate(residual, dy.clone())?;
+            let grads = flow.params.pair(params.weight, params.bias);
+            match linear::backward(&x.value, weight, dy, x.id.is_some(), &grads)? {
+                Some(dx) => flow.accumulate(x.id, dx),
+                None => Ok(()),
+            }
+        }))
+    }
+
+    /// Self-attention over `qkv` `[N, L, 3C]`; the result is `[N, L, C]`.
+    pub fn attention(&mut self, qkv: &Var, heads: usize) -> Result<Var> {
+        if self.is_reference() {
+            return Ok(Var { value: attention::reference::forward(&qkv.value, heads)?, id: None });
+        }
+        let (y, probabilities) = attention::forward(&qkv.value, heads)?;
+        let qkv = qkv.clone();
+        Ok(self.record(y, move |dy, flow| {
+            flow.accumulate(qkv.id, attention::backward(&qkv.value, heads, &probabilities, dy)?)
+        }))
+    }
+
+    /// `x` under another shape of as many elements.
+    pub fn reshape(&mut self, x: &Var, shape: &[usize]) -> Result<Var> {
+        let y = x.value.reshape(shape)?;
+        if self.is_reference() {
+            return Ok(Var { value: y, id: None });
+        }
+        let (id, dims) = (x.id, x.value.dims().to_vec());
+        Ok(self.record(y, move |dy, flow| flow.accumulate(id, dy.reshape(dims)?)))
+    }
+
+    /// `x` `[N, H, W, C]` plus `offset` `[N, C]` at every pixel.
+    pub fn add_channels(&mut self, x: &Var, offset: &Var) -> Result<Var> {
+        if self.is_reference() {
+            let y = elementwise::reference::add_channels(&x.value, &offset.value)?;
+            return Ok(Var { value: y, id: None });
+        }
+        let y = elementwise::add_channels(&x.value, &offset.value)?;
+        let (x, offset) = (x.id, offset.id);
+        Ok(self.record(y, move |dy, flow| {
+            flow.accumulate(offset, elementwise::add_channels_backward(dy)?)?;
+            flow.accumulate(x, dy.clone())
+        }))
+    }
+
+    /// `a + b`.
+    pub fn add(&mut self, a: &Var, b: &Var) -> Result<Var> {
+        if self.is_reference() {
+            return Ok(Var { value: (&a.value + &b.value)?, id: None });
+        }
+        let y = elementwise::add(&a.value, &b.value)?;
+        let (a, b) = (a.id, b.id);
+        Ok(self.record(y, move |dy, flow| {
+            flow.accumulate(a, dy.clone())?;
+            flow.accumulate(b, dy.clone())
+        }))
+    }
+
+    /// `a` `[N, H, W, A]` and `b` `[N, H, W, B]` side by side.
+    pub fn concat(&mut self, a: &Var, b: &Var) -> Result<Var> {
+        if self.is_reference() {
+            return Ok(Var { value: Tensor::cat(&[&a.value, &b.value], 3)?, id: None });
+        }
+        let y = elementwise::concat(&a.value, &b.value)?;
+        let (channels, a, b) = (a.value.dim(3)?, a.id, b.id);
+        Ok(self.record(y, move |dy, flow| {
+            let (da, db) = elementwise::concat_backward(dy, channels)?;
+            flow.accumulate(a, da)?;
+            flow.accumulate(b, db)
+        }))
+    }
+
+    /// `x` `[N, H, W, C]` at twice the size, every pixel repeated.
+    pub fn upsample(&mut self, x: &Var) -> Result<Var> {
+        if self.is_reference() {
+            return Ok(Var { value: resample::reference::upsample(&x.value)?, id: None });
+        }
+        let y = resample::upsample(&x.value)?;
+        let id = x.id;
+        Ok(self.record(y, move |dy, flow| flow.accumulate(id, resample::upsample_backward(dy)?)))
+    }
+
+    /// SiLU on its own (the time embedding's).
+    pub fn silu(&mut self, x: &Var) -> Result<Var> {
+        if self.is_reference() {
+            return Ok(Var { value: elementwise::reference::silu(&x.value)?, id: None });
+        }
+        let y = elementwise::silu(&x.value)?;
+        let x = x.clone();
+        Ok(self.record(y, move |dy, flow| flow.accumulate(x.id, elementwise::silu_backward(&x.value, dy)?)))
+    }
+
+    /// Rows `labels` of an embedding table, `[N, C]`.
+    pub fn embedding(&mut self, table: ParamId, labels: &[u32]) -> Result<Var> {
+        let weight = self.param(table);
+        if self.is_reference() {
+            return Ok(Var { value: elementwise::reference::embedding(weight, labels)?, id: None });
+        }
+        let y = elementwise::embedding(weight, labels)?;
+        let (rows, labels) = (weight.dim(0)?, labels.to_vec());
+        Ok(self.record(y, move |dy, flow| {
+            let (buffer, offset, write) = flow.params.single(table);
+            Ok(elementwise::embedding_backward(dy, &labels, rows, buffer, offset, write)?)
+        }))
+    }
+
+    /// Dropout while training, nothing otherwise.
+    pub fn dropout(&mut self, x: &Var, probability: f64) -> Result<Var> {
+        let Some(mask) = self.next_dropout(probability) else { return Ok(x.clone()) };
+        let y = dropout::apply(&mask, &x.value)?;
+        let id = x.id;
+        Ok(self.record(y, move |dy, flow| flow.accumulate(id, dropout::apply(&mask, dy)?)))
+    }
+}

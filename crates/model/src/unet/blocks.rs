@@ -1,0 +1,164 @@
+//! The levels of the UNet: diffusers' `DownBlock2D`, `UNetMidBlock2D`, `UpBlock2D` and their attending kin.
+
+use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
+
+use super::attention::AttentionBlock;
+use super::config::{DownBlockType, TimeScaleShift, UNetConfig, UpBlockType};
+use super::layers::{Conv2d, Start};
+use super::resnet::ResnetBlock;
+use crate::error::Result;
+use crate::params::ParamLayout;
+use crate::tape::{Tape, Var};
+
+/// One level on the way down.
+#[derive(Clone, Debug)]
+pub(super) struct DownBlock {
+    layers: Vec<(ResnetBlock, Option<AttentionBlock>)>,
+    downsampler: Option<Conv2d>,
+}
+
+impl DownBlock {
+    /// Level `level`, which takes `inputs` channels; the coarsest does not halve the image.
+    pub(super) fn new(layout: &mut ParamLayout, config: &UNetConfig, level: usize, inputs: usize) -> Self {
+        let name = format!("down_blocks.{level}");
+        let outputs = config.block_out_channels[level];
+        let attends = config.down_block_types[level] == DownBlockType::AttnDownBlock2D;
+        let layers = (0..config.layers_per_block)
+            .map(|i| {
+                let inputs = if i == 0 { inputs } else { outputs };
+                layer(layout, &name, i, config, inputs, outputs, attends)
+            })
+            .collect();
+        let downsampler = (level + 1 < config.levels()).then(|| {
+            let conv = Convolution::downsample(config.downsample_padding);
+            Conv2d::new(layout, &format!("{name}.downsamplers.0.conv"), outputs, outputs, conv, Start::FanIn)
+        });
+        Self { layers, downsampler }
+    }
+
+    /// `[N, H, W, I] -> [N, H/2, W/2, O]`; every intermediate result goes on `skips`.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &Var, skips: &mut Vec<Var>) -> Result<Var> {
+        let mut h = x;
+        for (resnet, attention) in &self.layers {
+            h = resnet.forward(tape, &h, temb)?;
+            if let Some(attention) = attention {
+                h = attention.forward(tape, &h)?;
+            }
+            skips.push(h.clone());
+        }
+        if let Some(conv) = &self.downsampler {
+            h = conv.forward(tape, &h, None)?;
+            skips.push(h.clone());
+        }
+        Ok(h)
+    }
+}
+
+fn layer(
+    layout: &mut ParamLayout,
+    name: &str,
+    index: usize,
+    config: &UNetConfig,
+    inputs: usize,
+    outputs: usize,
+    attends: bool,
+) -> (ResnetBlock, Option<AttentionBlock>) {
+    let resnet = ResnetBlock::new(layout, &format!("{name}.resnets.{index}"), config, inputs, outputs);
+    let attention = attends.then(|| {
+        let name = format!("{name}.attentions.{index}");
+        AttentionBlock::new(layout, &name, config, outputs, Some(config.norm_num_groups))
+    });
+    (resnet, attention)
+}
+
+/// The bottom: residual block, attention, residual block.
+#[derive(Clone, Debug)]
+pub(super) struct MidBlock {
+    first: ResnetBlock,
+    attention: Option<AttentionBlock>,
+    second: ResnetBlock,
+}
+
+impl MidBlock {
+    pub(super) fn new(layout: &mut ParamLayout, config: &UNetConfig, channels: usize) -> Self {
+        // diffusers leaves the normalisation out here when time scales and shifts and no number of groups is given.
+        let groups = config.attn_norm_num_groups.or(match config.resnet_time_scale_shift {
+            TimeScaleShift::Default => Some(config.norm_num_groups),
+            TimeScaleShift::ScaleShift => None,
+        });
+        let resnet = |layout: &mut ParamLayout, i: usize| {
+            ResnetBlock::new(layout, &format!("mid_block.resnets.{i}"), config, channels, channels)
+        };
+        Self {
+            first: resnet(layout, 0),
+            attention: config
+                .add_attention
+                .then(|| AttentionBlock::new(layout, "mid_block.attentions.0", config, channels, groups)),
+            second: resnet(layout, 1),
+        }
+    }
+
+    /// `[N, H, W, C] -> [N, H, W, C]`.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &Var) -> Result<Var> {
+        let mut h = self.first.forward(tape, &x, temb)?;
+        drop(x);
+        if let Some(attention) = &self.attention {
+            h = attention.forward(tape, &h)?;
+        }
+        self.second.forward(tape, &h, temb)
+    }
+}
+
+/// One level on the way up.
+#[derive(Clone, Debug)]
+pub(super) struct UpBlock {
+    layers: Vec<(ResnetBlock, Option<AttentionBlock>)>,
+    upsampler: Option<Conv2d>,
+}
+
+impl UpBlock {
+    /// Block `index` from the bottom; its residual blocks take what comes from below beside the way down's results.
+    pub(super) fn new(layout: &mut ParamLayout, config: &UNetConfig, index: usize) -> Self {
+        let name = format!("up_blocks.{index}");
+        let level = config.levels() - 1 - index;
+        let channels = &config.block_out_channels;
+        let outputs = channels[level];
+        let below = channels[(level + 1).min(config.levels() - 1)];
+        let above = channels[level.saturating_sub(1)];
+        let attends = config.up_block_types[index] == UpBlockType::AttnUpBlock2D;
+        let last = config.layers_per_block;
+        let layers = (0..=last)
+            .map(|i| {
+                let from_below = if i == 0 { below } else { outputs };
+                let skip = if i == last { above } else { outputs };
+                layer(layout, &name, i, config, from_below + skip, outputs, attends)
+            })
+            .collect();
+        let upsampler = (level > 0).then(|| {
+            let same = Convolution::same(3);
+            Conv2d::new(layout, &format!("{name}.upsamplers.0.conv"), outputs, outputs, same, Start::FanIn)
+        });
+        Self { layers, upsampler }
+    }
+
+    /// `[N, H, W, I] -> [N, 2H, 2W, O]`; takes its skip connections from the end of `skips`.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &Var, skips: &mut Vec<Var>) -> Result<Var> {
+        let mut h = x;
+        for (resnet, attention) in &self.layers {
+            if let Some(skip) = skips.pop() {
+                h = tape.concat(&h, &skip)?;
+            }
+            h = resnet.forward(tape, &h, temb)?;
+            if let Some(attention) = attention {
+                h = attention.forward(tape, &h)?;
+            }
+        }
+        match &self.upsampler {
+            Some(conv) => {
+                h = tape.upsample(&h)?;
+                conv.forward(tape, &h, None)
+            }
+            None => Ok(h),
+        }
+    }
+}

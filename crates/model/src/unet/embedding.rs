@@ -1,0 +1,106 @@
+//! What the network knows besides the image: time (Vaswani et al. 2017, section 3.5) and class.
+
+use candle_core::Tensor;
+
+use super::config::UNetConfig;
+use super::layers::{Embedding, Linear, Start};
+use crate::error::{ModelError, Result};
+use crate::params::ParamLayout;
+use crate::tape::{Tape, Var};
+
+/// Sinusoids, linear, SiLU, linear; plus a learned row per class.
+#[derive(Clone, Debug)]
+pub(super) struct ConditionEmbedding {
+    channels: usize,
+    flip_sin_to_cos: bool,
+    freq_shift: f64,
+    linear_1: Linear,
+    linear_2: Linear,
+    class_embedding: Option<Embedding>,
+}
+
+impl ConditionEmbedding {
+    pub(super) fn new(layout: &mut ParamLayout, config: &UNetConfig) -> Self {
+        let (channels, width) = (config.block_out_channels[0], config.time_embed_dim());
+        Self {
+            channels,
+            flip_sin_to_cos: config.flip_sin_to_cos,
+            freq_shift: config.freq_shift,
+            linear_1: Linear::new(layout, "time_embedding.linear_1", channels, width, Start::FanIn),
+            linear_2: Linear::new(layout, "time_embedding.linear_2", width, width, Start::FanIn),
+            class_embedding: config
+                .num_class_embeds
+                .map(|classes| Embedding::new(layout, "class_embedding", classes, width)),
+        }
+    }
+
+    /// `[N, 4 C_0]`, after the SiLU that every residual block would apply to it.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, timesteps: &[f32], labels: Option<&[u32]>) -> Result<Var> {
+        let time = sinusoids(timesteps, self.channels, self.flip_sin_to_cos, self.freq_shift)?;
+        let h = self.linear_1.forward(tape, &tape.input(&time)?, None)?;
+        let h = tape.silu(&h)?;
+        let class = self.class(tape, timesteps.len(), labels)?;
+        let h = self.linear_2.forward(tape, &h, class.as_ref())?;
+        tape.silu(&h)
+    }
+
+    fn class(&self, tape: &mut Tape<'_>, n: usize, labels: Option<&[u32]>) -> Result<Option<Var>> {
+        match (&self.class_embedding, labels) {
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(ModelError::Labels { conditional: false }),
+            (Some(_), None) => Err(ModelError::Labels { conditional: true }),
+            (Some(embedding), Some(labels)) => {
+                if labels.len() != n {
+                    let (found, expected) = (vec![labels.len()], vec![n]);
+                    return Err(ModelError::Input { what: "class_labels", found, expected });
+                }
+                if let Some(&label) = labels.iter().find(|&&label| label as usize >= embedding.rows) {
+                    return Err(ModelError::Class { label, classes: embedding.rows });
+                }
+                Ok(Some(embedding.forward(tape, labels)?))
+            }
+        }
+    }
+}
+
+/// `[N, channels]`: `sin(t f_i), cos(t f_i)` with `f_i = 10000^(-i / (half - freq_shift))`.
+///
+/// In f32 throughout, as PyTorch computes it: `t f` reaches 1000, where f32 keeps four decimals of the angle, and a
+/// network must see the same rounding in training and in diffusers.
+fn sinusoids(timesteps: &[f32], channels: usize, flip_sin_to_cos: bool, freq_shift: f64) -> Result<Tensor> {
+    let half = channels / 2;
+    let ln = -(10_000f64.ln()) as f32;
+    let frequencies: Vec<f32> =
+        (0..half).map(|i| (ln * i as f32 / (half as f64 - freq_shift) as f32).exp()).collect();
+    let mut data = Vec::with_capacity(timesteps.len() * channels);
+    for t in timesteps {
+        let sines = frequencies.iter().map(|f| (t * f).sin());
+        let cosines = frequencies.iter().map(|f| (t * f).cos());
+        if flip_sin_to_cos {
+            data.extend(cosines.chain(sines));
+        } else {
+            data.extend(sines.chain(cosines));
+        }
+    }
+    Ok(Tensor::from_vec(data, (timesteps.len(), 2 * half), &candle_core::Device::Cpu)?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sinusoids_agree_with_the_formula_in_both_orders() {
+        let row = |flip, shift| sinusoids(&[7.0], 8, flip, shift).unwrap().to_vec2::<f32>().unwrap().remove(0);
+        let (plain, flipped, ho) = (row(false, 0.0), row(true, 0.0), row(false, 1.0));
+        for i in 0..4 {
+            let angle = 7.0 * 10_000f64.powf(-(i as f64) / 4.0);
+            assert!((f64::from(plain[i]) - angle.sin()).abs() < 1e-6);
+            assert!((f64::from(plain[4 + i]) - angle.cos()).abs() < 1e-6);
+            assert_eq!((flipped[i], flipped[4 + i]), (plain[4 + i], plain[i]));
+            let angle = 7.0 * 10_000f64.powf(-(i as f64) / 3.0);
+            assert!((f64::from(ho[i]) - angle.sin()).abs() < 1e-6);
+        }
+    }
+}

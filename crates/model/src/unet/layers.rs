@@ -1,0 +1,128 @@
+//! Layers: a geometry and the places of their parameters. Names are diffusers' keys, initial values PyTorch's
+//! defaults (uniform within `1 / sqrt(fan_in)`), except where a layer starts at zero.
+
+use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
+use ddpm_kernels::ops::group_norm::GroupNorm as Normalisation;
+
+use super::naming::FileLayout;
+use crate::error::Result;
+use crate::params::{Init, ParamId, ParamLayout};
+use crate::tape::{LayerParams, Tape, Var};
+
+/// How a layer starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// PyTorch's default.
+    FanIn,
+    /// All zero, so that a residual block starts as the identity and the network's first loss is 1.
+    Zero,
+}
+
+impl Start {
+    fn init(self, fan_in: usize) -> Init {
+        match self {
+            Self::FanIn => Init::Uniform(1.0 / (fan_in as f64).sqrt()),
+            Self::Zero => Init::Zeros,
+        }
+    }
+}
+
+/// A convolution with bias.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Conv2d {
+    convolution: Convolution,
+    params: LayerParams,
+}
+
+impl Conv2d {
+    pub(super) fn new(
+        layout: &mut ParamLayout,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        convolution: Convolution,
+        start: Start,
+    ) -> Self {
+        let k = convolution.kernel;
+        let init = start.init(inputs * k * k);
+        let weight = layout.push(format!("{name}.weight"), &[outputs, k, k, inputs], init, FileLayout::Convolution);
+        let bias = layout.push(format!("{name}.bias"), &[outputs], init, FileLayout::Same);
+        Self { convolution, params: LayerParams { weight, bias } }
+    }
+
+    /// `[N, H, W, I] -> [N, H', W', O]`, plus `residual`.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, residual: Option<&Var>) -> Result<Var> {
+        tape.conv2d(x, &self.convolution, self.params, residual)
+    }
+}
+
+/// A linear layer with bias.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Linear {
+    params: LayerParams,
+}
+
+impl Linear {
+    pub(super) fn new(layout: &mut ParamLayout, name: &str, inputs: usize, outputs: usize, start: Start) -> Self {
+        let init = start.init(inputs);
+        let weight = layout.push(format!("{name}.weight"), &[outputs, inputs], init, FileLayout::Same);
+        let bias = layout.push(format!("{name}.bias"), &[outputs], init, FileLayout::Same);
+        Self { params: LayerParams { weight, bias } }
+    }
+
+    /// Queries, keys and values as one layer; files hold `{name}.to_q`, `to_k`, `to_v`.
+    pub(super) fn qkv(layout: &mut ParamLayout, name: &str, channels: usize) -> Self {
+        let init = Start::FanIn.init(channels);
+        let mut push = |part: &str, shape: &[usize]| {
+            let keys = ["to_q", "to_k", "to_v"].map(|to| format!("{name}.{to}.{part}"));
+            layout.push(format!("{name}.to_qkv.{part}"), shape, init, FileLayout::Stacked(keys))
+        };
+        let weight = push("weight", &[3 * channels, channels]);
+        let bias = push("bias", &[3 * channels]);
+        Self { params: LayerParams { weight, bias } }
+    }
+
+    /// `[..., I] -> [..., O]`, plus `residual`.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, residual: Option<&Var>) -> Result<Var> {
+        tape.linear(x, self.params, residual)
+    }
+}
+
+/// A group normalisation, with SiLU or without.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GroupNorm {
+    norm: Normalisation,
+    params: LayerParams,
+}
+
+impl GroupNorm {
+    pub(super) fn new(layout: &mut ParamLayout, name: &str, channels: usize, norm: Normalisation) -> Self {
+        let weight = layout.push(format!("{name}.weight"), &[channels], Init::Ones, FileLayout::Same);
+        let bias = layout.push(format!("{name}.bias"), &[channels], Init::Zeros, FileLayout::Same);
+        Self { norm, params: LayerParams { weight, bias } }
+    }
+
+    /// `[N, ..., C] -> [N, ..., C]`; `modulation` `[N, 2C]` is scale, then shift.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, modulation: Option<&Var>) -> Result<Var> {
+        tape.group_norm(x, self.norm, self.params, modulation)
+    }
+}
+
+/// A table of rows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Embedding {
+    table: ParamId,
+    pub(super) rows: usize,
+}
+
+impl Embedding {
+    pub(super) fn new(layout: &mut ParamLayout, name: &str, rows: usize, columns: usize) -> Self {
+        let table = layout.push(format!("{name}.weight"), &[rows, columns], Init::Normal, FileLayout::Same);
+        Self { table, rows }
+    }
+
+    /// Rows `labels`, `[N, C]`.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, labels: &[u32]) -> Result<Var> {
+        tape.embedding(self.table, labels)
+    }
+}

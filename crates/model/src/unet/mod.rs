@@ -1,0 +1,118 @@
+//! The UNet of Ho et al. 2020 with the options of Nichol & Dhariwal 2021, structured and named as diffusers'
+//! `UNet2DModel`, so that weights go both ways unchanged.
+//!
+//! A [`UNet`] holds geometry and the places of its parameters, not their values: the same network runs on the raw
+//! weights or on a moving average, whichever [`Params`](crate::params::Params) the tape was given. Shapes are
+//! `[N, H, W, C]`.
+
+mod attention;
+mod blocks;
+mod config;
+mod embedding;
+mod error;
+mod layers;
+pub mod naming;
+mod resnet;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
+use ddpm_kernels::ops::group_norm::GroupNorm as Normalisation;
+
+pub use config::{Activation, DownBlockType, ImageShape, Resample, TimeScaleShift, UNetConfig, UpBlockType};
+pub use error::UNetConfigError;
+
+use self::blocks::{DownBlock, MidBlock, UpBlock};
+use self::embedding::ConditionEmbedding;
+use self::layers::{Conv2d, GroupNorm, Start};
+use crate::error::{ModelError, Result};
+use crate::params::ParamLayout;
+use crate::tape::{Tape, Var};
+
+/// The network.
+#[derive(Clone, Debug)]
+pub struct UNet {
+    conv_in: Conv2d,
+    embedding: ConditionEmbedding,
+    down_blocks: Vec<DownBlock>,
+    mid_block: MidBlock,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+    layout: Arc<ParamLayout>,
+    image: ImageShape,
+}
+
+impl UNet {
+    /// The network of `config`.
+    ///
+    /// # Errors
+    /// A configuration that cannot be; see [`UNetConfig::validate`].
+    pub fn new(config: &UNetConfig) -> Result<Self> {
+        config.validate()?;
+        let image = config.image_shape()?;
+        let mut layout = ParamLayout::default();
+        let channels = &config.block_out_channels;
+        let same = Convolution::same(3);
+        let conv_in = Conv2d::new(&mut layout, "conv_in", image.in_channels, channels[0], same, Start::FanIn);
+        let embedding = ConditionEmbedding::new(&mut layout, config);
+        let down_blocks = (0..config.levels())
+            .map(|level| DownBlock::new(&mut layout, config, level, channels[level.saturating_sub(1)]))
+            .collect();
+        let mid_block = MidBlock::new(&mut layout, config, channels[config.levels() - 1]);
+        let up_blocks = (0..config.levels()).map(|index| UpBlock::new(&mut layout, config, index)).collect();
+        let norm = Normalisation { groups: config.norm_num_groups, eps: config.norm_eps, silu: true };
+        let conv_norm_out = GroupNorm::new(&mut layout, "conv_norm_out", channels[0], norm);
+        let conv_out = Conv2d::new(&mut layout, "conv_out", channels[0], image.out_channels, same, Start::Zero);
+        let layout = Arc::new(layout);
+        Ok(Self { conv_in, embedding, down_blocks, mid_block, up_blocks, conv_norm_out, conv_out, layout, image })
+    }
+
+    /// Where each parameter lies.
+    pub fn layout(&self) -> &Arc<ParamLayout> {
+        &self.layout
+    }
+
+    /// Input and output shape.
+    pub fn image_shape(&self) -> ImageShape {
+        self.image
+    }
+
+    /// The network's output for `x_t` `[N, H, W, C]` at `timesteps` (N numbers in `0..T`) and, if it has classes,
+    /// `labels` (N).
+    ///
+    /// # Errors
+    /// Inputs that do not fit the network, or an operation that fails.
+    pub fn forward(
+        &self,
+        tape: &mut Tape<'_>,
+        x_t: &Tensor,
+        timesteps: &[f32],
+        labels: Option<&[u32]>,
+    ) -> Result<Var> {
+        self.check_input(x_t, timesteps)?;
+        let temb = self.embedding.forward(tape, timesteps, labels)?;
+        let mut h = self.conv_in.forward(tape, &tape.input(x_t)?, None)?;
+        let mut skips = vec![h.clone()];
+        for block in &self.down_blocks {
+            h = block.forward(tape, h, &temb, &mut skips)?;
+        }
+        h = self.mid_block.forward(tape, h, &temb)?;
+        for block in &self.up_blocks {
+            h = block.forward(tape, h, &temb, &mut skips)?;
+        }
+        let h = self.conv_norm_out.forward(tape, &h, None)?;
+        self.conv_out.forward(tape, &h, None)
+    }
+
+    fn check_input(&self, x_t: &Tensor, timesteps: &[f32]) -> Result<()> {
+        let expected = vec![timesteps.len(), self.image.size, self.image.size, self.image.in_channels];
+        if x_t.dims() == expected {
+            return Ok(());
+        }
+        Err(ModelError::Input { what: "x_t [N, H, W, C]", found: x_t.dims().to_vec(), expected })
+    }
+}

@@ -1,0 +1,79 @@
+//! The residual block of Ho et al. 2020 and Nichol & Dhariwal 2021 (diffusers' `ResnetBlock2D`).
+
+use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
+use ddpm_kernels::ops::group_norm::GroupNorm as Normalisation;
+
+use super::config::{TimeScaleShift, UNetConfig};
+use super::layers::{Conv2d, GroupNorm, Linear, Start};
+use crate::error::Result;
+use crate::params::ParamLayout;
+use crate::tape::{Tape, Var};
+
+/// Normalise, SiLU, convolve; let the time in; normalise, SiLU, drop, convolve; add the skip connection.
+#[derive(Clone, Debug)]
+pub(super) struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time_emb_proj: Linear,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+    time_scale_shift: TimeScaleShift,
+    dropout: f64,
+}
+
+impl ResnetBlock {
+    pub(super) fn new(
+        layout: &mut ParamLayout,
+        name: &str,
+        config: &UNetConfig,
+        inputs: usize,
+        outputs: usize,
+    ) -> Self {
+        let norm = Normalisation { groups: config.norm_num_groups, eps: config.norm_eps, silu: true };
+        let same = Convolution::same(3);
+        let time_outputs = match config.resnet_time_scale_shift {
+            TimeScaleShift::Default => outputs,
+            TimeScaleShift::ScaleShift => 2 * outputs,
+        };
+        Self {
+            norm1: GroupNorm::new(layout, &format!("{name}.norm1"), inputs, norm),
+            conv1: Conv2d::new(layout, &format!("{name}.conv1"), inputs, outputs, same, Start::FanIn),
+            time_emb_proj: Linear::new(
+                layout,
+                &format!("{name}.time_emb_proj"),
+                config.time_embed_dim(),
+                time_outputs,
+                Start::FanIn,
+            ),
+            norm2: GroupNorm::new(layout, &format!("{name}.norm2"), outputs, norm),
+            conv2: Conv2d::new(layout, &format!("{name}.conv2"), outputs, outputs, same, Start::Zero),
+            conv_shortcut: (inputs != outputs).then(|| {
+                let one = Convolution::same(1);
+                Conv2d::new(layout, &format!("{name}.conv_shortcut"), inputs, outputs, one, Start::FanIn)
+            }),
+            time_scale_shift: config.resnet_time_scale_shift,
+            dropout: config.dropout,
+        }
+    }
+
+    /// `x` `[N, H, W, I]`, `temb` `[N, 4 C_0]` after SiLU `-> [N, H, W, O]`.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, temb: &Var) -> Result<Var> {
+        let h = self.norm1.forward(tape, x, None)?;
+        let h = self.conv1.forward(tape, &h, None)?;
+        let time = self.time_emb_proj.forward(tape, temb, None)?;
+        let h = match self.time_scale_shift {
+            TimeScaleShift::Default => {
+                let h = tape.add_channels(&h, &time)?;
+                self.norm2.forward(tape, &h, None)?
+            }
+            TimeScaleShift::ScaleShift => self.norm2.forward(tape, &h, Some(&time))?,
+        };
+        let h = tape.dropout(&h, self.dropout)?;
+        let skip = match &self.conv_shortcut {
+            Some(conv) => conv.forward(tape, x, None)?,
+            None => x.clone(),
+        };
+        self.conv2.forward(tape, &h, Some(&skip))
+    }
+}

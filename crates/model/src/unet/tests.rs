@@ -1,0 +1,203 @@
+//! The network against its oracles: published parameter counts, the plain-candle twin under candle's autograd in
+//! f64, finite differences, and itself in micro-batches.
+
+#![allow(clippy::unwrap_used)]
+
+use candle_core::{DType, Device, Tensor};
+use ddpm_kernels::philox::{Philox, Purpose};
+
+use super::*;
+use crate::params::{Gradients, Params, ReferenceParams};
+use crate::tape::DropoutStream;
+
+fn shaped(config: UNetConfig, size: usize, channels: usize) -> UNetConfig {
+    UNetConfig { sample_size: Some(size), in_channels: Some(channels), out_channels: Some(channels), ..config }
+}
+
+/// A network with every kind of block, small enough for f64 under candle.
+fn small(time: TimeScaleShift) -> UNetConfig {
+    let config = UNetConfig {
+        block_out_channels: vec![16, 32],
+        layers_per_block: 1,
+        down_block_types: vec![DownBlockType::DownBlock2D, DownBlockType::AttnDownBlock2D],
+        up_block_types: vec![UpBlockType::AttnUpBlock2D, UpBlockType::UpBlock2D],
+        attention_head_dim: Some(16),
+        norm_num_groups: 4,
+        attn_norm_num_groups: Some(8),
+        resnet_time_scale_shift: time,
+        num_class_embeds: Some(3),
+        ..UNetConfig::default()
+    };
+    shaped(config, 16, 3)
+}
+
+fn normal(shape: &[usize], position: u64) -> Tensor {
+    let mut data = vec![0.0; shape.iter().product()];
+    Philox::new(5, Purpose::Sample).fill_normal(0, position, &mut data);
+    Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
+}
+
+/// Every parameter nonzero, so that every gradient is.
+fn random_params(unet: &UNet) -> Params {
+    let mut data = Params::initialise(unet.layout(), 1, &Device::Cpu).unwrap().buffer().to_vec().unwrap();
+    let noise = normal(&[data.len()], 99).to_vec1::<f32>().unwrap();
+    for (v, n) in data.iter_mut().zip(noise) {
+        *v += 0.05 * n;
+    }
+    Params::from_vec(unet.layout(), data, &Device::Cpu).unwrap()
+}
+
+fn relative_error(got: &[f64], want: &[f64]) -> f64 {
+    let norm = |x: &[f64]| x.iter().map(|v| v * v).sum::<f64>().sqrt();
+    let difference: Vec<f64> = got.iter().zip(want).map(|(a, b)| a - b).collect();
+    assert!(got.iter().all(|v| v.is_finite()));
+    norm(&difference) / norm(want)
+}
+
+fn to_f64(x: &Tensor) -> Vec<f64> {
+    x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn parameter_counts_equal_the_published_ones() {
+    let attention_at = |at: &[usize], levels: usize| -> (Vec<_>, Vec<_>) {
+        let down = (0..levels).map(|l| match at.contains(&l) {
+            true => DownBlockType::AttnDownBlock2D,
+            false => DownBlockType::DownBlock2D,
+        });
+        let up = (0..levels).rev().map(|l| match at.contains(&l) {
+            true => UpBlockType::AttnUpBlock2D,
+            false => UpBlockType::UpBlock2D,
+        });
+        (down.collect(), up.collect())
+    };
+    let (down_block_types, up_block_types) = attention_at(&[1], 4);
+    let ho = UNetConfig {
+        block_out_channels: vec![128, 256, 256, 256],
+        down_block_types,
+        up_block_types,
+        ..UNetConfig::default()
+    };
+    assert_eq!(UNet::new(&shaped(ho, 32, 3)).unwrap().layout().len(), 35_746_307);
+    let (down_block_types, up_block_types) = attention_at(&[1, 2], 4);
+    let improved = UNetConfig {
+        block_out_channels: vec![128, 256, 256, 256],
+        layers_per_block: 3,
+        down_block_types,
+        up_block_types,
+        attention_head_dim: Some(64),
+        attn_norm_num_groups: Some(32),
+        resnet_time_scale_shift: TimeScaleShift::ScaleShift,
+        ..UNetConfig::default()
+    };
+    let improved = UNetConfig { out_channels: Some(6), ..shaped(improved, 32, 3) };
+    assert_eq!(UNet::new(&improved).unwrap().layout().len(), 52_546_438);
+}
+
+#[test]
+fn output_and_every_gradient_agree_with_candles_autograd_in_f64() {
+    for time in [TimeScaleShift::Default, TimeScaleShift::ScaleShift] {
+        let unet = UNet::new(&small(time)).unwrap();
+        let params = random_params(&unet);
+        let (x, dy) = (normal(&[2, 16, 16, 3], 0), normal(&[2, 16, 16, 3], 1));
+        let (timesteps, labels) = ([3.0, 700.0], Some(&[2, 0][..]));
+
+        let reference = ReferenceParams::new(&params, DType::F64).unwrap();
+        let want = unet.forward(&mut Tape::reference(&reference), &x, &timesteps, labels).unwrap();
+        let product = (want.value() * dy.to_dtype(DType::F64).unwrap()).unwrap();
+        let store = product.sum_all().unwrap().backward().unwrap();
+        let want_gradient: Vec<Vec<f64>> =
+            reference.variables().iter().map(|v| to_f64(store.get(v).unwrap())).collect();
+
+        for (exact, forward_tolerance, tolerance) in [(true, 2e-6, 1e-5), (false, 1e-5, 5e-5)] {
+            let mut tape = Tape::gradients(&params);
+            if exact {
+                tape = tape.exact();
+            }
+            let mut gradients = Gradients::new(unet.layout(), &Device::Cpu).unwrap();
+            let got = unet.forward(&mut tape, &x, &timesteps, labels).unwrap();
+            let error = relative_error(&to_f64(got.value()), &to_f64(want.value()));
+            assert!(error < forward_tolerance, "{time:?} exact {exact}: output off by {error}");
+            tape.backward(got, dy.clone(), &mut gradients).unwrap();
+            let flat = gradients.complete().unwrap().to_vec().unwrap();
+            for (spec, want) in unet.layout().specs().iter().zip(&want_gradient) {
+                let got: Vec<f64> = flat[spec.offset..][..spec.len()].iter().map(|&v| f64::from(v)).collect();
+                let error = relative_error(&got, want);
+                assert!(error < tolerance, "{time:?} exact {exact} {}: gradient off by {error}", spec.key);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_gradient_agrees_with_finite_differences_in_f64() {
+    let unet = UNet::new(&small(TimeScaleShift::ScaleShift)).unwrap();
+    let params = random_params(&unet);
+    let (x, dy) = (normal(&[1, 16, 16, 3], 0), normal(&[1, 16, 16, 3], 1));
+    let mut tape = Tape::gradients(&params);
+    let mut gradients = Gradients::new(unet.layout(), &Device::Cpu).unwrap();
+    let y = unet.forward(&mut tape, &x, &[40.0], Some(&[1])).unwrap();
+    tape.backward(y, dy.clone(), &mut gradients).unwrap();
+    let flat = gradients.complete().unwrap().to_vec().unwrap();
+
+    let start = params.buffer().to_vec().unwrap();
+    let direction = normal(&[start.len()], 7).to_vec1::<f32>().unwrap();
+    // Moved in f64, in the reference variables: f32 parameters would round the step away.
+    let value = |step: f64| -> f64 {
+        let reference = ReferenceParams::new(&params, DType::F64).unwrap();
+        for (spec, variable) in unet.layout().specs().iter().zip(reference.variables()) {
+            let d = Tensor::from_slice(&direction[spec.offset..][..spec.len()], spec.shape.as_slice(), &Device::Cpu);
+            let moved = (variable.as_tensor() + (d.unwrap().to_dtype(DType::F64).unwrap() * step).unwrap()).unwrap();
+            variable.set(&moved).unwrap();
+        }
+        let y = unet.forward(&mut Tape::reference(&reference), &x, &[40.0], Some(&[1])).unwrap();
+        to_f64(y.value()).iter().zip(to_f64(&dy)).map(|(y, d)| y * d).sum()
+    };
+    let step = 1e-5;
+    let want = (value(step) - value(-step)) / (2.0 * step);
+    let got: f64 = flat.iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
+    assert!(((got - want) / want).abs() < 1e-3, "{got} {want}");
+}
+
+#[test]
+fn a_fresh_network_predicts_zero() {
+    let unet = UNet::new(&small(TimeScaleShift::Default)).unwrap();
+    let params = Params::initialise(unet.layout(), 3, &Device::Cpu).unwrap();
+    let y = unet.forward(&mut Tape::inference(&params), &normal(&[1, 16, 16, 3], 0), &[5.0], Some(&[0])).unwrap();
+    assert!(to_f64(y.value()).iter().all(|&v| v == 0.0));
+}
+
+#[test]
+fn split_or_whole_a_batch_has_the_same_gradient_also_under_dropout() {
+    let unet = UNet::new(&UNetConfig { dropout: 0.3, ..small(TimeScaleShift::ScaleShift) }).unwrap();
+    let params = random_params(&unet);
+    let (x, dy) = (normal(&[4, 16, 16, 3], 0), normal(&[4, 16, 16, 3], 1));
+    let (timesteps, labels) = ([1.0, 20.0, 300.0, 999.0], [0, 1, 2, 1]);
+    let gradient = |micro: usize| {
+        let mut gradients = Gradients::new(unet.layout(), &Device::Cpu).unwrap();
+        for first in (0..4).step_by(micro) {
+            let stream = DropoutStream { seed: 1, step: 2, first_position: first as u64 };
+            let mut tape = Tape::training(&params, stream);
+            let part = |t: &Tensor| t.narrow(0, first, micro).unwrap().contiguous().unwrap();
+            let range = first..first + micro;
+            let y = unet.forward(&mut tape, &part(&x), &timesteps[range.clone()], Some(&labels[range])).unwrap();
+            tape.backward(y, part(&dy), &mut gradients).unwrap();
+        }
+        let flat = gradients.complete().unwrap().to_vec().unwrap();
+        flat.into_iter().map(f64::from).collect::<Vec<_>>()
+    };
+    let error = relative_error(&gradient(2), &gradient(4));
+    assert!(error < 1e-5, "{error}");
+}
+
+#[test]
+fn labels_are_asked_for_refused_and_checked() {
+    let unet = UNet::new(&small(TimeScaleShift::Default)).unwrap();
+    let params = Params::initialise(unet.layout(), 3, &Device::Cpu).unwrap();
+    let run = |labels: Option<&[u32]>| {
+        unet.forward(&mut Tape::inference(&params), &normal(&[1, 16, 16, 3], 0), &[5.0], labels).err()
+    };
+    assert!(matches!(run(None), Some(ModelError::Labels { conditional: true })));
+    assert!(run(Some(&[3])).unwrap().to_string().starts_with("class 3 does not exist"));
+    assert!(run(Some(&[2])).is_none());
+}

@@ -1,0 +1,374 @@
+//! The command line: every command, option and help text.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use ddpm_data::Format;
+use ddpm_model::diffusion::{SamplerKind, Spacing};
+
+use crate::config::{DeviceChoice, Setting};
+
+/// Trains diffusion models on images, samples from them and looks into them.
+#[derive(Debug, Parser)]
+#[command(name = "ddpm", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    after_help = "Start here:\n  ddpm config init --preset quickstart --to quickstart.toml\n  ddpm train quickstart.toml"
+)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct GlobalArgs {
+    /// Print one JSON document on stdout instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Tell more on stderr
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Tell nothing on stderr but warnings and errors
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub quiet: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model; the same command goes on where a stopped run was
+    Train(TrainArgs),
+    /// Draw images from a trained model
+    Sample(SampleArgs),
+    /// Look at a data set
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Write, show or check a configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Show what this machine has: CPU, GPU, memory, disk, hub
+    #[command(after_help = "Example:\n  ddpm doctor")]
+    Doctor,
+    /// Measure how fast this machine trains
+    Bench(BenchArgs),
+    /// Show a noise schedule, as a table or as a picture
+    Schedule(ScheduleArgs),
+    /// Run the network once, in PyTorch's layout, to compare with another implementation
+    Forward(ForwardArgs),
+}
+
+/// `ddpm train`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  ddpm train configs/quickstart.toml
+  ddpm train configs/quickstart.toml --set train.lr=1e-3 --set run.name=faster
+  ddpm train configs/quickstart.toml --max-hours 8    # stopped early: exit code 75")]
+pub struct TrainArgs {
+    /// The configuration (TOML)
+    pub config: PathBuf,
+    /// Where everything of this run goes [default: run.dir of the configuration, runs/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Where to go on from: the newest good checkpoint, none at all, or this one
+    #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
+    pub resume: Resume,
+    /// Set a key of the configuration; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<Setting>,
+    /// Where to compute: auto, cpu, cuda or cuda:N [default: run.device, auto]
+    #[arg(long)]
+    pub device: Option<DeviceChoice>,
+    /// End, with a checkpoint, when the run has made N steps in all
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_steps: Option<u64>,
+    /// Save and exit with 75 before H hours have passed
+    #[arg(long, value_name = "H", value_parser = positive)]
+    pub max_hours: Option<f64>,
+    /// One step, one checkpoint, one sample in a temporary directory: does everything work?
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+impl TrainArgs {
+    /// `--set`, and the options that stand for a key.
+    pub fn settings(&self) -> Vec<Setting> {
+        let setting = |key: &str, value: String| Setting { key: key.to_owned(), value };
+        let device = self.device.map(|device| setting("run.device", device.to_string()));
+        let run_dir = self.run_dir.as_ref().map(|dir| setting("run.dir", dir.display().to_string()));
+        self.set.iter().cloned().chain(device).chain(run_dir).collect()
+    }
+}
+
+/// Where `train` goes on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest good checkpoint of the run directory, if there is one.
+    Auto,
+    /// Start anew.
+    Never,
+    /// This checkpoint.
+    From(PathBuf),
+}
+
+impl From<&str> for Resume {
+    fn from(text: &str) -> Self {
+        match text {
+            "auto" => Self::Auto,
+            "never" => Self::Never,
+            path => Self::From(path.into()),
+        }
+    }
+}
+
+/// `ddpm sample`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  ddpm sample runs/quickstart
+  ddpm sample runs/emoji32 --class 7 --guidance 1 --num 64 --out smileys.png
+  ddpm sample runs/quickstart --sampler ddpm --steps 1000 --num 500 --out images/    # a folder: single PNGs")]
+pub struct SampleArgs {
+    /// A run directory or a checkpoint
+    pub model: PathBuf,
+    /// How many images
+    #[arg(long, default_value_t = 16, value_parser = count)]
+    pub num: usize,
+    /// How to sample: ddpm (ancestral) or ddim (good in few steps)
+    #[arg(long, default_value_t = SamplerKind::Ddim)]
+    pub sampler: SamplerKind,
+    /// How many steps [default: 50 with ddim, all with ddpm]
+    #[arg(long, value_parser = count)]
+    pub steps: Option<usize>,
+    /// Noise of ddim: 0 none, 1 as much as ddpm
+    #[arg(long, default_value_t = 0.0)]
+    pub eta: f64,
+    /// The class to draw, of a class-conditional model [default: all in turn]
+    #[arg(long)]
+    pub class: Option<u32>,
+    /// Classifier-free guidance W: how much more typical of its class an image is made
+    #[arg(long, value_name = "W", default_value_t = 0.0)]
+    pub guidance: f64,
+    /// The noise; the same seed gives the same images
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// A PNG file for a grid, or a folder for single PNGs
+    #[arg(long, value_name = "PATH", default_value = "samples.png")]
+    pub out: PathBuf,
+    /// Use the weights of the last step instead of their moving average
+    #[arg(long)]
+    pub raw: bool,
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value_t = DeviceChoice::Auto)]
+    pub device: DeviceChoice,
+}
+
+/// `ddpm data`
+#[derive(Clone, Debug, Subcommand)]
+pub enum DataCommand {
+    /// Count images, sizes, classes and unreadable files, and draw a preview
+    Inspect(InspectArgs),
+}
+
+/// `ddpm data inspect`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  ddpm data inspect builtin:fashion10k
+  ddpm data inspect photos/ --preview photos.png")]
+pub struct InspectArgs {
+    /// A folder of images, a .parquet file or folder, or builtin:fashion10k
+    pub source: String,
+    /// How the images are stored: auto, folder or parquet
+    #[arg(long, default_value = "auto", value_name = "NAME", value_parser = format)]
+    pub format: Format,
+    /// The part of a data set that has several
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
+    /// Where to write a grid of some of the images
+    #[arg(long, value_name = "PNG", default_value = "preview.png")]
+    pub preview: PathBuf,
+}
+
+/// `ddpm config`
+#[derive(Clone, Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Write a configuration to start from
+    Init(InitArgs),
+    /// Show every key with its value and where that comes from
+    Show(ShowArgs),
+    /// Say what a run would need: parameters, memory, disk, time
+    Check(CheckArgs),
+}
+
+/// `ddpm config init`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  ddpm config init                                       # to the terminal
+  ddpm config init --preset emoji32 --to my.toml")]
+pub struct InitArgs {
+    /// Which one: quickstart or emoji32
+    #[arg(long, value_name = "NAME", default_value = "quickstart")]
+    pub preset: String,
+    /// The file to write; an existing one is left alone [default: stdout]
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
+}
+
+/// `ddpm config show`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  ddpm config show configs/quickstart.toml
+  DDPM_TRAIN__LR=1e-3 ddpm config show configs/quickstart.toml --set train.steps=100")]
+pub struct ShowArgs {
+    /// The configuration (TOML), or a run directory
+    pub config: PathBuf,
+    /// Set a key; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<Setting>,
+}
+
+/// `ddpm config check`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Example:
+  ddpm config check configs/quickstart.toml --set train.batch_size=64")]
+pub struct CheckArgs {
+    /// The configuration (TOML), or a run directory
+    pub config: PathBuf,
+    /// Set a key; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<Setting>,
+}
+
+/// `ddpm bench`
+#[derive(Clone, Debug, Args)]
+#[command(allow_missing_positional = true)]
+#[command(after_help = "Example:
+  ddpm bench step configs/quickstart.toml")]
+pub struct BenchArgs {
+    /// What to measure
+    #[arg(value_enum, default_value = "step")]
+    pub what: BenchKind,
+    /// The configuration (TOML)
+    #[arg(required = true)]
+    pub config: PathBuf,
+    /// Set a key of the configuration; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<Setting>,
+    /// Measured repetitions
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = count)]
+    pub repeat: usize,
+}
+
+/// What `bench` measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchKind {
+    /// Whole training steps, with the time of their phases
+    Step,
+}
+
+/// `ddpm schedule`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  ddpm schedule configs/quickstart.toml
+  ddpm schedule configs/quickstart.toml --steps 50 --spacing trailing
+  ddpm schedule configs/quickstart.toml --spacing ddim50 --plot schedule.png
+  ddpm schedule configs/quickstart.toml --json | jq .alphas_cumprod[999]")]
+pub struct ScheduleArgs {
+    /// A configuration (TOML) or a run directory
+    #[arg(value_name = "CONFIG_OR_MODEL")]
+    pub config: PathBuf,
+    /// How many steps a sampler takes [default: all]
+    #[arg(long, value_parser = count)]
+    pub steps: Option<usize>,
+    /// Which steps: leading, trailing, linspace, or a respacing (250; 10,15,20; ddim50) [default: leading]
+    #[arg(long, value_name = "NAME")]
+    pub spacing: Option<Spacing>,
+    /// Draw the curves, and an image of the data being noised
+    #[arg(long, value_name = "PNG")]
+    pub plot: Option<PathBuf>,
+}
+
+/// `ddpm forward`
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "IN holds `sample` f32 [N, C, H, W], `timesteps` i64 [N] and, for a class-conditional model, `class_labels` i64 [N];
+OUT gets `output`. With --gradients IN also holds `target`, and OUT gets `loss` and `grad.<key>`.
+
+Example:
+  ddpm forward runs/quickstart --input in.safetensors --to out.safetensors"
+)]
+pub struct ForwardArgs {
+    /// A run directory or a checkpoint
+    pub model: PathBuf,
+    /// The tensors to read
+    #[arg(long, value_name = "IN.safetensors")]
+    pub input: PathBuf,
+    /// The tensors to write
+    #[arg(long, value_name = "OUT.safetensors")]
+    pub to: PathBuf,
+    /// Also the mean squared error and its gradients
+    #[arg(long)]
+    pub gradients: bool,
+    /// Use the weights of the last step instead of their moving average
+    #[arg(long)]
+    pub raw: bool,
+}
+
+/// A format's name, as in `data.format`.
+fn format(text: &str) -> Result<Format, String> {
+    serde_json::from_value(text.into()).map_err(|_| "expected auto, folder or parquet".to_owned())
+}
+
+/// A number of things: at least 1.
+fn count(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&count| count > 0).ok_or_else(|| "expected a whole number, 1 or more".to_owned())
+}
+
+/// A length of time: more than 0.
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| *number > 0.0 && number.is_finite());
+    number.ok_or_else(|| "expected a number above 0".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example_in_its_help() {
+        fn check(command: &clap::Command) {
+            let leaf = command.get_subcommands().next().is_none();
+            let shown = command.get_after_help().is_some_and(|help| help.to_string().contains(" ddpm "));
+            assert!(!leaf || shown, "{} has no example", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn what_to_bench_may_be_left_out() {
+        for line in ["ddpm bench my.toml", "ddpm bench step my.toml"] {
+            let Command::Bench(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else { panic!("{line}") };
+            assert_eq!((args.what, args.config), (BenchKind::Step, "my.toml".into()));
+        }
+    }
+
+    #[test]
+    fn options_of_train_become_settings_of_the_configuration() {
+        let line = "ddpm train my.toml --set train.lr=1 --device cuda --run-dir there --resume never";
+        let Command::Train(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else { panic!() };
+        let settings = args.settings();
+        let keys: Vec<_> = settings.iter().map(|setting| (setting.key.as_str(), setting.value.as_str())).collect();
+        assert_eq!(keys, [("train.lr", "1"), ("run.device", "cuda:0"), ("run.dir", "there")]);
+        assert_eq!(args.resume, Resume::Never);
+    }
+}

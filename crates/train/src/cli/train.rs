@@ -1,0 +1,92 @@
+//! `ddpm train`.
+
+use serde_json::json;
+
+use super::args::TrainArgs;
+use super::output::Output;
+use crate::config::{Resolved, Setting, TrainPlan};
+use crate::error::{ExitCode, Failure, Outcome};
+use crate::report::progress::{Verbosity, format_duration};
+use crate::training::run::{RunOptions, Summary, train};
+
+/// Trains, and says where everything is.
+pub fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure> {
+    let options = RunOptions {
+        resume: args.resume.clone(),
+        max_steps: args.max_steps,
+        max_hours: args.max_hours,
+        command: std::env::args().collect(),
+        verbosity: verbosity(output),
+    };
+    if args.dry_run {
+        return dry_run(args, options, output);
+    }
+    let plan = TrainPlan::new(&Resolved::load(&args.config, &args.settings())?)?;
+    let summary = train(&plan, &options)?;
+    output.result(&document(&summary), || text(&summary, args))?;
+    Ok(if summary.stopped.is_some() { Outcome::Stopped } else { Outcome::Done })
+}
+
+/// Everything once, in a directory that goes away: the same code as a real run, with other numbers.
+fn dry_run(args: &TrainArgs, options: RunOptions, output: &Output) -> Result<Outcome, Failure> {
+    let dir = tempfile::tempdir()
+        .map_err(|error| Failure::caused_by(ExitCode::Other, "cannot make a temporary directory", &error))?;
+    let setting = |key: &str, value: String| Setting { key: key.to_owned(), value };
+    let mut settings = args.settings();
+    settings.push(setting("run.dir", dir.path().join("run").display().to_string()));
+    settings.push(setting("log.every", "1".to_owned()));
+    settings.push(setting("sample.num", "1".to_owned()));
+    settings.push(setting("sample.steps", "2".to_owned()));
+    let plan = TrainPlan::new(&Resolved::load(&args.config, &settings)?)?;
+    let options = RunOptions { resume: super::args::Resume::Auto, max_steps: Some(1), ..options };
+    // The checkpoint is read back and verified where it is written; a second start reads it as a resume would.
+    train(&plan, &options)?;
+    let summary = train(&plan, &RunOptions { verbosity: Verbosity::Quiet, ..options })?;
+    let seconds = summary.elapsed.as_secs_f64();
+    output.result(&json!({"status": "done", "dry_run": true, "step": summary.step, "seconds": seconds}), || {
+        "dry run: one step, one checkpoint written and read back, one sample: all well".to_owned()
+    })?;
+    Ok(Outcome::Done)
+}
+
+fn verbosity(output: &Output) -> Verbosity {
+    match (output.quiet(), output.verbose()) {
+        (true, _) => Verbosity::Quiet,
+        (_, true) => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    }
+}
+
+fn document(summary: &Summary) -> serde_json::Value {
+    json!({
+        "run_dir": summary.run_dir,
+        "step": summary.step,
+        "images": summary.images,
+        "seconds": summary.elapsed.as_secs_f64(),
+        "status": if summary.stopped.is_some() { "stopped" } else { "done" },
+        "checkpoint": summary.checkpoint,
+        "samples": summary.samples,
+    })
+}
+
+fn text(summary: &Summary, args: &TrainArgs) -> String {
+    let run = summary.run_dir.display();
+    let elapsed = format_duration(summary.elapsed);
+    let mut lines = vec![match summary.stopped {
+        Some(reason) => format!("stopped by {reason} at step {} after {elapsed}; everything is saved", summary.step),
+        None => format!("done: step {}, {} images, {elapsed}", summary.step, summary.images),
+    }];
+    let mut place = |what: &str, path: Option<String>| {
+        lines.extend(path.map(|path| format!("  {what:<11} {path}")));
+    };
+    place("checkpoint", summary.checkpoint.as_ref().map(|path| path.display().to_string()));
+    place("pictures", summary.samples.as_ref().map(|path| path.display().to_string()));
+    place("metrics", Some(format!("{run}/metrics.jsonl")));
+    lines.push("next:".to_owned());
+    if summary.stopped.is_some() {
+        lines.push(format!("  ddpm train {}    # the same command goes on from here", args.config.display()));
+    }
+    lines.push(format!("  ddpm sample {run} --num 64 --out samples.png"));
+    lines.push(format!("  tensorboard --logdir {run}/events"));
+    lines.join("\n")
+}

@@ -1,0 +1,95 @@
+//! The device a run is to use, decided once.
+
+use std::fmt;
+use std::str::FromStr;
+
+use candle_core::Device;
+use candle_core::utils::cuda_is_available;
+
+use crate::error::{ExitCode, Failure};
+
+/// What `run.device` and `--device` may name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU if this build can use one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_prefix("cuda:").map(str::parse);
+        match (text, number) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            ("cuda", _) => Ok(Self::Cuda(0)),
+            (_, Some(Ok(number))) => Ok(Self::Cuda(number)),
+            _ => Err("expected auto, cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// Whether this ends on the CPU, as far as can be told without opening a device.
+    pub fn is_cpu(self) -> bool {
+        match self {
+            Self::Auto => !cuda_is_available(),
+            Self::Cpu => true,
+            Self::Cuda(_) => false,
+        }
+    }
+
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// Exit code 4: this build has no CUDA, or there is no such GPU.
+    pub fn open(self) -> Result<Device, Failure> {
+        match self {
+            Self::Cuda(number) => open_cuda(number),
+            Self::Auto if cuda_is_available() => open_cuda(0),
+            Self::Auto | Self::Cpu => Ok(Device::Cpu),
+        }
+    }
+}
+
+fn open_cuda(number: usize) -> Result<Device, Failure> {
+    if !cuda_is_available() {
+        let message = format!("device cuda:{number}: this build of ddpm computes on the CPU only");
+        return Err(Failure::new(ExitCode::Device, message).hint("use --device cpu, or --device auto"));
+    }
+    Device::new_cuda(number).map_err(|error| {
+        Failure::caused_by(ExitCode::Device, format!("device cuda:{number} cannot be opened"), &error)
+            .hint("`ddpm doctor` shows what is there; --device cpu needs no GPU")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        for text in ["auto", "cpu", "cuda:0", "cuda:3"] {
+            assert_eq!(text.parse::<DeviceChoice>().map(|device| device.to_string()), Ok(text.to_owned()));
+        }
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        assert!("cuda:".parse::<DeviceChoice>().is_err());
+        assert!("gpu".parse::<DeviceChoice>().is_err());
+    }
+}

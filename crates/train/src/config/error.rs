@@ -1,0 +1,125 @@
+//! What can be wrong with a configuration. Each text names the place, the key, what was found and what was expected.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::error::{ExitCode, Failure};
+
+/// Where a value comes from, the weakest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// A line of the config file, counted from 1.
+    File {
+        /// The file, as it was named on the command line.
+        path: PathBuf,
+        /// The line.
+        line: usize,
+    },
+    /// An environment variable.
+    Environment {
+        /// Its name.
+        variable: String,
+    },
+    /// `--set`, or an option that stands for it.
+    CommandLine,
+}
+
+impl Origin {
+    /// The kind of origin, as `config show --json` names it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::File { .. } => "file",
+            Self::Environment { .. } => "environment",
+            Self::CommandLine => "command line",
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Environment { variable } => f.write_str(variable),
+            Self::Default | Self::CommandLine => f.write_str(self.kind()),
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: the config file cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+        /// What to do about it.
+        help: String,
+    },
+    /// The file is not TOML.
+    #[error("{origin}: this is not TOML: {message}")]
+    Syntax {
+        /// The line.
+        origin: Origin,
+        /// What the parser says.
+        message: String,
+    },
+    /// A key that does not exist.
+    #[error("{origin}: unknown key `{key}`")]
+    UnknownKey {
+        /// The place.
+        origin: Origin,
+        /// The key.
+        key: String,
+        /// What to do about it.
+        help: String,
+    },
+    /// A value of another type, or a name that its key does not know.
+    #[error("{origin}: {key} = {found}: expected {expected}")]
+    Type {
+        /// The place.
+        origin: Origin,
+        /// The key.
+        key: String,
+        /// The value, as TOML.
+        found: String,
+        /// What the key takes.
+        expected: String,
+        /// What to do about it.
+        help: Option<String>,
+    },
+    /// Values of the right type that a run cannot have.
+    #[error("{place}: {message}")]
+    Impossible {
+        /// The line of the config file, the environment variable or the command line.
+        place: String,
+        /// The key, what was found and what was expected.
+        message: String,
+        /// What to do about it.
+        help: String,
+    },
+}
+
+impl ConfigError {
+    /// What to do about it.
+    pub fn help(&self) -> Option<&str> {
+        match self {
+            Self::Read { help, .. } | Self::UnknownKey { help, .. } | Self::Impossible { help, .. } => Some(help),
+            Self::Type { help, .. } => help.as_deref(),
+            Self::Syntax { .. } => Some("`ddpm config init` writes a config that works, to start from"),
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::from_error(ExitCode::Usage, &error).maybe_hint(error.help())
+    }
+}

@@ -1,0 +1,109 @@
+//! What makes two configurations the same run: every key that can change a result, and no other.
+//!
+//! A run may be resumed with more steps, other pictures, another device or more workers; with another learning rate
+//! or network it would be another run. `micro_batch` and `gradient_checkpointing` give the same update and may follow
+//! the memory there is.
+
+use serde_json::{Map, Value, json};
+
+use super::schema;
+use super::toml_source::to_toml;
+use super::types::TrainConfig;
+
+/// Sections of which nothing can change the past.
+const FREE_SECTIONS: [&str; 4] = ["checkpoint", "sample", "log", "hub"];
+
+/// Keys of other sections that cannot change the past. Data may move: a checkpoint knows it by its fingerprint.
+const FREE_KEYS: [&str; 12] = [
+    "run.name",
+    "run.dir",
+    "run.device",
+    "data.source",
+    "data.format",
+    "data.workers",
+    "data.prefetch",
+    "data.cache_dir",
+    "train.steps",
+    "train.micro_batch",
+    "train.gradient_checkpointing",
+    "train.deterministic",
+];
+
+/// A key whose value differs between two configurations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// `section.key`.
+    pub key: String,
+    /// The old value, as TOML.
+    pub old: String,
+    /// The new value, as TOML.
+    pub new: String,
+}
+
+/// The hash of all keys that can change the past, in hexadecimal.
+pub fn config_hash(config: &TrainConfig) -> String {
+    let binding: Map<String, Value> = binding_values(config).collect();
+    blake3::hash(Value::Object(binding).to_string().as_bytes()).to_hex().to_string()
+}
+
+/// The keys that can change the past and differ, in the order of the sections. Empty exactly when the hashes agree.
+pub fn diff(old: &TrainConfig, new: &TrainConfig) -> Vec<Change> {
+    binding_values(old)
+        .zip(binding_values(new))
+        .filter(|((_, old), (_, new))| old != new)
+        .map(|((key, old), (_, new))| Change { key, old: to_toml(&old), new: to_toml(&new) })
+        .collect()
+}
+
+fn binding_values(config: &TrainConfig) -> impl Iterator<Item = (String, Value)> {
+    let document = json!(config);
+    schema::keys().filter(|key| is_binding(key)).map(move |key| {
+        let value = document.pointer(&format!("/{}", key.replace('.', "/"))).cloned().unwrap_or(Value::Null);
+        (key, value)
+    })
+}
+
+fn is_binding(key: &str) -> bool {
+    let section = key.split('.').next().unwrap_or_default();
+    !FREE_SECTIONS.contains(&section) && !FREE_KEYS.contains(&key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_logging_and_places_do_not_change_the_run() {
+        let old = TrainConfig::default();
+        let mut new = old.clone();
+        new.train.steps += 1;
+        new.train.micro_batch = 3;
+        new.run.name = "other".to_owned();
+        new.run.device = "cpu".to_owned();
+        new.data.workers = 7;
+        new.log.every = 1;
+        new.sample.every = 1;
+        new.checkpoint.every = 1;
+        assert_eq!(diff(&old, &new), []);
+        assert_eq!(config_hash(&old), config_hash(&new));
+    }
+
+    #[test]
+    fn a_changed_learning_rate_or_network_is_named() {
+        let old = TrainConfig::default();
+        let mut new = old.clone();
+        new.train.lr = 1e-3;
+        new.model.num_class_embeds = Some(10);
+        let change = |key: &str, old: &str, new: &str| Change { key: key.into(), old: old.into(), new: new.into() };
+        let want = [change("model.num_class_embeds", "\"none\"", "10"), change("train.lr", "2e-4", "0.001")];
+        assert_eq!(diff(&old, &new), want);
+        assert_ne!(config_hash(&old), config_hash(&new));
+    }
+
+    #[test]
+    fn every_free_key_exists() {
+        let keys: Vec<String> = schema::keys().collect();
+        assert!(FREE_KEYS.iter().all(|free| keys.iter().any(|key| key == free)));
+        assert!(FREE_SECTIONS.iter().all(|free| keys.iter().any(|key| key.starts_with(&format!("{free}.")))));
+    }
+}

@@ -1,0 +1,30 @@
+//! From what a user wrote to what a run may believe.
+//!
+//! ```text
+//! defaults < file < environment < command line  ->  Resolved { TrainConfig, origins }  ->  TrainPlan
+//! ```
+//! - [`types`]: plain structs, one per section, with every default.
+//! - [`Resolved`]: the layers merged, each value with its [`Origin`]; unknown keys and wrong types are refused here.
+//! - [`TrainPlan`]: built once; whoever holds one holds values that go together.
+//! - [`config_hash`] and [`diff`]: whether a checkpoint belongs to a configuration.
+
+mod checks;
+mod device;
+mod error;
+mod explain;
+mod identity;
+mod layers;
+mod plan;
+pub mod presets;
+mod schema;
+mod toml_source;
+pub mod types;
+mod write;
+
+pub use device::DeviceChoice;
+pub use error::{ConfigError, Origin};
+pub use identity::{Change, config_hash, diff};
+pub use layers::{Entry, Resolved, Setting};
+pub use plan::{Cadence, TrainPlan, Warning};
+pub use toml_source::to_toml;
+pub use types::TrainConfig;

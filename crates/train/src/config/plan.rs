@@ -1,0 +1,216 @@
+//! What a run may believe: built once from a [`Resolved`] configuration, after every check.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use ddpm_data::OpenOptions;
+use ddpm_model::diffusion::Schedule;
+use ddpm_model::unet::ImageShape;
+use serde::Serialize;
+
+use super::checks::Checks;
+use super::device::DeviceChoice;
+use super::error::ConfigError;
+use super::identity::config_hash;
+use super::layers::Resolved;
+use super::types::TrainConfig;
+
+/// Above this share of the image left in `x_T`, sampling starts from noise the network has never seen.
+const MAX_TERMINAL_SIGNAL: f64 = 0.05;
+
+/// How often something happens; `every = 0` in a config means never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cadence(u64);
+
+impl Cadence {
+    /// Every `every` steps; 0: never.
+    pub fn new(every: u64) -> Self {
+        Self(every)
+    }
+
+    /// Whether it happens after `step` steps.
+    pub fn is_due(self, step: u64) -> bool {
+        self.0 != 0 && step != 0 && step.is_multiple_of(self.0)
+    }
+
+    /// How often it happens up to and including step `steps`.
+    pub fn count(self, steps: u64) -> u64 {
+        steps.checked_div(self.0).unwrap_or(0)
+    }
+}
+
+/// Something that works but is probably not meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Warning {
+    /// The key.
+    pub key: &'static str,
+    /// What is odd about it, and what to do.
+    pub message: String,
+}
+
+/// A configuration whose values have been checked, alone and against each other.
+#[derive(Clone, Debug)]
+pub struct TrainPlan {
+    resolved: Resolved,
+    device: DeviceChoice,
+    shape: ImageShape,
+    hash: String,
+    warnings: Vec<Warning>,
+}
+
+impl TrainPlan {
+    /// Checks a configuration.
+    ///
+    /// # Errors
+    /// The first value that a run cannot have, with a value that it could have.
+    pub fn new(resolved: &Resolved) -> Result<Self, ConfigError> {
+        let checks = Checks::new(resolved);
+        let device = checks.device()?;
+        checks.data()?;
+        let shape = checks.model()?;
+        let schedule = checks.diffusion()?;
+        checks.training(device)?;
+        checks.reports()?;
+        let hash = config_hash(&resolved.config);
+        let warnings = warnings(&resolved.config, &schedule);
+        Ok(Self { resolved: resolved.clone(), device, shape, hash, warnings })
+    }
+
+    /// The values, each in its range.
+    pub fn config(&self) -> &TrainConfig {
+        &self.resolved.config
+    }
+
+    /// The values with their origins.
+    pub fn resolved(&self) -> &Resolved {
+        &self.resolved
+    }
+
+    /// The config file.
+    pub fn path(&self) -> &Path {
+        self.resolved.path()
+    }
+
+    /// The run directory.
+    pub fn run_dir(&self) -> PathBuf {
+        PathBuf::from(&self.config().run.dir)
+    }
+
+    /// The device to open.
+    pub fn device(&self) -> DeviceChoice {
+        self.device
+    }
+
+    /// What goes into the network and comes out.
+    pub fn image_shape(&self) -> ImageShape {
+        self.shape
+    }
+
+    /// How to open `data.source`.
+    pub fn open_options(&self) -> OpenOptions {
+        let data = &self.config().data;
+        OpenOptions { format: data.format, split: Some(data.split.clone()).filter(|split| !split.is_empty()) }
+    }
+
+    /// The number of classes the network is told, if it is told any.
+    pub fn classes(&self) -> Option<usize> {
+        self.config().model.num_class_embeds
+    }
+
+    /// Images computed at once, where the config says so.
+    pub fn micro_batch(&self) -> Option<NonZeroUsize> {
+        NonZeroUsize::new(self.config().train.micro_batch)
+    }
+
+    /// Largest gradient norm; `None`: no clipping.
+    pub fn clip_grad_norm(&self) -> Option<f64> {
+        Some(self.config().train.clip_grad_norm).filter(|&norm| norm > 0.0)
+    }
+
+    /// When a checkpoint is written, apart from the end.
+    pub fn checkpoint_cadence(&self) -> Cadence {
+        Cadence::new(self.config().checkpoint.every)
+    }
+
+    /// When pictures are drawn, apart from the end.
+    pub fn sample_cadence(&self) -> Cadence {
+        Cadence::new(self.config().sample.every)
+    }
+
+    /// When a line of metrics is written.
+    pub fn log_cadence(&self) -> Cadence {
+        Cadence::new(self.config().log.every)
+    }
+
+    /// The hash of all keys that can change the past; see [`config_hash`].
+    pub fn config_hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// What works but is probably not meant.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+}
+
+fn warnings(config: &TrainConfig, schedule: &Schedule) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let mut warn = |key, message| warnings.push(Warning { key, message });
+    let signal = schedule.terminal_signal();
+    if signal > MAX_TERMINAL_SIGNAL {
+        let message = format!(
+            "sqrt(alpha_bar_T) = {signal:.3}: that share of the image is left in x_T, but sampling starts from pure \
+             noise; at most {MAX_TERMINAL_SIGNAL} is usual: raise num_train_timesteps or beta_end"
+        );
+        warn("diffusion.num_train_timesteps", message);
+    }
+    let train = &config.train;
+    if train.warmup_steps >= train.steps {
+        let message =
+            format!("{} steps of warm-up, but only {} in all: lr is never reached", train.warmup_steps, train.steps);
+        warn("train.warmup_steps", message);
+    }
+    if config.checkpoint.every == 0 || config.checkpoint.every > train.steps {
+        warn("checkpoint.every", "only the end is saved: a crash loses the whole run".to_owned());
+    }
+    if train.ema_decays.is_empty() {
+        warn("train.ema_decays", "samples are taken from the raw weights, which gives noisier images".to_owned());
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn plan(text: &str) -> TrainPlan {
+        let text = format!("{text}\n[data]\nsource = \"builtin:fashion10k\"\n");
+        let resolved = Resolved::from_layers(Path::new("configs/my.toml"), &text, [], &[]).unwrap();
+        TrainPlan::new(&resolved).unwrap()
+    }
+
+    #[test]
+    fn zero_means_never() {
+        assert!(!Cadence::new(0).is_due(10));
+        assert!(Cadence::new(5).is_due(10) && !Cadence::new(5).is_due(11) && !Cadence::new(5).is_due(0));
+        assert_eq!((Cadence::new(0).count(10), Cadence::new(4).count(10)), (0, 2));
+        assert_eq!(plan("[train]\nclip_grad_norm = 0").clip_grad_norm(), None);
+        assert_eq!(plan("").micro_batch(), None);
+    }
+
+    #[test]
+    fn a_schedule_that_leaves_the_image_visible_is_warned_about() {
+        let plan = plan("[diffusion]\nnum_train_timesteps = 100");
+        assert_eq!(plan.warnings().len(), 1);
+        assert_eq!(plan.warnings()[0].key, "diffusion.num_train_timesteps");
+        assert!(plan.warnings()[0].message.starts_with("sqrt(alpha_bar_T) = 0.603:"), "{}", plan.warnings()[0].message);
+    }
+
+    #[test]
+    fn settings_that_are_probably_not_meant_are_warned_about() {
+        let plan = plan("[train]\nsteps = 100\nema_decays = []\n[checkpoint]\nevery = 0");
+        let keys: Vec<&str> = plan.warnings().iter().map(|warning| warning.key).collect();
+        assert_eq!(keys, ["train.warmup_steps", "checkpoint.every", "train.ema_decays"]);
+    }
+}

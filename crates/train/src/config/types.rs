@@ -1,0 +1,259 @@
+//! What a user may write: one plain struct per section, each key with its default, here and nowhere else.
+//!
+//! Nothing is checked here beyond types; [`TrainPlan`](super::TrainPlan) turns a config into what a run may believe.
+//! `every = 0` means never, everywhere. `[model]`, `[diffusion]` and `[loss]` are defined beside the code they set up.
+
+use serde::{Deserialize, Serialize};
+
+pub use ddpm_data::{Crop, Format, OnCorrupt};
+pub use ddpm_model::diffusion::{DiffusionConfig, LossConfig, SamplerKind};
+pub use ddpm_model::optim::LrSchedule;
+pub use ddpm_model::unet::UNetConfig;
+
+/// A whole configuration; the sections of the file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Name, place, seed and device.
+    pub run: RunConfig,
+    /// Images, and how they become batches.
+    pub data: DataConfig,
+    /// The network, under the names of diffusers' `UNet2DModel`.
+    pub model: UNetConfig,
+    /// The noise schedule, and what the network predicts.
+    pub diffusion: DiffusionConfig,
+    /// What is minimised.
+    pub loss: LossConfig,
+    /// The optimizer, its schedule, and how a batch is computed.
+    pub train: OptimConfig,
+    /// When to save and what to keep.
+    pub checkpoint: CheckpointConfig,
+    /// Pictures during training.
+    pub sample: SampleConfig,
+    /// What is reported, and how often.
+    pub log: LogConfig,
+    /// Uploads to the Hugging Face hub.
+    pub hub: HubConfig,
+}
+
+impl TrainConfig {
+    /// Classes of the images that the model can tell apart, 0 for an unconditional one: its embeddings, less the one
+    /// for "no class" that `loss.label_dropout` needs.
+    pub fn model_classes(&self) -> usize {
+        let none = usize::from(self.loss.label_dropout > 0.0);
+        self.model.num_class_embeds.map_or(0, |embeds| embeds.saturating_sub(none))
+    }
+}
+
+/// `[run]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Name of the run; left out, that of the config file.
+    pub name: String,
+    /// The run directory; left out, `runs/<name>`.
+    pub dir: String,
+    /// Every random number of the run is a function of this and of its place.
+    pub seed: u64,
+    /// `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self { name: String::new(), dir: String::new(), seed: 0, device: "auto".to_owned() }
+    }
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Where the images are: `builtin:fashion10k`, a folder, a `.parquet` file or a folder of them.
+    pub source: String,
+    /// How the images are stored; `auto` sees it from the source.
+    pub format: Format,
+    /// The part of a data set that has several; left out, all of it.
+    pub split: String,
+    /// Side of the square images that the network sees, in pixels.
+    pub image_size: usize,
+    /// 1 for grey, 3 for RGB; images are converted.
+    pub channels: usize,
+    /// How an image of another shape is made square.
+    pub crop: Crop,
+    /// Mirror half of the images, left to right.
+    pub flip: bool,
+    /// Number of classes of the labels; 0: that of the model, see [`TrainConfig::model_classes`].
+    pub num_classes: usize,
+    /// What to do with an image that cannot be decoded.
+    pub on_corrupt: OnCorrupt,
+    /// Share of the images, in [0, 1], that may be skipped before the run fails.
+    pub max_corrupt: f64,
+    /// Where indexes of remote or packed sources are kept; left out, the user's cache directory.
+    pub cache_dir: String,
+    /// Threads that read and decode; 0: as many as are useful.
+    pub workers: usize,
+    /// Batches that are made ahead.
+    pub prefetch: usize,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            source: String::new(),
+            format: Format::Auto,
+            split: String::new(),
+            image_size: 32,
+            channels: 3,
+            crop: Crop::Center,
+            flip: false,
+            num_classes: 0,
+            on_corrupt: OnCorrupt::Skip,
+            max_corrupt: 0.01,
+            cache_dir: String::new(),
+            workers: 0,
+            prefetch: 4,
+        }
+    }
+}
+
+/// `[train]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimConfig {
+    /// Optimizer steps in all.
+    pub steps: u64,
+    /// Images per step, over all devices.
+    pub batch_size: usize,
+    /// Images computed at once; a batch is the mean of several. 0: as many as fit.
+    pub micro_batch: usize,
+    /// The learning rate after warm-up.
+    pub lr: f64,
+    /// AdamW's decay rates of the first and the second moment.
+    pub betas: [f64; 2],
+    /// Added to the root of AdamW's second moment.
+    pub eps: f64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// The course of the learning rate after warm-up.
+    pub lr_schedule: LrSchedule,
+    /// Steps over which the learning rate grows from 0.
+    pub warmup_steps: u64,
+    /// Largest norm of the whole gradient; 0: no clipping.
+    pub clip_grad_norm: f64,
+    /// Number format of activations and products; weights are always f32.
+    pub precision: Precision,
+    /// Recompute activations in the backward pass instead of keeping them: less memory, more time.
+    pub gradient_checkpointing: bool,
+    /// Equal bits from equal runs, also on a GPU, where that costs time.
+    pub deterministic: bool,
+    /// Decay rates of the moving averages of the weights; samples use the first.
+    pub ema_decays: Vec<f64>,
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        Self {
+            steps: 100_000,
+            batch_size: 128,
+            micro_batch: 0,
+            lr: 2e-4,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            lr_schedule: LrSchedule::Constant,
+            warmup_steps: 500,
+            clip_grad_norm: 1.0,
+            precision: Precision::F32,
+            gradient_checkpointing: false,
+            deterministic: false,
+            ema_decays: vec![0.9999],
+        }
+    }
+}
+
+/// Number format of activations and products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// 16 bits with f32's range; GPU only.
+    Bf16,
+    /// 16 bits with a scaled loss; GPU only.
+    F16,
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Steps from one checkpoint to the next; 0: only at the end.
+    pub every: u64,
+    /// How many of the newest are kept.
+    pub keep_last: usize,
+    /// Checkpoints at multiples of this many steps are kept for good; 0: none.
+    pub keep_every: u64,
+    /// Write beside the training instead of pausing it.
+    pub r#async: bool,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every: 5000, keep_last: 3, keep_every: 0, r#async: true }
+    }
+}
+
+/// `[sample]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SampleConfig {
+    /// Training steps from one picture to the next; 0: only at the end.
+    pub every: u64,
+    /// Images in a picture.
+    pub num: usize,
+    /// How images are drawn.
+    pub sampler: SamplerKind,
+    /// Steps of the sampler, at most `diffusion.num_train_timesteps`.
+    pub steps: usize,
+    /// Seed of the noise; the same every time, so that pictures can be compared.
+    pub seed: u64,
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        Self { every: 5000, num: 16, sampler: SamplerKind::Ddim, steps: 50, seed: 0 }
+    }
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// Steps from one line of metrics to the next; 0: never.
+    pub every: u64,
+    /// Write TensorBoard event files.
+    pub tensorboard: bool,
+    /// Write `metrics.jsonl`.
+    pub jsonl: bool,
+    /// Where to serve metrics over HTTP (`host:port`); left out: nowhere.
+    pub metrics_addr: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { every: 50, tensorboard: true, jsonl: true, metrics_addr: String::new() }
+    }
+}
+
+/// `[hub]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HubConfig {
+    /// `owner/name` on the hub; left out: nothing is uploaded.
+    pub repo: String,
+    /// Steps from one upload to the next; 0: only at the end.
+    pub push_every: u64,
+    /// Make the repository private.
+    pub private: bool,
+}

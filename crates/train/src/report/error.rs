@@ -1,0 +1,50 @@
+//! What can go wrong when a run tells about itself.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::durable::io_help;
+
+/// Why a report was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The operating system refused.
+    #[error("{}: cannot {action}", path.display())]
+    Io {
+        /// The verb and its object.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The bytes are not the picture they are said to be.
+    #[error("picture: {found}, expected {expected}")]
+    Picture {
+        /// What was given.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
+    /// The picture could not be turned into a PNG.
+    #[error("picture cannot be encoded as PNG")]
+    Encode(#[source] image::ImageError),
+}
+
+impl ReportError {
+    /// What to do about it, in one sentence.
+    pub fn help(&self) -> String {
+        match self {
+            Self::Io { path, source, .. } => io_help(source, path),
+            Self::Picture { .. } => "ask for fewer or smaller pictures, with 1 or 3 channels".into(),
+            Self::Encode(_) => "ask for fewer or smaller pictures".into(),
+        }
+    }
+
+    /// For `map_err`: names what was being done, and where.
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}

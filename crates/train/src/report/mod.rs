@@ -1,0 +1,26 @@
+//! What a run tells: metrics for programs, pictures and a progress bar for people, events for TensorBoard.
+//!
+//! [`Reporter`] is what the loop talks to; it never fails a run, because a log that cannot be written is no reason to
+//! stop training: the trouble is said once, and lines not yet written are tried again.
+//!
+//! | module | writes |
+//! | --- | --- |
+//! | [`jsonl`] | `metrics.jsonl`, `log.jsonl` |
+//! | [`tensorboard`] | `events/` |
+//! | [`pictures`] | sample grids as PNG |
+//! | [`progress`] | the bar or the lines on stderr |
+//! | [`terminal`] | nothing: what stderr can show |
+
+pub(crate) mod clock;
+mod error;
+pub mod jsonl;
+mod metrics;
+pub mod pictures;
+pub mod progress;
+mod reporter;
+pub mod tensorboard;
+pub mod terminal;
+
+pub use error::ReportError;
+pub use metrics::{MetricRecord, Timing};
+pub use reporter::{Reporter, ReporterOptions};

@@ -1,0 +1,22 @@
+//! Training: one step as Algorithm 1 of Ho et al. 2020 has it, and the life of a run around it.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`step`] | one optimizer step |
+//! | [`run`] | start or resume, step, save, stop |
+//! | [`state`] | a trainer to and from a checkpoint |
+//! | [`window`] | the means between two logged steps |
+//! | [`stop`] | signals and time limits |
+//! | [`pictures`] | images drawn from a model, always from the same noise |
+//! | [`model`] | a trained model, read back |
+//! | [`measure`] | how long a step takes |
+
+pub mod measure;
+pub mod model;
+mod observe;
+pub mod pictures;
+pub mod run;
+pub mod state;
+pub mod step;
+pub mod stop;
+pub mod window;

@@ -1,0 +1,89 @@
+//! A trained model, read back from a run directory or a checkpoint.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use ddpm_model::diffusion::DiffusionProcess;
+use ddpm_model::params::Params;
+use ddpm_model::unet::UNet;
+
+use super::state::{checkpoint_config, read_params};
+use crate::checkpoint::{Checkpoint, MODEL_FILE, ema_file, newest_good};
+use crate::config::TrainConfig;
+use crate::error::{ExitCode, Failure};
+use crate::run_dir::RunPaths;
+
+/// Everything needed to run a model.
+#[derive(Debug)]
+pub struct Model {
+    /// The network.
+    pub unet: UNet,
+    /// Its weights: the first moving average, or the raw ones.
+    pub params: Params,
+    /// The diffusion process.
+    pub process: DiffusionProcess,
+    /// The configuration it was trained under.
+    pub config: TrainConfig,
+    /// The checkpoint it came from.
+    pub checkpoint: PathBuf,
+    /// Checkpoints that were newer but damaged, and why.
+    pub skipped: Vec<String>,
+}
+
+impl Model {
+    /// Reads the newest good checkpoint of a run directory, or a checkpoint; `raw` takes the weights of the last step.
+    ///
+    /// # Errors
+    /// Exit code 6 if there is none, or it cannot be read.
+    pub fn open(path: &Path, raw: bool, device: &Device) -> Result<Self, Failure> {
+        let (checkpoint, skipped) = find_checkpoint(path)?;
+        let config = checkpoint_config(&checkpoint)?;
+        let unet = UNet::new(&config.model)?;
+        let file = match config.train.ema_decays.first() {
+            Some(&decay) if !raw => ema_file(decay),
+            _ => MODEL_FILE.to_owned(),
+        };
+        Ok(Self {
+            params: read_params(&checkpoint, &file, &unet, device)?,
+            process: DiffusionProcess::new(&config.diffusion)?,
+            unet,
+            config,
+            checkpoint: checkpoint.path,
+            skipped,
+        })
+    }
+
+    /// The classes pictures are drawn of: all that data had, in turn; none for an unconditional model.
+    pub fn classes(&self) -> Option<Vec<u32>> {
+        data_classes(&self.config).map(|classes| (0..classes as u32).collect())
+    }
+}
+
+/// Classes of the data: those of the network, less the one that stands for "none" where labels are dropped.
+pub fn data_classes(config: &TrainConfig) -> Option<usize> {
+    let classes = config.model.num_class_embeds?;
+    Some(classes - usize::from(config.loss.label_dropout > 0.0))
+}
+
+fn find_checkpoint(path: &Path) -> Result<(Checkpoint, Vec<String>), Failure> {
+    let checkpoints = RunPaths::new(path).checkpoints();
+    if !checkpoints.is_dir() {
+        if !path.is_dir() {
+            let message = format!("{}: no such directory", path.display());
+            return Err(Failure::new(ExitCode::Checkpoint, message)
+                .hint("name a run directory (runs/NAME) or a checkpoint (runs/NAME/checkpoints/step-...)"));
+        }
+        return Ok((Checkpoint::open(path)?, Vec::new()));
+    }
+    let (newest, skipped) = newest_good(&checkpoints)?;
+    let skipped: Vec<String> = skipped.iter().map(|s| format!("{} is skipped: {}", s.name, s.reason)).collect();
+    match newest {
+        Some(checkpoint) => Ok((checkpoint, skipped)),
+        None => {
+            let message = format!("{} holds no checkpoint that verifies", checkpoints.display());
+            let failure = Failure::new(ExitCode::Checkpoint, message)
+                .hint("`ddpm train` writes one every checkpoint.every steps and at the end");
+            Err(Failure { causes: skipped, ..failure })
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Images drawn from a model. Image `k` of a seed is a function of (weights, sampler, seed, k) alone: its noise is a stream of
+//! its own, so neither the number of images nor the size of a batch changes it, and the pictures of a run can be
+//! compared.
+
+use candle_core::{Device, Tensor};
+use ddpm_kernels::philox::{Philox, Purpose};
+use ddpm_model::ModelError;
+use ddpm_model::diffusion::samplers::sample;
+use ddpm_model::diffusion::{DiffusionProcess, SamplerConfig};
+use ddpm_model::params::Params;
+use ddpm_model::tape::Tape;
+use ddpm_model::unet::UNet;
+
+use crate::error::Failure;
+
+/// Images computed at once: enough for every core, few enough for little memory.
+const BATCH: usize = 16;
+
+/// A model to draw from.
+#[derive(Clone, Copy, Debug)]
+pub struct Painter<'a> {
+    /// The network.
+    pub unet: &'a UNet,
+    /// Its weights.
+    pub params: &'a Params,
+    /// The diffusion process.
+    pub process: &'a DiffusionProcess,
+    /// Where to compute.
+    pub device: &'a Device,
+}
+
+/// What to draw.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// How many images.
+    pub num: usize,
+    /// How.
+    pub sampler: &'a SamplerConfig,
+    /// The seed of the noise.
+    pub seed: u64,
+    /// The classes, taken in turn; none for an unconditional model.
+    pub classes: Option<Vec<u32>>,
+    /// Classifier-free guidance.
+    pub guidance: Option<Guidance>,
+}
+
+/// Classifier-free guidance (Ho & Salimans 2022): `(1 + w) conditional - w unconditional`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guidance {
+    /// w.
+    pub weight: f64,
+    /// The class that stands for "none".
+    pub none: u32,
+}
+
+/// Images as bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// Pixels, `[N, H, W, C]`.
+    pub pixels: Vec<u8>,
+    /// `[N, H, W, C]`.
+    pub shape: [usize; 4],
+}
+
+impl Painter<'_> {
+    /// Draws.
+    ///
+    /// # Errors
+    /// Exit code 2 for a sampler that does not fit the process or a class that does not exist.
+    pub fn draw(&self, request: &Request<'_>, mut progress: impl FnMut(usize)) -> Result<Images, Failure> {
+        let image = self.unet.image_shape();
+        let shape = [request.num, image.size, image.size, image.in_channels];
+        let mut pixels = Vec::with_capacity(shape.iter().product());
+        for first in (0..request.num).step_by(BATCH) {
+            let count = BATCH.min(request.num - first);
+            let x_start = self.draw_batch(request, first, [count, shape[1], shape[2], shape[3]])?;
+            let values = x_start.flatten_all().and_then(|x| x.to_vec1::<f32>()).map_err(ModelError::from)?;
+            pixels.extend(values.iter().map(|v| to_byte(*v)));
+            progress(first + count);
+        }
+        Ok(Images { pixels, shape })
+    }
+
+    fn draw_batch(&self, request: &Request<'_>, first: usize, shape: [usize; 4]) -> Result<Tensor, Failure> {
+        let philox = Philox::new(request.seed, Purpose::Sample);
+        let normals = |stream: u64| -> Result<Tensor, Failure> {
+            let image: usize = shape[1..].iter().product();
+            let mut data = vec![0.0; shape[0] * image];
+            for (k, noise) in data.chunks_exact_mut(image).enumerate() {
+                philox.fill_normal(stream, (first + k) as u64, noise);
+            }
+            Ok(Tensor::from_vec(data, &shape, self.device).map_err(ModelError::from)?)
+        };
+        let labels = request.classes.as_ref().map(|classes| -> Vec<u32> {
+            (first..first + shape[0]).map(|k| classes[k % classes.len().max(1)]).collect()
+        });
+        let predict = |x_t: &Tensor, timesteps: &[f32], labels: Option<&[u32]>| -> Result<Tensor, Failure> {
+            let mut tape = Tape::inference(self.params);
+            Ok(self.unet.forward(&mut tape, x_t, timesteps, labels)?.value().clone())
+        };
+        let mut denoise = |x_t: &Tensor, t: ddpm_model::diffusion::Timestep| -> Result<Tensor, Failure> {
+            let timesteps = vec![t.index() as f32; shape[0]];
+            let conditional = predict(x_t, &timesteps, labels.as_deref())?;
+            let Some(Guidance { weight, none }) = request.guidance else { return Ok(conditional) };
+            let unconditional = predict(x_t, &timesteps, Some(&vec![none; shape[0]]))?;
+            Ok(((conditional * (1.0 + weight)).and_then(|c| c - (unconditional * weight)?)).map_err(ModelError::from)?)
+        };
+        // Stream 0 is x_T, stream 1 + s the noise of step s.
+        sample(self.process, request.sampler, normals(0)?, &mut |step| normals(step as u64 + 1), &mut denoise)
+    }
+}
+
+/// [-1, 1] to 0..=255.
+fn to_byte(value: f32) -> u8 {
+    ((value + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_survive_normalisation_and_back() {
+        for byte in 0..=255u8 {
+            assert_eq!(to_byte(f32::from(byte) / 127.5 - 1.0), byte);
+        }
+        assert_eq!((to_byte(-7.0), to_byte(7.0), to_byte(f32::NAN)), (0, 255, 0));
+    }
+}

@@ -1,0 +1,299 @@
+//! The life of a run: take the directory, start or go on, step, save, stop.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+use ddpm_data::{Loader, LoaderConfig, Source};
+use ddpm_model::diffusion::{SamplerConfig, SamplerKind, Spacing};
+
+use super::observe::Observers;
+use super::step::Trainer;
+use super::stop::{StopReason, StopWatch};
+use super::window::Window;
+use crate::checkpoint::{Checkpoint, list, newest_good, remove_stale};
+use crate::cli::args::Resume;
+use crate::config::{TrainConfig, TrainPlan};
+use crate::error::{ExitCode, Failure};
+use crate::report::progress::Verbosity;
+use crate::report::terminal::Terminal;
+use crate::report::{Reporter, ReporterOptions};
+use crate::run_dir::{RunDir, Start};
+
+/// What a run is asked to do besides its plan.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// Where to go on from.
+    pub resume: Resume,
+    /// End at this step.
+    pub max_steps: Option<u64>,
+    /// Save and stop before this many hours have passed.
+    pub max_hours: Option<f64>,
+    /// The command, for the record.
+    pub command: Vec<String>,
+    /// How much to say on stderr.
+    pub verbosity: Verbosity,
+}
+
+/// What a run did.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// The run directory.
+    pub run_dir: PathBuf,
+    /// Steps taken in all.
+    pub step: u64,
+    /// Images seen in all.
+    pub images: u64,
+    /// The time this process took.
+    pub elapsed: Duration,
+    /// Why it stopped early, if it did.
+    pub stopped: Option<StopReason>,
+    /// The newest checkpoint.
+    pub checkpoint: Option<PathBuf>,
+    /// The newest picture.
+    pub samples: Option<PathBuf>,
+}
+
+/// What stays the same for the whole run.
+pub(super) struct RunContext<'a> {
+    pub(super) plan: &'a TrainPlan,
+    pub(super) run_dir: &'a RunDir,
+    pub(super) source: Arc<dyn Source>,
+    pub(super) device: &'a Device,
+}
+
+impl RunContext<'_> {
+    /// Images seen after `step` steps.
+    pub(super) fn images(&self, step: u64) -> u64 {
+        step * self.plan.config().train.batch_size as u64
+    }
+}
+
+/// Trains as `plan` says, from the start or from where the run directory stands.
+///
+/// # Errors
+/// See [`ExitCode`]; whatever was saved before stays.
+pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure> {
+    let started = Instant::now();
+    let stop = StopWatch::new(started, options.max_hours)?;
+    let device = plan.device().open()?;
+    let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
+    let run_dir = RunDir::open(plan.run_dir())?;
+    let removed = remove_stale(&run_dir.paths().checkpoints(), run_dir.lock())?;
+    let (checkpoint, skipped) = choose_checkpoint(&run_dir, &options.resume)?;
+    let context = RunContext { plan, run_dir: &run_dir, source, device: &device };
+    let (mut trainer, window) = start_or_go_on(&context, checkpoint.as_ref())?;
+    let first = trainer.steps_taken();
+    let end = options.max_steps.unwrap_or(u64::MAX).min(plan.config().train.steps);
+    // The loader checks its settings before anything is written.
+    let mut loader = Loader::start(Arc::clone(&context.source), loader_config(plan), first)?;
+
+    run_dir.write_config(&plan.resolved().to_toml())?;
+    run_dir.record_start(Start { step: first, device: device_name(&device), command: options.command.clone() })?;
+    let mut reporter = open_reporter(&context, options, first, end)?;
+    for message in removed.iter().map(|name| format!("{name}: an unfinished save was removed")).chain(skipped) {
+        reporter.warn(&message);
+    }
+    announce(&context, &mut reporter, &trainer, checkpoint.as_ref(), end);
+
+    let mut observers = Observers::new(&context, reporter, window, first);
+    let looped = train_until(end, &mut trainer, &mut loader, &stop, &mut observers);
+    drop(loader);
+    let stopped = match looped {
+        Ok(stopped) => stopped,
+        Err(failure) => {
+            observers.reporter.error(&failure.to_string());
+            return Err(save_what_is_good(&mut observers, &trainer, failure));
+        }
+    };
+    observers.finish(&trainer, stopped != Some(StopReason::Signal))?;
+    drop(observers);
+    summarise(&context, &trainer, stopped, started.elapsed())
+}
+
+/// The loop.
+fn train_until(
+    end: u64,
+    trainer: &mut Trainer,
+    loader: &mut Loader,
+    stop: &StopWatch,
+    observers: &mut Observers<'_>,
+) -> Result<Option<StopReason>, Failure> {
+    while trainer.steps_taken() < end {
+        if let Some(reason) = stop.reason(observers.time_to_stop()) {
+            return Ok(Some(reason));
+        }
+        let waiting = Instant::now();
+        let batch = loader.next()?;
+        observers.waited(waiting.elapsed());
+        for unreadable in loader.take_warnings() {
+            observers.reporter.warn(&format!("{unreadable} (skipped; data.on_corrupt = \"skip\")"));
+        }
+        let outcome = trainer.step(&batch)?;
+        observers.after_step(trainer, &outcome)?;
+    }
+    Ok(None)
+}
+
+/// Data that ended a run is no reason to lose the steps since the last checkpoint; diverged weights are not saved.
+fn save_what_is_good(observers: &mut Observers<'_>, trainer: &Trainer, failure: Failure) -> Failure {
+    if failure.code != ExitCode::Data || trainer.steps_taken() == 0 {
+        return failure;
+    }
+    match observers.finish(trainer, false) {
+        Ok(()) => failure,
+        Err(second) => {
+            let mut failure = failure;
+            failure.causes.push(format!("besides, the last steps could not be saved: {}", second.message));
+            failure
+        }
+    }
+}
+
+fn choose_checkpoint(run_dir: &RunDir, resume: &Resume) -> Result<(Option<Checkpoint>, Vec<String>), Failure> {
+    let dir = run_dir.paths().checkpoints();
+    let newest = list(&dir)?.first().map(|(step, _)| *step);
+    match resume {
+        Resume::Auto => {
+            let (checkpoint, skipped) = newest_good(&dir)?;
+            let skipped: Vec<String> =
+                skipped.iter().map(|s| format!("checkpoint {} is skipped: {}", s.name, s.reason)).collect();
+            if checkpoint.is_none() && !skipped.is_empty() {
+                let message = format!("{} holds checkpoints, but none that verifies", dir.display());
+                let failure = Failure::new(ExitCode::Checkpoint, message)
+                    .hint("restore one from a backup, or start another run with --run-dir DIR");
+                return Err(Failure { causes: skipped, ..failure });
+            }
+            Ok((checkpoint, skipped))
+        }
+        Resume::Never => match newest {
+            None => Ok((None, Vec::new())),
+            Some(step) => Err(occupied(run_dir, step, "--resume never would overwrite them")),
+        },
+        Resume::From(path) => {
+            let checkpoint = Checkpoint::open(path)?;
+            match newest.filter(|&step| step > checkpoint.state.step) {
+                None => Ok((Some(checkpoint), Vec::new())),
+                Some(step) => {
+                    Err(occupied(run_dir, step, &format!("--resume at step {} would overwrite them", checkpoint.state.step)))
+                }
+            }
+        }
+    }
+}
+
+fn occupied(run_dir: &RunDir, newest: u64, why: &str) -> Failure {
+    let message = format!("{} holds checkpoints up to step {newest}: {why}", run_dir.paths().root().display());
+    Failure::new(ExitCode::Usage, message).hint("give another directory with --run-dir DIR, or delete this one yourself")
+}
+
+fn start_or_go_on(context: &RunContext<'_>, checkpoint: Option<&Checkpoint>) -> Result<(Trainer, Window), Failure> {
+    match checkpoint {
+        Some(checkpoint) => {
+            Trainer::restore(context.plan, context.device, checkpoint, context.source.fingerprint())
+        }
+        None => Ok((Trainer::new(context.plan, context.device)?, Window::default())),
+    }
+}
+
+fn open_reporter(
+    context: &RunContext<'_>,
+    options: &RunOptions,
+    first: u64,
+    end: u64,
+) -> Result<Reporter, Failure> {
+    let log = &context.plan.config().log;
+    let options = ReporterOptions {
+        jsonl: log.jsonl,
+        tensorboard: log.tensorboard,
+        verbosity: options.verbosity,
+        terminal: Terminal::detect(),
+        first,
+        total: end,
+    };
+    let mut reporter = Reporter::open(context.run_dir, options)?;
+    reporter.config(&context.plan.resolved().to_toml());
+    Ok(reporter)
+}
+
+fn announce(
+    context: &RunContext<'_>,
+    reporter: &mut Reporter,
+    trainer: &Trainer,
+    checkpoint: Option<&Checkpoint>,
+    end: u64,
+) {
+    for warning in context.plan.warnings() {
+        reporter.warn(&format!("{}: {}", warning.key, warning.message));
+    }
+    let parameters = trainer.unet().layout().len() as f64 / 1e6;
+    let (device, data) = (device_name(context.device), context.source.describe());
+    reporter.info(&format!("{parameters:.2} M parameters on {device}; data: {data}"));
+    reporter.info(&match checkpoint {
+        Some(checkpoint) => format!(
+            "going on from {} (step {}) to step {end}",
+            checkpoint.path.display(),
+            checkpoint.state.step
+        ),
+        None => format!("training to step {end} in {}", context.run_dir.paths().root().display()),
+    });
+}
+
+fn summarise(
+    context: &RunContext<'_>,
+    trainer: &Trainer,
+    stopped: Option<StopReason>,
+    elapsed: Duration,
+) -> Result<Summary, Failure> {
+    let paths = context.run_dir.paths();
+    let step = trainer.steps_taken();
+    let newest = list(&paths.checkpoints())?.into_iter().next().map(|(_, path)| path);
+    Ok(Summary {
+        run_dir: paths.root().to_owned(),
+        step,
+        images: context.images(step),
+        elapsed,
+        stopped,
+        checkpoint: newest,
+        samples: Some(paths.sample(step)).filter(|path| path.exists()),
+    })
+}
+
+/// The loader of a plan's data.
+pub fn loader_config(plan: &TrainPlan) -> LoaderConfig {
+    let config = plan.config();
+    let data = &config.data;
+    LoaderConfig {
+        seed: config.run.seed,
+        batch_size: config.train.batch_size,
+        image_size: data.image_size,
+        channels: data.channels,
+        crop: data.crop,
+        flip: data.flip,
+        num_classes: super::model::data_classes(config),
+        on_corrupt: data.on_corrupt,
+        max_corrupt: data.max_corrupt,
+        workers: data.workers,
+        prefetch: data.prefetch,
+    }
+}
+
+/// The sampler of the pictures during training.
+pub fn sampler_config(config: &TrainConfig) -> SamplerConfig {
+    let steps = match config.sample.sampler {
+        SamplerKind::Ddpm | SamplerKind::Ddim => Some(config.sample.steps),
+    };
+    SamplerConfig { sampler: config.sample.sampler, steps, eta: 0.0, spacing: Spacing::default() }
+}
+
+/// A device in words.
+pub fn device_name(device: &Device) -> String {
+    match device {
+        Device::Cpu => {
+            let level = ddpm_kernels::simd::level().name();
+            format!("cpu ({} threads, {level})", rayon::current_num_threads())
+        }
+        other => format!("{:?}", other.location()).to_lowercase(),
+    }
+}

@@ -1,0 +1,180 @@
+//! A trainer to and from a checkpoint.
+//!
+//! Weights, averages and moments travel as named tensors in PyTorch's layout; the rest is a few numbers. The resolved
+//! configuration is in the state too, so that a checkpoint alone is a model, and a refused resume can say what changed.
+
+use candle_core::Device;
+use ddpm_model::optim::{Average, Optimizer};
+use ddpm_model::params::{ParamLayout, Params};
+use ddpm_model::unet::UNet;
+use ddpm_model::unet::naming::FileTensor;
+use serde_json::Value;
+
+use super::step::{Trainer, adamw_config};
+use super::window::Window;
+use crate::checkpoint::{
+    Checkpoint, EpochPosition, MODEL_FILE, NamedTensor, OPTIMIZER_FILE, Snapshot, State, TensorFile, ema_file,
+};
+use crate::config::{TrainConfig, TrainPlan, diff};
+use crate::error::{ExitCode, Failure};
+
+const CONFIG: &str = "config";
+const WINDOW: &str = "metrics_window";
+const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+
+/// What a snapshot says about the run besides the trainer's own state.
+#[derive(Clone, Copy, Debug)]
+pub struct Position<'a> {
+    /// The plan.
+    pub plan: &'a TrainPlan,
+    /// Fingerprint of the data.
+    pub data_fingerprint: &'a str,
+    /// Number of images in the data.
+    pub data_len: usize,
+    /// Means since the last logged step.
+    pub window: &'a Window,
+}
+
+impl Trainer {
+    /// A copy of everything, for a checkpoint.
+    pub fn snapshot(&self, position: &Position<'_>) -> Result<Snapshot, Failure> {
+        let layout = self.unet.layout();
+        let mut files = vec![weights_file(MODEL_FILE.to_owned(), &self.params)?];
+        for average in self.optimizer.averages() {
+            files.push(weights_file(ema_file(average.decay), &average.params)?);
+        }
+        let mut tensors = Vec::new();
+        for (name, moment) in MOMENTS.iter().zip(self.optimizer.moments()) {
+            tensors.extend(named_tensors(layout, &moment.to_vec()?, &format!("{name}.")));
+        }
+        files.push(TensorFile { name: OPTIMIZER_FILE.to_owned(), tensors });
+        Ok(Snapshot { files, state: self.state(position) })
+    }
+
+    fn state(&self, position: &Position<'_>) -> State {
+        let step = self.steps_taken();
+        let images = step * position.plan.config().train.batch_size as u64;
+        let epoch = EpochPosition::after(images, position.data_len as u64);
+        let (hash, fingerprint) = (position.plan.config_hash().to_owned(), position.data_fingerprint.to_owned());
+        let mut state = State::new(step, images, epoch, hash, fingerprint);
+        let json = |value: serde_json::Result<Value>| value.unwrap_or(Value::Null);
+        state.extra.insert(CONFIG.to_owned(), json(serde_json::to_value(position.plan.config())));
+        state.extra.insert(WINDOW.to_owned(), json(serde_json::to_value(position.window)));
+        state
+    }
+
+    /// The trainer that `checkpoint` was made of, and the means it had begun.
+    ///
+    /// # Errors
+    /// Exit code 2 if the configuration or the data is another, 6 if the tensors do not fit the model.
+    pub fn restore(
+        plan: &TrainPlan,
+        device: &Device,
+        checkpoint: &Checkpoint,
+        data_fingerprint: &str,
+    ) -> Result<(Self, Window), Failure> {
+        refuse_another_run(plan, checkpoint, data_fingerprint)?;
+        let unet = UNet::new(&plan.config().model)?;
+        let layout = unet.layout().clone();
+        let params = read_params(checkpoint, MODEL_FILE, &unet, device)?;
+        let averages = plan
+            .config()
+            .train
+            .ema_decays
+            .iter()
+            .map(|&decay| Ok(Average { decay, params: read_params(checkpoint, &ema_file(decay), &unet, device)? }))
+            .collect::<Result<Vec<_>, Failure>>()?;
+        let moments = checkpoint.tensors(OPTIMIZER_FILE)?;
+        let [exp_avg, exp_avg_sq] = MOMENTS.map(|name| {
+            flat_from_tensors(&layout, &moments, &format!("{name}."))
+                .map_err(|error| does_not_fit(checkpoint, OPTIMIZER_FILE, &error))
+        });
+        let step = checkpoint.state.step;
+        let optimizer = Optimizer::restore(adamw_config(plan), &params, exp_avg?, exp_avg_sq?, averages, step)?;
+        let window = match checkpoint.state.extra.get(WINDOW) {
+            Some(value) => serde_json::from_value(value.clone())
+                .map_err(|error| does_not_fit(checkpoint, "state.json", &error))?,
+            None => Window::default(),
+        };
+        Ok((Self::from_parts(plan, device, unet, params, optimizer)?, window))
+    }
+}
+
+/// The configuration a checkpoint was made under.
+///
+/// # Errors
+/// Exit code 6 if it holds none that this version understands.
+pub fn checkpoint_config(checkpoint: &Checkpoint) -> Result<TrainConfig, Failure> {
+    let value = checkpoint.state.extra.get(CONFIG).cloned().unwrap_or(Value::Null);
+    serde_json::from_value(value).map_err(|error| does_not_fit(checkpoint, "state.json (config)", &error))
+}
+
+/// The weights in one of a checkpoint's files.
+///
+/// # Errors
+/// Exit code 6 if the file is not there or does not fit the network.
+pub fn read_params(checkpoint: &Checkpoint, file: &str, unet: &UNet, device: &Device) -> Result<Params, Failure> {
+    let tensors = checkpoint.tensors(file)?;
+    let flat =
+        flat_from_tensors(unet.layout(), &tensors, "").map_err(|error| does_not_fit(checkpoint, file, &error))?;
+    Ok(Params::from_vec(unet.layout(), flat, device)?)
+}
+
+fn refuse_another_run(plan: &TrainPlan, checkpoint: &Checkpoint, data_fingerprint: &str) -> Result<(), Failure> {
+    let place = checkpoint.path.display();
+    let state = &checkpoint.state;
+    if state.config_hash != plan.config_hash() {
+        let changes = diff(&checkpoint_config(checkpoint)?, plan.config());
+        let lines: Vec<String> = changes
+            .iter()
+            .map(|change| format!("{}: {} in the checkpoint, {} now", change.key, change.old, change.new))
+            .collect();
+        let message = format!("{} cannot go on from {place}: the configuration has changed", plan.path().display());
+        let failure = Failure::new(ExitCode::Usage, message)
+            .hint("undo the change to go on, or start another run with --run-dir DIR (or --set run.name=NAME)");
+        return Err(Failure { causes: lines, ..failure });
+    }
+    if state.data_fingerprint != data_fingerprint {
+        let source = &plan.config().data.source;
+        let message = format!("cannot go on from {place}: data.source = {source} holds other images than then");
+        return Err(Failure::new(ExitCode::Usage, message)
+            .hint("bring the old data back to go on, or start another run with --run-dir DIR"));
+    }
+    Ok(())
+}
+
+fn does_not_fit(checkpoint: &Checkpoint, file: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
+    let message = format!("{} does not fit this model", checkpoint.path.join(file).display());
+    Failure::caused_by(ExitCode::Checkpoint, message, error)
+        .hint("the checkpoint belongs to another model: point to its own run, or start a new one with --run-dir DIR")
+}
+
+fn weights_file(name: String, params: &Params) -> Result<TensorFile, Failure> {
+    Ok(TensorFile { name, tensors: named_tensors(params.layout(), &params.buffer().to_vec()?, "") })
+}
+
+fn named_tensors(layout: &ParamLayout, flat: &[f32], prefix: &str) -> Vec<NamedTensor> {
+    layout
+        .specs()
+        .iter()
+        .flat_map(|spec| spec.to_file(flat))
+        .map(|FileTensor { key, shape, data }| NamedTensor { name: format!("{prefix}{key}"), shape, data })
+        .collect()
+}
+
+fn flat_from_tensors(
+    layout: &ParamLayout,
+    tensors: &[NamedTensor],
+    prefix: &str,
+) -> Result<Vec<f32>, ddpm_model::ModelError> {
+    let by_name: std::collections::HashMap<&str, &NamedTensor> =
+        tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let mut flat = vec![0.0; layout.len()];
+    for spec in layout.specs() {
+        spec.from_file(&mut flat, |key| {
+            let tensor = by_name.get(format!("{prefix}{key}").as_str())?;
+            Some(FileTensor { key: key.to_owned(), shape: tensor.shape.clone(), data: tensor.data.clone() })
+        })?;
+    }
+    Ok(flat)
+}

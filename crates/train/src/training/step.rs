@@ -1,0 +1,277 @@
+//! One optimizer step: Algorithm 1 of Ho et al. 2020, line by line in [`Trainer::micro_batch`].
+//!
+//! Everything random is a function of the seed, the step and the sample's place in the batch, so a step needs nothing
+//! from the steps before it but the weights and the optimizer's state.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use ddpm_data::Batch;
+use ddpm_kernels::philox::{Philox, Purpose};
+use ddpm_model::ModelError;
+use ddpm_model::diffusion::{DiffusionProcess, Loss, LossInputs, TimestepSampler};
+use ddpm_model::optim::{AdamWConfig, LrConfig, Optimizer};
+use ddpm_model::params::{Gradients, Params};
+use ddpm_model::tape::{DropoutStream, Tape};
+use ddpm_model::unet::UNet;
+
+use crate::config::TrainPlan;
+use crate::error::{ExitCode, Failure};
+
+/// Everything a step reads and changes.
+#[derive(Debug)]
+pub struct Trainer {
+    pub(super) unet: UNet,
+    pub(super) params: Params,
+    pub(super) optimizer: Optimizer,
+    gradients: Gradients,
+    process: Arc<DiffusionProcess>,
+    loss: Loss,
+    timestep_sampler: TimestepSampler,
+    lr: LrConfig,
+    label_dropout: Option<LabelDropout>,
+    seed: u64,
+    micro_batch: usize,
+    device: Device,
+}
+
+/// Replaces labels by the class "none", for classifier-free guidance.
+#[derive(Clone, Copy, Debug)]
+struct LabelDropout {
+    probability: f64,
+    none: u32,
+}
+
+/// What one step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepOutcome {
+    /// The loss of each image, weighted as the timestep sampler says.
+    pub losses: Vec<f64>,
+    /// The quarter of the timesteps, 0 to 3, that each image's t fell into.
+    pub quartiles: Vec<usize>,
+    /// The plain mean squared error of each image.
+    pub mse: Vec<f64>,
+    /// The variational bound's term of each image in bits per dimension, where the loss has it.
+    pub vlb: Option<Vec<f64>>,
+    /// The learning rate.
+    pub lr: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Where the time went.
+    pub phases: Phases,
+}
+
+/// Time by phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Phases {
+    /// Noise, network and loss.
+    pub forward: Duration,
+    /// The tape, played back.
+    pub backward: Duration,
+    /// Clipping, AdamW and the averages.
+    pub optimizer: Duration,
+}
+
+impl Trainer {
+    /// A fresh model for `plan` on `device`.
+    ///
+    /// # Errors
+    /// Exit code 2 for a setting that cannot be, 4 for a device that cannot.
+    pub fn new(plan: &TrainPlan, device: &Device) -> Result<Self, Failure> {
+        let unet = UNet::new(&plan.config().model)?;
+        let params = Params::initialise(unet.layout(), plan.config().run.seed, device)?;
+        let optimizer = Optimizer::new(adamw_config(plan), &params)?;
+        Self::from_parts(plan, device, unet, params, optimizer)
+    }
+
+    /// A trainer around weights and an optimizer that exist.
+    pub(super) fn from_parts(
+        plan: &TrainPlan,
+        device: &Device,
+        unet: UNet,
+        params: Params,
+        optimizer: Optimizer,
+    ) -> Result<Self, Failure> {
+        let config = plan.config();
+        let process = Arc::new(DiffusionProcess::new(&config.diffusion)?);
+        let timesteps = config.diffusion.num_train_timesteps;
+        let label_dropout = plan
+            .classes()
+            .filter(|_| config.loss.label_dropout > 0.0)
+            .map(|classes| LabelDropout { probability: config.loss.label_dropout, none: classes as u32 - 1 });
+        Ok(Self {
+            gradients: Gradients::new(unet.layout(), device)?,
+            loss: Loss::new(&config.loss, &config.diffusion)?,
+            timestep_sampler: TimestepSampler::new(&config.loss, config.run.seed, timesteps)?,
+            lr: LrConfig {
+                lr: config.train.lr,
+                schedule: config.train.lr_schedule,
+                warmup_steps: config.train.warmup_steps,
+                total_steps: config.train.steps,
+            },
+            label_dropout,
+            seed: config.run.seed,
+            micro_batch: plan.micro_batch().map_or(config.train.batch_size, usize::from),
+            device: device.clone(),
+            unet,
+            params,
+            optimizer,
+            process,
+        })
+    }
+
+    /// Steps taken.
+    pub fn steps_taken(&self) -> u64 {
+        self.optimizer.steps_taken()
+    }
+
+    /// The diffusion process.
+    pub fn process(&self) -> &DiffusionProcess {
+        &self.process
+    }
+
+    /// The network.
+    pub fn unet(&self) -> &UNet {
+        &self.unet
+    }
+
+    /// The weights that pictures are drawn with: the first moving average, or without one the raw weights.
+    pub fn sampling_params(&self) -> &Params {
+        self.optimizer.averages().first().map_or(&self.params, |average| &average.params)
+    }
+
+    /// Learns from `batch`, the batch of this step.
+    ///
+    /// # Errors
+    /// Exit code 5 if the loss or the gradient is not finite; the weights are then those of the step before.
+    pub fn step(&mut self, batch: &Batch) -> Result<StepOutcome, Failure> {
+        let step = self.steps_taken();
+        let global_batch = batch.shape[0];
+        let mut outcome = StepOutcome {
+            losses: Vec::with_capacity(global_batch),
+            quartiles: Vec::with_capacity(global_batch),
+            mse: Vec::with_capacity(global_batch),
+            vlb: None,
+            lr: self.lr.at(step),
+            grad_norm: 0.0,
+            phases: Phases::default(),
+        };
+        self.gradients.reset();
+        for first in (0..global_batch).step_by(self.micro_batch) {
+            let samples = first..(first + self.micro_batch).min(global_batch);
+            self.micro_batch(step, batch, samples, &mut outcome)?;
+        }
+        if let Some(loss) = outcome.losses.iter().find(|loss| !loss.is_finite()) {
+            return Err(diverged(step, &format!("the loss is {loss}")));
+        }
+        let start = Instant::now();
+        let report = self.optimizer.step(&self.params, &mut self.gradients, outcome.lr).map_err(|error| match error {
+            ModelError::NotFinite { .. } => diverged(step, &error.to_string()),
+            other => other.into(),
+        })?;
+        outcome.grad_norm = report.grad_norm;
+        outcome.phases.optimizer = start.elapsed();
+        Ok(outcome)
+    }
+
+    /// Adds the gradient of some of the batch's samples.
+    fn micro_batch(
+        &mut self,
+        step: u64,
+        batch: &Batch,
+        samples: Range<usize>,
+        outcome: &mut StepOutcome,
+    ) -> Result<(), Failure> {
+        let start = Instant::now();
+        let x_start = self.normalise(batch, &samples)?;
+        let labels = self.labels(step, batch, &samples);
+        let drawn = self.timestep_sampler.draw(step, samples.start, samples.len());
+        let noise = self.noise(step, &samples, x_start.dims())?;
+        let x_t = self.process.q_sample(&x_start, &drawn.timesteps, &noise)?;
+
+        let dropout = DropoutStream { seed: self.seed, step, first_position: samples.start as u64 };
+        let mut tape = Tape::training(&self.params, dropout);
+        let timesteps: Vec<f32> = drawn.timesteps.iter().map(|t| t.index() as f32).collect();
+        let output = self.unet.forward(&mut tape, &x_t, &timesteps, labels.as_deref())?;
+        let loss = self.loss.compute(
+            &self.process,
+            &LossInputs {
+                model_output: output.value(),
+                x_start: &x_start,
+                x_t: &x_t,
+                t: &drawn.timesteps,
+                noise: &noise,
+                weights: &drawn.weights,
+                global_batch: batch.shape[0],
+            },
+        )?;
+        outcome.phases.forward += start.elapsed();
+
+        let start = Instant::now();
+        tape.backward(output, loss.grad, &mut self.gradients)?;
+        outcome.phases.backward += start.elapsed();
+
+        let timesteps = self.process.schedule().len();
+        outcome.losses.extend(loss.per_sample.iter().zip(&drawn.weights).map(|(l, w)| l * f64::from(*w)));
+        outcome.quartiles.extend(drawn.timesteps.iter().map(|t| t.index() * 4 / timesteps));
+        outcome.mse.extend(loss.mse);
+        if let Some(vlb) = loss.vlb {
+            outcome.vlb.get_or_insert_default().extend(vlb);
+        }
+        Ok(())
+    }
+
+    /// Bytes to `[n, H, W, C]` in [-1, 1].
+    fn normalise(&self, batch: &Batch, samples: &Range<usize>) -> Result<Tensor, Failure> {
+        let [_, height, width, channels] = batch.shape;
+        let image = height * width * channels;
+        let bytes = &batch.images[samples.start * image..samples.end * image];
+        let pixels: Vec<f32> = bytes.iter().map(|&byte| f32::from(byte) / 127.5 - 1.0).collect();
+        let shape = (samples.len(), height, width, channels);
+        Ok(Tensor::from_vec(pixels, shape, &self.device).map_err(ModelError::from)?)
+    }
+
+    /// The labels, some of them dropped where guidance is to be learned.
+    fn labels(&self, step: u64, batch: &Batch, samples: &Range<usize>) -> Option<Vec<u32>> {
+        let mut labels = batch.labels.as_ref()?[samples.clone()].to_vec();
+        if let Some(dropout) = self.label_dropout {
+            let philox = Philox::new(self.seed, Purpose::LabelDropout);
+            for (position, label) in samples.clone().zip(&mut labels) {
+                if philox.uniform(step, position as u64) < dropout.probability {
+                    *label = dropout.none;
+                }
+            }
+        }
+        Some(labels)
+    }
+
+    /// Standard normals of shape `dims`, a stream of its own for each place in the batch.
+    fn noise(&self, step: u64, samples: &Range<usize>, dims: &[usize]) -> Result<Tensor, Failure> {
+        let philox = Philox::new(self.seed, Purpose::Noise);
+        let mut noise = vec![0.0; dims.iter().product()];
+        let image = noise.len() / samples.len();
+        for (position, noise) in samples.clone().zip(noise.chunks_exact_mut(image)) {
+            philox.fill_normal(step, position as u64, noise);
+        }
+        Ok(Tensor::from_vec(noise, dims, &self.device).map_err(ModelError::from)?)
+    }
+}
+
+pub(super) fn adamw_config(plan: &TrainPlan) -> AdamWConfig {
+    let train = &plan.config().train;
+    AdamWConfig {
+        betas: train.betas,
+        eps: train.eps,
+        weight_decay: train.weight_decay,
+        clip_grad_norm: train.clip_grad_norm,
+        ema_decays: train.ema_decays.clone(),
+    }
+}
+
+fn diverged(step: u64, what: &str) -> Failure {
+    Failure::new(ExitCode::Diverged, format!("training diverged at step {}: {what}", step + 1)).hint(
+        "lower train.lr, lengthen train.warmup_steps or lower train.clip_grad_norm; the last checkpoint is as it was",
+    )
+}

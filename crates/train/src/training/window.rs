@@ -1,0 +1,115 @@
+//! The means between two logged steps.
+//!
+//! A single step's loss is noise: its images drew a handful of timesteps. What is logged is the mean since the last logged
+//! step, also by quarter of the timesteps, where the loss differs by orders of magnitude. The sums are part of a
+//! checkpoint, so a resumed run logs what the unbroken one would have.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::step::StepOutcome;
+use crate::report::{MetricRecord, Timing};
+
+/// A sum and how many it is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Sum {
+    sum: f64,
+    count: u64,
+}
+
+impl Sum {
+    fn add(&mut self, value: f64) {
+        self.sum += value;
+        self.count += 1;
+    }
+
+    fn mean(self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64)
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    loss: Sum,
+    quartiles: [Sum; 4],
+    mse: Sum,
+    vlb: Sum,
+}
+
+impl Window {
+    /// Takes in a step.
+    pub fn add(&mut self, outcome: &StepOutcome) {
+        for (&loss, &quartile) in outcome.losses.iter().zip(&outcome.quartiles) {
+            self.loss.add(loss);
+            self.quartiles[quartile].add(loss);
+        }
+        outcome.mse.iter().for_each(|&mse| self.mse.add(mse));
+        outcome.vlb.iter().flatten().for_each(|&vlb| self.vlb.add(vlb));
+    }
+
+    /// The record of `step`, the last one taken in; begins a new window.
+    pub fn record(&mut self, step: u64, images: u64, last: &StepOutcome, timing: Timing) -> MetricRecord {
+        let Self { loss, quartiles, mse, vlb } = std::mem::take(self);
+        let mut loss_parts = BTreeMap::new();
+        if let Some(vlb) = vlb.mean() {
+            loss_parts.insert("vlb".to_owned(), vlb);
+        }
+        if let Some(mse) = mse.mean() {
+            loss_parts.insert("mse".to_owned(), mse);
+        }
+        MetricRecord {
+            step,
+            images,
+            loss: loss.mean().unwrap_or(f64::NAN),
+            loss_parts,
+            loss_quartile: quartiles.map(Sum::mean),
+            lr: last.lr,
+            grad_norm: last.grad_norm,
+            timing,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::step::Phases;
+    use super::*;
+
+    fn outcome(losses: &[f64], quartiles: &[usize]) -> StepOutcome {
+        StepOutcome {
+            losses: losses.to_vec(),
+            quartiles: quartiles.to_vec(),
+            mse: losses.to_vec(),
+            vlb: None,
+            lr: 1e-3,
+            grad_norm: 2.0,
+            phases: Phases::default(),
+        }
+    }
+
+    #[test]
+    fn a_record_is_the_mean_since_the_last_one() {
+        let timing = Timing { images_per_s: 1.0, data_wait: 0.0, memory_bytes: None };
+        let mut window = Window::default();
+        window.add(&outcome(&[1.0, 3.0], &[0, 3]));
+        let last = outcome(&[5.0, 7.0], &[0, 0]);
+        window.add(&last);
+        let record = window.record(2, 4, &last, timing);
+        assert_eq!((record.loss, record.grad_norm), (4.0, 2.0));
+        assert_eq!(record.loss_quartile, [Some(13.0 / 3.0), None, None, Some(3.0)]);
+        assert!(!record.loss_parts.contains_key("vlb"));
+        assert_eq!(window, Window::default());
+    }
+
+    #[test]
+    fn a_window_survives_json_to_the_bit() -> serde_json::Result<()> {
+        let mut window = Window::default();
+        window.add(&outcome(&[0.1, 0.2, 1e-17], &[1, 1, 2]));
+        let text = serde_json::to_string(&window)?;
+        assert_eq!(serde_json::from_str::<Window>(&text)?, window);
+        Ok(())
+    }
+}
