@@ -147,6 +147,24 @@ pub struct ParamGrads<'a> {
 }
 
 impl ParamGrads<'_> {
+    /// Refuses places that do not have the parameters' sizes, or lie outside the buffer.
+    pub(crate) fn check(&self, op: &'static str, weight: usize, bias: usize) -> Result<()> {
+        let refuse = |tensor, found: usize, expected: usize| {
+            Err(KernelError::Shape { op, tensor, found: vec![found], expected: vec![expected] })
+        };
+        if self.weight.len() != weight {
+            return refuse("gradient of weight", self.weight.len(), weight);
+        }
+        if self.bias.len() != bias {
+            return refuse("gradient of bias", self.bias.len(), bias);
+        }
+        let needed = self.bias.end.max(self.weight.end + bias);
+        if self.buffer.len() < needed || self.weight.end > self.bias.start {
+            return refuse("gradient buffer", self.buffer.len(), needed);
+        }
+        Ok(())
+    }
+
     /// Lends both gradients to `f` for writing (CPU only).
     pub fn with_mut<R>(&self, f: impl FnOnce(&mut [f32], &mut [f32]) -> R) -> Result<R> {
         self.buffer.with_mut(|all| {

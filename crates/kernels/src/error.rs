@@ -16,7 +16,7 @@ pub enum KernelError {
         tensor: &'static str,
         /// Its shape.
         found: Vec<usize>,
-        /// The shape the other operands ask for.
+        /// The shape the other operands ask for; a 0 stands for any size.
         expected: Vec<usize>,
     },
     /// An operand that is not a contiguous f32 tensor.

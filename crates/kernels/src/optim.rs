@@ -100,9 +100,7 @@ pub fn adamw_step(adamw: &AdamW, buffers: &AdamWBuffers<'_>) -> Result<()> {
     for (average, decay) in buffers.averages {
         let rest = (1.0 - decay) as f32;
         average.with_mut(|ema| {
-            ema.par_chunks_mut(CHUNK)
-                .zip(parameters.par_chunks(CHUNK))
-                .for_each(|(ema, p)| move_towards(ema, p, rest));
+            ema.par_chunks_mut(CHUNK).zip(parameters.par_chunks(CHUNK)).for_each(|(ema, p)| move_towards(ema, p, rest));
         })?;
     }
     Ok(())
@@ -182,15 +180,8 @@ mod tests {
         let gradient = |t: u64, i: usize| ((i as f32 + t as f32 * 3.0) * 0.11).cos();
         let (p, m, v) = (buffer(&start), buffer(&vec![0.0; start.len()]), buffer(&vec![0.0; start.len()]));
         let averages = [(buffer(&start), 0.75)];
-        let mut adamw = AdamW {
-            lr: 0.01,
-            beta1: 0.9,
-            beta2: 0.99,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            step: 0,
-            gradient_scale: 0.5,
-        };
+        let mut adamw =
+            AdamW { lr: 0.01, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, step: 0, gradient_scale: 0.5 };
         let mut average = start.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
         for t in 1..=5 {
             adamw.step = t;

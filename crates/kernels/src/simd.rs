@@ -112,7 +112,7 @@ macro_rules! vectorized {
         #[allow(clippy::too_many_arguments)]
         $vis fn $name($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            #[allow(clippy::too_many_arguments)]
+            #[allow(clippy::too_many_arguments, clippy::extra_unused_type_parameters)]
             fn body<$isa: $crate::simd::Isa>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
@@ -217,7 +217,7 @@ pub fn exp<I: Isa>(x: f32) -> f32 {
     let r = I::mul_add(n, -0.693_359_4, x);
     let r = I::mul_add(n, 2.121_944_4e-4, r);
     let mut p = 1.987_569_1e-4;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = I::mul_add(p, r, c);
     }
     let p = I::mul_add(p, r * r, r) + 1.0;

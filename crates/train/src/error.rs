@@ -9,6 +9,7 @@ use std::fmt::{self, Write as _};
 use std::sync::{Mutex, PoisonError};
 
 use ddpm_data::DataError;
+use ddpm_kernels::KernelError;
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::DiffusionError;
 use ddpm_model::unet::UNetConfigError;
@@ -53,6 +54,12 @@ impl From<DiffusionError> for Failure {
     fn from(error: DiffusionError) -> Self {
         let code = if matches!(error, DiffusionError::Setting { .. }) { ExitCode::Usage } else { ExitCode::Other };
         Self::from_error(code, &error).maybe_hint(error.help())
+    }
+}
+
+impl From<KernelError> for Failure {
+    fn from(error: KernelError) -> Self {
+        Self::from(ModelError::from(error))
     }
 }
 

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::{CHUNK, add_rows};
+use super::{CHUNK, add_rows, check};
 use crate::buffer::{FlatBuffer, cpu_slice, cpu_tensor};
 use crate::error::{KernelError, Result};
 use crate::gemm::Write;
@@ -17,20 +17,13 @@ fn on_cpu(op: &'static str, x: &Tensor) -> Result<()> {
     }
 }
 
-fn expect(op: &'static str, tensor: &'static str, found: &Tensor, expected: &[usize]) -> Result<()> {
-    if found.dims() == expected {
-        return Ok(());
-    }
-    Err(KernelError::Shape { op, tensor, found: found.dims().to_vec(), expected: expected.to_vec() })
-}
-
 /// `a + b`, same shape.
 ///
 /// # Errors
 /// Shapes that differ, tensors that are not contiguous f32, or a device without this operation.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     on_cpu("add", a)?;
-    expect("add", "b", b, a.dims())?;
+    check::shape("add", "b", b, a.dims())?;
     let (left, right) = (cpu_slice("add", a)?, cpu_slice("add", b)?);
     let mut y = vec![0.0; left.len()];
     y.par_chunks_mut(CHUNK).zip(left.par_chunks(CHUNK)).zip(right.par_chunks(CHUNK)).for_each(|((y, a), b)| {
@@ -47,9 +40,9 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// As [`add`].
 pub fn add_channels(x: &Tensor, offset: &Tensor) -> Result<Tensor> {
     const OP: &str = "add_channels";
-    let (n, h, w, c) = x.dims4()?;
+    let [n, h, w, c] = check::dims(OP, "x", x)?;
     on_cpu(OP, x)?;
-    expect(OP, "offset", offset, &[n, c])?;
+    check::shape(OP, "offset", offset, &[n, c])?;
     let (data, offset) = (cpu_slice(OP, x)?, cpu_slice(OP, offset)?);
     let mut y = data.to_vec();
     y.par_chunks_mut(h * w * c).zip(offset.par_chunks(c)).for_each(|(y, offset)| {
@@ -68,7 +61,7 @@ pub fn add_channels(x: &Tensor, offset: &Tensor) -> Result<Tensor> {
 /// As [`add`].
 pub fn add_channels_backward(dy: &Tensor) -> Result<Tensor> {
     const OP: &str = "add_channels";
-    let (n, h, w, c) = dy.dims4()?;
+    let [n, h, w, c] = check::dims(OP, "dy", dy)?;
     on_cpu(OP, dy)?;
     let data = cpu_slice(OP, dy)?;
     let mut sums = vec![0.0; n * c];
@@ -82,10 +75,10 @@ pub fn add_channels_backward(dy: &Tensor) -> Result<Tensor> {
 /// As [`add`].
 pub fn concat(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     const OP: &str = "concat";
-    let (n, h, w, ca) = a.dims4()?;
-    let cb = b.dim(3)?;
+    let [n, h, w, ca] = check::dims(OP, "a", a)?;
+    let cb = b.dims().last().map_or(1, |&c| c.max(1));
     on_cpu(OP, a)?;
-    expect(OP, "b", b, &[n, h, w, cb])?;
+    check::shape(OP, "b", b, &[n, h, w, cb])?;
     let (left, right) = (cpu_slice(OP, a)?, cpu_slice(OP, b)?);
     let mut y = vec![0.0; left.len() + right.len()];
     y.par_chunks_mut(w * (ca + cb)).zip(left.par_chunks(w * ca)).zip(right.par_chunks(w * cb)).for_each(
@@ -102,13 +95,13 @@ pub fn concat(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// The gradients of [`concat`]: `dy` split after `channels`.
 ///
 /// # Errors
-/// As [`add`], or `channels` beyond the end.
+/// As [`add`], or a part without channels.
 pub fn concat_backward(dy: &Tensor, channels: usize) -> Result<(Tensor, Tensor)> {
     const OP: &str = "concat";
-    let (n, h, w, c) = dy.dims4()?;
+    let [n, h, w, c] = check::dims(OP, "dy", dy)?;
     on_cpu(OP, dy)?;
-    if channels > c {
-        let expected = vec![n, h, w, channels];
+    if channels == 0 || channels >= c {
+        let expected = vec![n, h, w, channels + 1];
         return Err(KernelError::Shape { op: OP, tensor: "dy", found: dy.dims().to_vec(), expected });
     }
     let rest = c - channels;
@@ -142,7 +135,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 /// As [`silu`].
 pub fn silu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     on_cpu("silu", x)?;
-    expect("silu", "dy", dy, x.dims())?;
+    check::shape("silu", "dy", dy, x.dims())?;
     let data = cpu_slice("silu", x)?;
     let mut dx = cpu_slice("silu", dy)?.to_vec();
     dx.par_chunks_mut(CHUNK).zip(data.par_chunks(CHUNK)).for_each(|(dx, x)| silu_gradient_in_place(dx, x));
@@ -166,23 +159,32 @@ vectorized! {
     }
 }
 
+/// Refuses an index beyond a table of `rows` rows.
+fn in_table(indices: &[u32], rows: usize, c: usize) -> Result<()> {
+    match indices.iter().map(|&index| index as usize + 1).max() {
+        Some(needed) if needed > rows => Err(KernelError::Shape {
+            op: "embedding",
+            tensor: "table",
+            found: vec![rows, c],
+            expected: vec![needed, c],
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Rows `indices` of `table` `[R, C]`, as `[N, C]`: an embedding.
 ///
 /// # Errors
 /// An index beyond the table, a tensor that is not contiguous f32, or a device without this operation.
 pub fn embedding(table: &Tensor, indices: &[u32]) -> Result<Tensor> {
     const OP: &str = "embedding";
-    let (rows, c) = table.dims2()?;
+    let [rows, c] = check::dims(OP, "table", table)?;
     on_cpu(OP, table)?;
+    in_table(indices, rows, c)?;
     let data = cpu_slice(OP, table)?;
     let mut y = Vec::with_capacity(indices.len() * c);
     for &index in indices {
-        let index = index as usize;
-        if index >= rows {
-            let expected = vec![index + 1, c];
-            return Err(KernelError::Shape { op: OP, tensor: "table", found: vec![rows, c], expected });
-        }
-        y.extend_from_slice(&data[index * c..][..c]);
+        y.extend_from_slice(&data[index as usize * c..][..c]);
     }
     cpu_tensor(y, (indices.len(), c))
 }
@@ -201,9 +203,14 @@ pub fn embedding_backward(
     write: Write,
 ) -> Result<()> {
     const OP: &str = "embedding";
-    let (n, c) = dy.dims2()?;
+    let [n, c] = check::dims(OP, "dy", dy)?;
     on_cpu(OP, dy)?;
-    expect(OP, "dy", dy, &[indices.len(), c])?;
+    in_table(indices, rows, c)?;
+    if buffer.len() < offset + rows * c {
+        let (found, expected) = (vec![buffer.len()], vec![offset + rows * c]);
+        return Err(KernelError::Shape { op: OP, tensor: "gradient buffer", found, expected });
+    }
+    check::shape(OP, "dy", dy, &[indices.len(), c])?;
     let data = cpu_slice(OP, dy)?;
     buffer.with_mut(|all| {
         let table = &mut all[offset..][..rows * c];

@@ -8,6 +8,7 @@
 //! added in order: the same machine gives the same bits, however its threads are scheduled.
 
 pub mod attention;
+mod check;
 pub mod conv2d;
 pub mod dropout;
 pub mod elementwise;

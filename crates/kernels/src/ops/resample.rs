@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::buffer::{cpu_slice, cpu_tensor};
 use crate::error::{KernelError, Result};
+use crate::ops::check;
 use crate::vectorized;
 
 const OP: &str = "upsample";
@@ -16,7 +17,7 @@ const OP: &str = "upsample";
 /// # Errors
 /// A tensor that is not contiguous f32 `[N, H, W, C]`, or a device without this operation.
 pub fn upsample(x: &Tensor) -> Result<Tensor> {
-    let (n, h, w, c) = x.dims4()?;
+    let [n, h, w, c] = check::dims(OP, "x", x)?;
     match x.device() {
         Device::Cpu => {
             let x = cpu_slice(OP, x)?;
@@ -40,7 +41,8 @@ pub fn upsample(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`upsample`].
 pub fn upsample_backward(dy: &Tensor) -> Result<Tensor> {
-    let (n, h, w, c) = dy.dims4()?;
+    let [n, h, w, c] = check::dims(OP, "dy", dy)?;
+    check::shape(OP, "dy", dy, &[n, h.next_multiple_of(2), w.next_multiple_of(2), c])?;
     match dy.device() {
         Device::Cpu => {
             let dy = cpu_slice(OP, dy)?;

@@ -27,13 +27,13 @@ pub struct Cli {
 #[derive(Clone, Copy, Debug, Args)]
 pub struct GlobalArgs {
     /// Print one JSON document on stdout instead of text
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Output")]
     pub json: bool,
     /// Tell more on stderr
-    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    #[arg(short, long, global = true, help_heading = "Output", action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
     /// Tell nothing on stderr but warnings and errors
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = "Output", action = ArgAction::Count)]
     pub quiet: u8,
 }
 
@@ -129,7 +129,7 @@ impl From<&str> for Resume {
 #[command(after_help = "Examples:
   ddpm sample runs/quickstart
   ddpm sample runs/emoji32 --class 7 --guidance 1 --num 64 --out smileys.png
-  ddpm sample runs/quickstart --sampler ddpm --steps 1000 --num 500 --out images/    # a folder: single PNGs")]
+  ddpm sample runs/quickstart --sampler ddpm --num 500 --out images/    # a folder: single PNGs")]
 pub struct SampleArgs {
     /// A run directory or a checkpoint
     pub model: PathBuf,
@@ -247,8 +247,8 @@ pub struct CheckArgs {
 #[command(after_help = "Example:
   ddpm bench step configs/quickstart.toml")]
 pub struct BenchArgs {
-    /// What to measure
-    #[arg(value_enum, default_value = "step")]
+    /// What to measure: step (whole training steps, with the time of their phases)
+    #[arg(value_enum, default_value = "step", hide_possible_values = true)]
     pub what: BenchKind,
     /// The configuration (TOML)
     #[arg(required = true)]

@@ -8,7 +8,7 @@ use crate::memory::format_bytes;
 use crate::training::measure::{StepMeasurement, measure_step};
 
 /// Measures, and prints a table.
-pub fn run(args: &BenchArgs, output: &Output) -> Result<(), Failure> {
+pub(super) fn run(args: &BenchArgs, output: &Output) -> Result<(), Failure> {
     let plan = TrainPlan::new(&Resolved::load(&args.config, &args.set)?)?;
     match args.what {
         BenchKind::Step => {

@@ -27,7 +27,7 @@ struct Input {
 }
 
 /// Runs the network once.
-pub fn run(args: &ForwardArgs, output: &Output) -> Result<(), Failure> {
+pub(super) fn run(args: &ForwardArgs, output: &Output) -> Result<(), Failure> {
     let device = Device::Cpu;
     let model = Model::open(&args.model, args.raw, &device)?;
     model.skipped.iter().for_each(|message| output.warn(message));

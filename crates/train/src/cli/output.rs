@@ -47,14 +47,13 @@ impl Output {
 
     /// Prints the result of a command: `document` on stdout with `--json`, else what `text` returns.
     pub fn result<T: Serialize>(&self, document: &T, text: impl FnOnce() -> String) -> Result<(), Failure> {
-        if !self.json {
-            write_stdout(&text());
-            return Ok(());
-        }
-        let document = serde_json::to_string(document)
-            .map_err(|error| Failure::caused_by(ExitCode::Other, "the result cannot be written as JSON", &error))?;
-        write_stdout(&document);
-        Ok(())
+        let text = if self.json {
+            serde_json::to_string(document)
+                .map_err(|error| Failure::caused_by(ExitCode::Other, "the result cannot be written as JSON", &error))?
+        } else {
+            text()
+        };
+        write_stdout(&text).map_err(|error| Failure::caused_by(ExitCode::Other, "stdout cannot be written", &error))
     }
 
     /// Tells something by the way, on stderr; not with `-q`.
@@ -79,7 +78,8 @@ impl Output {
     /// Shows a failure: as JSON on stdout with `--json`, else on stderr.
     pub fn failure(&self, failure: &Failure) {
         if self.json {
-            write_stdout(&failure.document().to_string());
+            // If stdout fails, the exit code is all that is left to tell.
+            let _ = write_stdout(&failure.document().to_string());
             return;
         }
         let text = failure.to_string();
@@ -94,9 +94,12 @@ impl Output {
 }
 
 /// Writes a line to stdout, and gives up quietly when nobody reads.
-fn write_stdout(text: &str) {
+fn write_stdout(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    let _ = writeln!(stdout, "{}", text.trim_end_matches('\n')).and_then(|()| stdout.flush());
+    match writeln!(stdout, "{}", text.trim_end_matches('\n')).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
 }
 
 /// Writes a line to stderr, and gives up quietly when nobody reads.

@@ -18,7 +18,7 @@ use crate::training::pictures::{Guidance, Images, Painter, Request};
 const DDIM_STEPS: usize = 50;
 
 /// Draws images and writes them.
-pub fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
+pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
     let device = args.device.open()?;
     let model = Model::open(&args.model, args.raw, &device)?;
     model.skipped.iter().for_each(|message| output.warn(message));

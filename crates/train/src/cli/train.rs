@@ -10,13 +10,13 @@ use crate::report::progress::{Verbosity, format_duration};
 use crate::training::run::{RunOptions, Summary, train};
 
 /// Trains, and says where everything is.
-pub fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure> {
+pub(super) fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure> {
     let options = RunOptions {
         resume: args.resume.clone(),
         max_steps: args.max_steps,
         max_hours: args.max_hours,
         command: std::env::args().collect(),
-        verbosity: verbosity(output),
+        verbosity: output.verbosity(),
     };
     if args.dry_run {
         return dry_run(args, options, output);
@@ -47,14 +47,6 @@ fn dry_run(args: &TrainArgs, options: RunOptions, output: &Output) -> Result<Out
         "dry run: one step, one checkpoint written and read back, one sample: all well".to_owned()
     })?;
     Ok(Outcome::Done)
-}
-
-fn verbosity(output: &Output) -> Verbosity {
-    match (output.quiet(), output.verbose()) {
-        (true, _) => Verbosity::Quiet,
-        (_, true) => Verbosity::Verbose,
-        _ => Verbosity::Normal,
-    }
 }
 
 fn document(summary: &Summary) -> serde_json::Value {

@@ -35,6 +35,8 @@ impl<'a> Checks<'a> {
             let help = "write the path of a folder of images or of a .parquet file, or \"builtin:fashion10k\"";
             return Err(self.impossible("data.source", "data.source is not set".to_owned(), help));
         }
+        self.at_most("data.image_size", data.image_size, 4096)?;
+        self.at_most("data.prefetch", data.prefetch, 1024)?;
         let size = data.image_size;
         self.require("data.image_size", size, size > 0, "at least 1", "32 trains fast; 64 and more want a GPU")?;
         let channels = data.channels;
@@ -96,6 +98,11 @@ impl<'a> Checks<'a> {
             out,
             &format!("data.channels and diffusion.variance_type make {out}"),
         )?;
+        for &channels in &model.block_out_channels {
+            self.at_most("model.block_out_channels", channels, 65_536)?;
+        }
+        self.at_most("model.layers_per_block", model.layers_per_block, 128)?;
+        self.at_most("model.num_class_embeds", model.num_class_embeds.unwrap_or(0), 1 << 20)?;
         model.validate().and_then(|()| model.image_shape()).map_err(|error| self.model_error(&error))
     }
 
@@ -108,6 +115,7 @@ impl<'a> Checks<'a> {
         let train = &self.config.train;
         self.require("train.steps", train.steps, train.steps > 0, "at least 1", "a first try takes some thousands")?;
         self.require("train.batch_size", train.batch_size, train.batch_size > 0, "at least 1", "32 to 128 are usual")?;
+        self.at_most("train.batch_size", train.batch_size, 1 << 20)?;
         if train.micro_batch > train.batch_size {
             let (micro, batch) = (train.micro_batch, train.batch_size);
             let message = format!("train.micro_batch = {micro} is larger than train.batch_size = {batch}");
@@ -169,6 +177,7 @@ impl<'a> Checks<'a> {
         let help = "2 or more survive a damaged newest one";
         self.require("checkpoint.keep_last", checkpoint.keep_last, checkpoint.keep_last > 0, "at least 1", help)?;
         self.require("sample.num", sample.num, sample.num > 0, "at least 1", "16 fill a grid of 4 x 4")?;
+        self.at_most("sample.num", sample.num, 4096)?;
         let (steps, timesteps) = (sample.steps, diffusion.num_train_timesteps);
         let expected = format!("1 to diffusion.num_train_timesteps ({timesteps})");
         self.require("sample.steps", steps, (1..=timesteps).contains(&steps), &expected, "50 is usual with ddim")?;
@@ -190,6 +199,11 @@ impl<'a> Checks<'a> {
 
     fn require(&self, key: &str, found: impl Display, ok: bool, expected: &str, help: &str) -> Result<(), ConfigError> {
         if ok { Ok(()) } else { Err(self.impossible(key, format!("{key} = {found}: expected {expected}"), help)) }
+    }
+
+    /// Bounds that nobody needs to exceed; beyond them a run ends for want of memory before it can say why.
+    fn at_most(&self, key: &str, found: usize, limit: usize) -> Result<(), ConfigError> {
+        self.require(key, found, found <= limit, &format!("at most {limit}"), "is there a digit too many?")
     }
 
     fn require_list(&self, key: &str, found: &[f64], ok: bool, expected: &str, help: &str) -> Result<(), ConfigError> {

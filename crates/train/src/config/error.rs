@@ -64,28 +64,28 @@ pub enum ConfigError {
         help: String,
     },
     /// The file is not TOML.
-    #[error("{origin}: this is not TOML: {message}")]
+    #[error("{place}: this is not TOML: {message}")]
     Syntax {
-        /// The line.
-        origin: Origin,
+        /// Where it stands, as [`Origin`] is written.
+        place: String,
         /// What the parser says.
         message: String,
     },
     /// A key that does not exist.
-    #[error("{origin}: unknown key `{key}`")]
+    #[error("{place}: unknown key `{key}`")]
     UnknownKey {
-        /// The place.
-        origin: Origin,
+        /// Where it stands, as [`Origin`] is written.
+        place: String,
         /// The key.
         key: String,
         /// What to do about it.
         help: String,
     },
     /// A value of another type, or a name that its key does not know.
-    #[error("{origin}: {key} = {found}: expected {expected}")]
+    #[error("{place}: {key} = {found}: expected {expected}")]
     Type {
-        /// The place.
-        origin: Origin,
+        /// Where it stands, as [`Origin`] is written.
+        place: String,
         /// The key.
         key: String,
         /// The value, as TOML.
@@ -98,7 +98,7 @@ pub enum ConfigError {
     /// Values of the right type that a run cannot have.
     #[error("{place}: {message}")]
     Impossible {
-        /// The line of the config file, the environment variable or the command line.
+        /// Where the value was set, as [`Origin`] is written; of a default, the config file.
         place: String,
         /// The key, what was found and what was expected.
         message: String,

@@ -12,9 +12,9 @@ const SIMILAR_KEYS: f64 = 0.6;
 const SIMILAR_NAMES: f64 = 0.75;
 
 /// The error for a key that does not exist, with the nearest one that does.
-pub(super) fn unknown_key(key: &str, origin: Origin) -> ConfigError {
+pub(super) fn unknown_key(key: &str, origin: &Origin) -> ConfigError {
     let help = key_help(key);
-    ConfigError::UnknownKey { origin, key: key.to_owned(), help }
+    ConfigError::UnknownKey { place: origin.to_string(), key: key.to_owned(), help }
 }
 
 fn key_help(key: &str) -> String {
@@ -62,14 +62,14 @@ pub(super) fn type_error(
     found: &Value,
     complaint: &str,
     about_names: Option<&str>,
-    origin: Origin,
+    origin: &Origin,
 ) -> ConfigError {
     let names = [Some(complaint), about_names].into_iter().flatten().find_map(variants);
     let (expected, help) = match names {
         Some((wrong, names)) => explain_names(&wrong, &names, found),
         None => (expected_type(complaint), None),
     };
-    ConfigError::Type { origin, key: key.to_owned(), found: to_toml(found), expected, help }
+    ConfigError::Type { place: origin.to_string(), key: key.to_owned(), found: to_toml(found), expected, help }
 }
 
 /// The wrong name and the right ones in serde's "unknown variant `x`, expected one of `a`, `b`".

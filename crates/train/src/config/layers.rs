@@ -167,7 +167,7 @@ impl Layers {
     fn add_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
         let origin = |line| Origin::File { path: path.to_owned(), line };
         let assignments = parse_file(text)
-            .map_err(|Malformed { message, line }| ConfigError::Syntax { origin: origin(line), message })?;
+            .map_err(|Malformed { message, line }| ConfigError::Syntax { place: origin(line).to_string(), message })?;
         for assignment in assignments {
             let empty_section = assignment.value.as_object().is_some_and(serde_json::Map::is_empty);
             if empty_section && self.document.get(&assignment.key).is_some() {
@@ -204,7 +204,7 @@ impl Layers {
     /// Sets a key to the first of `readings` that its type takes; the error is that of the first.
     fn assign(&mut self, key: &str, readings: &[Value], origin: Origin) -> Result<(), ConfigError> {
         let Some((section, name)) = key.split_once('.').filter(|_| schema::keys().any(|known| known == key)) else {
-            return Err(unknown_key(key, origin));
+            return Err(unknown_key(key, &origin));
         };
         let previous = self.document[section][name].take();
         // "none" unsets an optional key; TOML has no word for it.
@@ -223,7 +223,7 @@ impl Layers {
         }
         let any_name = self.attempt(section, name, &json!("")).err();
         self.document[section][name] = previous;
-        Err(type_error(key, &readings[0], &complaints[0], any_name.as_deref(), origin))
+        Err(type_error(key, &readings[0], &complaints[0], any_name.as_deref(), &origin))
     }
 
     /// The whole configuration with one more value, or what serde says against it.

@@ -6,17 +6,18 @@ use super::layers::Resolved;
 use super::toml_source::to_toml;
 
 impl Resolved {
-    /// TOML that reads back as the same configuration, every key written, with the program's version on top.
+    /// TOML that reads back as the same configuration, with every key, defaults too.
     ///
     /// Optional keys that are not set are left out, as they have to be.
     pub fn to_toml(&self) -> String {
-        let mut text = format!("# Resolved by ddpm {}. Every value, defaults too.\n", env!("CARGO_PKG_VERSION"));
+        let mut text = String::new();
         let mut section = String::new();
         for entry in self.entries().iter().filter(|entry| !entry.value.is_null()) {
             let Some((entry_section, name)) = entry.key.split_once('.') else { continue };
             if entry_section != section {
                 section = entry_section.to_owned();
-                let _ = write!(text, "\n[{section}]\n");
+                let gap = if text.is_empty() { "" } else { "\n" };
+                let _ = writeln!(text, "{gap}[{section}]");
             }
             let _ = writeln!(text, "{name} = {}", to_toml(&entry.value));
         }

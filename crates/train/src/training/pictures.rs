@@ -5,7 +5,7 @@
 use candle_core::{Device, Tensor};
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::ModelError;
-use ddpm_model::diffusion::samplers::sample;
+use ddpm_model::diffusion::sample;
 use ddpm_model::diffusion::{DiffusionProcess, SamplerConfig};
 use ddpm_model::params::Params;
 use ddpm_model::tape::Tape;

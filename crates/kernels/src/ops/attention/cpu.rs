@@ -56,7 +56,7 @@ vectorized! {
             for v in &mut *row {
                 *v = exp::<I>((*v - max) * scale);
             }
-            let inverse = 1.0 / sum::<I>(row);
+            let inverse = 1.0 / sum(row);
             for v in row {
                 *v *= inverse;
             }
@@ -66,7 +66,7 @@ vectorized! {
 
 /// A sum in sixteen parts: a single running sum cannot be vectorised, for its order is fixed.
 #[inline(always)]
-fn sum<I: crate::simd::Isa>(x: &[f32]) -> f32 {
+fn sum(x: &[f32]) -> f32 {
     let mut parts = [0.0f32; 16];
     let chunks = x.chunks_exact(16);
     let tail: f32 = chunks.remainder().iter().sum();

@@ -13,6 +13,7 @@ use candle_core::{Device, Tensor};
 
 use crate::buffer::{cpu_slice, cpu_tensor};
 use crate::error::{KernelError, Result};
+use crate::ops::check;
 
 const OP: &str = "attention";
 
@@ -30,7 +31,7 @@ struct Shape {
 
 impl Shape {
     fn new(qkv: &Tensor, heads: usize) -> Result<Self> {
-        let (n, tokens, triple) = qkv.dims3()?;
+        let [n, tokens, triple] = check::dims(OP, "qkv", qkv)?;
         if heads == 0 || triple % (3 * heads) != 0 {
             let expected = vec![n, tokens, triple.next_multiple_of(3 * heads.max(1))];
             return Err(KernelError::Shape { op: OP, tensor: "qkv", found: qkv.dims().to_vec(), expected });
@@ -65,11 +66,8 @@ pub fn forward(qkv: &Tensor, heads: usize) -> Result<(Tensor, Probabilities)> {
 /// As [`forward`].
 pub fn backward(qkv: &Tensor, heads: usize, probabilities: &Probabilities, d_out: &Tensor) -> Result<Tensor> {
     let s = Shape::new(qkv, heads)?;
-    let expected = [s.n, s.tokens, s.channels];
-    if d_out.dims() != expected {
-        let (found, expected) = (d_out.dims().to_vec(), expected.to_vec());
-        return Err(KernelError::Shape { op: OP, tensor: "d_out", found, expected });
-    }
+    check::shape(OP, "d_out", d_out, &[s.n, s.tokens, s.channels])?;
+    check::shape(OP, "probabilities", &probabilities.0, &[s.n, s.heads, s.tokens, s.tokens])?;
     match qkv.device() {
         Device::Cpu => {
             let dqkv =

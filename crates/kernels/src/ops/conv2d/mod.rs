@@ -19,7 +19,7 @@ use candle_core::{Device, Tensor};
 
 use crate::buffer::{ParamGrads, cpu_slice, cpu_tensor};
 use crate::error::{KernelError, Result};
-use crate::ops::column_sum;
+use crate::ops::{check, column_sum};
 
 const OP: &str = "conv2d";
 
@@ -62,15 +62,15 @@ impl Conv2d {
     }
 
     fn geometry(&self, x: &Tensor, weight: &Tensor) -> Result<Geometry> {
-        let (n, h, w, ci) = x.dims4()?;
-        let expected = vec![weight.dim(0)?, self.kernel, self.kernel, ci];
-        check_shape("weight", weight, &expected)?;
+        let [n, h, w, ci] = check::dims(OP, "x", x)?;
+        let co = weight.dims().first().map_or(1, |&co| co.max(1));
+        check::shape(OP, "weight", weight, &[co, self.kernel, self.kernel, ci])?;
         let padded = h.min(w) + self.pad_before + self.pad_after;
         if padded < self.kernel {
             let expected = vec![n, self.kernel, self.kernel, ci];
             return Err(KernelError::Shape { op: OP, tensor: "x", found: x.dims().to_vec(), expected });
         }
-        Ok(Geometry { n, h, w, ci, co: expected[0], conv: *self })
+        Ok(Geometry { n, h, w, ci, co, conv: *self })
     }
 }
 
@@ -108,29 +108,16 @@ impl Geometry {
     }
 }
 
-fn check_shape(tensor: &'static str, found: &Tensor, expected: &[usize]) -> Result<()> {
-    if found.dims() == expected {
-        return Ok(());
-    }
-    Err(KernelError::Shape { op: OP, tensor, found: found.dims().to_vec(), expected: expected.to_vec() })
-}
-
 /// Convolves `x` `[N, H, W, I]`; see the module for the formula.
 ///
 /// # Errors
 /// Shapes that do not fit, tensors that are not contiguous f32, or a device without this operation.
-pub fn forward(
-    conv: &Conv2d,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-    residual: Option<&Tensor>,
-) -> Result<Tensor> {
+pub fn forward(conv: &Conv2d, x: &Tensor, weight: &Tensor, bias: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
     let g = conv.geometry(x, weight)?;
     let out_shape = [g.n, g.oh(), g.ow(), g.co];
-    check_shape("bias", bias, &[g.co])?;
+    check::shape(OP, "bias", bias, &[g.co])?;
     if let Some(residual) = residual {
-        check_shape("residual", residual, &out_shape)?;
+        check::shape(OP, "residual", residual, &out_shape)?;
     }
     match x.device() {
         Device::Cpu => {
@@ -162,7 +149,8 @@ pub fn backward(
     grads: &ParamGrads<'_>,
 ) -> Result<Option<Tensor>> {
     let g = conv.geometry(x, weight)?;
-    check_shape("dy", dy, &[g.n, g.oh(), g.ow(), g.co])?;
+    check::shape(OP, "dy", dy, &[g.n, g.oh(), g.ow(), g.co])?;
+    grads.check(OP, weight.elem_count(), g.co)?;
     match x.device() {
         Device::Cpu => {
             let shape = x.dims().to_vec();

@@ -8,17 +8,13 @@ use super::Conv2d;
 ///
 /// # Errors
 /// Candle's own.
-pub fn forward(
-    conv: &Conv2d,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-    residual: Option<&Tensor>,
-) -> Result<Tensor> {
+pub fn forward(conv: &Conv2d, x: &Tensor, weight: &Tensor, bias: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
     let nchw = |t: &Tensor| t.permute((0, 3, 1, 2))?.contiguous();
-    let x = nchw(x)?
-        .pad_with_zeros(2, conv.pad_before, conv.pad_after)?
-        .pad_with_zeros(3, conv.pad_before, conv.pad_after)?;
+    let x = nchw(x)?.pad_with_zeros(2, conv.pad_before, conv.pad_after)?.pad_with_zeros(
+        3,
+        conv.pad_before,
+        conv.pad_after,
+    )?;
     let y = x.conv2d(&nchw(weight)?, 0, conv.stride, 1, 1)?.permute((0, 2, 3, 1))?.contiguous()?;
     let y = y.broadcast_add(bias)?;
     match residual {

@@ -44,12 +44,7 @@ pub(super) fn input_adjoint<I: Isa>(v: [Lanes; 6]) -> [Lanes; 6] {
 pub(super) fn output<I: Isa>(m: [Lanes; 6]) -> [Lanes; 4] {
     let (s12, d12) = (m[1] + m[2], m[1] - m[2]);
     let (s34, d34) = (m[3] + m[4], m[3] - m[4]);
-    [
-        m[0] + s12 + s34,
-        d34.mul_add::<I>(2.0, d12),
-        s34.mul_add::<I>(4.0, s12),
-        d34.mul_add::<I>(8.0, d12) + m[5],
-    ]
+    [m[0] + s12 + s34, d34.mul_add::<I>(2.0, d12), s34.mul_add::<I>(4.0, s12), d34.mul_add::<I>(8.0, d12) + m[5]]
 }
 
 /// `A y`: the adjoint of [`output`].
@@ -118,14 +113,8 @@ mod tests {
         let other = [1.2f32, 0.1, -0.6, 0.8, 0.5, -0.9];
         let (three, four) = ([0.2f32, -1.4, 0.6], [0.7f32, 0.3, -1.1, 0.5]);
         let close = |a: f32, b: f32| assert!((a - b).abs() < 1e-4, "{a} {b}");
-        close(
-            dot(first(input::<Unfused>(lanes(six))), other),
-            dot(six, first(input_adjoint::<Unfused>(lanes(other)))),
-        );
-        close(
-            dot(first(output::<Unfused>(lanes(six))), four),
-            dot(six, first(output_adjoint::<Unfused>(lanes(four)))),
-        );
+        close(dot(first(input::<Unfused>(lanes(six))), other), dot(six, first(input_adjoint::<Unfused>(lanes(other)))));
+        close(dot(first(output::<Unfused>(lanes(six))), four), dot(six, first(output_adjoint::<Unfused>(lanes(four)))));
         close(
             dot(first(weight::<Unfused>(lanes(three))), six),
             dot(three, first(weight_adjoint::<Unfused>(lanes(six)))),

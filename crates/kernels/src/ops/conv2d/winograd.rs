@@ -23,8 +23,8 @@ const MIN_TILES: usize = 16;
 pub(super) fn fits(g: &Geometry) -> bool {
     let c = g.conv;
     (c.kernel, c.stride, c.pad_before, c.pad_after) == (3, 1, 1, 1)
-        && g.ci % LANES == 0
-        && g.co % LANES == 0
+        && g.ci.is_multiple_of(LANES)
+        && g.co.is_multiple_of(LANES)
         && Tiles::new(g).count >= MIN_TILES
 }
 

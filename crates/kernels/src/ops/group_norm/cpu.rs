@@ -273,8 +273,8 @@ fn parameter_gradients(
         }
         if affine.modulation.is_some() {
             let (dscale, dshift) = dmodulation[n * 2 * c..][..2 * c].split_at_mut(c);
-            for i in 0..c {
-                dscale[i] = image.dz_x_hat[i] * affine.weight[i] + image.dz[i] * affine.bias[i];
+            for (i, dscale) in dscale.iter_mut().enumerate() {
+                *dscale = image.dz_x_hat[i] * affine.weight[i] + image.dz[i] * affine.bias[i];
             }
             dshift.copy_from_slice(&image.dz);
         }

@@ -18,6 +18,7 @@ use candle_core::{Device, Tensor};
 
 use crate::buffer::{ParamGrads, cpu_slice, cpu_tensor};
 use crate::error::{KernelError, Result};
+use crate::ops::check;
 
 const OP: &str = "group_norm";
 
@@ -45,18 +46,18 @@ struct Shape {
 }
 
 impl GroupNorm {
-    fn shape(&self, x: &Tensor, modulation: Option<&Tensor>) -> Result<Shape> {
+    fn shape(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, modulation: Option<&Tensor>) -> Result<Shape> {
+        check::not_empty(OP, "x", x)?;
         let dims = x.dims();
         let (n, channels) = (dims.first().copied().unwrap_or(0), dims.last().copied().unwrap_or(0));
         if dims.len() < 3 || self.groups == 0 || channels % self.groups != 0 {
             let expected = vec![n, 0, 0, channels.next_multiple_of(self.groups.max(1))];
             return Err(KernelError::Shape { op: OP, tensor: "x", found: dims.to_vec(), expected });
         }
-        if let Some(m) = modulation
-            && m.dims() != [n, 2 * channels]
-        {
-            let expected = vec![n, 2 * channels];
-            return Err(KernelError::Shape { op: OP, tensor: "modulation", found: m.dims().to_vec(), expected });
+        check::shape(OP, "weight", weight, &[channels])?;
+        check::shape(OP, "bias", bias, &[channels])?;
+        if let Some(modulation) = modulation {
+            check::shape(OP, "modulation", modulation, &[n, 2 * channels])?;
         }
         Ok(Shape { pixels: dims[1..dims.len() - 1].iter().product(), channels, groups: self.groups })
     }
@@ -73,7 +74,7 @@ pub fn forward(
     bias: &Tensor,
     modulation: Option<&Tensor>,
 ) -> Result<(Tensor, Statistics)> {
-    let shape = norm.shape(x, modulation)?;
+    let shape = norm.shape(x, weight, bias, modulation)?;
     match x.device() {
         Device::Cpu => {
             let modulation = modulation.map(|m| cpu_slice(OP, m)).transpose()?;
@@ -113,7 +114,13 @@ pub fn backward(
     extra: Option<&Tensor>,
     grads: &ParamGrads<'_>,
 ) -> Result<InputGrads> {
-    let shape = norm.shape(x, modulation)?;
+    let shape = norm.shape(x, weight, bias, modulation)?;
+    check::shape(OP, "dy", dy, x.dims())?;
+    check::shape(OP, "statistics", &statistics.0, &[x.dim(0)?, 2, norm.groups])?;
+    if let Some(extra) = extra {
+        check::shape(OP, "extra", extra, x.dims())?;
+    }
+    grads.check(OP, shape.channels, shape.channels)?;
     match x.device() {
         Device::Cpu => {
             let modulation_slice = modulation.map(|m| cpu_slice(OP, m)).transpose()?;

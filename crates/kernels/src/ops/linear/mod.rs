@@ -10,19 +10,20 @@ use candle_core::{Device, Tensor};
 
 use crate::buffer::{ParamGrads, cpu_slice, cpu_tensor};
 use crate::error::{KernelError, Result};
-use crate::ops::column_sum;
+use crate::ops::{check, column_sum};
 
 const OP: &str = "linear";
 
 fn shape(x: &Tensor, weight: &Tensor) -> Result<(cpu::Shape, Vec<usize>)> {
-    let (outputs, inputs) = weight.dims2()?;
+    let [outputs, inputs] = check::dims(OP, "weight", weight)?;
+    check::not_empty(OP, "x", x)?;
     let mut dims = x.dims().to_vec();
     let Some(last) = dims.last_mut().filter(|last| **last == inputs) else {
         let expected = vec![0, inputs];
         return Err(KernelError::Shape { op: OP, tensor: "x", found: x.dims().to_vec(), expected });
     };
     *last = outputs;
-    Ok((cpu::Shape { rows: x.elem_count() / inputs.max(1), inputs, outputs }, dims))
+    Ok((cpu::Shape { rows: x.elem_count() / inputs, inputs, outputs }, dims))
 }
 
 /// Applies the layer; see the module.
@@ -31,15 +32,9 @@ fn shape(x: &Tensor, weight: &Tensor) -> Result<(cpu::Shape, Vec<usize>)> {
 /// Shapes that do not fit, tensors that are not contiguous f32, or a device without this operation.
 pub fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
     let (shape, dims) = shape(x, weight)?;
-    if let Some(residual) = residual
-        && residual.dims() != dims
-    {
-        return Err(KernelError::Shape {
-            op: OP,
-            tensor: "residual",
-            found: residual.dims().to_vec(),
-            expected: dims,
-        });
+    check::shape(OP, "bias", bias, &[shape.outputs])?;
+    if let Some(residual) = residual {
+        check::shape(OP, "residual", residual, &dims)?;
     }
     match x.device() {
         Device::Cpu => {
@@ -63,9 +58,8 @@ pub fn backward(
     grads: &ParamGrads<'_>,
 ) -> Result<Option<Tensor>> {
     let (shape, dims) = shape(x, weight)?;
-    if dy.dims() != dims {
-        return Err(KernelError::Shape { op: OP, tensor: "dy", found: dy.dims().to_vec(), expected: dims });
-    }
+    check::shape(OP, "dy", dy, &dims)?;
+    grads.check(OP, weight.elem_count(), shape.outputs)?;
     match x.device() {
         Device::Cpu => {
             let x_dims = x.dims().to_vec();

@@ -220,3 +220,17 @@ fn impossible_reports_are_refused() {
         "50 is usual with ddim",
     );
 }
+
+#[test]
+fn numbers_that_would_only_exhaust_memory_are_refused() {
+    let keys = ["data.image_size", "data.prefetch", "model.layers_per_block", "train.batch_size", "sample.num"];
+    for key in keys {
+        let text = refusal(&[&format!("{key}=1000000000000")]);
+        assert!(text.contains(&format!("{key} = 1000000000000: expected at most ")), "{text}");
+    }
+    is_refused(
+        &["model.block_out_channels=[64, 64, 640000000]"],
+        "model.block_out_channels = 640000000: expected at most 65536",
+        "is there a digit too many?",
+    );
+}
