@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::{CHUNK, add_rows, check};
-use crate::buffer::{FlatBuffer, cpu_slice, cpu_tensor};
+use crate::buffer::{FlatBuffer, cpu_slice, cpu_tensor, unwritten};
 use crate::error::{KernelError, Result};
 use crate::gemm::Write;
 use crate::simd::sigmoid;
@@ -25,7 +25,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     on_cpu("add", a)?;
     check::shape("add", "b", b, a.dims())?;
     let (left, right) = (cpu_slice("add", a)?, cpu_slice("add", b)?);
-    let mut y = vec![0.0; left.len()];
+    let mut y = unwritten(left.len());
     y.par_chunks_mut(CHUNK).zip(left.par_chunks(CHUNK)).zip(right.par_chunks(CHUNK)).for_each(|((y, a), b)| {
         for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
             *y = a + b;
@@ -80,7 +80,7 @@ pub fn concat(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     on_cpu(OP, a)?;
     check::shape(OP, "b", b, &[n, h, w, cb])?;
     let (left, right) = (cpu_slice(OP, a)?, cpu_slice(OP, b)?);
-    let mut y = vec![0.0; left.len() + right.len()];
+    let mut y = unwritten(left.len() + right.len());
     y.par_chunks_mut(w * (ca + cb)).zip(left.par_chunks(w * ca)).zip(right.par_chunks(w * cb)).for_each(
         |((y, a), b)| {
             for ((y, a), b) in y.chunks_exact_mut(ca + cb).zip(a.chunks_exact(ca)).zip(b.chunks_exact(cb)) {
@@ -106,7 +106,7 @@ pub fn concat_backward(dy: &Tensor, channels: usize) -> Result<(Tensor, Tensor)>
     }
     let rest = c - channels;
     let data = cpu_slice(OP, dy)?;
-    let (mut a, mut b) = (vec![0.0; n * h * w * channels], vec![0.0; n * h * w * rest]);
+    let (mut a, mut b) = (unwritten(n * h * w * channels), unwritten(n * h * w * rest));
     a.par_chunks_mut(w * channels).zip(b.par_chunks_mut(w * rest)).zip(data.par_chunks(w * c)).for_each(
         |((a, b), dy)| {
             for ((a, b), dy) in a.chunks_exact_mut(channels).zip(b.chunks_exact_mut(rest)).zip(dy.chunks_exact(c)) {

@@ -5,7 +5,7 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use crate::buffer::{cpu_slice, cpu_tensor};
+use crate::buffer::{cpu_slice, cpu_tensor, unwritten};
 use crate::error::{KernelError, Result};
 use crate::ops::check;
 use crate::vectorized;
@@ -21,7 +21,7 @@ pub fn upsample(x: &Tensor) -> Result<Tensor> {
     match x.device() {
         Device::Cpu => {
             let x = cpu_slice(OP, x)?;
-            let mut y = vec![0.0; 4 * x.len()];
+            let mut y = unwritten(4 * x.len());
             y.par_chunks_mut(4 * w * c).zip(x.par_chunks(w * c)).for_each(|(rows, x)| {
                 let (first, second) = rows.split_at_mut(2 * w * c);
                 for (pair, pixel) in first.chunks_exact_mut(2 * c).zip(x.chunks_exact(c)) {
@@ -46,7 +46,7 @@ pub fn upsample_backward(dy: &Tensor) -> Result<Tensor> {
     match dy.device() {
         Device::Cpu => {
             let dy = cpu_slice(OP, dy)?;
-            let mut dx = vec![0.0; dy.len() / 4];
+            let mut dx = unwritten(dy.len() / 4);
             let row = w * c;
             dx.par_chunks_mut(row / 2).zip(dy.par_chunks(2 * row)).for_each(|(dx, dy)| sum_pairs(dx, dy, c));
             cpu_tensor(dx, (n, h / 2, w / 2, c))

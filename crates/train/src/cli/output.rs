@@ -30,19 +30,9 @@ impl Output {
         Self { json, verbosity, terminal: Terminal::detect() }
     }
 
-    /// Whether the result is to be one JSON document.
-    pub fn json(&self) -> bool {
-        self.json
-    }
-
     /// How much to tell on stderr.
     pub fn verbosity(&self) -> Verbosity {
         self.verbosity
-    }
-
-    /// What stderr can show.
-    pub fn terminal(&self) -> Terminal {
-        self.terminal
     }
 
     /// Prints the result of a command: `document` on stdout with `--json`, else what `text` returns.

@@ -1,6 +1,6 @@
 //! `ddpm schedule`: the noise schedule as a table, as JSON or as a picture.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ddpm_model::diffusion::{Schedule, Timestep};
 use serde_json::json;
@@ -8,7 +8,7 @@ use serde_json::json;
 use super::args::ScheduleArgs;
 use super::schedule_plot::plot;
 use super::{Align, Output, Table};
-use crate::config::Resolved;
+use crate::config::{ConfigError, Resolved};
 use crate::error::Failure;
 use crate::report::pictures;
 
@@ -17,7 +17,7 @@ const ROWS: usize = 21;
 
 /// Shows the schedule of a configuration, respaced where steps are asked for.
 pub(super) fn run(args: &ScheduleArgs, output: &Output) -> Result<(), Failure> {
-    let config = Resolved::load(&config_of(&args.config), &[])?.config;
+    let config = config_of(&args.config)?.config;
     let trained = Schedule::new(&config.diffusion)?;
     let spacing = args.spacing.clone().unwrap_or_default();
     let kept = spacing.kept_timesteps(args.steps, trained.len())?;
@@ -55,10 +55,16 @@ pub(super) fn run(args: &ScheduleArgs, output: &Output) -> Result<(), Failure> {
     })
 }
 
-/// The configuration that belongs to a run directory, to a checkpoint in one, or is the file itself.
-fn config_of(path: &Path) -> PathBuf {
+/// A config file, with the environment over it; or what a run directory, or a checkpoint in one, was trained with.
+fn config_of(path: &Path) -> Result<Resolved, ConfigError> {
     let of_checkpoint = path.join("../../config.toml");
-    if path.join("config.toml").is_file() || !of_checkpoint.is_file() { path.to_owned() } else { of_checkpoint }
+    if !path.is_dir() {
+        Resolved::load(path, &[])
+    } else if !path.join("config.toml").is_file() && of_checkpoint.is_file() {
+        Resolved::load_file(&of_checkpoint)
+    } else {
+        Resolved::load_file(path)
+    }
 }
 
 fn table(schedule: &Schedule, kept: &[Timestep]) -> String {

@@ -289,6 +289,7 @@ mod tests {
             (Some(64), Some(1), Some(1))
         );
         assert_eq!(config.data.num_classes, 10);
+        assert_eq!(resolve(file, &[], &["loss.label_dropout=0.1"]).unwrap().config.data.num_classes, 9);
         assert_eq!((config.run.name.as_str(), config.run.dir.as_str()), ("my", "runs/my"));
     }
 

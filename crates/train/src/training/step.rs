@@ -16,6 +16,7 @@ use ddpm_model::optim::{AdamWConfig, LrConfig, Optimizer};
 use ddpm_model::params::{Gradients, Params};
 use ddpm_model::tape::{DropoutStream, Tape};
 use ddpm_model::unet::UNet;
+use rayon::prelude::*;
 
 use crate::config::TrainPlan;
 use crate::error::{ExitCode, Failure};
@@ -252,9 +253,9 @@ impl Trainer {
         let philox = Philox::new(self.seed, Purpose::Noise);
         let mut noise = vec![0.0; dims.iter().product()];
         let image = noise.len() / samples.len();
-        for (position, noise) in samples.clone().zip(noise.chunks_exact_mut(image)) {
-            philox.fill_normal(step, position as u64, noise);
-        }
+        noise.par_chunks_mut(image).enumerate().for_each(|(place, noise)| {
+            philox.fill_normal(step, (samples.start + place) as u64, noise);
+        });
         Ok(Tensor::from_vec(noise, dims, &self.device).map_err(ModelError::from)?)
     }
 }

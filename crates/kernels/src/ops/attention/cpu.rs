@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::Shape;
+use crate::buffer::unwritten;
 use crate::gemm::{Mat, Write, matmul};
 use crate::simd::exp;
 use crate::vectorized;
@@ -29,8 +30,8 @@ impl Shape {
 
 pub(super) fn forward(s: Shape, qkv: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let (l, c, d) = (s.tokens, s.channels, s.head_dim());
-    let mut probabilities = vec![0.0; s.n * s.heads * l * l];
-    let mut out = vec![0.0; s.n * l * c];
+    let mut probabilities = unwritten(s.n * s.heads * l * l);
+    let mut out = unwritten(s.n * l * c);
     out.par_chunks_mut(l * c)
         .zip(qkv.par_chunks(l * 3 * c))
         .zip(probabilities.par_chunks_mut(s.heads * l * l))
@@ -80,9 +81,9 @@ fn sum(x: &[f32]) -> f32 {
 
 pub(super) fn backward(s: Shape, qkv: &[f32], probabilities: &[f32], d_out: &[f32]) -> Vec<f32> {
     let (l, c, d) = (s.tokens, s.channels, s.head_dim());
-    let mut dqkv = vec![0.0; s.n * l * 3 * c];
+    let mut dqkv = unwritten(s.n * l * 3 * c);
     dqkv.par_chunks_mut(l * 3 * c).enumerate().for_each_init(
-        || vec![0.0; l * l],
+        || unwritten(l * l),
         |dp, (n, dqkv)| {
             let qkv = &qkv[n * l * 3 * c..][..l * 3 * c];
             for head in 0..s.heads {

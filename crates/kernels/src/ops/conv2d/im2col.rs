@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 
 use super::{Epilogue, Geometry};
+use crate::buffer::unwritten;
 use crate::gemm::{Mat, Write, matmul};
 use crate::ops::{partitions, sum_partials};
 
@@ -77,7 +78,7 @@ impl Geometry {
 pub(super) fn forward(g: &Geometry, x: &[f32], weight: &[f32], add: Epilogue<'_>) -> Vec<f32> {
     let (ow, patch, rows) = (g.ow(), g.patch(), g.rows_per_tile());
     let tile = rows * ow * g.co;
-    let mut y = vec![0.0; g.n * g.oh() * ow * g.co];
+    let mut y = unwritten(g.n * g.oh() * ow * g.co);
     y.par_chunks_mut(tile).enumerate().for_each_init(Vec::new, |scratch, (index, y)| {
         let pixels = y.len() / g.co;
         match add.residual {
@@ -130,7 +131,7 @@ fn weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], write: W
 
 /// `dx` of a 1x1 convolution: one product, split by rows.
 fn pixel_gradient(g: &Geometry, weight: &[f32], dy: &[f32]) -> Vec<f32> {
-    let mut dx = vec![0.0; g.n * g.h * g.w * g.ci];
+    let mut dx = unwritten(g.n * g.h * g.w * g.ci);
     let rows = g.rows_per_tile() * g.w;
     dx.par_chunks_mut(rows * g.ci).zip(dy.par_chunks(rows * g.co)).for_each(|(dx, dy)| {
         let dy = Mat::new(dy, dy.len() / g.co, g.co, g.co);

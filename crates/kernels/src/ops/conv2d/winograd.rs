@@ -11,6 +11,7 @@
 use rayon::prelude::*;
 
 use super::{Epilogue, Geometry, transforms};
+use crate::buffer::unwritten;
 use crate::gemm::{Mat, Write, matmul};
 use crate::simd::{LANES, Lanes};
 use crate::vectorized;
@@ -63,9 +64,8 @@ unsafe impl Send for Scatter {}
 unsafe impl Sync for Scatter {}
 
 impl Scatter {
-    fn new(buffer: &mut Vec<f32>, len: usize) -> Self {
-        buffer.reserve_exact(len);
-        Self { start: buffer.as_mut_ptr(), len }
+    fn new(buffer: &mut [f32]) -> Self {
+        Self { start: buffer.as_mut_ptr(), len: buffer.len() }
     }
 
     /// # Safety
@@ -86,12 +86,10 @@ fn load(x: &[f32], at: usize) -> Lanes {
     Lanes(unsafe { x.as_ptr().add(at).cast::<[f32; LANES]>().read_unaligned() })
 }
 
-/// Allocates `len` numbers that `fill` writes, every one of them.
+/// Allocates `len` numbers for `fill` to write.
 fn filled(len: usize, fill: impl FnOnce(Scatter)) -> Vec<f32> {
-    let mut buffer = Vec::new();
-    fill(Scatter::new(&mut buffer, len));
-    // SAFETY: `len` was reserved, and `fill` wrote every element.
-    unsafe { buffer.set_len(len) };
+    let mut buffer = unwritten(len);
+    fill(Scatter::new(&mut buffer));
     buffer
 }
 
@@ -142,7 +140,7 @@ pub(super) fn backward(
 
 /// A `[36, plane]` buffer whose planes `fill` overwrites in parallel.
 fn per_plane(plane: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    let mut out = vec![0.0; PLANES * plane];
+    let mut out = unwritten(PLANES * plane);
     out.par_chunks_mut(plane).enumerate().for_each(|(k, out)| fill(k, out));
     out
 }

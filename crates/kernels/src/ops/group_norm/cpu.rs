@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::{GroupNorm, Shape};
+use crate::buffer::unwritten;
 use crate::gemm::Write;
 use crate::simd::sigmoid;
 use crate::vectorized;
@@ -50,7 +51,7 @@ fn multiply_add(shape: Shape, weight: &[f32], bias: &[f32], statistics: &[f32]) 
 
 pub(super) fn forward(norm: &GroupNorm, shape: Shape, x: &[f32], affine: Affine<'_>) -> (Vec<f32>, Vec<f32>) {
     let image = shape.pixels * shape.channels;
-    let mut y = vec![0.0; x.len()];
+    let mut y = unwritten(x.len());
     let mut statistics = vec![0.0; x.len() / image * 2 * shape.groups];
     y.par_chunks_mut(image)
         .zip(x.par_chunks(image))
@@ -138,7 +139,7 @@ pub(super) fn backward(
     write: Write,
 ) -> (Vec<f32>, Vec<f32>) {
     let image = shape.pixels * shape.channels;
-    let mut dx = vec![0.0; operands.x.len()];
+    let mut dx = unwritten(operands.x.len());
     let sums: Vec<ImageSums> = dx
         .par_chunks_mut(image)
         .enumerate()

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::buffer::unwritten;
 use crate::gemm::{Mat, Write, matmul};
 use crate::ops::{partitions, sum_partials};
 
@@ -26,7 +27,7 @@ impl Shape {
 
 pub(super) fn forward(s: Shape, x: &[f32], weight: &[f32], bias: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
     let rows = s.rows_per_task();
-    let mut y = vec![0.0; s.rows * s.outputs];
+    let mut y = unwritten(s.rows * s.outputs);
     y.par_chunks_mut(rows * s.outputs).zip(x.par_chunks(rows * s.inputs)).enumerate().for_each(|(task, (y, x))| {
         for (row, y) in y.chunks_exact_mut(s.outputs).enumerate() {
             match residual {
@@ -54,7 +55,7 @@ pub(super) fn weight_gradient(s: Shape, x: &[f32], dy: &[f32], dw: &mut [f32], w
     let partials: Vec<Vec<f32>> = partitions(s.rows)
         .into_par_iter()
         .map(|rows| {
-            let mut sum = vec![0.0; s.outputs * s.inputs];
+            let mut sum = unwritten(s.outputs * s.inputs);
             let dy = Mat::new(&dy[rows.start * s.outputs..], rows.len(), s.outputs, s.outputs);
             let x = Mat::new(&x[rows.start * s.inputs..], rows.len(), s.inputs, s.inputs);
             matmul(dy.t(), x, &mut sum, s.inputs, Write::Assign);
@@ -66,7 +67,7 @@ pub(super) fn weight_gradient(s: Shape, x: &[f32], dy: &[f32], dw: &mut [f32], w
 
 pub(super) fn input_gradient(s: Shape, weight: &[f32], dy: &[f32]) -> Vec<f32> {
     let rows = s.rows_per_task();
-    let mut dx = vec![0.0; s.rows * s.inputs];
+    let mut dx = unwritten(s.rows * s.inputs);
     dx.par_chunks_mut(rows * s.inputs).zip(dy.par_chunks(rows * s.outputs)).for_each(|(dx, dy)| {
         let dy = Mat::new(dy, dy.len() / s.outputs, s.outputs, s.outputs);
         matmul(dy, Mat::new(weight, s.outputs, s.inputs, s.inputs), dx, s.inputs, Write::Assign);

@@ -1,0 +1,190 @@
+//! One command, and how it ends.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::binary::ddpm_binary;
+use crate::process::Running;
+
+/// No command of these tests takes longer; one that hangs must fail, not wait.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A command that has not been run yet.
+#[derive(Clone, Debug)]
+pub struct Ddpm {
+    dir: PathBuf,
+    args: Vec<OsString>,
+    environment: Vec<(String, String)>,
+}
+
+impl Ddpm {
+    pub(crate) fn new<'a>(dir: &Path, args: impl Iterator<Item = &'a str>) -> Self {
+        Self { dir: dir.to_owned(), args: args.map(OsString::from).collect(), environment: Vec::new() }
+    }
+
+    /// One more argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// `--set key=value`
+    #[must_use]
+    pub fn set(self, setting: &str) -> Self {
+        self.arg("--set").arg(setting)
+    }
+
+    /// `--max-steps N`
+    #[must_use]
+    pub fn max_steps(self, steps: u64) -> Self {
+        self.arg("--max-steps").arg(steps.to_string())
+    }
+
+    /// An environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs it to its end, however that is.
+    #[track_caller]
+    pub fn run(&self) -> Finished {
+        self.spawn().wait(LIMIT)
+    }
+
+    /// Runs it and expects exit code 0.
+    #[track_caller]
+    pub fn succeeds(&self) -> Finished {
+        self.run().has_code(0)
+    }
+
+    /// Runs it with `--json`, expects exit code 0, and returns the document.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        self.clone().arg("--json").succeeds().json()
+    }
+
+    /// Runs it and expects a failure: this exit code, an error with advice on stderr and nothing on stdout. Runs it once
+    /// more with `--json` and expects the same failure as a document on stdout.
+    #[track_caller]
+    pub fn fails_with(&self, code: i32) -> Finished {
+        let told = self.run().has_code(code).stderr_has("error: ");
+        told.expect(told.stdout.is_empty(), "nothing on stdout");
+        let written = self.clone().arg("--json").run().has_code(code);
+        let error = &written.json()["error"];
+        written.expect(error["code"] == code, "error.code is the exit code");
+        for part in ["message", "hint"] {
+            let text = error[part].as_str().unwrap_or_default();
+            written.expect(!text.is_empty(), &format!("error.{part}"));
+            let first_line = text.lines().next().unwrap_or_default();
+            told.expect(told.stderr.contains(first_line), &format!("error.{part} on stderr: {first_line}"));
+        }
+        written.expect(error["causes"].is_array(), "error.causes");
+        told
+    }
+
+    /// Starts it.
+    #[track_caller]
+    pub fn spawn(&self) -> Running {
+        let mut command = Command::new(ddpm_binary());
+        command.args(&self.args).current_dir(&self.dir);
+        // Nothing of the environment may change a result.
+        command.env_clear().envs(["PATH", "TMPDIR"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.env("RAYON_NUM_THREADS", "2").env("NO_COLOR", "1").env("HOME", &self.dir);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null());
+        Running::start(command, self.to_string(), self.dir.clone())
+    }
+}
+
+impl fmt::Display for Ddpm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, value) in &self.environment {
+            write!(f, "{name}={value} ")?;
+        }
+        write!(f, "ddpm")?;
+        self.args.iter().try_for_each(|arg| write!(f, " {}", arg.to_string_lossy()))
+    }
+}
+
+/// A command that has ended. Each expectation that is not met fails the test and prints all of this.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// As one would type it.
+    pub command: String,
+    /// Where it ran.
+    pub dir: PathBuf,
+    /// The exit code; none after a signal.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Fails the test with everything that is known, unless `ok`.
+    #[track_caller]
+    pub fn expect(&self, ok: bool, expected: &str) {
+        let Self { command, dir, code, stdout, stderr } = self;
+        let code = code.map_or("none (a signal)".to_owned(), |code| code.to_string());
+        let dir = dir.display();
+        assert!(
+            ok,
+            "expected: {expected}\n$ {command}\nin {dir}\nexit code: {code}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---"
+        );
+    }
+
+    /// The exit code; whatever it is, a panic is a bug.
+    #[track_caller]
+    #[must_use]
+    pub fn has_code(self, code: i32) -> Self {
+        self.expect(self.code == Some(code), &format!("exit code {code}"));
+        for words in ["panicked at", "this is a bug", "RUST_BACKTRACE"] {
+            self.expect(!self.stderr.contains(words) && !self.stdout.contains(words), &format!("no `{words}`"));
+        }
+        self
+    }
+
+    /// Text that stderr holds.
+    #[track_caller]
+    pub fn stderr_has(self, text: &str) -> Self {
+        self.expect(self.stderr.contains(text), &format!("`{text}` on stderr"));
+        self
+    }
+
+    /// Text that stderr does not hold.
+    #[track_caller]
+    pub fn stderr_lacks(self, text: &str) -> Self {
+        self.expect(!self.stderr.contains(text), &format!("no `{text}` on stderr"));
+        self
+    }
+
+    /// Text that stdout holds.
+    #[track_caller]
+    pub fn stdout_has(self, text: &str) -> Self {
+        self.expect(self.stdout.contains(text), &format!("`{text}` on stdout"));
+        self
+    }
+
+    /// The run went on from this step.
+    #[track_caller]
+    pub fn resumes_at(self, step: u64) -> Self {
+        self.stderr_has("going on from ").stderr_has(&format!("(step {step}) to step"))
+    }
+
+    /// The one JSON document on stdout.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        let document = serde_json::from_str(&self.stdout);
+        self.expect(document.is_ok(), "one JSON document on stdout");
+        document.unwrap_or_default()
+    }
+}

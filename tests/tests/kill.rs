@@ -1,0 +1,101 @@
+//! SIGKILL at any instant loses nothing but time: started again until done, the run ends as if it had never stopped.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use ddpm_kernels::philox::{Philox, Purpose};
+use ddpm_tests::{Place, Running, assert_same_run, fresh_run, trained_run};
+
+const KILLS: u64 = 20;
+
+/// A save every other step, of a network whose checkpoint of 6 MB takes about as long to save as a step takes, so that
+/// a save is going on most of the time.
+const SETTINGS: [&str; 7] = [
+    "model.block_out_channels=[32, 48]",
+    "train.steps=200",
+    "checkpoint.every=2",
+    "checkpoint.keep_every=50",
+    "sample.every=7",
+    "log.every=1",
+    "train.lr=1e-4",
+];
+
+/// When to kill. Steps are counted in the metrics, not in time, so that the test asks the same of a fast machine and of
+/// a slow one, and the run cannot end before the last kill.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// So long after the start, which may be before the first step.
+    Starting(Duration),
+    /// So long after so many steps.
+    Stepping(u64, Duration),
+    /// So long after a save has begun.
+    Saving(Duration),
+}
+
+impl Moment {
+    /// The moments are random, but the same in every run of the test.
+    fn drawn(kill: u64) -> Self {
+        let philox = Philox::new(20, Purpose::Sample);
+        let below = |position, bound: u64| philox.below(kill, position, bound);
+        let micros = |position, bound: u64| Duration::from_micros(below(position, bound));
+        match kill % 4 {
+            0 => Self::Starting(micros(0, 100_000)),
+            1 => Self::Stepping(below(1, 12), micros(0, 20_000)),
+            _ => Self::Saving(micros(0, 8_000)),
+        }
+    }
+
+    fn wait(self, running: &mut Running, run: &Place) {
+        let first = steps_logged(run);
+        let delay = match self {
+            Self::Starting(delay) => delay,
+            Self::Stepping(steps, delay) => {
+                running.wait_until(|| steps_logged(run) > first + steps);
+                delay
+            }
+            Self::Saving(delay) => {
+                // A leftover of an earlier kill goes at the start: only what appears after it is a save.
+                running.wait_for_stderr("to step 200");
+                running.wait_until(|| is_saving(run));
+                delay
+            }
+        };
+        std::thread::sleep(delay);
+    }
+}
+
+fn steps_logged(run: &Place) -> u64 {
+    let text = fs::read(run.path("runs/tiny/metrics.jsonl")).unwrap_or_default();
+    text.iter().filter(|&&byte| byte == b'\n').count() as u64
+}
+
+/// Whether a checkpoint is half written (or half deleted).
+fn is_saving(run: &Place) -> bool {
+    run.checkpoints().iter().any(|name| name.starts_with(".tmp-step-"))
+}
+
+#[test]
+fn a_run_killed_at_twenty_random_moments_equals_one_that_was_not_to_the_bit() {
+    let run = fresh_run(&SETTINGS);
+    let mut inside_a_save = 0;
+    for kill in 0..KILLS {
+        let moment = Moment::drawn(kill);
+        let mut running = run.train().spawn();
+        moment.wait(&mut running, &run);
+        assert!(running.kill(), "the run ended before kill {kill} at {moment:?}: too few steps");
+        inside_a_save += u64::from(is_saving(&run));
+    }
+    assert!(inside_a_save >= 5, "only {inside_a_save} of {KILLS} kills fell into a save");
+    run.train().succeeds();
+    assert!(!is_saving(&run), "{:?}", run.checkpoints());
+    assert_same_run(&run, &trained_run(&SETTINGS));
+    assert!(starts(&run.path("runs/tiny/run.json")) > KILLS as usize / 2);
+}
+
+/// How many starts `run.json` knows of: all that came as far as to record themselves.
+fn starts(record: &Path) -> usize {
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
+    1 + record["restarts"].as_array().unwrap().len()
+}

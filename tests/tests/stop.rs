@@ -1,0 +1,75 @@
+//! Signals and time limits: save, exit with 75, go on with the same command.
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use ddpm_tests::{Place, fresh_run, trained_run};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn stopped_by(run: &Place, signal: &str, first_step: u64) -> u64 {
+    let mut running = run.train().arg("--json").spawn();
+    running.wait_for_stderr(&format!("step {first_step}/"));
+    running.signal(signal);
+    let finished = running.wait(SOON).has_code(75);
+    let document = finished.json();
+    assert_eq!(document["status"], "stopped");
+    let step = document["step"].as_u64().unwrap();
+    let checkpoint = format!("runs/tiny/checkpoints/step-{step:09}");
+    assert_eq!(document["checkpoint"], checkpoint);
+    assert!(step >= first_step && run.exists(&format!("{checkpoint}/MANIFEST.json")));
+    step
+}
+
+#[test]
+fn sigterm_and_sigint_save_and_the_same_command_goes_on() {
+    let run = fresh_run(&["log.every=1", "checkpoint.every=0"]);
+    let first = stopped_by(&run, "TERM", 3);
+    let second = stopped_by(&run, "INT", first + 3);
+    assert!(second < 40, "too late to show anything");
+    run.train().succeeds().resumes_at(second);
+    let whole = trained_run(&["log.every=1", "checkpoint.every=0"]);
+    assert_eq!(run.metrics(), whole.metrics());
+    let last = |run: &Place| run.files("runs/tiny/checkpoints/step-000000040");
+    assert!(last(&run) == last(&whole));
+}
+
+#[test]
+fn what_to_do_after_a_stop_is_said() {
+    let run = fresh_run(&["train.steps=100_000", "log.every=1"]);
+    let mut running = run.train().spawn();
+    running.wait_for_stderr("step 2/");
+    running.signal("TERM");
+    running.wait(SOON).has_code(75).stdout_has("stopped by a signal").stdout_has("ddpm train tiny.toml");
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    // A step of some seconds, so that the first signal is still waiting for its end.
+    let slow = ["model.block_out_channels=[64, 64]", "data.image_size=64", "train.batch_size=64", "train.steps=100"];
+    for signal in ["TERM", "INT"] {
+        let run = fresh_run(&slow);
+        let mut running = run.train().spawn();
+        running.wait_for_stderr("training to step");
+        running.signal(signal);
+        std::thread::sleep(Duration::from_millis(100));
+        let second = Instant::now();
+        running.signal(signal);
+        let finished = running.wait(SOON);
+        finished.expect(finished.code != Some(75) && finished.code != Some(0), "an end without a save");
+        assert!(second.elapsed() < Duration::from_millis(1500), "{:?} after the second SIG{signal}", second.elapsed());
+        assert!(run.checkpoints().is_empty(), "{:?}", run.checkpoints());
+    }
+}
+
+#[test]
+fn max_hours_saves_in_time_and_the_same_command_goes_on() {
+    let run = fresh_run(&["train.steps=100_000"]);
+    let limited = run.train().arg("--max-hours").arg("0.0003");
+    let start = Instant::now();
+    let document = limited.clone().arg("--json").run().has_code(75).json();
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?} of 1.08 s", start.elapsed());
+    assert_eq!(document["status"], "stopped");
+    let step = document["step"].as_u64().unwrap();
+    limited.run().has_code(75).stdout_has("stopped by the time limit").resumes_at(step);
+}
