@@ -40,9 +40,9 @@ pub fn safetensors_file(floats: &[Tensor<'_, f32>], integers: &[Tensor<'_, i64>]
         (*name, Dtype::I64, shape, bytes)
     });
     let tensors: Vec<_> = floats.chain(integers).collect();
-    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-        (*name, TensorView::new(*dtype, (*shape).clone(), bytes).unwrap())
-    });
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, bytes)| (*name, TensorView::new(*dtype, (*shape).clone(), bytes).unwrap()));
     safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()
 }
 

@@ -57,11 +57,13 @@ pub struct Place {
     dir: TempDir,
     /// `--set` of [`Place::train`].
     settings: Vec<String>,
+    /// Its environment.
+    environment: Vec<(String, String)>,
 }
 
 /// A directory with nothing in it.
 pub fn empty_place() -> Place {
-    Place { dir: tempfile::tempdir().unwrap(), settings: Vec::new() }
+    Place { dir: tempfile::tempdir().unwrap(), settings: Vec::new(), environment: Vec::new() }
 }
 
 /// A directory with `tiny.toml`, and a run that has not begun; `settings` (`key=value`) go with every [`Place::train`].
@@ -101,7 +103,22 @@ impl Place {
 
     /// `ddpm train tiny.toml` with the settings of the run.
     pub fn train(&self) -> Ddpm {
-        self.settings.iter().fold(self.ddpm("train tiny.toml"), |command, setting| command.set(setting))
+        let train = self.settings.iter().fold(self.ddpm("train tiny.toml"), |train, setting| train.set(setting));
+        self.environment.iter().fold(train, |train, (name, value)| train.env(name, value))
+    }
+
+    /// One more setting for every [`Place::train`].
+    #[must_use]
+    pub fn with_setting(mut self, setting: &str) -> Self {
+        self.settings.push(setting.to_owned());
+        self
+    }
+
+    /// An environment variable for every [`Place::train`].
+    #[must_use]
+    pub fn with_environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// Writes a file, and the folders it lies in.
@@ -147,7 +164,7 @@ impl Place {
         self.names("runs/tiny/checkpoints")
     }
 
-    /// Every file below a folder with its bytes.
+    /// Every file below a folder with its bytes, except `LOCK`, which tells who came last.
     #[track_caller]
     pub fn files(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
         let mut files = BTreeMap::new();
@@ -155,7 +172,7 @@ impl Place {
             let path = format!("{folder}/{name}");
             if self.path(&path).is_dir() {
                 files.extend(self.files(&path));
-            } else {
+            } else if name != "LOCK" {
                 files.insert(path.clone(), self.read(&path));
             }
         }

@@ -10,11 +10,12 @@ use ddpm_tests::{Place, Running, assert_same_run, fresh_run, trained_run};
 
 const KILLS: u64 = 20;
 
-/// A save every other step, of a network whose checkpoint of 6 MB takes about as long to save as a step takes, so that
-/// a save is going on most of the time.
-const SETTINGS: [&str; 7] = [
+/// A save every other step, of a network with many weights and little to compute, so that a save is going on most of the
+/// time.
+const SETTINGS: [&str; 8] = [
+    "data.image_size=8",
     "model.block_out_channels=[32, 48]",
-    "train.steps=200",
+    "train.steps=160",
     "checkpoint.every=2",
     "checkpoint.keep_every=50",
     "sample.every=7",
@@ -41,9 +42,9 @@ impl Moment {
         let below = |position, bound: u64| philox.below(kill, position, bound);
         let micros = |position, bound: u64| Duration::from_micros(below(position, bound));
         match kill % 4 {
-            0 => Self::Starting(micros(0, 100_000)),
-            1 => Self::Stepping(below(1, 12), micros(0, 20_000)),
-            _ => Self::Saving(micros(0, 8_000)),
+            0 => Self::Starting(micros(0, 80_000)),
+            1 => Self::Stepping(below(1, 12), micros(0, 8_000)),
+            _ => Self::Saving(micros(0, 5_000)),
         }
     }
 
@@ -57,7 +58,7 @@ impl Moment {
             }
             Self::Saving(delay) => {
                 // A leftover of an earlier kill goes at the start: only what appears after it is a save.
-                running.wait_for_stderr("to step 200");
+                running.wait_for_stderr("to step 160");
                 running.wait_until(|| is_saving(run));
                 delay
             }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use ddpm_tests::fixtures::image_folder;
-use ddpm_tests::{Place, assert_same_run, fresh_run, repository, trained_run};
+use ddpm_tests::{Place, assert_same_run, fresh_run, trained_run};
 
 #[test]
 fn a_run_in_two_parts_equals_a_run_in_one_to_the_bit() {
@@ -13,7 +13,6 @@ fn a_run_in_two_parts_equals_a_run_in_one_to_the_bit() {
         parts.train().max_steps(steps).succeeds();
     }
     let whole = trained_run(&settings);
-    std::fs::remove_dir_all(parts.path("runs/tiny/checkpoints/step-000000013")).unwrap_or_default();
     std::fs::remove_file(parts.path("runs/tiny/samples/step-000000013.png")).unwrap();
     assert_same_run(&parts, &whole);
     assert_eq!(parts.metrics().len(), 13);
@@ -28,6 +27,7 @@ fn dropout_classes_and_micro_batches_resume_to_the_bit_too() {
         "loss.label_dropout=0.3",
         "train.micro_batch=3",
         "train.steps=20",
+        "sample.every=10",
         "log.every=1",
     ];
     let parts = fresh_run(&settings);
@@ -41,7 +41,10 @@ fn max_steps_counts_the_steps_of_all_starts() {
     let run = fresh_run(&[]);
     assert_eq!(run.train().max_steps(20).json()["step"], 20);
     let document = run.train().max_steps(30).json();
-    assert_eq!((&document["step"], &document["images"], &document["status"]), (&30.into(), &120.into(), &"done".into()));
+    assert_eq!(
+        (&document["step"], &document["images"], &document["status"]),
+        (&30.into(), &120.into(), &"done".into())
+    );
     assert_eq!(run.checkpoints(), ["step-000000020", "step-000000030"]);
     run.train().max_steps(25).succeeds().resumes_at(30);
 }
@@ -49,7 +52,8 @@ fn max_steps_counts_the_steps_of_all_starts() {
 #[test]
 fn the_emoji_preset_goes_on_where_it_stopped() {
     let place = Place::of_repository();
-    let train = place.ddpm("train configs/emoji32.toml --set train.batch_size=2 --set sample.num=1 --set sample.steps=1");
+    let train =
+        place.ddpm("train configs/emoji32.toml --set train.batch_size=2 --set sample.num=1 --set sample.steps=1");
     train.clone().max_steps(2).succeeds().stderr_has("3786 images");
     train.max_steps(4).succeeds().resumes_at(2);
     assert_eq!(place.names("runs/emoji32/checkpoints"), ["step-000000002", "step-000000004"]);
@@ -86,7 +90,11 @@ fn data_that_changed_is_refused_and_data_that_moved_is_not() {
     std::fs::rename(run.path("images"), run.path("moved")).unwrap();
     run.train().set("data.source=moved").set("train.steps=12").succeeds().resumes_at(10);
     image_folder(&run, "moved", 7);
-    run.train().set("data.source=moved").set("train.steps=14").fails_with(2).stderr_has("data.source = moved holds other images");
+    run.train()
+        .set("data.source=moved")
+        .set("train.steps=14")
+        .fails_with(2)
+        .stderr_has("data.source = moved holds other images");
 }
 
 #[test]
@@ -102,9 +110,8 @@ fn resume_never_does_not_overwrite_a_run() {
 #[test]
 fn resume_takes_the_checkpoint_it_is_given() {
     let run = trained_run(&["train.steps=20"]);
-    let given = |dir: &str| {
-        run.train().arg("--resume").arg("runs/tiny/checkpoints/step-000000010").arg("--run-dir").arg(dir)
-    };
+    let given =
+        |dir: &str| run.train().arg("--resume").arg("runs/tiny/checkpoints/step-000000010").arg("--run-dir").arg(dir);
     given("runs/tiny").fails_with(2).stderr_has("holds checkpoints up to step 20");
     given("runs/branch").succeeds().resumes_at(10);
     let weights = |dir: &str| run.read(&format!("runs/{dir}/checkpoints/step-000000020/model.safetensors"));
@@ -124,6 +131,7 @@ fn a_truncated_newest_checkpoint_is_skipped_and_named() {
 fn a_run_directory_may_be_moved_and_its_config_used_again() {
     let run = trained_run(&["train.steps=10"]);
     std::fs::rename(run.path("runs/tiny"), run.path("elsewhere")).unwrap();
-    run.ddpm("train elsewhere/config.toml --run-dir elsewhere --max-steps 12 --set train.steps=12").succeeds().resumes_at(10);
-    assert!(repository().join("configs").is_dir());
+    run.ddpm("train elsewhere/config.toml --run-dir elsewhere --max-steps 12 --set train.steps=12")
+        .succeeds()
+        .resumes_at(10);
 }

@@ -235,7 +235,11 @@ fn a_misread_option_would_be_noticed() {
     for fixture in fixtures() {
         for (key, config) in misread(&fixture.config) {
             let error = output_error(&fixture, &config);
-            assert!(error > 100.0 * OUTPUT_TOLERANCE, "{}: another {key} changes the output by {error:e}", fixture.name);
+            assert!(
+                error > 100.0 * OUTPUT_TOLERANCE,
+                "{}: another {key} changes the output by {error:e}",
+                fixture.name
+            );
             *tried.entry(key).or_default() += 1;
         }
     }

@@ -46,6 +46,9 @@ pub(crate) fn io_help(error: &io::Error, path: &Path) -> String {
             let free = free.map_or_else(|| "unknown".into(), memory::format_bytes);
             format!("free disk space or quota (free there now: {free}), or put the run on another disk with --run-dir")
         }
+        Kind::FileTooLarge => {
+            "files may not grow that large here: raise the limit (`ulimit -f`), or use another disk".into()
+        }
         Kind::PermissionDenied | Kind::ReadOnlyFilesystem => {
             "the place is not writable or readable for this user: change its permissions, or choose another one".into()
         }

@@ -131,6 +131,12 @@ fn winograd_is_right_where_tiles_reach_over_the_edges() {
     check(Conv2d::same(3), sizes(2, 10, 14, 16, 32), true);
 }
 
+/// Several blocks of tiles for each thread, with images that end inside a block.
+#[test]
+fn winograd_is_right_over_many_blocks() {
+    check(Conv2d::same(3), sizes(2, 42, 90, 16, 16), false);
+}
+
 #[test]
 fn the_exact_algorithm_keeps_the_bound_of_the_direct_sum() {
     for s in [sizes(2, 10, 14, 16, 32), sizes(1, 16, 16, 32, 16)] {

@@ -60,14 +60,7 @@ impl Optimizer {
             .map(|&decay| Ok(Average { decay, params: params.duplicate()? }))
             .collect::<Result<_>>()?;
         let zeros = || FlatBuffer::zeros(params.buffer().len(), params.buffer().device());
-        Ok(Self {
-            config,
-            layout: params.layout().clone(),
-            exp_avg: zeros()?,
-            exp_avg_sq: zeros()?,
-            averages,
-            step: 0,
-        })
+        Ok(Self { config, layout: params.layout().clone(), exp_avg: zeros()?, exp_avg_sq: zeros()?, averages, step: 0 })
     }
 
     /// An optimizer that goes on after `step` steps.

@@ -180,7 +180,9 @@ impl UNetConfig {
     /// The first key that cannot be, with its value and a value that could.
     pub fn validate(&self) -> Result<(), UNetConfigError> {
         let levels = self.levels();
-        positive("block_out_channels", levels)?;
+        if levels == 0 {
+            return Err(UNetConfigError::Missing { key: "block_out_channels" });
+        }
         positive("layers_per_block", self.layers_per_block)?;
         positive("norm_num_groups", self.norm_num_groups)?;
         same_length("down_block_types", self.down_block_types.len(), levels)?;
@@ -195,7 +197,7 @@ impl UNetConfig {
         positive("in_channels", shape.in_channels)?;
         positive("out_channels", shape.out_channels)?;
         let divisor = 1usize << (levels - 1).min(usize::BITS as usize - 1);
-        if shape.size == 0 || shape.size % divisor != 0 {
+        if shape.size == 0 || !shape.size.is_multiple_of(divisor) {
             return Err(UNetConfigError::ImageSize { size: shape.size, levels, divisor });
         }
         Ok(())
@@ -224,7 +226,7 @@ impl UNetConfig {
 
     fn validate_numbers(&self) -> Result<(), UNetConfigError> {
         let first = self.block_out_channels[0];
-        if first % 2 != 0 {
+        if !first.is_multiple_of(2) {
             return Err(UNetConfigError::Range {
                 key: "block_out_channels[0]",
                 found: first.to_string(),
@@ -252,7 +254,11 @@ fn same_length(key: &'static str, found: usize, expected: usize) -> Result<(), U
 }
 
 fn divides(key: &'static str, divisor: usize, level: usize, channels: usize) -> Result<(), UNetConfigError> {
-    if channels % divisor == 0 { Ok(()) } else { Err(UNetConfigError::DoesNotDivide { key, divisor, level, channels }) }
+    if channels.is_multiple_of(divisor) {
+        Ok(())
+    } else {
+        Err(UNetConfigError::DoesNotDivide { key, divisor, level, channels })
+    }
 }
 
 fn range(key: &'static str, value: f64, ok: bool, expected: &'static str) -> Result<(), UNetConfigError> {

@@ -70,8 +70,7 @@ impl ConditionEmbedding {
 fn sinusoids(timesteps: &[f32], channels: usize, flip_sin_to_cos: bool, freq_shift: f64) -> Result<Tensor> {
     let half = channels / 2;
     let ln = -(10_000f64.ln()) as f32;
-    let frequencies: Vec<f32> =
-        (0..half).map(|i| (ln * i as f32 / (half as f64 - freq_shift) as f32).exp()).collect();
+    let frequencies: Vec<f32> = (0..half).map(|i| (ln * i as f32 / (half as f64 - freq_shift) as f32).exp()).collect();
     let mut data = Vec::with_capacity(timesteps.len() * channels);
     for t in timesteps {
         let sines = frequencies.iter().map(|f| (t * f).sin());

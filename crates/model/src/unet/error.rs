@@ -76,7 +76,9 @@ impl UNetConfigError {
                     .take(3)
                     .map(|d| d.to_string())
                     .collect();
-                let wider = channels.div_ceil(*divisor) * divisor;
+                // The first level must be even, so an even width is safe everywhere.
+                let step = if divisor % 2 == 0 { *divisor } else { 2 * divisor };
+                let wider = channels.div_ceil(step) * step;
                 format!("use a divisor of {channels} ({}), or widen the level to {wider}", divisors.join(", "))
             }
             Self::ImageSize { size, divisor, .. } => {

@@ -86,13 +86,7 @@ impl UNet {
     ///
     /// # Errors
     /// Inputs that do not fit the network, or an operation that fails.
-    pub fn forward(
-        &self,
-        tape: &mut Tape<'_>,
-        x_t: &Tensor,
-        timesteps: &[f32],
-        labels: Option<&[u32]>,
-    ) -> Result<Var> {
+    pub fn forward(&self, tape: &mut Tape<'_>, x_t: &Tensor, timesteps: &[f32], labels: Option<&[u32]>) -> Result<Var> {
         self.check_input(x_t, timesteps)?;
         let temb = self.embedding.forward(tape, timesteps, labels)?;
         let mut h = self.conv_in.forward(tape, &tape.input(x_t)?, None)?;

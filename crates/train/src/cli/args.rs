@@ -285,7 +285,7 @@ pub struct ScheduleArgs {
     /// Which steps: leading, trailing, linspace, or a respacing (250; 10,15,20; ddim50) [default: leading]
     #[arg(long, value_name = "NAME")]
     pub spacing: Option<Spacing>,
-    /// Draw the curves, and an image of the data being noised
+    /// Draw the curves, and a Fashion image being noised
     #[arg(long, value_name = "PNG")]
     pub plot: Option<PathBuf>,
 }

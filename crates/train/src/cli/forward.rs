@@ -16,6 +16,9 @@ use crate::training::model::Model;
 
 type Tensors = HashMap<String, Tensor>;
 
+/// What to do about an input file that is not as it should be.
+const WANTED: &str = "`ddpm forward --help` lists the tensors and their shapes";
+
 /// What the input file holds, in our layout.
 struct Input {
     /// `[N, H, W, C]`.
@@ -34,7 +37,8 @@ pub(super) fn run(args: &ForwardArgs, output: &Output) -> Result<(), Failure> {
     let input = read_input(&args.input, args.gradients)?;
     let labels = input.class_labels.as_deref();
     let mut tape = if args.gradients { Tape::gradients(&model.params) } else { Tape::inference(&model.params) };
-    let y = model.unet.forward(&mut tape, &input.sample, &input.timesteps, labels)?;
+    let y = model.unet.forward(&mut tape, &input.sample, &input.timesteps, labels);
+    let y = y.map_err(|error| Failure::from(error).hint(WANTED))?;
 
     let mut tensors = Tensors::new();
     let nchw = |x: &Tensor| x.permute((0, 3, 1, 2)).and_then(|x| x.contiguous()).map_err(ModelError::from);
@@ -78,28 +82,30 @@ fn mean_squared_error(output: &Tensor, target: &Tensor, path: &Path) -> Result<(
 fn read_input(path: &Path, gradients: bool) -> Result<Input, Failure> {
     let tensors = candle_core::safetensors::load(path, &Device::Cpu).map_err(|error| {
         let message = format!("{}: cannot be read as safetensors", path.display());
-        Failure::caused_by(ExitCode::Usage, message, &error)
+        Failure::caused_by(ExitCode::Usage, message, &error).hint(WANTED)
     })?;
     let image = |name: &str| -> Result<Tensor, Failure> {
         let tensor = required(&tensors, name, path)?;
         let nhwc = || tensor.to_dtype(DType::F32)?.permute((0, 2, 3, 1))?.contiguous();
         nhwc().map_err(|error| {
             let message = format!("{}: `{name}` of shape {:?} is not [N, C, H, W]", path.display(), tensor.dims());
-            Failure::caused_by(ExitCode::Usage, message, &error)
+            Failure::caused_by(ExitCode::Usage, message, &error).hint(WANTED)
         })
     };
     let numbers = |name: &str| -> Result<Vec<i64>, Failure> {
         let tensor = required(&tensors, name, path)?;
         tensor.to_dtype(DType::I64).and_then(|tensor| tensor.to_vec1()).map_err(|error| {
             let message = format!("{}: `{name}` of shape {:?} is not i64 [N]", path.display(), tensor.dims());
-            Failure::caused_by(ExitCode::Usage, message, &error)
+            Failure::caused_by(ExitCode::Usage, message, &error).hint(WANTED)
         })
     };
     let class_labels = match tensors.contains_key("class_labels") {
         true => Some(
             numbers("class_labels")?
                 .into_iter()
-                .map(|label| u32::try_from(label).map_err(|_| bad_input(path, &format!("class {label} in `class_labels`"))))
+                .map(|label| {
+                    u32::try_from(label).map_err(|_| bad_input(path, &format!("class {label} in `class_labels`")))
+                })
                 .collect::<Result<_, _>>()?,
         ),
         false => None,
@@ -121,6 +127,5 @@ fn required<'a>(tensors: &'a Tensors, name: &str, path: &Path) -> Result<&'a Ten
 }
 
 fn bad_input(path: &Path, what: &str) -> Failure {
-    Failure::new(ExitCode::Usage, format!("{}: {what}", path.display()))
-        .hint("`ddpm forward --help` lists the tensors and their shapes")
+    Failure::new(ExitCode::Usage, format!("{}: {what}", path.display())).hint(WANTED)
 }

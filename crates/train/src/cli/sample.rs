@@ -10,7 +10,7 @@ use serde_json::json;
 use super::args::SampleArgs;
 use super::output::Output;
 use crate::error::{ExitCode, Failure};
-use crate::report::pictures::{Layout, encode, grid, single, write};
+use crate::report::pictures::{Layout, encode, grid, page_size, single, write};
 use crate::training::model::{Model, data_classes};
 use crate::training::pictures::{Guidance, Images, Painter, Request};
 
@@ -37,8 +37,11 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
         classes: classes(args, &model)?,
         guidance: guidance(args, &model)?,
     };
-    let painter =
-        Painter { unet: &model.unet, params: &model.params, process: &model.process, device: &device };
+    if wants_grid(&args.out) {
+        let size = model.config.data.image_size;
+        page_size(args.num, [size, size], Layout::visible(size, size))?;
+    }
+    let painter = Painter { unet: &model.unet, params: &model.params, process: &model.process, device: &device };
     let start = Instant::now();
     let images = painter.draw(&request, |done| output.detail(&format!("{done} of {} images", args.num)))?;
     let seconds = start.elapsed().as_secs_f64();
@@ -90,10 +93,14 @@ fn guidance(args: &SampleArgs, model: &Model) -> Result<Option<Guidance>, Failur
     }
 }
 
+/// Whether `--out` names a picture, and not a folder for many.
+fn wants_grid(out: &Path) -> bool {
+    out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) && !out.is_dir()
+}
+
 /// A grid where `out` is a PNG, else single files in the folder `out`.
 fn write_images(images: &Images, out: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let is_png = out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
-    if is_png && !out.is_dir() {
+    if wants_grid(out) {
         let layout = Layout::visible(images.shape[1], images.shape[2]);
         write(out, &encode(&grid(&images.pixels, images.shape, layout)?)?)?;
         return Ok(vec![out.to_owned()]);

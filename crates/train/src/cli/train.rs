@@ -15,7 +15,7 @@ pub(super) fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure>
         resume: args.resume.clone(),
         max_steps: args.max_steps,
         max_hours: args.max_hours,
-        command: std::env::args().collect(),
+        command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
         verbosity: output.verbosity(),
     };
     if args.dry_run {
@@ -23,7 +23,7 @@ pub(super) fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure>
     }
     let plan = TrainPlan::new(&Resolved::load(&args.config, &args.settings())?)?;
     let summary = train(&plan, &options)?;
-    output.result(&document(&summary), || text(&summary, args))?;
+    output.result(&document(&summary), || text(&summary))?;
     Ok(if summary.stopped.is_some() { Outcome::Stopped } else { Outcome::Done })
 }
 
@@ -61,7 +61,17 @@ fn document(summary: &Summary) -> serde_json::Value {
     })
 }
 
-fn text(summary: &Summary, args: &TrainArgs) -> String {
+/// The command as it was given, quoted where a shell needs it.
+fn same_command() -> String {
+    let quoted = |arg: String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+%@".contains(c);
+        if !arg.is_empty() && arg.chars().all(plain) { arg } else { format!("'{}'", arg.replace('\'', r"'\''")) }
+    };
+    let args = std::env::args_os().skip(1).map(|arg| quoted(arg.to_string_lossy().into_owned()));
+    std::iter::once("ddpm".to_owned()).chain(args).collect::<Vec<_>>().join(" ")
+}
+
+fn text(summary: &Summary) -> String {
     let run = summary.run_dir.display();
     let elapsed = format_duration(summary.elapsed);
     let mut lines = vec![match summary.stopped {
@@ -76,7 +86,7 @@ fn text(summary: &Summary, args: &TrainArgs) -> String {
     place("metrics", Some(format!("{run}/metrics.jsonl")));
     lines.push("next:".to_owned());
     if summary.stopped.is_some() {
-        lines.push(format!("  ddpm train {}    # the same command goes on from here", args.config.display()));
+        lines.push(format!("  {}    # the same command goes on from here", same_command()));
     }
     lines.push(format!("  ddpm sample {run} --num 64 --out samples.png"));
     lines.push(format!("  tensorboard --logdir {run}/events"));

@@ -23,6 +23,9 @@ const MAX_TERMINAL_SIGNAL: f64 = 0.05;
 pub struct Cadence(u64);
 
 impl Cadence {
+    /// `every = 0`.
+    pub const NEVER: Self = Self(0);
+
     /// Every `every` steps; 0: never.
     pub fn new(every: u64) -> Self {
         Self(every)

@@ -125,7 +125,7 @@ pub struct OptimConfig {
     pub steps: u64,
     /// Images per step, over all devices.
     pub batch_size: usize,
-    /// Images computed at once; a batch is the mean of several. 0: as many as fit.
+    /// Images computed at once; a batch is the mean of several. 0: the whole batch.
     pub micro_batch: usize,
     /// The learning rate after warm-up.
     pub lr: f64,
@@ -208,7 +208,7 @@ impl Default for CheckpointConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SampleConfig {
-    /// Training steps from one picture to the next; 0: only at the end.
+    /// Training steps from one picture to the next, and one at the end; 0: never.
     pub every: u64,
     /// Images in a picture.
     pub num: usize,

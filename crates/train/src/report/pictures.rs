@@ -31,6 +31,18 @@ impl Layout {
         let scale = (VISIBLE_EDGE / height.max(width).max(1)).max(1) as u32;
         Self { columns: None, margin: 2, scale }
     }
+
+    /// Images in a row of a grid of `count`.
+    fn columns_of(&self, count: usize) -> usize {
+        self.columns.unwrap_or_else(|| (count as f64).sqrt().ceil() as usize).clamp(1, count.max(1))
+    }
+
+    /// Pixels of the page before a cell, whose image has this edge; before the one after the last, all of the page.
+    fn start(&self, cell: usize, edge: usize) -> u64 {
+        let margin = u64::from(self.margin);
+        let pitch = (edge as u64).saturating_mul(u64::from(self.scale.max(1))).saturating_add(margin);
+        (cell as u64).saturating_mul(pitch).saturating_add(margin)
+    }
 }
 
 /// An encoded picture, RGB.
@@ -50,20 +62,12 @@ pub struct Png {
 /// The bytes do not fill the shape, there is nothing to show, C is something else, or the result would be enormous.
 pub fn grid(images: &[u8], shape: [usize; 4], layout: Layout) -> Result<RgbImage, ReportError> {
     let [count, height, width, channels] = checked_shape(images, shape)?;
-    let columns = layout.columns.unwrap_or_else(|| (count as f64).sqrt().ceil() as usize).clamp(1, count);
-    let rows = count.div_ceil(columns);
-    let Layout { margin, scale, .. } = Layout { scale: layout.scale.max(1), ..layout };
-    let across = |cells: usize, edge: usize| cells as u64 * (edge as u64 * u64::from(scale) + u64::from(margin));
-    let page_width = across(columns, width) + u64::from(margin);
-    let page_height = across(rows, height) + u64::from(margin);
-    if page_width.saturating_mul(page_height) > MAX_PIXELS {
-        return Err(wrong(format!("{page_width}x{page_height} pixels"), format!("at most {MAX_PIXELS} in all")));
-    }
-
-    let mut page = RgbImage::from_pixel(page_width as u32, page_height as u32, Rgb([255; 3]));
+    let (page_width, page_height) = page_size(count, [height, width], layout)?;
+    let (columns, scale) = (layout.columns_of(count), layout.scale.max(1));
+    let mut page = RgbImage::from_pixel(page_width, page_height, Rgb([255; 3]));
     for (index, image) in images.chunks_exact(height * width * channels).enumerate() {
-        let left = (across(index % columns, width) + u64::from(margin)) as u32;
-        let top = (across(index / columns, height) + u64::from(margin)) as u32;
+        let left = layout.start(index % columns, width) as u32;
+        let top = layout.start(index / columns, height) as u32;
         for (position, pixel) in image.chunks_exact(channels).enumerate() {
             let (x, y) = ((position % width) as u32 * scale, (position / width) as u32 * scale);
             let colour = if let [r, g, b] = *pixel { [r, g, b] } else { [pixel[0]; 3] };
@@ -73,6 +77,19 @@ pub fn grid(images: &[u8], shape: [usize; 4], layout: Layout) -> Result<RgbImage
         }
     }
     Ok(page)
+}
+
+/// Width and height of the page that [`grid`] makes of `count` images; to be asked before drawing them takes hours.
+///
+/// # Errors
+/// The page would be enormous.
+pub fn page_size(count: usize, [height, width]: [usize; 2], layout: Layout) -> Result<(u32, u32), ReportError> {
+    let columns = layout.columns_of(count);
+    let (page_width, page_height) = (layout.start(columns, width), layout.start(count.div_ceil(columns), height));
+    if page_width.saturating_mul(page_height) > MAX_PIXELS {
+        return Err(wrong(format!("{page_width}x{page_height} pixels"), format!("at most {MAX_PIXELS} in all")));
+    }
+    Ok((page_width as u32, page_height as u32))
 }
 
 /// One image, bytes of shape `[H, W, C]`, as it is.

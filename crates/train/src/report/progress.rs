@@ -90,6 +90,8 @@ impl Progress {
     pub fn finish(&mut self) {
         if let Display::Bar(bar) = &self.display {
             bar.abandon();
+            // indicatif leaves the cursor behind the bar.
+            write_line(&mut stderr(), "");
         }
     }
 

@@ -55,7 +55,7 @@ pub struct StepMeasurement {
     pub phases_ms: PhasesMs,
 }
 
-/// Measures `repeat` training steps of `plan`, after [`WARM_UP`] more.
+/// Measures `repeat` training steps of `plan`, after a few to warm up.
 ///
 /// # Errors
 /// Data that cannot be read, a device that cannot be opened, a step that fails.

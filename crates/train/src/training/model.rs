@@ -59,10 +59,9 @@ impl Model {
     }
 }
 
-/// Classes of the data: those of the network, less the one that stands for "none" where labels are dropped.
+/// Classes of the data; none for an unconditional model.
 pub fn data_classes(config: &TrainConfig) -> Option<usize> {
-    let classes = config.model.num_class_embeds?;
-    Some(classes - usize::from(config.loss.label_dropout > 0.0))
+    Some(config.model_classes()).filter(|&classes| classes > 0)
 }
 
 fn find_checkpoint(path: &Path) -> Result<(Checkpoint, Vec<String>), Failure> {

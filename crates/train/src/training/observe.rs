@@ -1,5 +1,6 @@
 //! What watches a run: metrics, checkpoints, pictures. The loop calls [`Observers::after_step`] and knows no more.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::pictures::{Painter, Request};
@@ -8,7 +9,8 @@ use super::state::Position;
 use super::step::{StepOutcome, Trainer};
 use super::window::Window;
 use crate::checkpoint::{CheckpointError, Outcome, Retention, Writer};
-use crate::error::Failure;
+use crate::config::Cadence;
+use crate::error::{ExitCode, Failure};
 use crate::memory;
 use crate::report::pictures::{Layout, encode, grid};
 use crate::report::{Reporter, Timing};
@@ -26,10 +28,20 @@ pub(super) struct Observers<'a> {
 }
 
 /// What is known of the saves so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Saved {
-    step: Option<u64>,
+    /// The newest good checkpoint: its step and its place.
+    newest: Option<(u64, PathBuf)>,
     longest: Duration,
+}
+
+/// What is there when a run has ended.
+#[derive(Clone, Debug)]
+pub(super) struct Ending {
+    /// The newest good checkpoint.
+    pub(super) checkpoint: Option<PathBuf>,
+    /// The newest picture of this process.
+    pub(super) samples: Option<PathBuf>,
 }
 
 /// Time and data wait since the last logged step.
@@ -55,12 +67,18 @@ impl Clock {
 }
 
 impl<'a> Observers<'a> {
-    pub(super) fn new(context: &'a RunContext<'a>, reporter: Reporter, window: Window, first_step: u64) -> Self {
+    /// `resumed` is the step and the place of the checkpoint that the run went on from.
+    pub(super) fn new(
+        context: &'a RunContext<'a>,
+        reporter: Reporter,
+        window: Window,
+        resumed: Option<(u64, PathBuf)>,
+    ) -> Self {
         let config = &context.plan.config().checkpoint;
         let retention = Retention { keep_last: config.keep_last, keep_every: config.keep_every };
         let writer = Writer::new(context.run_dir.paths().checkpoints(), retention);
-        let clock = Clock::start(context.images(first_step));
-        let saved = Saved { step: (first_step > 0).then_some(first_step), longest: Duration::ZERO };
+        let clock = Clock::start(context.images(resumed.as_ref().map_or(0, |(step, _)| *step)));
+        let saved = Saved { newest: resumed, longest: Duration::ZERO };
         Self { context, reporter, writer, window, clock, saved, last_picture: None }
     }
 
@@ -121,9 +139,9 @@ impl<'a> Observers<'a> {
     fn saved(&mut self, result: Result<Outcome, CheckpointError>) {
         match result {
             Ok(outcome) => {
-                self.saved.step = Some(outcome.saved.step);
                 self.saved.longest = self.saved.longest.max(outcome.took);
                 self.reporter.detail(&format!("checkpoint {}", outcome.saved.path.display()));
+                self.saved.newest = Some((outcome.saved.step, outcome.saved.path));
                 if let Err(error) = outcome.removed {
                     self.reporter.warn(&format!("an older checkpoint was not removed: {}", describe(&error)));
                 }
@@ -169,24 +187,32 @@ impl<'a> Observers<'a> {
     ///
     /// # Errors
     /// The last checkpoint could not be written: then the run is not safe, and that is what the caller must say.
-    pub(super) fn finish(&mut self, trainer: &Trainer, picture: bool) -> Result<(), Failure> {
+    pub(super) fn finish(&mut self, trainer: &Trainer, picture: bool) -> Result<Ending, Failure> {
         if let Some(result) = self.writer.finish() {
             self.saved(result);
         }
         let step = trainer.steps_taken();
-        if self.saved.step != Some(step) {
+        if self.saved.newest.as_ref().is_none_or(|(saved, _)| *saved != step) {
             self.save(trainer)?;
             match self.writer.finish() {
-                Some(Err(error)) => return Err(error.into()),
+                Some(Err(error)) => return Err(self.unsaved(step, &error)),
                 Some(ok) => self.saved(ok),
                 None => {}
             }
         }
-        if picture && self.last_picture != Some(step) && self.context.plan.config().sample.num > 0 {
+        if picture && self.last_picture != Some(step) && self.context.plan.sample_cadence() != Cadence::NEVER {
             self.draw(trainer)?;
         }
         self.reporter.finish();
-        Ok(())
+        let samples = self.last_picture.map(|step| self.context.run_dir.paths().sample(step));
+        Ok(Ending { checkpoint: self.saved.newest.take().map(|(_, path)| path), samples })
+    }
+
+    /// The end without a checkpoint. Not exit code 6, which says that one cannot be read.
+    fn unsaved(&self, step: u64, error: &CheckpointError) -> Failure {
+        let from = self.saved.newest.as_ref().map_or("the start".to_owned(), |(saved, _)| format!("step {saved}"));
+        let message = format!("step {step} could not be saved; the same command goes on from {from}");
+        Failure::caused_by(ExitCode::Other, message, error).hint(error.help())
     }
 }
 

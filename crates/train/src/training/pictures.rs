@@ -11,7 +11,7 @@ use ddpm_model::params::Params;
 use ddpm_model::tape::Tape;
 use ddpm_model::unet::UNet;
 
-use crate::error::Failure;
+use crate::error::{ExitCode, Failure};
 
 /// Images computed at once: enough for every core, few enough for little memory.
 const BATCH: usize = 16;
@@ -70,7 +70,7 @@ impl Painter<'_> {
     pub fn draw(&self, request: &Request<'_>, mut progress: impl FnMut(usize)) -> Result<Images, Failure> {
         let image = self.unet.image_shape();
         let shape = [request.num, image.size, image.size, image.in_channels];
-        let mut pixels = Vec::with_capacity(shape.iter().product());
+        let mut pixels = room_for(shape)?;
         for first in (0..request.num).step_by(BATCH) {
             let count = BATCH.min(request.num - first);
             let x_start = self.draw_batch(request, first, [count, shape[1], shape[2], shape[3]])?;
@@ -103,11 +103,24 @@ impl Painter<'_> {
             let conditional = predict(x_t, &timesteps, labels.as_deref())?;
             let Some(Guidance { weight, none }) = request.guidance else { return Ok(conditional) };
             let unconditional = predict(x_t, &timesteps, Some(&vec![none; shape[0]]))?;
-            Ok(((conditional * (1.0 + weight)).and_then(|c| c - (unconditional * weight)?)).map_err(ModelError::from)?)
+            Ok(((conditional * (1.0 + weight)).and_then(|c| c - (unconditional * weight)?))
+                .map_err(ModelError::from)?)
         };
         // Stream 0 is x_T, stream 1 + s the noise of step s.
         sample(self.process, request.sampler, normals(0)?, &mut |step| normals(step as u64 + 1), &mut denoise)
     }
+}
+
+/// Memory for all images, asked for before hours are spent on them.
+fn room_for(shape: [usize; 4]) -> Result<Vec<u8>, Failure> {
+    let mut pixels = Vec::new();
+    let bytes = shape.iter().try_fold(1usize, |bytes, &size| bytes.checked_mul(size));
+    if bytes.is_some_and(|bytes| pixels.try_reserve_exact(bytes).is_ok()) {
+        return Ok(pixels);
+    }
+    let [count, height, width, _] = shape;
+    let failure = Failure::new(ExitCode::Device, format!("{count} images of {height}x{width} do not fit into memory"));
+    Err(failure.hint("draw fewer at a time, each time with another seed"))
 }
 
 /// [-1, 1] to 0..=255.

@@ -97,7 +97,8 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
     }
     announce(&context, &mut reporter, &trainer, checkpoint.as_ref(), end);
 
-    let mut observers = Observers::new(&context, reporter, window, first);
+    let resumed = checkpoint.map(|checkpoint| (first, checkpoint.path));
+    let mut observers = Observers::new(&context, reporter, window, resumed);
     let looped = train_until(end, &mut trainer, &mut loader, &stop, &mut observers);
     drop(loader);
     let stopped = match looped {
@@ -107,9 +108,17 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
             return Err(save_what_is_good(&mut observers, &trainer, failure));
         }
     };
-    observers.finish(&trainer, stopped != Some(StopReason::Signal))?;
-    drop(observers);
-    summarise(&context, &trainer, stopped, started.elapsed())
+    let ending = observers.finish(&trainer, stopped != Some(StopReason::Signal))?;
+    let step = trainer.steps_taken();
+    Ok(Summary {
+        run_dir: run_dir.paths().root().to_owned(),
+        step,
+        images: context.images(step),
+        elapsed: started.elapsed(),
+        stopped,
+        checkpoint: ending.checkpoint,
+        samples: ending.samples,
+    })
 }
 
 /// The loop.
@@ -142,7 +151,7 @@ fn save_what_is_good(observers: &mut Observers<'_>, trainer: &Trainer, failure: 
         return failure;
     }
     match observers.finish(trainer, false) {
-        Ok(()) => failure,
+        Ok(_) => failure,
         Err(second) => {
             let mut failure = failure;
             failure.causes.push(format!("besides, the last steps could not be saved: {}", second.message));
@@ -175,9 +184,11 @@ fn choose_checkpoint(run_dir: &RunDir, resume: &Resume) -> Result<(Option<Checkp
             let checkpoint = Checkpoint::open(path)?;
             match newest.filter(|&step| step > checkpoint.state.step) {
                 None => Ok((Some(checkpoint), Vec::new())),
-                Some(step) => {
-                    Err(occupied(run_dir, step, &format!("--resume at step {} would overwrite them", checkpoint.state.step)))
-                }
+                Some(step) => Err(occupied(
+                    run_dir,
+                    step,
+                    &format!("--resume at step {} would overwrite them", checkpoint.state.step),
+                )),
             }
         }
     }
@@ -185,24 +196,18 @@ fn choose_checkpoint(run_dir: &RunDir, resume: &Resume) -> Result<(Option<Checkp
 
 fn occupied(run_dir: &RunDir, newest: u64, why: &str) -> Failure {
     let message = format!("{} holds checkpoints up to step {newest}: {why}", run_dir.paths().root().display());
-    Failure::new(ExitCode::Usage, message).hint("give another directory with --run-dir DIR, or delete this one yourself")
+    Failure::new(ExitCode::Usage, message)
+        .hint("give another directory with --run-dir DIR, or delete this one yourself")
 }
 
 fn start_or_go_on(context: &RunContext<'_>, checkpoint: Option<&Checkpoint>) -> Result<(Trainer, Window), Failure> {
     match checkpoint {
-        Some(checkpoint) => {
-            Trainer::restore(context.plan, context.device, checkpoint, context.source.fingerprint())
-        }
+        Some(checkpoint) => Trainer::restore(context.plan, context.device, checkpoint, context.source.fingerprint()),
         None => Ok((Trainer::new(context.plan, context.device)?, Window::default())),
     }
 }
 
-fn open_reporter(
-    context: &RunContext<'_>,
-    options: &RunOptions,
-    first: u64,
-    end: u64,
-) -> Result<Reporter, Failure> {
+fn open_reporter(context: &RunContext<'_>, options: &RunOptions, first: u64, end: u64) -> Result<Reporter, Failure> {
     let log = &context.plan.config().log;
     let options = ReporterOptions {
         jsonl: log.jsonl,
@@ -231,33 +236,11 @@ fn announce(
     let (device, data) = (device_name(context.device), context.source.describe());
     reporter.info(&format!("{parameters:.2} M parameters on {device}; data: {data}"));
     reporter.info(&match checkpoint {
-        Some(checkpoint) => format!(
-            "going on from {} (step {}) to step {end}",
-            checkpoint.path.display(),
-            checkpoint.state.step
-        ),
+        Some(checkpoint) => {
+            format!("going on from {} (step {}) to step {end}", checkpoint.path.display(), checkpoint.state.step)
+        }
         None => format!("training to step {end} in {}", context.run_dir.paths().root().display()),
     });
-}
-
-fn summarise(
-    context: &RunContext<'_>,
-    trainer: &Trainer,
-    stopped: Option<StopReason>,
-    elapsed: Duration,
-) -> Result<Summary, Failure> {
-    let paths = context.run_dir.paths();
-    let step = trainer.steps_taken();
-    let newest = list(&paths.checkpoints())?.into_iter().next().map(|(_, path)| path);
-    Ok(Summary {
-        run_dir: paths.root().to_owned(),
-        step,
-        images: context.images(step),
-        elapsed,
-        stopped,
-        checkpoint: newest,
-        samples: Some(paths.sample(step)).filter(|path| path.exists()),
-    })
 }
 
 /// The loader of a plan's data.

@@ -92,8 +92,9 @@ impl Trainer {
         let step = checkpoint.state.step;
         let optimizer = Optimizer::restore(adamw_config(plan), &params, exp_avg?, exp_avg_sq?, averages, step)?;
         let window = match checkpoint.state.extra.get(WINDOW) {
-            Some(value) => serde_json::from_value(value.clone())
-                .map_err(|error| does_not_fit(checkpoint, "state.json", &error))?,
+            Some(value) => {
+                serde_json::from_value(value.clone()).map_err(|error| does_not_fit(checkpoint, "state.json", &error))?
+            }
             None => Window::default(),
         };
         Ok((Self::from_parts(plan, device, unet, params, optimizer)?, window))

@@ -1,4 +1,4 @@
-//! One optimizer step: Algorithm 1 of Ho et al. 2020, line by line in [`Trainer::micro_batch`].
+//! One optimizer step: Algorithm 1 of Ho et al. 2020, line by line in `Trainer::micro_batch`.
 //!
 //! Everything random is a function of the seed, the step and the sample's place in the batch, so a step needs nothing
 //! from the steps before it but the weights and the optimizer's state.
@@ -168,10 +168,11 @@ impl Trainer {
             return Err(diverged(step, &format!("the loss is {loss}")));
         }
         let start = Instant::now();
-        let report = self.optimizer.step(&self.params, &mut self.gradients, outcome.lr).map_err(|error| match error {
-            ModelError::NotFinite { .. } => diverged(step, &error.to_string()),
-            other => other.into(),
-        })?;
+        let report =
+            self.optimizer.step(&self.params, &mut self.gradients, outcome.lr).map_err(|error| match error {
+                ModelError::NotFinite { .. } => diverged(step, &error.to_string()),
+                other => other.into(),
+            })?;
         outcome.grad_norm = report.grad_norm;
         outcome.phases.optimizer = start.elapsed();
         Ok(outcome)

@@ -50,10 +50,7 @@ vectorized! {
     /// `softmax(scale * row)` for every row of length `l`.
     fn softmax_rows<I>(x: &mut [f32], l: usize, scale: f32) {
         for row in x.chunks_exact_mut(l) {
-            let mut max = f32::NEG_INFINITY;
-            for &v in &*row {
-                max = if v > max { v } else { max };
-            }
+            let max = maximum(row);
             for v in &mut *row {
                 *v = exp::<I>((*v - max) * scale);
             }
@@ -63,6 +60,19 @@ vectorized! {
             }
         }
     }
+}
+
+/// The largest element, in sixteen parts.
+#[inline(always)]
+fn maximum(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let mut parts = [f32::NEG_INFINITY; 16];
+    for chunk in x.chunks(16) {
+        for (part, v) in parts.iter_mut().zip(chunk) {
+            *part = larger(*part, *v);
+        }
+    }
+    parts.into_iter().fold(f32::NEG_INFINITY, larger)
 }
 
 /// A sum in sixteen parts: a single running sum cannot be vectorised, for its order is fixed.

@@ -1,18 +1,27 @@
 //! Winograd F(4x4, 3x3): a 3x3 convolution of stride 1 as 36 matrix products over tiles of 4x4 outputs.
 //!
-//! With `t` tiles in the batch, the transformed input `V` is `[36, t, I]`, the weight `U` `[36, O, I]` and the
-//! product `M` `[36, t, O]`: `M[k] = V[k] U[k]^T`. Backward is the adjoint of each arrow: `dM` from `dy`,
-//! `dU[k] = dM[k]^T V[k]`, `dV[k] = dM[k] U[k]`. `V` is made again in the backward pass: keeping it would cost
-//! 2.25 times the activation's memory, making it is one pass.
+//! With `t` tiles, the transformed input `V` is `[36, t, I]`, the weight `U` `[36, O, I]` and the product `M`
+//! `[36, t, O]`: `M[k] = V[k] U[k]^T`. The tiles are taken a block at a time, so that `V` and `M` of a block stay in
+//! cache between being written and being read, and take no memory worth mentioning.
+//!
+//! The input's gradient is a convolution of `dy` with the weight turned by 180 degrees and its channels exchanged, so
+//! the same code computes it. The weight's gradient is the adjoint of the forward pass: `dM` from `dy`,
+//! `dU[k] = dM[k]^T V[k]`, and back from there. `V` is made again: keeping it would cost 2.25 times the
+//! activation's memory, making it is one pass.
 //!
 //! F(4x4, 3x3) does 36 multiplications where the direct sum does 144. In f32 its error is about ten times that of
 //! the direct sum (constants up to 8 in the transforms); the tests state and check the bound.
+
+#![allow(clippy::needless_range_loop, reason = "the loops over a tile must be unrolled, see `input_row`")]
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::{Epilogue, Geometry, transforms};
 use crate::buffer::unwritten;
 use crate::gemm::{Mat, Write, matmul};
+use crate::ops::{partitions, sum_partials};
 use crate::simd::{LANES, Lanes};
 use crate::vectorized;
 
@@ -20,6 +29,10 @@ use crate::vectorized;
 const PLANES: usize = 36;
 /// Below this many tiles the products are too thin to pay for transforming the weight.
 const MIN_TILES: usize = 16;
+/// Elements between two planes beyond what they hold: planes a power of two apart would share cache sets.
+const PLANE_GAP: usize = LANES;
+/// `V` and `M` of a block, in elements: they share a second-level cache of 1 to 2 MB with a plane of `U`.
+const BLOCK_ELEMENTS: usize = 256 * 1024;
 
 pub(super) fn fits(g: &Geometry) -> bool {
     let c = g.conv;
@@ -34,8 +47,11 @@ pub(super) fn fits(g: &Geometry) -> bool {
 struct Tiles {
     h: usize,
     w: usize,
+    /// Rows of tiles in an image.
     rows: usize,
+    /// Tiles in a row.
     cols: usize,
+    /// Tiles in the batch.
     count: usize,
 }
 
@@ -49,32 +65,20 @@ impl Tiles {
     fn tile_rows(&self) -> usize {
         self.count / self.cols
     }
-}
 
-/// A buffer that several threads write to, each in places of its own.
-#[derive(Clone, Copy)]
-struct Scatter {
-    start: *mut f32,
-    len: usize,
-}
-
-// SAFETY: the functions that hold one write to disjoint places (each says which).
-unsafe impl Send for Scatter {}
-// SAFETY: as above.
-unsafe impl Sync for Scatter {}
-
-impl Scatter {
-    fn new(buffer: &mut [f32]) -> Self {
-        Self { start: buffer.as_mut_ptr(), len: buffer.len() }
+    /// Rows of tiles per block: enough tiles that a product is not thin against the weight, few enough for the
+    /// cache, and the same number of blocks for every thread.
+    fn rows_per_block(&self, ci: usize, co: usize) -> usize {
+        let tiles = (BLOCK_ELEMENTS / (PLANES * (ci + co))).max(ci.max(co));
+        let threads = rayon::current_num_threads();
+        let blocks = self.count.div_ceil(tiles).next_multiple_of(threads);
+        self.tile_rows().div_ceil(blocks).max(1)
     }
 
-    /// # Safety
-    /// No other thread may write to these 16 elements.
+    /// The image that tile row `row` of the batch belongs to, as the offset of its first pixel, and the row's first pixel row.
     #[inline(always)]
-    unsafe fn put(self, at: usize, value: Lanes) {
-        debug_assert!(at + LANES <= self.len);
-        // SAFETY: inside the allocation (checked in debug builds), exclusive by the caller's word.
-        unsafe { self.start.add(at).cast::<[f32; LANES]>().write_unaligned(value.0) }
+    fn place(&self, row: usize) -> (usize, usize) {
+        (row / self.rows * self.h * self.w, row % self.rows * 4)
     }
 }
 
@@ -86,24 +90,25 @@ fn load(x: &[f32], at: usize) -> Lanes {
     Lanes(unsafe { x.as_ptr().add(at).cast::<[f32; LANES]>().read_unaligned() })
 }
 
-/// Allocates `len` numbers for `fill` to write.
-fn filled(len: usize, fill: impl FnOnce(Scatter)) -> Vec<f32> {
-    let mut buffer = unwritten(len);
-    fill(Scatter::new(&mut buffer));
-    buffer
+/// Writes 16 elements of `x` at `at`.
+#[inline(always)]
+fn store(x: &mut [f32], at: usize, value: Lanes) {
+    debug_assert!(at + LANES <= x.len());
+    // SAFETY: as in `load`.
+    unsafe { x.as_mut_ptr().add(at).cast::<[f32; LANES]>().write_unaligned(value.0) };
+}
+
+/// Which way a convolution runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    /// From `[N, H, W, I]` to `[N, H, W, O]`.
+    Forward,
+    /// From `dy` `[N, H, W, O]` to `dx` `[N, H, W, I]`.
+    Backward,
 }
 
 pub(super) fn forward(g: &Geometry, x: &[f32], weight: &[f32], add: Epilogue<'_>) -> Vec<f32> {
-    let tiles = Tiles::new(g);
-    let u = transform_weight(g, weight);
-    let v = transform_input(g, tiles, x);
-    let m = per_plane(tiles.count * g.co, |k, m| {
-        let v = Mat::new(&v[k * tiles.count * g.ci..], tiles.count, g.ci, g.ci);
-        let u = Mat::new(&u[k * g.co * g.ci..], g.co, g.ci, g.ci);
-        matmul(v, u.t(), m, g.co, Write::Assign);
-    });
-    drop((u, v));
-    transform_output(g, tiles, &m, add)
+    convolve(g, x, weight, Direction::Forward, Some(add))
 }
 
 pub(super) fn backward(
@@ -115,131 +120,210 @@ pub(super) fn backward(
     dw: &mut [f32],
     write: Write,
 ) -> Option<Vec<f32>> {
+    weight_gradient(g, x, dy, dw, write);
+    need_dx.then(|| convolve(g, dy, weight, Direction::Backward, None))
+}
+
+fn convolve(g: &Geometry, x: &[f32], weight: &[f32], direction: Direction, add: Option<Epilogue<'_>>) -> Vec<f32> {
     let tiles = Tiles::new(g);
-    let dm = transform_output_gradient(g, tiles, dy);
-    let v = transform_input(g, tiles, x);
-    let du = per_plane(g.co * g.ci, |k, du| {
-        let dm = Mat::new(&dm[k * tiles.count * g.co..], tiles.count, g.co, g.co);
-        let v = Mat::new(&v[k * tiles.count * g.ci..], tiles.count, g.ci, g.ci);
-        matmul(dm.t(), v, du, g.ci, Write::Assign);
-    });
-    drop(v);
-    weight_gradient(g, &du, dw, write);
-    drop(du);
-    need_dx.then(|| {
-        let u = transform_weight(g, weight);
-        let dv = per_plane(tiles.count * g.ci, |k, dv| {
-            let dm = Mat::new(&dm[k * tiles.count * g.co..], tiles.count, g.co, g.co);
+    let (from, to) = if direction == Direction::Forward { (g.ci, g.co) } else { (g.co, g.ci) };
+    let u = transform_weight(g, weight, direction);
+    let rows = tiles.rows_per_block(from, to);
+    // Pixel rows of the batch that a block of tiles covers; an image whose height is no multiple of 4 ends a block early.
+    let mut y = unwritten(g.n * g.h * g.w * to);
+    split_rows(&mut y, tiles, to, rows).into_par_iter().for_each_init(Scratch::default, |scratch, (block, y)| {
+        let count = block.len() * tiles.cols;
+        let (v_plane, m_plane) = (count * from + PLANE_GAP, count * to + PLANE_GAP);
+        let (v, m) = scratch.sized(PLANES * v_plane, PLANES * m_plane);
+        for (at, row) in block.clone().enumerate() {
+            input_row(tiles, from, x, row, v, v_plane, at * tiles.cols);
+        }
+        for k in 0..PLANES {
+            let v = Mat::new(&v[k * v_plane..], count, from, from);
             let u = Mat::new(&u[k * g.co * g.ci..], g.co, g.ci, g.ci);
-            matmul(dm, u, dv, g.ci, Write::Assign);
-        });
-        drop((u, dm));
-        input_gradient(g, tiles, &dv)
-    })
+            let u = if direction == Direction::Forward { u.t() } else { u };
+            matmul(v, u, &mut m[k * m_plane..][..count * to], to, Write::Assign);
+        }
+        let start = tiles.first_pixel(block.start) * to;
+        for (at, row) in block.enumerate() {
+            output_row(tiles, to, m, m_plane, at * tiles.cols, add, row, start, y);
+        }
+    });
+    y
 }
 
-/// A `[36, plane]` buffer whose planes `fill` overwrites in parallel.
-fn per_plane(plane: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    let mut out = unwritten(PLANES * plane);
-    out.par_chunks_mut(plane).enumerate().for_each(|(k, out)| fill(k, out));
-    out
+impl Tiles {
+    /// The batch's first pixel in tile row `row`; for one row too many, the number of pixels.
+    fn first_pixel(&self, row: usize) -> usize {
+        let (image, y0) = self.place(row);
+        image + y0.min(self.h) * self.w
+    }
 }
 
-/// `[O, 3, 3, I]` to `[36, O, I]`.
-fn transform_weight(g: &Geometry, weight: &[f32]) -> Vec<f32> {
-    filled(PLANES * g.co * g.ci, |u| {
-        (0..g.co).into_par_iter().with_min_len(8).for_each(|o| weight_row(g, weight, o, u));
-    })
+/// Cuts `y` `[N, H, W, C]` into the pixels of blocks of `rows` rows of tiles.
+fn split_rows(y: &mut [f32], tiles: Tiles, channels: usize, rows: usize) -> Vec<(Range<usize>, &mut [f32])> {
+    let mut rest = y;
+    let mut blocks = Vec::new();
+    for start in (0..tiles.tile_rows()).step_by(rows) {
+        let end = (start + rows).min(tiles.tile_rows());
+        let pixels = tiles.first_pixel(end) - tiles.first_pixel(start);
+        let (block, after) = rest.split_at_mut(pixels * channels);
+        blocks.push((start..end, block));
+        rest = after;
+    }
+    blocks
+}
+
+/// A thread's buffers, kept from block to block.
+#[derive(Default)]
+struct Scratch {
+    first: Vec<f32>,
+    second: Vec<f32>,
+}
+
+impl Scratch {
+    /// Two buffers of at least these lengths, holding anything.
+    fn sized(&mut self, first: usize, second: usize) -> (&mut [f32], &mut [f32]) {
+        for (buffer, len) in [(&mut self.first, first), (&mut self.second, second)] {
+            if buffer.len() < len {
+                *buffer = unwritten(len);
+            }
+        }
+        (&mut self.first[..first], &mut self.second[..second])
+    }
+}
+
+/// `[O, 3, 3, I]` to `[36, O, I]`, for [`Direction::Backward`] with the taps turned by 180 degrees.
+fn transform_weight(g: &Geometry, weight: &[f32], direction: Direction) -> Vec<f32> {
+    let plane = g.co * g.ci;
+    let mut u = unwritten(PLANES * plane);
+    let mut planes: Vec<_> = u.chunks_exact_mut(plane).map(|plane| plane.chunks_mut(8 * g.ci)).collect();
+    let tasks: Vec<(usize, Vec<&mut [f32]>)> =
+        (0..g.co.div_ceil(8)).map(|task| (task * 8, planes.iter_mut().filter_map(Iterator::next).collect())).collect();
+    tasks.into_par_iter().for_each(|(first, mut planes)| {
+        weight_rows(g.ci, weight, first, direction == Direction::Backward, &mut planes);
+    });
+    u
 }
 
 vectorized! {
-    /// Writes output channel `o` of every plane.
-    fn weight_row<I>(g: &Geometry, weight: &[f32], o: usize, u: Scatter) {
-        let plane = g.co * g.ci;
-        for i in (0..g.ci).step_by(LANES) {
-            let mut half = [[Lanes::ZERO; 3]; 6];
-            for kx in 0..3 {
-                let tap = |ky: usize| load(weight, (o * 9 + ky * 3 + kx) * g.ci + i);
-                let column = transforms::weight::<I>([tap(0), tap(1), tap(2)]);
-                for (row, value) in half.iter_mut().zip(column) {
-                    row[kx] = value;
+    /// Writes the output channels from `first` on that `planes` have room for.
+    fn weight_rows<I>(ci: usize, weight: &[f32], first: usize, turned: bool, planes: &mut [&mut [f32]]) {
+        for o in 0..planes[0].len() / ci {
+            for i in (0..ci).step_by(LANES) {
+                let tap = |ky: usize, kx: usize| {
+                    let tap = ky * 3 + kx;
+                    load(weight, ((first + o) * 9 + if turned { 8 - tap } else { tap }) * ci + i)
+                };
+                let mut half = [[Lanes::ZERO; 3]; 6];
+                for kx in 0..3 {
+                    let column = transforms::weight::<I>([tap(0, kx), tap(1, kx), tap(2, kx)]);
+                    for (row, value) in half.iter_mut().zip(column) {
+                        row[kx] = value;
+                    }
                 }
-            }
-            for (ky, row) in half.into_iter().enumerate() {
-                for (kx, value) in transforms::weight::<I>(row).into_iter().enumerate() {
-                    // SAFETY: channel `o` belongs to this call.
-                    unsafe { u.put((ky * 6 + kx) * plane + o * g.ci + i, value) };
+                for (ky, row) in half.into_iter().enumerate() {
+                    for (kx, value) in transforms::weight::<I>(row).into_iter().enumerate() {
+                        store(planes[ky * 6 + kx], o * ci + i, value);
+                    }
                 }
             }
         }
     }
 }
 
-/// `[36, O, I]` to `[O, 3, 3, I]`.
-fn weight_gradient(g: &Geometry, du: &[f32], dw: &mut [f32], write: Write) {
+/// `dw (+)= G^T (dM^T V) G`, each thread over its share of the tiles with a sum of its own.
+fn weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], write: Write) {
+    let tiles = Tiles::new(g);
+    let plane = g.co * g.ci;
+    let rows = tiles.rows_per_block(g.ci, g.co);
+    let partials: Vec<Vec<f32>> = partitions(tiles.tile_rows())
+        .into_par_iter()
+        .map(|share| {
+            let (mut du, mut scratch) = (unwritten(PLANES * plane), Scratch::default());
+            for start in share.clone().step_by(rows) {
+                let block = start..(start + rows).min(share.end);
+                let count = block.len() * tiles.cols;
+                let (v_plane, dm_plane) = (count * g.ci + PLANE_GAP, count * g.co + PLANE_GAP);
+                let (v, dm) = scratch.sized(PLANES * v_plane, PLANES * dm_plane);
+                for (at, row) in block.enumerate() {
+                    input_row(tiles, g.ci, x, row, v, v_plane, at * tiles.cols);
+                    output_gradient_row(tiles, g.co, dy, row, dm, dm_plane, at * tiles.cols);
+                }
+                let write = if start == share.start { Write::Assign } else { Write::Add };
+                for k in 0..PLANES {
+                    let dm = Mat::new(&dm[k * dm_plane..], count, g.co, g.co);
+                    let v = Mat::new(&v[k * v_plane..], count, g.ci, g.ci);
+                    matmul(dm.t(), v, &mut du[k * plane..][..plane], g.ci, write);
+                }
+            }
+            du
+        })
+        .collect();
+    let mut du = unwritten(PLANES * plane);
+    sum_partials(&partials, &mut du, Write::Assign);
+    drop(partials);
     dw.par_chunks_mut(9 * g.ci).enumerate().with_min_len(8).for_each(|(o, dw)| {
-        weight_gradient_row(g, du, o, dw, write);
+        weight_gradient_row(g.ci, plane, &du, o, dw, write);
     });
 }
 
 vectorized! {
-    fn weight_gradient_row<I>(g: &Geometry, du: &[f32], o: usize, dw: &mut [f32], write: Write) {
-        let plane = g.co * g.ci;
-        for i in (0..g.ci).step_by(LANES) {
+    /// `[36, O, I]` to `[3, 3, I]` of output channel `o`.
+    fn weight_gradient_row<I>(ci: usize, plane: usize, du: &[f32], o: usize, dw: &mut [f32], write: Write) {
+        for i in (0..ci).step_by(LANES) {
             let mut half = [[Lanes::ZERO; 6]; 3];
             for kx in 0..6 {
-                let column: [Lanes; 6] = std::array::from_fn(|ky| load(du, (ky * 6 + kx) * plane + o * g.ci + i));
+                let column: [Lanes; 6] = std::array::from_fn(|ky| load(du, (ky * 6 + kx) * plane + o * ci + i));
                 for (row, value) in half.iter_mut().zip(transforms::weight_adjoint::<I>(column)) {
                     row[kx] = value;
                 }
             }
             for (ky, row) in half.into_iter().enumerate() {
                 for (kx, value) in transforms::weight_adjoint::<I>(row).into_iter().enumerate() {
-                    let at = &mut dw[(ky * 3 + kx) * g.ci + i..][..LANES];
-                    let value = if write == Write::Add { value + Lanes::load(at) } else { value };
-                    value.store(at);
+                    let at = (ky * 3 + kx) * ci + i;
+                    let value = if write == Write::Add { value + load(dw, at) } else { value };
+                    store(dw, at, value);
                 }
             }
         }
     }
 }
 
-/// `x` `[N, H, W, I]` to `[36, t, I]`.
-fn transform_input(g: &Geometry, tiles: Tiles, x: &[f32]) -> Vec<f32> {
-    filled(PLANES * tiles.count * g.ci, |v| {
-        (0..tiles.tile_rows()).into_par_iter().for_each(|row| input_row(g, tiles, x, row, v));
-    })
-}
-
 vectorized! {
-    /// Writes the tiles of one row of tiles in every plane.
-    fn input_row<I>(g: &Geometry, tiles: Tiles, x: &[f32], row: usize, v: Scatter) {
-        let plane = tiles.count * g.ci;
-        let image = row / tiles.rows * tiles.h * tiles.w;
-        let y0 = row % tiles.rows * 4;
+    /// Tile row `row` of `x` `[N, H, W, C]` into tiles `first..` of `v`, whose planes `[t, C]` are `plane` apart.
+    fn input_row<I>(tiles: Tiles, channels: usize, x: &[f32], row: usize, v: &mut [f32], plane: usize, first: usize) {
+        let (image, y0) = tiles.place(row);
         for col in 0..tiles.cols {
-            let (x0, tile) = (col * 4, row * tiles.cols + col);
-            for i in (0..g.ci).step_by(LANES) {
+            // The tile's 6x6 inputs begin one pixel above and left of it.
+            let (x0, tile) = (col * 4, (first + col) * channels);
+            let inside = y0 >= 1 && x0 >= 1 && y0 + 5 <= tiles.h && x0 + 5 <= tiles.w;
+            let pixel = |ky: usize, kx: usize| (image + (y0 + ky) * tiles.w + x0 + kx - tiles.w - 1) * channels;
+            for c in (0..channels).step_by(LANES) {
+                // Loops over indices throughout: closures given to `map` would be compiled without wide vectors.
                 let mut half = [[Lanes::ZERO; 6]; 6];
                 for kx in 0..6 {
-                    // The tile's inputs begin one pixel above and left of it.
-                    if x0 + kx < 1 || x0 + kx > tiles.w {
-                        continue;
-                    }
-                    let column: [Lanes; 6] = std::array::from_fn(|ky| {
-                        if y0 + ky < 1 || y0 + ky > tiles.h {
-                            return Lanes::ZERO;
+                    let mut column = [Lanes::ZERO; 6];
+                    if inside {
+                        for ky in 0..6 {
+                            column[ky] = load(x, pixel(ky, kx) + c);
                         }
-                        load(x, (image + (y0 + ky - 1) * tiles.w + x0 + kx - 1) * g.ci + i)
-                    });
-                    for (row, value) in half.iter_mut().zip(transforms::input::<I>(column)) {
-                        row[kx] = value;
+                    } else if x0 + kx >= 1 && x0 + kx <= tiles.w {
+                        for ky in 0..6 {
+                            if y0 + ky >= 1 && y0 + ky <= tiles.h {
+                                column[ky] = load(x, pixel(ky, kx) + c);
+                            }
+                        }
+                    }
+                    let column = transforms::input::<I>(column);
+                    for ky in 0..6 {
+                        half[ky][kx] = column[ky];
                     }
                 }
-                for (ky, half) in half.into_iter().enumerate() {
-                    for (kx, value) in transforms::input::<I>(half).into_iter().enumerate() {
-                        // SAFETY: the tiles of this row belong to this call.
-                        unsafe { v.put((ky * 6 + kx) * plane + tile * g.ci + i, value) };
+                for ky in 0..6 {
+                    let line = transforms::input::<I>(half[ky]);
+                    for kx in 0..6 {
+                        store(v, (ky * 6 + kx) * plane + tile + c, line[kx]);
                     }
                 }
             }
@@ -247,119 +331,93 @@ vectorized! {
     }
 }
 
-/// `[36, t, O]` to `y` `[N, H, W, O]`, with bias and residual.
-fn transform_output(g: &Geometry, tiles: Tiles, m: &[f32], add: Epilogue<'_>) -> Vec<f32> {
-    filled(g.n * g.h * g.w * g.co, |y| {
-        (0..tiles.tile_rows()).into_par_iter().for_each(|row| output_row(g, tiles, m, add, row, y));
-    })
-}
-
 vectorized! {
-    /// Writes the up to four image rows of one row of tiles.
-    fn output_row<I>(g: &Geometry, tiles: Tiles, m: &[f32], add: Epilogue<'_>, row: usize, y: Scatter) {
-        let plane = tiles.count * g.co;
-        let image = row / tiles.rows * tiles.h * tiles.w;
-        let y0 = row % tiles.rows * 4;
+    /// Tiles `first..` of `m`, whose planes `[t, C]` are `plane` apart, into tile row `row` of `y`, which begins at
+    /// element `start` of the whole `[N, H, W, C]`.
+    fn output_row<I>(
+        tiles: Tiles,
+        channels: usize,
+        m: &[f32],
+        plane: usize,
+        first: usize,
+        add: Option<Epilogue<'_>>,
+        row: usize,
+        start: usize,
+        y: &mut [f32],
+    ) {
+        let (image, y0) = tiles.place(row);
+        let residual = add.and_then(|add| add.residual);
         for col in 0..tiles.cols {
-            let (x0, tile) = (col * 4, row * tiles.cols + col);
-            for o in (0..g.co).step_by(LANES) {
-                let bias = load(add.bias, o);
+            let (x0, tile) = (col * 4, (first + col) * channels);
+            let (height, width) = ((tiles.h - y0).min(4), (tiles.w - x0).min(4));
+            for c in (0..channels).step_by(LANES) {
                 let mut half = [[Lanes::ZERO; 6]; 4];
                 for kx in 0..6 {
-                    let column: [Lanes; 6] =
-                        std::array::from_fn(|ky| load(m, (ky * 6 + kx) * plane + tile * g.co + o));
-                    for (row, value) in half.iter_mut().zip(transforms::output::<I>(column)) {
-                        row[kx] = value;
+                    let mut column = [Lanes::ZERO; 6];
+                    for ky in 0..6 {
+                        column[ky] = load(m, (ky * 6 + kx) * plane + tile + c);
+                    }
+                    let column = transforms::output::<I>(column);
+                    for dy in 0..4 {
+                        half[dy][kx] = column[dy];
                     }
                 }
-                for (dy, half) in half.into_iter().enumerate().take(tiles.h - y0) {
-                    for (dx, value) in transforms::output::<I>(half).into_iter().enumerate().take(tiles.w - x0) {
-                        let at = (image + (y0 + dy) * tiles.w + x0 + dx) * g.co + o;
-                        let value = match add.residual {
-                            Some(residual) => value + bias + load(residual, at),
-                            None => value + bias,
-                        };
-                        // SAFETY: the image rows of this row of tiles belong to this call.
-                        unsafe { y.put(at, value) };
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// `dy` `[N, H, W, O]` to `[36, t, O]`.
-fn transform_output_gradient(g: &Geometry, tiles: Tiles, dy: &[f32]) -> Vec<f32> {
-    filled(PLANES * tiles.count * g.co, |dm| {
-        (0..tiles.tile_rows()).into_par_iter().for_each(|row| output_gradient_row(g, tiles, dy, row, dm));
-    })
-}
-
-vectorized! {
-    /// Writes the tiles of one row of tiles in every plane.
-    fn output_gradient_row<I>(g: &Geometry, tiles: Tiles, dy: &[f32], row: usize, dm: Scatter) {
-        let plane = tiles.count * g.co;
-        let image = row / tiles.rows * tiles.h * tiles.w;
-        let y0 = row % tiles.rows * 4;
-        for col in 0..tiles.cols {
-            let (x0, tile) = (col * 4, row * tiles.cols + col);
-            for o in (0..g.co).step_by(LANES) {
-                let mut half = [[Lanes::ZERO; 4]; 6];
-                for kx in 0..4usize.min(tiles.w - x0) {
-                    let column: [Lanes; 4] = std::array::from_fn(|ky| {
-                        if y0 + ky >= tiles.h {
-                            return Lanes::ZERO;
-                        }
-                        load(dy, (image + (y0 + ky) * tiles.w + x0 + kx) * g.co + o)
-                    });
-                    for (row, value) in half.iter_mut().zip(transforms::output_adjoint::<I>(column)) {
-                        row[kx] = value;
-                    }
-                }
-                for (ky, half) in half.into_iter().enumerate() {
-                    for (kx, value) in transforms::output_adjoint::<I>(half).into_iter().enumerate() {
-                        // SAFETY: the tiles of this row belong to this call.
-                        unsafe { dm.put((ky * 6 + kx) * plane + tile * g.co + o, value) };
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// `[36, t, I]` to `dx` `[N, H, W, I]`; neighbouring tiles overlap by two pixels, so an image stays on one thread.
-fn input_gradient(g: &Geometry, tiles: Tiles, dv: &[f32]) -> Vec<f32> {
-    let mut dx = vec![0.0; g.n * g.h * g.w * g.ci];
-    dx.par_chunks_mut(g.h * g.w * g.ci).enumerate().for_each(|(n, dx)| image_gradient(g, tiles, dv, n, dx));
-    dx
-}
-
-vectorized! {
-    fn image_gradient<I>(g: &Geometry, tiles: Tiles, dv: &[f32], n: usize, dx: &mut [f32]) {
-        let plane = tiles.count * g.ci;
-        for row in 0..tiles.rows {
-            for col in 0..tiles.cols {
-                let (y0, x0, tile) = (row * 4, col * 4, (n * tiles.rows + row) * tiles.cols + col);
-                for i in (0..g.ci).step_by(LANES) {
-                    let mut half = [[Lanes::ZERO; 6]; 6];
-                    for kx in 0..6 {
-                        let column: [Lanes; 6] =
-                            std::array::from_fn(|ky| load(dv, (ky * 6 + kx) * plane + tile * g.ci + i));
-                        for (row, value) in half.iter_mut().zip(transforms::input_adjoint::<I>(column)) {
-                            row[kx] = value;
-                        }
-                    }
-                    for (ky, half) in half.into_iter().enumerate() {
-                        if y0 + ky < 1 || y0 + ky > tiles.h {
-                            continue;
-                        }
-                        for (kx, value) in transforms::input_adjoint::<I>(half).into_iter().enumerate() {
-                            if x0 + kx < 1 || x0 + kx > tiles.w {
-                                continue;
+                let bias = match add {
+                    Some(add) => load(add.bias, c),
+                    None => Lanes::ZERO,
+                };
+                for dy in 0..4 {
+                    let line = transforms::output::<I>(half[dy]);
+                    let at = (image + (y0 + dy) * tiles.w + x0) * channels + c;
+                    for dx in 0..4 {
+                        if dy < height && dx < width {
+                            let at = at + dx * channels;
+                            let mut value = line[dx] + bias;
+                            if let Some(residual) = residual {
+                                value = value + load(residual, at);
                             }
-                            let at = ((y0 + ky - 1) * tiles.w + x0 + kx - 1) * g.ci + i;
-                            (value + load(dx, at)).store(&mut dx[at..]);
+                            store(y, at - start, value);
                         }
+                    }
+                }
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Tile row `row` of `dy` `[N, H, W, C]` into tiles `first..` of `dm`, whose planes `[t, C]` are `plane` apart.
+    fn output_gradient_row<I>(
+        tiles: Tiles,
+        channels: usize,
+        dy: &[f32],
+        row: usize,
+        dm: &mut [f32],
+        plane: usize,
+        first: usize,
+    ) {
+        let (image, y0) = tiles.place(row);
+        for col in 0..tiles.cols {
+            let (x0, tile) = (col * 4, (first + col) * channels);
+            let (height, width) = ((tiles.h - y0).min(4), (tiles.w - x0).min(4));
+            for c in (0..channels).step_by(LANES) {
+                let mut half = [[Lanes::ZERO; 4]; 6];
+                for kx in 0..4 {
+                    let mut column = [Lanes::ZERO; 4];
+                    for ky in 0..4 {
+                        if ky < height && kx < width {
+                            column[ky] = load(dy, (image + (y0 + ky) * tiles.w + x0 + kx) * channels + c);
+                        }
+                    }
+                    let column = transforms::output_adjoint::<I>(column);
+                    for ky in 0..6 {
+                        half[ky][kx] = column[ky];
+                    }
+                }
+                for ky in 0..6 {
+                    let line = transforms::output_adjoint::<I>(half[ky]);
+                    for kx in 0..6 {
+                        store(dm, (ky * 6 + kx) * plane + tile + c, line[kx]);
                     }
                 }
             }

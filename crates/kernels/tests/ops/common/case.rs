@@ -8,7 +8,7 @@ use super::{Tolerance, assert_close, normal, widen};
 /// An operation in plain candle operations, over its operands in order.
 pub(crate) type Twin<'a> = &'a dyn Fn(&[Tensor]) -> candle_core::Result<Tensor>;
 
-/// Step of the central differences. In f64 the rounding of the loss gives an error of about 1e-12 of it, the third
+/// Step of the central differences, in units of the operand's spread. In f64 the rounding of the loss gives an error of about 1e-12 of it, the third
 /// derivative one of about 1e-8 of that: both are far below [`SLOPE_ERROR`].
 const STEP: f64 = 1e-4;
 /// The error of a central difference, against the sum of the absolute terms of the slope.
@@ -72,7 +72,7 @@ impl<'a> Case<'a> {
     fn check_slopes(&self, want: &Answer, grads: &[(&Tensor, Tolerance)]) {
         let still: Vec<Tensor> = self.operands.iter().map(|t| widen(t).zeros_like().unwrap()).collect();
         for (i, operand) in self.operands.iter().enumerate() {
-            let random = |seed| widen(&normal(seed, operand.dims()));
+            let random = |seed| random(seed, operand);
             let count = operand.elem_count();
             for direction in [random(0xA1), random(0xA2), axis(operand, count / 3), axis(operand, count - 1)] {
                 let mut directions = still.clone();
@@ -80,7 +80,7 @@ impl<'a> Case<'a> {
                 self.check_slope(self.names[i], want, grads, &directions);
             }
         }
-        let all: Vec<Tensor> = (0xB0..).zip(&self.operands).map(|(seed, t)| widen(&normal(seed, t.dims()))).collect();
+        let all: Vec<Tensor> = (0xB0..).zip(&self.operands).map(|(seed, t)| random(seed, t)).collect();
         self.check_slope("all operands", want, grads, &all);
     }
 
@@ -90,11 +90,12 @@ impl<'a> Case<'a> {
         let (mut got, mut truth, mut terms, mut allowed) = (0.0, 0.0, 0.0, 0.0);
         for ((want, (grad, tolerance)), direction) in want.grads.iter().zip(grads).zip(directions) {
             let (want, grad, direction) = (f64s(want), f64s(grad), f64s(direction));
+            let floor = FLOOR * direction.iter().fold(0.0, |a: f64, v| a.max(v.abs()));
             let bounds = tolerance.allowed(candle_core::DType::F32, &want);
             for i in 0..want.len() {
                 got += grad[i] * direction[i];
                 truth += want[i] * direction[i];
-                terms += (want[i] * direction[i]).abs() + FLOOR * want[i].abs();
+                terms += (want[i] * direction[i]).abs() + floor * want[i].abs();
                 allowed += bounds[i] * direction[i].abs();
             }
         }
@@ -119,10 +120,24 @@ impl<'a> Case<'a> {
     }
 }
 
-fn axis(like: &Tensor, element: usize) -> Tensor {
-    let mut data = vec![0f64; like.elem_count()];
-    data[element] = 1.0;
-    Tensor::from_vec(data, like.dims(), like.device()).unwrap()
+/// A random direction in which `operand` changes by its own spread.
+fn random(seed: u64, operand: &Tensor) -> Tensor {
+    (widen(&normal(seed, operand.dims())) * spread(operand)).unwrap()
+}
+
+/// The direction of one element, as long as the operand's spread.
+fn axis(operand: &Tensor, element: usize) -> Tensor {
+    let mut data = vec![0f64; operand.elem_count()];
+    data[element] = spread(operand);
+    Tensor::from_vec(data, operand.dims(), operand.device()).unwrap()
+}
+
+/// The standard deviation, 1 where there is none.
+fn spread(x: &Tensor) -> f64 {
+    let x = f64s(x);
+    let mean = x.iter().sum::<f64>() / x.len() as f64;
+    let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / x.len() as f64;
+    if variance > 0.0 { variance.sqrt() } else { 1.0 }
 }
 
 fn autograd(twin: Twin<'_>, operands: &[Tensor], dy: &Tensor) -> Answer {

@@ -1,0 +1,28 @@
+//! Every file in `configs/` trains.
+#![allow(clippy::unwrap_used)]
+
+use ddpm_tests::Place;
+
+#[test]
+fn every_shipped_config_makes_a_dry_run_without_warnings() {
+    let place = Place::of_repository();
+    let presets = place.names("configs");
+    assert!(presets.contains(&"quickstart.toml".to_owned()) && presets.contains(&"emoji32.toml".to_owned()));
+    for preset in presets {
+        let train = place.ddpm(&format!("train configs/{preset} --dry-run --set train.batch_size=2"));
+        train.succeeds().stdout_has("all well").stderr_lacks("warning");
+    }
+    assert!(!place.exists("runs"));
+}
+
+#[test]
+fn every_shipped_config_resolves_to_what_its_file_says() {
+    let place = Place::of_repository();
+    for preset in place.names("configs") {
+        let document = place.ddpm(&format!("config show configs/{preset}")).json();
+        let name = preset.strip_suffix(".toml").unwrap();
+        assert_eq!(document["run.name"]["value"], name);
+        assert_eq!(document["run.dir"]["value"], format!("runs/{name}"));
+        assert_eq!(document["train.steps"]["origin"], "file");
+    }
+}
