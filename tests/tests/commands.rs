@@ -84,6 +84,16 @@ fn a_run_directory_holds_what_the_interface_promises() {
 }
 
 #[test]
+fn every_zero_means_never_and_the_end_is_saved_all_the_same() {
+    let run =
+        trained_run(&["train.steps=5", "checkpoint.every=0", "sample.every=0", "log.every=0", "log.tensorboard=false"]);
+    assert_eq!(run.checkpoints(), ["step-000000005"]);
+    assert!(run.metrics().is_empty() && run.names("runs/tiny/samples").is_empty(), "{:?}", run.metrics());
+    assert!(run.names("runs/tiny/events").is_empty());
+    run.ddpm("sample runs/tiny --num 1 --steps 1").succeeds();
+}
+
+#[test]
 fn a_dry_run_does_everything_once_and_leaves_nothing() {
     let run = fresh_run(&[]);
     assert_fields(&run.train().arg("--dry-run").json(), "status, step, seconds");

@@ -19,7 +19,7 @@ const SETTINGS: [&str; 8] = [
     "checkpoint.every=2",
     "checkpoint.keep_every=50",
     "sample.every=7",
-    "log.every=1",
+    "log.every=3",
     "train.lr=1e-4",
 ];
 
@@ -29,8 +29,8 @@ const SETTINGS: [&str; 8] = [
 enum Moment {
     /// So long after the start, which may be before the first step.
     Starting(Duration),
-    /// So long after so many steps.
-    Stepping(u64, Duration),
+    /// So long after so many steps (in threes, as logged).
+    Stepping(usize, Duration),
     /// So long after a save has begun.
     Saving(Duration),
 }
@@ -43,17 +43,17 @@ impl Moment {
         let micros = |position, bound: u64| Duration::from_micros(below(position, bound));
         match kill % 4 {
             0 => Self::Starting(micros(0, 80_000)),
-            1 => Self::Stepping(below(1, 12), micros(0, 8_000)),
+            1 => Self::Stepping(below(1, 4) as usize, micros(0, 8_000)),
             _ => Self::Saving(micros(0, 5_000)),
         }
     }
 
     fn wait(self, running: &mut Running, run: &Place) {
-        let first = steps_logged(run);
+        let first = lines_logged(run);
         let delay = match self {
             Self::Starting(delay) => delay,
-            Self::Stepping(steps, delay) => {
-                running.wait_until(|| steps_logged(run) > first + steps);
+            Self::Stepping(lines, delay) => {
+                running.wait_until(|| lines_logged(run) > first + lines);
                 delay
             }
             Self::Saving(delay) => {
@@ -67,9 +67,9 @@ impl Moment {
     }
 }
 
-fn steps_logged(run: &Place) -> u64 {
+fn lines_logged(run: &Place) -> usize {
     let text = fs::read(run.path("runs/tiny/metrics.jsonl")).unwrap_or_default();
-    text.iter().filter(|&&byte| byte == b'\n').count() as u64
+    text.iter().filter(|&&byte| byte == b'\n').count()
 }
 
 /// Whether a checkpoint is half written (or half deleted).

@@ -26,3 +26,10 @@ fn every_shipped_config_resolves_to_what_its_file_says() {
         assert_eq!(document["train.steps"]["origin"], "file");
     }
 }
+
+#[test]
+fn the_quick_start_trains_in_less_than_a_gigabyte() {
+    let document = Place::of_repository().ddpm("bench step configs/quickstart.toml --repeat 1").json();
+    let peak = document["peak_bytes"].as_u64().unwrap();
+    assert!(peak < 1 << 30, "{peak} bytes");
+}

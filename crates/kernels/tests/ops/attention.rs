@@ -24,7 +24,7 @@ fn check(n: usize, tokens: usize, channels: usize, heads: usize) {
     let dqkv = attention::backward(&qkv, heads, &probabilities, &case.dy).unwrap();
     // Two sums over a head's channels, two over the tokens, and the exponential's roundings.
     let tolerance = Tolerance::sum(2 * channels / heads + 2 * tokens + 16).condition(largest_score(&qkv, heads));
-    case.check(&case.want(), (&y, tolerance.clone()), &[(&dqkv, tolerance)]);
+    case.check(&case.want(), (&y, &tolerance), &[(&dqkv, tolerance.clone())]);
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn check(conv: Conv2d, s: Sizes, with_residual: bool) {
     without_dx.assert_same_bits(&with_dx);
     let dx = with_dx.returned.as_ref().expect("the gradient of x was asked for");
     let grads: Vec<_> = [dx, &with_dx.weight, &with_dx.bias, &case.dy].into_iter().zip(tolerances.clone()).collect();
-    case.check(&want, (&y, y_tolerance), &grads);
+    case.check(&want, (&y, &y_tolerance), &grads);
     let [_, weight_tolerance, bias_tolerance, ..] = &tolerances[..] else { unreachable!("three operands at least") };
     with_dx.check_added(&op, [(&want.grads[1], weight_tolerance.clone()), (&want.grads[2], bias_tolerance.clone())]);
 }

@@ -17,7 +17,7 @@ fn a_sum_is_right() {
         let case = Case::new(format!("add {shape:?}"), &[("a", &a), ("b", &b)], &twin);
         let y = elementwise::add(&a, &b).unwrap();
         let grads = [(&case.dy, Tolerance::exact()), (&case.dy, Tolerance::exact())];
-        case.check(&case.want(), (&y, Tolerance::sum(1).of(&case.magnitude().y)), &grads);
+        case.check(&case.want(), (&y, &Tolerance::sum(1).of(&case.magnitude().y)), &grads);
     }
 }
 
@@ -33,7 +33,7 @@ fn an_offset_per_channel_is_right() {
         let pixels = Tolerance::sum(shape[1] * shape[2]).of(&magnitude.grads[1]);
         case.check(
             &case.want(),
-            (&y, Tolerance::sum(1).of(&magnitude.y)),
+            (&y, &Tolerance::sum(1).of(&magnitude.y)),
             &[(&case.dy, Tolerance::exact()), (&d_offset, pixels)],
         );
     }
@@ -48,7 +48,7 @@ fn concatenation_moves_every_number_to_its_place_and_back() {
         let y = elementwise::concat(&a, &b).unwrap();
         let (da, db) = elementwise::concat_backward(&case.dy, shape[3]).unwrap();
         let grads = [(&da, Tolerance::exact()), (&db, Tolerance::exact())];
-        case.check(&case.want(), (&y, Tolerance::exact()), &grads);
+        case.check(&case.want(), (&y, &Tolerance::exact()), &grads);
     }
 }
 
@@ -63,7 +63,7 @@ fn silu_is_right() {
         let y = elementwise::silu(&x).unwrap();
         let dx = elementwise::silu_backward(&x, &case.dy).unwrap();
         let of_y = Tolerance::sum(16).of(&want.y.abs().unwrap());
-        case.check(&want, (&y, of_y), &[(&dx, Tolerance::sum(16))]);
+        case.check(&want, (&y, &of_y), &[(&dx, Tolerance::sum(16))]);
     }
 }
 
@@ -89,7 +89,7 @@ fn an_embedding_picks_rows_and_its_gradient_adds_to_them() {
         };
         let tolerance = Tolerance::sum(indices.len());
         let (grad, _) = written(Write::Assign);
-        case.check(&want, (&y, Tolerance::exact()), &[(&grad, tolerance.clone())]);
+        case.check(&want, (&y, &Tolerance::exact()), &[(&grad, tolerance.clone())]);
         let (added, before) = written(Write::Add);
         let sum = (&want.grads[0] + widen(&before)).unwrap();
         assert_close("embedding, added", &added, &sum, &tolerance.added_to(&want.grads[0], &before));

@@ -84,7 +84,7 @@ pub(crate) fn check(setting: &Setting) {
     let mut grads =
         vec![(&plain.returned.dx, group.clone()), (&plain.weight, batch.clone()), (&plain.bias, batch.clone())];
     grads.extend(plain.returned.modulation.as_ref().map(|m| (m, image)));
-    case.check(&want, (&y, group.clone()), &grads);
+    case.check(&want, (&y, &group), &grads);
     plain.check_added(&op, [(&want.grads[1], batch.clone()), (&want.grads[2], batch)]);
 
     if setting.extra {

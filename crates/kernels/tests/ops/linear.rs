@@ -28,7 +28,7 @@ fn check(leading: &[usize], inputs: usize, outputs: usize, with_residual: bool) 
     let of = |terms: usize, operand: usize| Tolerance::sum(terms).of(&magnitude.grads[operand]);
     let mut grads = vec![(dx, of(outputs, 0)), (&with_dx.weight, of(rows, 1)), (&with_dx.bias, of(rows, 2))];
     grads.extend(residual.is_some().then(|| (&case.dy, Tolerance::exact())));
-    case.check(&want, (&y, Tolerance::sum(inputs + 2).of(&magnitude.y)), &grads);
+    case.check(&want, (&y, &Tolerance::sum(inputs + 2).of(&magnitude.y)), &grads);
     with_dx.check_added(&op, [(&want.grads[1], of(rows, 1)), (&want.grads[2], of(rows, 2))]);
 }
 

@@ -12,6 +12,7 @@
 
 mod im2col;
 pub mod reference;
+mod tiles;
 mod transforms;
 mod winograd;
 

@@ -8,8 +8,8 @@ use super::{Tolerance, assert_close, normal, widen};
 /// An operation in plain candle operations, over its operands in order.
 pub(crate) type Twin<'a> = &'a dyn Fn(&[Tensor]) -> candle_core::Result<Tensor>;
 
-/// Step of the central differences, in units of the operand's spread. In f64 the rounding of the loss gives an error of about 1e-12 of it, the third
-/// derivative one of about 1e-8 of that: both are far below [`SLOPE_ERROR`].
+/// Step of the central differences, in units of the operand's spread. In f64 the rounding of the loss gives an error
+/// of about 1e-12 of it, the third derivative one of about 1e-8 of that: both are far below [`SLOPE_ERROR`].
 const STEP: f64 = 1e-4;
 /// The error of a central difference, against the sum of the absolute terms of the slope.
 const SLOPE_ERROR: f64 = 1e-6;
@@ -57,9 +57,9 @@ impl<'a> Case<'a> {
 
     /// Compares a kernel's output and gradients with the truth, and the gradients with finite differences.
     #[track_caller]
-    pub(crate) fn check(&self, want: &Answer, y: (&Tensor, Tolerance), grads: &[(&Tensor, Tolerance)]) {
+    pub(crate) fn check(&self, want: &Answer, y: (&Tensor, &Tolerance), grads: &[(&Tensor, Tolerance)]) {
         assert_eq!(grads.len(), self.operands.len(), "{}: a gradient for each operand", self.op);
-        assert_close(&format!("{}: y", self.op), y.0, &want.y, &y.1);
+        assert_close(&format!("{}: y", self.op), y.0, &want.y, y.1);
         for ((name, want), (got, tolerance)) in self.names.iter().zip(&want.grads).zip(grads) {
             assert_close(&format!("{}: gradient of {name}", self.op), got, want, tolerance);
         }

@@ -48,7 +48,8 @@ impl Tolerance {
     /// For inputs and weights of variance 1 the six products of the one-dimensional transform have the variances
     /// 42/16, 34/12 (twice), 10 * 21/576 (twice) and 42; the fourth output sums them with squared factors 0, 1, 1,
     /// 64, 64, 1: 94 where the direct sum has 3. Two dimensions square the ratio, the root is taken of a variance:
-    /// 94 / 3 = 31.4. The other outputs grow less, and so does the weight's gradient (24); the input's is such a convolution too.
+    /// 94 / 3 = 31.4. The other outputs grow less, and so does the weight's gradient (24); the input's is such a
+    /// convolution too.
     pub(crate) fn winograd(terms: usize, magnitude: &Tensor) -> Self {
         Self { growth: 32.0, ..Self::sum(terms).of_all(super::largest(magnitude)) }
     }
