@@ -180,7 +180,7 @@ fn a_read_only_place_is_refused() {
 
 #[test]
 fn a_second_process_on_the_same_run_is_refused_and_the_first_goes_on() {
-    let run = fresh_run(&["train.steps=100_000", "log.every=1"]);
+    let run = fresh_run(&["train.steps=100_000", "log.every=1", "checkpoint.every=0"]);
     let mut first = run.train().spawn();
     first.wait_for_stderr("step 2/");
     run.train().fails_with(8).stderr_has("held by process").stderr_has("--run-dir");

@@ -50,8 +50,8 @@ fn what_to_do_after_a_stop_is_said() {
 
 #[test]
 fn a_second_signal_ends_at_once() {
-    // A step of some seconds, so that the first signal is still waiting for its end.
-    let slow = ["model.block_out_channels=[64, 64]", "data.image_size=64", "train.batch_size=64", "train.steps=100"];
+    // A step of a minute or so, so that the first signal is still waiting for its end.
+    let slow = ["data.image_size=64", "train.batch_size=4096", "train.micro_batch=16"];
     for signal in ["TERM", "INT"] {
         let run = fresh_run(&slow);
         let mut running = run.train().spawn();

@@ -37,6 +37,7 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
         classes: classes(args, &model)?,
         guidance: guidance(args, &model)?,
     };
+    prepare_place(&args.out)?;
     if wants_grid(&args.out) {
         let size = model.config.data.image_size;
         page_size(args.num, [size, size], Layout::visible(size, size))?;
@@ -98,6 +99,19 @@ fn wants_grid(out: &Path) -> bool {
     out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) && !out.is_dir()
 }
 
+/// Makes the folder that the result goes to, before hours are spent on drawing it.
+fn prepare_place(out: &Path) -> Result<(), Failure> {
+    let folder = if wants_grid(out) { out.parent().unwrap_or(Path::new("")) } else { out };
+    if folder.as_os_str().is_empty() {
+        return Ok(());
+    }
+    fs::create_dir_all(folder).map_err(|error| {
+        let message = format!("--out {}: cannot make the folder {}", out.display(), folder.display());
+        Failure::caused_by(ExitCode::Other, message, &error)
+            .hint("give --out a name that ends in .png for a grid, or a folder for single images")
+    })
+}
+
 /// A grid where `out` is a PNG, else single files in the folder `out`.
 fn write_images(images: &Images, out: &Path) -> Result<Vec<PathBuf>, Failure> {
     if wants_grid(out) {
@@ -105,10 +119,6 @@ fn write_images(images: &Images, out: &Path) -> Result<Vec<PathBuf>, Failure> {
         write(out, &encode(&grid(&images.pixels, images.shape, layout)?)?)?;
         return Ok(vec![out.to_owned()]);
     }
-    fs::create_dir_all(out).map_err(|error| {
-        let message = format!("{}: cannot make the folder for single images", out.display());
-        Failure::caused_by(ExitCode::Other, message, &error).hint("give --out a name that ends in .png for a grid")
-    })?;
     let [_, height, width, channels] = images.shape;
     let mut files = Vec::new();
     for (k, image) in images.pixels.chunks_exact(height * width * channels).enumerate() {
