@@ -1,6 +1,6 @@
 //! Run-time choice of vector instructions, so that a plain `cargo build` is fast everywhere.
 //!
-//! A loop written inside [`vectorized!`] is compiled three times: for AVX-512, for AVX2 with FMA, and for the
+//! A loop written inside [`vectorized!`](crate::vectorized) is compiled three times: for AVX-512, for AVX2 with FMA, and for the
 //! target's baseline. Each call picks by what the processor reports (measured once). Compiled for generic x86-64
 //! alone, the Winograd transforms are five times slower.
 //!

@@ -92,7 +92,7 @@ pub fn concat(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     cpu_tensor(y, (n, h, w, ca + cb))
 }
 
-/// The gradients of [`concat`]: `dy` split after `channels`.
+/// The gradients of [`concat()`]: `dy` split after `channels`.
 ///
 /// # Errors
 /// As [`add`], or a part without channels.

@@ -6,9 +6,9 @@
 //! with `x` `[N, H, W, I]`, `weight` `[O, kH, kW, I]`, `y` `[N, H', W', O]`; the residual is a block's skip
 //! connection, added while the output is written instead of in a pass of its own.
 //!
-//! On the CPU, 3x3 convolutions with stride 1 run as Winograd F(4x4, 3x3) ([`winograd`]: 4 times fewer
+//! On the CPU, 3x3 convolutions with stride 1 run as Winograd F(4x4, 3x3) (`winograd`: 4 times fewer
 //! multiplications, at the price of about one decimal digit), everything else as im2col over row tiles that stay in
-//! cache ([`im2col`]). [`Algorithm::Exact`] forces the latter, for tests and comparisons.
+//! cache (`im2col`). [`Algorithm::Exact`] forces the latter, for tests and comparisons.
 
 mod im2col;
 pub mod reference;
