@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ddpm_data::Loader;
 use serde::Serialize;
 
-use super::run::{device_name, loader_config};
+use super::context::{device_name, loader_config};
 use super::step::Trainer;
 use crate::config::TrainPlan;
 use crate::error::Failure;

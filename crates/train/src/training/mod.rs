@@ -3,7 +3,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`step`] | one optimizer step |
-//! | [`run`] | start or resume, step, save, stop |
+//! | [`run`] | the life of a run; beside it `context` (what stays the same), `resume` (where it starts), `observe` (metrics, checkpoints, pictures) |
 //! | [`state`] | a trainer to and from a checkpoint |
 //! | [`window`] | the means between two logged steps |
 //! | [`stop`] | signals and time limits |
@@ -11,10 +11,12 @@
 //! | [`model`] | a trained model, read back |
 //! | [`measure`] | how long a step takes |
 
+mod context;
 pub mod measure;
 pub mod model;
 mod observe;
 pub mod pictures;
+mod resume;
 pub mod run;
 pub mod state;
 pub mod step;

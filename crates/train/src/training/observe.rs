@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::context::{RunContext, sampler_config};
 use super::pictures::{Painter, Request};
-use super::run::RunContext;
 use super::state::Position;
 use super::step::{StepOutcome, Trainer};
 use super::window::Window;
@@ -158,7 +158,7 @@ impl<'a> Observers<'a> {
     fn draw(&mut self, trainer: &Trainer) -> Result<(), Failure> {
         let plan = self.context.plan;
         let settings = &plan.config().sample;
-        let sampler = super::run::sampler_config(plan.config());
+        let sampler = sampler_config(plan.config());
         let request = Request {
             num: settings.num,
             sampler: &sampler,

@@ -4,17 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
-use ddpm_data::{Loader, LoaderConfig, Source};
-use ddpm_model::diffusion::{SamplerConfig, SamplerKind, Spacing};
+use ddpm_data::Loader;
 
+use super::context::{RunContext, device_name, loader_config};
 use super::observe::Observers;
+use super::resume::{choose_checkpoint, start_or_go_on};
 use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
-use super::window::Window;
-use crate::checkpoint::{Checkpoint, list, newest_good, remove_stale};
+use crate::checkpoint::{Checkpoint, remove_stale};
 use crate::cli::args::Resume;
-use crate::config::{TrainConfig, TrainPlan};
+use crate::config::TrainPlan;
 use crate::error::{ExitCode, Failure};
 use crate::report::progress::Verbosity;
 use crate::report::terminal::Terminal;
@@ -53,21 +52,6 @@ pub struct Summary {
     pub checkpoint: Option<PathBuf>,
     /// The newest picture.
     pub samples: Option<PathBuf>,
-}
-
-/// What stays the same for the whole run.
-pub(super) struct RunContext<'a> {
-    pub(super) plan: &'a TrainPlan,
-    pub(super) run_dir: &'a RunDir,
-    pub(super) source: Arc<dyn Source>,
-    pub(super) device: &'a Device,
-}
-
-impl RunContext<'_> {
-    /// Images seen after `step` steps.
-    pub(super) fn images(&self, step: u64) -> u64 {
-        step * self.plan.config().train.batch_size as u64
-    }
 }
 
 /// Trains as `plan` says, from the start or from where the run directory stands.
@@ -160,53 +144,6 @@ fn save_what_is_good(observers: &mut Observers<'_>, trainer: &Trainer, failure: 
     }
 }
 
-fn choose_checkpoint(run_dir: &RunDir, resume: &Resume) -> Result<(Option<Checkpoint>, Vec<String>), Failure> {
-    let dir = run_dir.paths().checkpoints();
-    let newest = list(&dir)?.first().map(|(step, _)| *step);
-    match resume {
-        Resume::Auto => {
-            let (checkpoint, skipped) = newest_good(&dir)?;
-            let skipped: Vec<String> =
-                skipped.iter().map(|s| format!("checkpoint {} is skipped: {}", s.name, s.reason)).collect();
-            if checkpoint.is_none() && !skipped.is_empty() {
-                let message = format!("{} holds checkpoints, but none that verifies", dir.display());
-                let failure = Failure::new(ExitCode::Checkpoint, message)
-                    .hint("restore one from a backup, or start another run with --run-dir DIR");
-                return Err(Failure { causes: skipped, ..failure });
-            }
-            Ok((checkpoint, skipped))
-        }
-        Resume::Never => match newest {
-            None => Ok((None, Vec::new())),
-            Some(step) => Err(occupied(run_dir, step, "--resume never would overwrite them")),
-        },
-        Resume::From(path) => {
-            let checkpoint = Checkpoint::open(path)?;
-            match newest.filter(|&step| step > checkpoint.state.step) {
-                None => Ok((Some(checkpoint), Vec::new())),
-                Some(step) => Err(occupied(
-                    run_dir,
-                    step,
-                    &format!("--resume at step {} would overwrite them", checkpoint.state.step),
-                )),
-            }
-        }
-    }
-}
-
-fn occupied(run_dir: &RunDir, newest: u64, why: &str) -> Failure {
-    let message = format!("{} holds checkpoints up to step {newest}: {why}", run_dir.paths().root().display());
-    Failure::new(ExitCode::Usage, message)
-        .hint("give another directory with --run-dir DIR, or delete this one yourself")
-}
-
-fn start_or_go_on(context: &RunContext<'_>, checkpoint: Option<&Checkpoint>) -> Result<(Trainer, Window), Failure> {
-    match checkpoint {
-        Some(checkpoint) => Trainer::restore(context.plan, context.device, checkpoint, context.source.fingerprint()),
-        None => Ok((Trainer::new(context.plan, context.device)?, Window::default())),
-    }
-}
-
 fn open_reporter(context: &RunContext<'_>, options: &RunOptions, first: u64, end: u64) -> Result<Reporter, Failure> {
     let log = &context.plan.config().log;
     let options = ReporterOptions {
@@ -241,42 +178,4 @@ fn announce(
         }
         None => format!("training to step {end} in {}", context.run_dir.paths().root().display()),
     });
-}
-
-/// The loader of a plan's data.
-pub fn loader_config(plan: &TrainPlan) -> LoaderConfig {
-    let config = plan.config();
-    let data = &config.data;
-    LoaderConfig {
-        seed: config.run.seed,
-        batch_size: config.train.batch_size,
-        image_size: data.image_size,
-        channels: data.channels,
-        crop: data.crop,
-        flip: data.flip,
-        num_classes: super::model::data_classes(config),
-        on_corrupt: data.on_corrupt,
-        max_corrupt: data.max_corrupt,
-        workers: data.workers,
-        prefetch: data.prefetch,
-    }
-}
-
-/// The sampler of the pictures during training.
-pub fn sampler_config(config: &TrainConfig) -> SamplerConfig {
-    let steps = match config.sample.sampler {
-        SamplerKind::Ddpm | SamplerKind::Ddim => Some(config.sample.steps),
-    };
-    SamplerConfig { sampler: config.sample.sampler, steps, eta: 0.0, spacing: Spacing::default() }
-}
-
-/// A device in words.
-pub fn device_name(device: &Device) -> String {
-    match device {
-        Device::Cpu => {
-            let level = ddpm_kernels::simd::level().name();
-            format!("cpu ({} threads, {level})", rayon::current_num_threads())
-        }
-        other => format!("{:?}", other.location()).to_lowercase(),
-    }
 }

@@ -1,0 +1,63 @@
+//! What stays the same for the whole run, and what follows from its plan.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use ddpm_data::{LoaderConfig, Source};
+use ddpm_model::diffusion::{SamplerConfig, SamplerKind, Spacing};
+
+use crate::config::{TrainConfig, TrainPlan};
+use crate::run_dir::RunDir;
+
+/// What stays the same for the whole run.
+pub(super) struct RunContext<'a> {
+    pub(super) plan: &'a TrainPlan,
+    pub(super) run_dir: &'a RunDir,
+    pub(super) source: Arc<dyn Source>,
+    pub(super) device: &'a Device,
+}
+
+impl RunContext<'_> {
+    /// Images seen after `step` steps.
+    pub(super) fn images(&self, step: u64) -> u64 {
+        step * self.plan.config().train.batch_size as u64
+    }
+}
+
+/// The loader of a plan's data.
+pub(super) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
+    let config = plan.config();
+    let data = &config.data;
+    LoaderConfig {
+        seed: config.run.seed,
+        batch_size: config.train.batch_size,
+        image_size: data.image_size,
+        channels: data.channels,
+        crop: data.crop,
+        flip: data.flip,
+        num_classes: super::model::data_classes(config),
+        on_corrupt: data.on_corrupt,
+        max_corrupt: data.max_corrupt,
+        workers: data.workers,
+        prefetch: data.prefetch,
+    }
+}
+
+/// The sampler of the pictures during training.
+pub(super) fn sampler_config(config: &TrainConfig) -> SamplerConfig {
+    let steps = match config.sample.sampler {
+        SamplerKind::Ddpm | SamplerKind::Ddim => Some(config.sample.steps),
+    };
+    SamplerConfig { sampler: config.sample.sampler, steps, eta: 0.0, spacing: Spacing::default() }
+}
+
+/// A device in words.
+pub(super) fn device_name(device: &Device) -> String {
+    match device {
+        Device::Cpu => {
+            let level = ddpm_kernels::simd::level().name();
+            format!("cpu ({} threads, {level})", rayon::current_num_threads())
+        }
+        other => format!("{:?}", other.location()).to_lowercase(),
+    }
+}

@@ -1,0 +1,67 @@
+//! Where a run starts: anew, or from a checkpoint.
+
+use super::context::RunContext;
+use super::step::Trainer;
+use super::window::Window;
+use crate::checkpoint::{Checkpoint, list, newest_good};
+use crate::cli::args::Resume;
+use crate::error::{ExitCode, Failure};
+use crate::run_dir::RunDir;
+
+/// The checkpoint to go on from, if any, and why newer ones do not count.
+///
+/// # Errors
+/// There are checkpoints but no good one, or going on as asked would overwrite some.
+pub(super) fn choose_checkpoint(
+    run_dir: &RunDir,
+    resume: &Resume,
+) -> Result<(Option<Checkpoint>, Vec<String>), Failure> {
+    let dir = run_dir.paths().checkpoints();
+    let newest = list(&dir)?.first().map(|(step, _)| *step);
+    match resume {
+        Resume::Auto => {
+            let (checkpoint, skipped) = newest_good(&dir)?;
+            let skipped: Vec<String> =
+                skipped.iter().map(|s| format!("checkpoint {} is skipped: {}", s.name, s.reason)).collect();
+            if checkpoint.is_none() && !skipped.is_empty() {
+                let message = format!("{} holds checkpoints, but none that verifies", dir.display());
+                let failure = Failure::new(ExitCode::Checkpoint, message)
+                    .hint("restore one from a backup, or start another run with --run-dir DIR");
+                return Err(Failure { causes: skipped, ..failure });
+            }
+            Ok((checkpoint, skipped))
+        }
+        Resume::Never => match newest {
+            None => Ok((None, Vec::new())),
+            Some(step) => Err(occupied(run_dir, step, "--resume never would overwrite them")),
+        },
+        Resume::From(path) => {
+            let checkpoint = Checkpoint::open(path)?;
+            match newest.filter(|&step| step > checkpoint.state.step) {
+                None => Ok((Some(checkpoint), Vec::new())),
+                Some(step) => Err(occupied(
+                    run_dir,
+                    step,
+                    &format!("--resume at step {} would overwrite them", checkpoint.state.step),
+                )),
+            }
+        }
+    }
+}
+
+fn occupied(run_dir: &RunDir, newest: u64, why: &str) -> Failure {
+    let message = format!("{} holds checkpoints up to step {newest}: {why}", run_dir.paths().root().display());
+    Failure::new(ExitCode::Usage, message)
+        .hint("give another directory with --run-dir DIR, or delete this one yourself")
+}
+
+/// A trainer, fresh or from `checkpoint`, and the means it had begun.
+pub(super) fn start_or_go_on(
+    context: &RunContext<'_>,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<(Trainer, Window), Failure> {
+    match checkpoint {
+        Some(checkpoint) => Trainer::restore(context.plan, context.device, checkpoint, context.source.fingerprint()),
+        None => Ok((Trainer::new(context.plan, context.device)?, Window::default())),
+    }
+}
