@@ -194,7 +194,7 @@ fn config_init_writes_presets_that_check_and_never_overwrites() {
     assert_eq!(place.ddpm("config init --preset emoji32").json()["preset"], "emoji32");
     place.ddpm("config init --to my.toml").fails_with(2).stderr_has("exists already");
     place.ddpm("config init --preset quick").fails_with(2).stderr_has("quickstart").stderr_has("emoji32");
-    assert_eq!(place.ddpm("config show my.toml").json()["run.name"]["value"], "quickstart");
+    assert_eq!(place.ddpm("config show my.toml").json()["run.name"]["value"], "my", "a run is named after its file");
 }
 
 #[test]

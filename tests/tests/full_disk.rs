@@ -73,5 +73,10 @@ fn a_limit_on_file_sizes_is_survived_too() {
     );
     assert_has(&output, &["training goes on", "step 39/40", "ulimit -f", "code: 1"]);
     assert!(run.files("runs/tiny/checkpoints") == before, "{:?}", run.checkpoints());
+    let waiting = "$DDPM train tiny.toml --set checkpoint.async=false; echo code: $?";
+    assert_has(
+        &shell(&run, &[], &format!("trap '' XFSZ; ulimit -f 150; {waiting}")),
+        &["could not be saved", "code: 1"],
+    );
     run.train().set("train.steps=40").succeeds().resumes_at(10);
 }

@@ -49,6 +49,22 @@ fn what_to_do_after_a_stop_is_said() {
 }
 
 #[test]
+fn a_signal_during_a_picture_does_not_wait_for_it_and_the_next_start_draws_it() {
+    let run = fresh_run(&["train.steps=20", "log.every=1", "checkpoint.every=10", "sample.every=10", "sample.num=16"]);
+    let slow = run.train().set("sample.steps=400").arg("--json");
+    let mut running = slow.spawn();
+    running.wait_for_stderr("step 10/");
+    std::thread::sleep(Duration::from_millis(200));
+    running.signal("TERM");
+    let document = running.wait(Duration::from_secs(3)).has_code(75).json();
+    assert_eq!((&document["step"], &document["samples"]), (&10.into(), &serde_json::Value::Null));
+    let picture = "runs/tiny/samples/step-000000010.png";
+    assert!(!run.exists(picture));
+    run.train().max_steps(10).succeeds().resumes_at(10);
+    assert!(run.exists(picture));
+}
+
+#[test]
 fn a_second_signal_ends_at_once() {
     // A step of a minute or so, so that the first signal is still waiting for its end.
     let slow = ["data.image_size=64", "train.batch_size=4096", "train.micro_batch=16"];

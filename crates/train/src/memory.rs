@@ -17,6 +17,11 @@ pub fn peak_resident() -> Option<u64> {
     status_field("VmHWM:")
 }
 
+/// Bytes of physical memory that this machine has.
+pub fn total() -> Option<u64> {
+    parse_status(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
+}
+
 /// Bytes that an ordinary user may still write on the file system that holds `path`.
 ///
 /// # Errors

@@ -67,6 +67,9 @@ impl UNetConfigError {
     pub fn help(&self) -> Option<String> {
         Some(match self {
             Self::Zero { .. } => "use at least 1".to_owned(),
+            Self::Missing { key: "block_out_channels" } => {
+                "give each level its channels, as in [64, 128, 128]".to_owned()
+            }
             Self::Missing { key } => format!("write `{key}` into [model], or set [data] image_size and channels"),
             Self::Length { expected, .. } => format!("give exactly {expected}, one for each level"),
             Self::DoesNotDivide { divisor, channels, .. } => {

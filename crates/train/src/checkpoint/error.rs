@@ -147,12 +147,6 @@ impl CheckpointError {
         }
     }
 
-    /// Whether the disk or the quota is full: the next save may succeed once there is room.
-    pub fn is_disk_full(&self) -> bool {
-        use io::ErrorKind::{QuotaExceeded, StorageFull};
-        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
-    }
-
     /// For `map_err`: names what was being done, and where.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();

@@ -101,6 +101,13 @@ fn wants_grid(out: &Path) -> bool {
 
 /// Makes the folder that the result goes to, before hours are spent on drawing it.
 fn prepare_place(out: &Path) -> Result<(), Failure> {
+    let other = out
+        .extension()
+        .filter(|extension| ["jpg", "jpeg", "webp", "gif", "bmp"].iter().any(|e| extension.eq_ignore_ascii_case(e)));
+    if let Some(other) = other.filter(|_| !out.is_dir()) {
+        let message = format!("--out {}: .{} is not written", out.display(), other.display());
+        return Err(Failure::new(ExitCode::Usage, message).hint("give it a name that ends in .png"));
+    }
     let folder = if wants_grid(out) { out.parent().unwrap_or(Path::new("")) } else { out };
     if folder.as_os_str().is_empty() {
         return Ok(());

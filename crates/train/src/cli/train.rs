@@ -1,5 +1,7 @@
 //! `ddpm train`.
 
+use std::path::Path;
+
 use serde_json::json;
 
 use super::args::TrainArgs;
@@ -61,12 +63,14 @@ fn document(summary: &Summary) -> serde_json::Value {
     })
 }
 
-/// The command as it was given, quoted where a shell needs it.
+/// `arg`, quoted where a shell needs it.
+fn quoted(arg: String) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+%@".contains(c);
+    if !arg.is_empty() && arg.chars().all(plain) { arg } else { format!("'{}'", arg.replace('\'', r"'\''")) }
+}
+
+/// The command as it was given.
 fn same_command() -> String {
-    let quoted = |arg: String| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+%@".contains(c);
-        if !arg.is_empty() && arg.chars().all(plain) { arg } else { format!("'{}'", arg.replace('\'', r"'\''")) }
-    };
     let args = std::env::args_os().skip(1).map(|arg| quoted(arg.to_string_lossy().into_owned()));
     std::iter::once("ddpm".to_owned()).chain(args).collect::<Vec<_>>().join(" ")
 }
@@ -88,7 +92,8 @@ fn text(summary: &Summary) -> String {
     if summary.stopped.is_some() {
         lines.push(format!("  {}    # the same command goes on from here", same_command()));
     }
-    lines.push(format!("  ddpm sample {run} --num 64 --out samples.png"));
-    lines.push(format!("  tensorboard --logdir {run}/events"));
+    let quoted = |path: &Path| quoted(path.display().to_string());
+    lines.push(format!("  ddpm sample {} --num 64 --out samples.png", quoted(&summary.run_dir)));
+    lines.push(format!("  tensorboard --logdir {}", quoted(&summary.run_dir.join("events"))));
     lines.join("\n")
 }

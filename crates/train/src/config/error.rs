@@ -111,7 +111,9 @@ impl ConfigError {
     /// What to do about it.
     pub fn help(&self) -> Option<&str> {
         match self {
-            Self::Read { help, .. } | Self::UnknownKey { help, .. } | Self::Impossible { help, .. } => Some(help),
+            Self::Read { help, .. } | Self::UnknownKey { help, .. } | Self::Impossible { help, .. } => {
+                Some(help.as_str()).filter(|help| !help.is_empty())
+            }
             Self::Type { help, .. } => help.as_deref(),
             Self::Syntax { .. } => Some("`ddpm config init` writes a config that works, to start from"),
         }

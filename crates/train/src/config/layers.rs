@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -18,6 +19,9 @@ use super::presets;
 use super::schema;
 use super::toml_source::{Malformed, parse_file, parse_value};
 use super::types::TrainConfig;
+
+/// The longest config file that is read.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// `--set a.b=c`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +84,7 @@ impl Resolved {
         settings: &[Setting],
     ) -> Result<Self, ConfigError> {
         let path = if path.is_dir() { path.join(presets::RESOLVED) } else { path.to_owned() };
-        let text = fs::read_to_string(&path).map_err(|source| ConfigError::Read {
+        let text = read_limited(&path).map_err(|source| ConfigError::Read {
             help: presets::help_for_missing(&path, &source),
             path: path.clone(),
             source,
@@ -149,6 +153,17 @@ impl Resolved {
         model.in_channels.get_or_insert(data.channels);
         model.out_channels.get_or_insert(diffusion.variance_type.out_channels(data.channels));
     }
+}
+
+/// The text of a config file, which is a few kilobytes: whatever is longer was not meant.
+fn read_limited(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    fs::File::open(path)?.take(MAX_CONFIG_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_CONFIG_BYTES {
+        let message = format!("longer than {MAX_CONFIG_BYTES} bytes, so not a config file");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
+    Ok(text)
 }
 
 /// The layers so far.
@@ -364,6 +379,14 @@ mod tests {
             refusal("[model]\ndown_block_types = [\"DownBlock2D\", \"SkipDownBlock2D\"]\n", &[], &[]),
             "error: configs/my.toml:2: model.down_block_types = [\"DownBlock2D\", \"SkipDownBlock2D\"]: expected names that exist; \"SkipDownBlock2D\" is not one of \"DownBlock2D\", \"AttnDownBlock2D\""
         );
+    }
+
+    #[test]
+    fn a_file_much_longer_than_a_config_is_refused_unread() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 40).unwrap();
+        let refused = crate::error::Failure::from(Resolved::load_file(file.path()).unwrap_err()).to_string();
+        assert!(refused.contains("longer than 1048576 bytes"), "{refused}");
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use super::context::{RunContext, sampler_config};
 use super::pictures::{Painter, Request};
 use super::state::Position;
-use super::step::{StepOutcome, Trainer};
+use super::step::{Phases, StepOutcome, Trainer};
+use super::stop::StopWatch;
 use super::window::Window;
 use crate::checkpoint::{CheckpointError, Outcome, Retention, Writer};
 use crate::config::Cadence;
@@ -19,29 +20,35 @@ use crate::training::model::data_classes;
 /// See the module.
 pub(super) struct Observers<'a> {
     context: &'a RunContext<'a>,
+    stop: &'a StopWatch,
     pub(super) reporter: Reporter,
     writer: Writer,
     window: Window,
     clock: Clock,
     saved: Saved,
-    last_picture: Option<u64>,
+    longest: Longest,
 }
 
-/// What is known of the saves so far.
-#[derive(Clone, Debug)]
-struct Saved {
-    /// The newest good checkpoint: its step and its place.
-    newest: Option<(u64, PathBuf)>,
-    longest: Duration,
+/// The longest of each kind so far: what must still fit in before a time limit.
+#[derive(Clone, Copy, Debug, Default)]
+struct Longest {
+    step: Duration,
+    save: Duration,
+    picture: Duration,
 }
+
+/// The newest good checkpoint: its step and its place.
+type Saved = Option<(u64, PathBuf)>;
 
 /// What is there when a run has ended.
 #[derive(Clone, Debug)]
 pub(super) struct Ending {
     /// The newest good checkpoint.
     pub(super) checkpoint: Option<PathBuf>,
-    /// The newest picture of this process.
+    /// The picture of the last step.
     pub(super) samples: Option<PathBuf>,
+    /// The last picture was given up for a signal or the time limit; the next start draws it.
+    pub(super) interrupted: bool,
 }
 
 /// Time and data wait since the last logged step.
@@ -70,21 +77,33 @@ impl<'a> Observers<'a> {
     /// `resumed` is the step and the place of the checkpoint that the run went on from.
     pub(super) fn new(
         context: &'a RunContext<'a>,
+        stop: &'a StopWatch,
         reporter: Reporter,
         window: Window,
-        resumed: Option<(u64, PathBuf)>,
+        resumed: Saved,
     ) -> Self {
         let config = &context.plan.config().checkpoint;
         let retention = Retention { keep_last: config.keep_last, keep_every: config.keep_every };
         let writer = Writer::new(context.run_dir.paths().checkpoints(), retention);
         let clock = Clock::start(context.images(resumed.as_ref().map_or(0, |(step, _)| *step)));
-        let saved = Saved { newest: resumed, longest: Duration::ZERO };
-        Self { context, reporter, writer, window, clock, saved, last_picture: None }
+        let (saved, longest) = (resumed, Longest::default());
+        Self { context, stop, reporter, writer, window, clock, saved, longest }
     }
 
-    /// How long saving and the last picture may take.
+    /// How long another step, saving and the last picture may take.
     pub(super) fn time_to_stop(&self) -> Duration {
-        2 * self.saved.longest + Duration::from_secs(5)
+        let Longest { step, save, picture } = self.longest;
+        step + 2 * save + picture + Duration::from_secs(5)
+    }
+
+    /// Draws the picture that was due with the checkpoint the run goes on from, if a kill came before it.
+    pub(super) fn catch_up(&mut self, trainer: &Trainer) -> Result<(), Failure> {
+        let (step, paths) = (trainer.steps_taken(), self.context.run_dir.paths());
+        let here = self.saved.as_ref().is_some_and(|(_, path)| path.starts_with(paths.checkpoints()));
+        if here && self.context.plan.sample_cadence().is_due(step) && !paths.sample(step).exists() {
+            self.draw(trainer)?;
+        }
+        Ok(())
     }
 
     /// The loop waited for data.
@@ -96,6 +115,8 @@ impl<'a> Observers<'a> {
     pub(super) fn after_step(&mut self, trainer: &Trainer, outcome: &StepOutcome) -> Result<(), Failure> {
         let (step, plan) = (trainer.steps_taken(), self.context.plan);
         self.window.add(outcome);
+        let Phases { forward, backward, optimizer } = outcome.phases;
+        self.longest.step = self.longest.step.max(forward + backward + optimizer);
         self.reporter.step(step);
         if plan.log_cadence().is_due(step) {
             let images = self.context.images(step);
@@ -117,14 +138,7 @@ impl<'a> Observers<'a> {
 
     /// Starts writing a checkpoint; with `checkpoint.async = false`, also waits for it.
     fn save(&mut self, trainer: &Trainer) -> Result<(), Failure> {
-        self.reporter.sync();
-        let snapshot = trainer.snapshot(&Position {
-            plan: self.context.plan,
-            data_fingerprint: self.context.source.fingerprint(),
-            data_len: self.context.source.len(),
-            window: &self.window,
-        })?;
-        if let Some(earlier) = self.writer.submit(snapshot) {
+        if let Some(earlier) = self.submit(trainer)? {
             self.saved(earlier);
         }
         if !self.context.plan.config().checkpoint.r#async
@@ -135,13 +149,25 @@ impl<'a> Observers<'a> {
         Ok(())
     }
 
+    /// Starts writing a checkpoint; what became of the one before, if nobody asked yet.
+    fn submit(&mut self, trainer: &Trainer) -> Result<Option<Result<Outcome, CheckpointError>>, Failure> {
+        self.reporter.sync();
+        let snapshot = trainer.snapshot(&Position {
+            plan: self.context.plan,
+            data_fingerprint: self.context.source.fingerprint(),
+            data_len: self.context.source.len(),
+            window: &self.window,
+        })?;
+        Ok(self.writer.submit(snapshot))
+    }
+
     /// Notes a save that ended; a failed one is warned about and tried again at the next.
     fn saved(&mut self, result: Result<Outcome, CheckpointError>) {
         match result {
             Ok(outcome) => {
-                self.saved.longest = self.saved.longest.max(outcome.took);
+                self.longest.save = self.longest.save.max(outcome.took);
                 self.reporter.detail(&format!("checkpoint {}", outcome.saved.path.display()));
-                self.saved.newest = Some((outcome.saved.step, outcome.saved.path));
+                self.saved = Some((outcome.saved.step, outcome.saved.path));
                 if let Err(error) = outcome.removed {
                     self.reporter.warn(&format!("an older checkpoint was not removed: {}", describe(&error)));
                 }
@@ -154,8 +180,10 @@ impl<'a> Observers<'a> {
         }
     }
 
-    /// Draws pictures from the moving average and shows them.
-    fn draw(&mut self, trainer: &Trainer) -> Result<(), Failure> {
+    /// Draws pictures from the moving average and shows them; gives up when the run is to stop, for that may take minutes
+    /// and the next start can do it as well. Returns whether there is a picture.
+    fn draw(&mut self, trainer: &Trainer) -> Result<bool, Failure> {
+        let start = Instant::now();
         let plan = self.context.plan;
         let settings = &plan.config().sample;
         let sampler = sampler_config(plan.config());
@@ -172,15 +200,15 @@ impl<'a> Observers<'a> {
             process: trainer.process(),
             device: self.context.device,
         };
-        let images = painter.draw(&request, |_| ())?;
+        let Some(images) = painter.draw_unless(&request, &|| self.stop.is_over())? else { return Ok(false) };
         let layout = Layout::visible(images.shape[1], images.shape[2]);
         let step = trainer.steps_taken();
         match grid(&images.pixels, images.shape, layout).and_then(|page| encode(&page)) {
             Ok(png) => self.reporter.samples(step, &png),
             Err(error) => self.reporter.warn(&format!("no picture: {error}")),
         }
-        self.last_picture = Some(step);
-        Ok(())
+        self.longest.picture = self.longest.picture.max(start.elapsed());
+        Ok(true)
     }
 
     /// Ends the run: a last checkpoint if the last step has none, and with `picture` a last picture.
@@ -192,25 +220,26 @@ impl<'a> Observers<'a> {
             self.saved(result);
         }
         let step = trainer.steps_taken();
-        if self.saved.newest.as_ref().is_none_or(|(saved, _)| *saved != step) {
-            self.save(trainer)?;
-            match self.writer.finish() {
+        if self.saved.as_ref().is_none_or(|(saved, _)| *saved != step) {
+            // Nothing is in flight any more, so a result here is already that of this save: it could not even begin.
+            match self.submit(trainer)?.or_else(|| self.writer.finish()) {
                 Some(Err(error)) => return Err(self.unsaved(step, &error)),
                 Some(ok) => self.saved(ok),
                 None => {}
             }
         }
-        if picture && self.last_picture != Some(step) && self.context.plan.sample_cadence() != Cadence::NEVER {
-            self.draw(trainer)?;
-        }
+        // A finished run that is started again has its last picture already, and would draw the same one.
+        let last = self.context.run_dir.paths().sample(step);
+        let wanted = picture && !last.exists() && self.context.plan.sample_cadence() != Cadence::NEVER;
+        let interrupted = wanted && !self.draw(trainer)?;
         self.reporter.finish();
-        let samples = self.last_picture.map(|step| self.context.run_dir.paths().sample(step));
-        Ok(Ending { checkpoint: self.saved.newest.take().map(|(_, path)| path), samples })
+        let samples = Some(last).filter(|path| path.exists());
+        Ok(Ending { checkpoint: self.saved.take().map(|(_, path)| path), samples, interrupted })
     }
 
     /// The end without a checkpoint. Not exit code 6, which says that one cannot be read.
     fn unsaved(&self, step: u64, error: &CheckpointError) -> Failure {
-        let from = self.saved.newest.as_ref().map_or("the start".to_owned(), |(saved, _)| format!("step {saved}"));
+        let from = self.saved.as_ref().map_or("the start".to_owned(), |(saved, _)| format!("step {saved}"));
         let message = format!("step {step} could not be saved; the same command goes on from {from}");
         Failure::caused_by(ExitCode::Other, message, error).hint(error.help())
     }

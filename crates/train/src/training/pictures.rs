@@ -2,6 +2,8 @@
 //! its own, so neither the number of images nor the size of a batch changes it, and the pictures of a run can be
 //! compared.
 
+use std::cell::Cell;
+
 use candle_core::{Device, Tensor};
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::ModelError;
@@ -67,13 +69,38 @@ impl Painter<'_> {
     ///
     /// # Errors
     /// Exit code 2 for a sampler that does not fit the process or a class that does not exist.
-    pub fn draw(&self, request: &Request<'_>, mut progress: impl FnMut(usize)) -> Result<Images, Failure> {
+    pub fn draw(&self, request: &Request<'_>, progress: impl FnMut(usize)) -> Result<Images, Failure> {
+        self.draw_while(request, progress, &|| Ok(()))
+    }
+
+    /// Draws, or gives up with `None` once `is_over`, which is asked before every pass through the network.
+    ///
+    /// # Errors
+    /// As [`Self::draw`].
+    pub fn draw_unless(&self, request: &Request<'_>, is_over: &dyn Fn() -> bool) -> Result<Option<Images>, Failure> {
+        let given_up = Cell::new(false);
+        let proceed = || {
+            given_up.set(is_over());
+            if given_up.get() { Err(Failure::new(ExitCode::Other, "given up")) } else { Ok(()) }
+        };
+        match self.draw_while(request, |_| (), &proceed) {
+            Err(_) if given_up.get() => Ok(None),
+            drawn => drawn.map(Some),
+        }
+    }
+
+    fn draw_while(
+        &self,
+        request: &Request<'_>,
+        mut progress: impl FnMut(usize),
+        proceed: &dyn Fn() -> Result<(), Failure>,
+    ) -> Result<Images, Failure> {
         let image = self.unet.image_shape();
         let shape = [request.num, image.size, image.size, image.in_channels];
         let mut pixels = room_for(shape)?;
         for first in (0..request.num).step_by(BATCH) {
             let count = BATCH.min(request.num - first);
-            let x_start = self.draw_batch(request, first, [count, shape[1], shape[2], shape[3]])?;
+            let x_start = self.draw_batch(request, first, [count, shape[1], shape[2], shape[3]], proceed)?;
             let values = x_start.flatten_all().and_then(|x| x.to_vec1::<f32>()).map_err(ModelError::from)?;
             pixels.extend(values.iter().map(|v| to_byte(*v)));
             progress(first + count);
@@ -81,7 +108,13 @@ impl Painter<'_> {
         Ok(Images { pixels, shape })
     }
 
-    fn draw_batch(&self, request: &Request<'_>, first: usize, shape: [usize; 4]) -> Result<Tensor, Failure> {
+    fn draw_batch(
+        &self,
+        request: &Request<'_>,
+        first: usize,
+        shape: [usize; 4],
+        proceed: &dyn Fn() -> Result<(), Failure>,
+    ) -> Result<Tensor, Failure> {
         let philox = Philox::new(request.seed, Purpose::Sample);
         let normals = |stream: u64| -> Result<Tensor, Failure> {
             let image: usize = shape[1..].iter().product();
@@ -99,6 +132,7 @@ impl Painter<'_> {
             Ok(self.unet.forward(&mut tape, x_t, timesteps, labels)?.value().clone())
         };
         let mut denoise = |x_t: &Tensor, t: ddpm_model::diffusion::Timestep| -> Result<Tensor, Failure> {
+            proceed()?;
             let timesteps = vec![t.index() as f32; shape[0]];
             let conditional = predict(x_t, &timesteps, labels.as_deref())?;
             let Some(Guidance { weight, none }) = request.guidance else { return Ok(conditional) };

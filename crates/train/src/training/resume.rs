@@ -1,12 +1,14 @@
 //! Where a run starts: anew, or from a checkpoint.
 
+use std::path::Path;
+
 use super::context::RunContext;
 use super::step::Trainer;
 use super::window::Window;
 use crate::checkpoint::{Checkpoint, list, newest_good};
 use crate::cli::args::Resume;
 use crate::error::{ExitCode, Failure};
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, RunPaths};
 
 /// The checkpoint to go on from, if any, and why newer ones do not count.
 ///
@@ -36,7 +38,7 @@ pub(super) fn choose_checkpoint(
             Some(step) => Err(occupied(run_dir, step, "--resume never would overwrite them")),
         },
         Resume::From(path) => {
-            let checkpoint = Checkpoint::open(path)?;
+            let checkpoint = open_named(path)?;
             match newest.filter(|&step| step > checkpoint.state.step) {
                 None => Ok((Some(checkpoint), Vec::new())),
                 Some(step) => Err(occupied(
@@ -47,6 +49,21 @@ pub(super) fn choose_checkpoint(
             }
         }
     }
+}
+
+/// The checkpoint of `--resume PATH`; what is none is told apart from what is damaged.
+fn open_named(path: &Path) -> Result<Checkpoint, Failure> {
+    let not_one = |what: &str| {
+        Failure::new(ExitCode::Checkpoint, format!("--resume {}: {what}", path.display()))
+            .hint("name a checkpoint: runs/NAME/checkpoints/step-...")
+    };
+    if !path.is_dir() {
+        return Err(not_one("no such directory"));
+    }
+    if RunPaths::new(path).checkpoints().is_dir() {
+        return Err(not_one("a run directory, not one of its checkpoints"));
+    }
+    Ok(Checkpoint::open(path)?)
 }
 
 fn occupied(run_dir: &RunDir, newest: u64, why: &str) -> Failure {

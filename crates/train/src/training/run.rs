@@ -82,8 +82,9 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
     announce(&context, &mut reporter, &trainer, checkpoint.as_ref(), end);
 
     let resumed = checkpoint.map(|checkpoint| (first, checkpoint.path));
-    let mut observers = Observers::new(&context, reporter, window, resumed);
-    let looped = train_until(end, &mut trainer, &mut loader, &stop, &mut observers);
+    let mut observers = Observers::new(&context, &stop, reporter, window, resumed);
+    let looped =
+        observers.catch_up(&trainer).and_then(|()| train_until(end, &mut trainer, &mut loader, &stop, &mut observers));
     drop(loader);
     let stopped = match looped {
         Ok(stopped) => stopped,
@@ -93,6 +94,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
         }
     };
     let ending = observers.finish(&trainer, stopped != Some(StopReason::Signal))?;
+    let stopped = stopped.or_else(|| stop.reason(Duration::ZERO).filter(|_| ending.interrupted));
     let step = trainer.steps_taken();
     Ok(Summary {
         run_dir: run_dir.paths().root().to_owned(),
@@ -129,9 +131,10 @@ fn train_until(
     Ok(None)
 }
 
-/// Data that ended a run is no reason to lose the steps since the last checkpoint; diverged weights are not saved.
+/// Data that ended a run, or a label or size that the configuration does not allow, is no reason to lose the steps since
+/// the last checkpoint; diverged weights are not saved.
 fn save_what_is_good(observers: &mut Observers<'_>, trainer: &Trainer, failure: Failure) -> Failure {
-    if failure.code != ExitCode::Data || trainer.steps_taken() == 0 {
+    if !matches!(failure.code, ExitCode::Data | ExitCode::Usage) || trainer.steps_taken() == 0 {
         return failure;
     }
     match observers.finish(trainer, false) {
@@ -173,8 +176,9 @@ fn announce(
     let (device, data) = (device_name(context.device), context.source.describe());
     reporter.info(&format!("{parameters:.2} M parameters on {device}; data: {data}"));
     reporter.info(&match checkpoint {
-        Some(checkpoint) => {
-            format!("going on from {} (step {}) to step {end}", checkpoint.path.display(), checkpoint.state.step)
+        Some(Checkpoint { path, state, .. }) => {
+            let done = if state.step < end { "" } else { ": nothing left to train" };
+            format!("going on from {} (step {}) to step {end}{done}", path.display(), state.step)
         }
         None => format!("training to step {end} in {}", context.run_dir.paths().root().display()),
     });

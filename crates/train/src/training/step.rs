@@ -20,6 +20,7 @@ use rayon::prelude::*;
 
 use crate::config::TrainPlan;
 use crate::error::{ExitCode, Failure};
+use crate::memory;
 
 /// Everything a step reads and changes.
 #[derive(Debug)]
@@ -82,6 +83,7 @@ impl Trainer {
     /// Exit code 2 for a setting that cannot be, 4 for a device that cannot.
     pub fn new(plan: &TrainPlan, device: &Device) -> Result<Self, Failure> {
         let unet = UNet::new(&plan.config().model)?;
+        require_room(unet.layout().len(), plan.config().train.ema_decays.len())?;
         let params = Params::initialise(unet.layout(), plan.config().run.seed, device)?;
         let optimizer = Optimizer::new(adamw_config(plan), &params)?;
         Self::from_parts(plan, device, unet, params, optimizer)
@@ -272,8 +274,24 @@ pub(super) fn adamw_config(plan: &TrainPlan) -> AdamWConfig {
     }
 }
 
+/// Refuses a network of which the machine cannot even hold weights, gradient, moments and averages: the kernel would hand
+/// out the memory all the same, and end some process when it is used.
+fn require_room(parameters: usize, averages: usize) -> Result<(), Failure> {
+    let needed = (parameters as u64).saturating_mul(size_of::<f32>() as u64 * (4 + averages as u64));
+    match memory::total() {
+        Some(total) if needed > total => {
+            let (needed, total) = (memory::format_bytes(needed), memory::format_bytes(total));
+            let message = format!("{parameters} parameters need at least {needed} of memory, and there are {total}");
+            Err(Failure::new(ExitCode::Device, message)
+                .hint("make model.block_out_channels narrower, or model.layers_per_block smaller"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn diverged(step: u64, what: &str) -> Failure {
     Failure::new(ExitCode::Diverged, format!("training diverged at step {}: {what}", step + 1)).hint(
-        "lower train.lr, lengthen train.warmup_steps or lower train.clip_grad_norm; the last checkpoint is as it was",
+        "start another run (--run-dir DIR) with a lower train.lr, a longer train.warmup_steps or a lower train.clip_grad_norm; \
+         the checkpoints so far are as they were",
     )
 }

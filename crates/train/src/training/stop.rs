@@ -55,14 +55,20 @@ impl StopWatch {
         Ok(Self { signalled, started, limit })
     }
 
-    /// Whether to stop now; `saving` is how long saving and the last picture may take, which the time limit includes.
-    pub fn reason(&self, saving: Duration) -> Option<StopReason> {
+    /// Whether there is no time left for anything but saving.
+    pub fn is_over(&self) -> bool {
+        self.reason(Duration::ZERO).is_some()
+    }
+
+    /// Whether to stop now; `ending` is how long another step, saving and the last picture may take, which the
+    /// time limit includes.
+    pub fn reason(&self, ending: Duration) -> Option<StopReason> {
         if self.signalled.load(Ordering::Relaxed) {
             return Some(StopReason::Signal);
         }
         let limit = self.limit?;
         // A reserve larger than half the limit would leave no time to train.
-        let reserve = saving.min(limit / 2);
+        let reserve = ending.min(limit / 2);
         (self.started.elapsed() + reserve >= limit).then_some(StopReason::TimeLimit)
     }
 }
@@ -78,6 +84,8 @@ mod tests {
         let watch = StopWatch::new(started, Some(1.0 / 60.0)).unwrap();
         assert_eq!(watch.reason(Duration::from_secs(1)), None);
         assert_eq!(watch.reason(Duration::from_secs(20)), Some(StopReason::TimeLimit));
+        assert!(!watch.is_over());
+        assert!(StopWatch::new(started, Some(0.01)).unwrap().is_over());
         assert_eq!(StopWatch::new(started, None).unwrap().reason(Duration::from_secs(20)), None);
     }
 }
