@@ -194,6 +194,11 @@ impl fmt::Display for Failure {
     }
 }
 
+/// An error and what led to it, in one line.
+pub(crate) fn in_one_line(error: &(dyn Error + 'static)) -> String {
+    chain(Some(error)).join(": ")
+}
+
 /// The messages of an error and its sources, outermost first.
 ///
 /// Many libraries repeat the text of the source in their own; such a repetition is left out.

@@ -54,6 +54,21 @@ vectorized! {
     }
 }
 
+/// Starts every row of `y` with the bias, plus the residual's row where there is one: what a product is then added to.
+pub(crate) fn start_rows(y: &mut [f32], bias: &[f32], residual: Option<&[f32]>) {
+    let rows = y.chunks_exact_mut(bias.len());
+    match residual {
+        Some(residual) => {
+            for (y, residual) in rows.zip(residual.chunks_exact(bias.len())) {
+                for ((y, r), b) in y.iter_mut().zip(residual).zip(bias) {
+                    *y = r + b;
+                }
+            }
+        }
+        None => rows.for_each(|y| y.copy_from_slice(bias)),
+    }
+}
+
 /// `out[c] (+)= sum over rows of x[row, c]`: the gradient of a bias.
 pub(crate) fn column_sum(x: &[f32], out: &mut [f32], write: Write) {
     let columns = out.len();

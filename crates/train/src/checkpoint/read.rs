@@ -67,6 +67,12 @@ pub struct Skipped {
     pub reason: CheckpointError,
 }
 
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} is skipped: {}", self.name, self.reason)
+    }
+}
+
 /// The checkpoints named in `dir`, newest first, not verified; none if there is no `dir`.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use super::args::SampleArgs;
 use super::output::Output;
 use crate::error::{ExitCode, Failure};
 use crate::report::pictures::{Layout, encode, grid, page_size, single, write};
-use crate::training::model::{Model, data_classes};
+use crate::training::model::{Model, all_classes, data_classes};
 use crate::training::pictures::{Guidance, Images, Painter, Request};
 
 /// DDIM's steps where none are asked for.
@@ -63,7 +63,7 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
 }
 
 fn classes(args: &SampleArgs, model: &Model) -> Result<Option<Vec<u32>>, Failure> {
-    let known = model.classes();
+    let known = all_classes(&model.config);
     match (args.class, known) {
         (None, known) => Ok(known),
         (Some(class), Some(known)) if known.contains(&class) => Ok(Some(vec![class])),

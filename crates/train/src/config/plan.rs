@@ -120,6 +120,11 @@ impl TrainPlan {
         self.config().model.num_class_embeds
     }
 
+    /// Images seen after `step` steps.
+    pub fn images(&self, step: u64) -> u64 {
+        step * self.config().train.batch_size as u64
+    }
+
     /// Images computed at once, where the config says so.
     pub fn micro_batch(&self) -> Option<NonZeroUsize> {
         NonZeroUsize::new(self.config().train.micro_batch)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use ddpm_data::{LoaderConfig, Source};
-use ddpm_model::diffusion::{SamplerConfig, SamplerKind, Spacing};
+use ddpm_model::diffusion::{SamplerConfig, Spacing};
 
 use crate::config::{TrainConfig, TrainPlan};
 use crate::run_dir::RunDir;
@@ -15,13 +15,6 @@ pub(super) struct RunContext<'a> {
     pub(super) run_dir: &'a RunDir,
     pub(super) source: Arc<dyn Source>,
     pub(super) device: &'a Device,
-}
-
-impl RunContext<'_> {
-    /// Images seen after `step` steps.
-    pub(super) fn images(&self, step: u64) -> u64 {
-        step * self.plan.config().train.batch_size as u64
-    }
 }
 
 /// The loader of a plan's data.
@@ -45,10 +38,8 @@ pub(super) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
 
 /// The sampler of the pictures during training.
 pub(super) fn sampler_config(config: &TrainConfig) -> SamplerConfig {
-    let steps = match config.sample.sampler {
-        SamplerKind::Ddpm | SamplerKind::Ddim => Some(config.sample.steps),
-    };
-    SamplerConfig { sampler: config.sample.sampler, steps, eta: 0.0, spacing: Spacing::default() }
+    let sample = &config.sample;
+    SamplerConfig { sampler: sample.sampler, steps: Some(sample.steps), eta: 0.0, spacing: Spacing::default() }
 }
 
 /// A device in words.

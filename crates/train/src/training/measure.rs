@@ -78,7 +78,6 @@ pub fn measure_step(plan: &TrainPlan, repeat: usize) -> Result<StepMeasurement, 
             }
         }
     }
-    totals.sort_by(f64::total_cmp);
     let median_ms = median(&mut totals);
     let [data, forward, backward, optimizer] = phases.map(|mut phase| median(&mut phase));
     let batch_size = plan.config().train.batch_size;
@@ -101,7 +100,7 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// The middle value, or the mean of the two in the middle.
+/// The middle value, or the mean of the two in the middle; leaves `values` sorted.
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {

@@ -7,6 +7,7 @@
 //! | [`state`] | a trainer to and from a checkpoint |
 //! | [`window`] | the means between two logged steps |
 //! | [`stop`] | signals and time limits |
+//! | `noise` | standard normals, by Philox |
 //! | [`pictures`] | images drawn from a model, always from the same noise |
 //! | [`model`] | a trained model, read back |
 //! | [`measure`] | how long a step takes |
@@ -14,6 +15,7 @@
 mod context;
 pub mod measure;
 pub mod model;
+mod noise;
 mod observe;
 pub mod pictures;
 mod resume;

@@ -8,7 +8,7 @@ use ddpm_model::params::Params;
 use ddpm_model::unet::UNet;
 
 use super::state::{checkpoint_config, read_params};
-use crate::checkpoint::{Checkpoint, MODEL_FILE, ema_file, newest_good};
+use crate::checkpoint::{Checkpoint, MODEL_FILE, Skipped, ema_file, newest_good};
 use crate::config::TrainConfig;
 use crate::error::{ExitCode, Failure};
 use crate::run_dir::RunPaths;
@@ -52,16 +52,16 @@ impl Model {
             skipped,
         })
     }
-
-    /// The classes pictures are drawn of: all that data had, in turn; none for an unconditional model.
-    pub fn classes(&self) -> Option<Vec<u32>> {
-        data_classes(&self.config).map(|classes| (0..classes as u32).collect())
-    }
 }
 
 /// Classes of the data; none for an unconditional model.
 pub fn data_classes(config: &TrainConfig) -> Option<usize> {
     Some(config.model_classes()).filter(|&classes| classes > 0)
+}
+
+/// The classes pictures are drawn of: all that the data has, in turn; none for an unconditional model.
+pub fn all_classes(config: &TrainConfig) -> Option<Vec<u32>> {
+    data_classes(config).map(|classes| (0..classes as u32).collect())
 }
 
 fn find_checkpoint(path: &Path) -> Result<(Checkpoint, Vec<String>), Failure> {
@@ -75,7 +75,7 @@ fn find_checkpoint(path: &Path) -> Result<(Checkpoint, Vec<String>), Failure> {
         return Ok((Checkpoint::open(path)?, Vec::new()));
     }
     let (newest, skipped) = newest_good(&checkpoints)?;
-    let skipped: Vec<String> = skipped.iter().map(|s| format!("{} is skipped: {}", s.name, s.reason)).collect();
+    let skipped: Vec<String> = skipped.iter().map(Skipped::to_string).collect();
     match newest {
         Some(checkpoint) => Ok((checkpoint, skipped)),
         None => {

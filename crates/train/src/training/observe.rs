@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::context::{RunContext, sampler_config};
+use super::model::all_classes;
 use super::pictures::{Painter, Request};
 use super::state::Position;
 use super::step::{Phases, StepOutcome, Trainer};
@@ -11,11 +12,10 @@ use super::stop::StopWatch;
 use super::window::Window;
 use crate::checkpoint::{CheckpointError, Outcome, Retention, Writer};
 use crate::config::Cadence;
-use crate::error::{ExitCode, Failure};
+use crate::error::{ExitCode, Failure, in_one_line};
 use crate::memory;
 use crate::report::pictures::{Layout, encode, grid};
 use crate::report::{Reporter, Timing};
-use crate::training::model::data_classes;
 
 /// See the module.
 pub(super) struct Observers<'a> {
@@ -85,7 +85,7 @@ impl<'a> Observers<'a> {
         let config = &context.plan.config().checkpoint;
         let retention = Retention { keep_last: config.keep_last, keep_every: config.keep_every };
         let writer = Writer::new(context.run_dir.paths().checkpoints(), retention);
-        let clock = Clock::start(context.images(resumed.as_ref().map_or(0, |(step, _)| *step)));
+        let clock = Clock::start(context.plan.images(resumed.as_ref().map_or(0, |(step, _)| *step)));
         let (saved, longest) = (resumed, Longest::default());
         Self { context, stop, reporter, writer, window, clock, saved, longest }
     }
@@ -119,7 +119,7 @@ impl<'a> Observers<'a> {
         self.longest.step = self.longest.step.max(forward + backward + optimizer);
         self.reporter.step(step);
         if plan.log_cadence().is_due(step) {
-            let images = self.context.images(step);
+            let images = self.context.plan.images(step);
             let record = self.window.record(step, images, outcome, self.clock.timing(images));
             self.reporter.metrics(&record);
             self.clock = Clock::start(images);
@@ -169,12 +169,12 @@ impl<'a> Observers<'a> {
                 self.reporter.detail(&format!("checkpoint {}", outcome.saved.path.display()));
                 self.saved = Some((outcome.saved.step, outcome.saved.path));
                 if let Err(error) = outcome.removed {
-                    self.reporter.warn(&format!("an older checkpoint was not removed: {}", describe(&error)));
+                    self.reporter.warn(&format!("an older checkpoint was not removed: {}", in_one_line(&error)));
                 }
             }
             Err(error) => self.reporter.warn(&format!(
                 "the checkpoint was not written: {}; training goes on and tries again\n  help: {}",
-                describe(&error),
+                in_one_line(&error),
                 error.help()
             )),
         }
@@ -191,7 +191,7 @@ impl<'a> Observers<'a> {
             num: settings.num,
             sampler: &sampler,
             seed: settings.seed,
-            classes: data_classes(plan.config()).map(|classes| (0..classes as u32).collect()),
+            classes: all_classes(plan.config()),
             guidance: None,
         };
         let painter = Painter {
@@ -243,14 +243,4 @@ impl<'a> Observers<'a> {
         let message = format!("step {step} could not be saved; the same command goes on from {from}");
         Failure::caused_by(ExitCode::Other, message, error).hint(error.help())
     }
-}
-
-fn describe(error: &CheckpointError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

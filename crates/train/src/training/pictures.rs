@@ -7,12 +7,12 @@ use std::cell::Cell;
 use candle_core::{Device, Tensor};
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::ModelError;
-use ddpm_model::diffusion::sample;
-use ddpm_model::diffusion::{DiffusionProcess, SamplerConfig};
+use ddpm_model::diffusion::{DiffusionProcess, SamplerConfig, sample};
 use ddpm_model::params::Params;
 use ddpm_model::tape::Tape;
 use ddpm_model::unet::UNet;
 
+use super::noise::normals;
 use crate::error::{ExitCode, Failure};
 
 /// Images computed at once: enough for every core, few enough for little memory.
@@ -116,14 +116,7 @@ impl Painter<'_> {
         proceed: &dyn Fn() -> Result<(), Failure>,
     ) -> Result<Tensor, Failure> {
         let philox = Philox::new(request.seed, Purpose::Sample);
-        let normals = |stream: u64| -> Result<Tensor, Failure> {
-            let image: usize = shape[1..].iter().product();
-            let mut data = vec![0.0; shape[0] * image];
-            for (k, noise) in data.chunks_exact_mut(image).enumerate() {
-                philox.fill_normal(stream, (first + k) as u64, noise);
-            }
-            Ok(Tensor::from_vec(data, &shape, self.device).map_err(ModelError::from)?)
-        };
+        let noise = |stream: u64| Ok(normals(philox, stream, first, &shape, self.device)?);
         let labels = request.classes.as_ref().map(|classes| -> Vec<u32> {
             (first..first + shape[0]).map(|k| classes[k % classes.len().max(1)]).collect()
         });
@@ -141,7 +134,7 @@ impl Painter<'_> {
                 .map_err(ModelError::from)?)
         };
         // Stream 0 is x_T, stream 1 + s the noise of step s.
-        sample(self.process, request.sampler, normals(0)?, &mut |step| normals(step as u64 + 1), &mut denoise)
+        sample(self.process, request.sampler, noise(0)?, &mut |step| noise(step as u64 + 1), &mut denoise)
     }
 }
 

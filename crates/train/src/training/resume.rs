@@ -23,8 +23,7 @@ pub(super) fn choose_checkpoint(
     match resume {
         Resume::Auto => {
             let (checkpoint, skipped) = newest_good(&dir)?;
-            let skipped: Vec<String> =
-                skipped.iter().map(|s| format!("checkpoint {} is skipped: {}", s.name, s.reason)).collect();
+            let skipped: Vec<String> = skipped.iter().map(|skipped| format!("checkpoint {skipped}")).collect();
             if checkpoint.is_none() && !skipped.is_empty() {
                 let message = format!("{} holds checkpoints, but none that verifies", dir.display());
                 let failure = Failure::new(ExitCode::Checkpoint, message)

@@ -73,9 +73,11 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
     // The loader checks its settings before anything is written.
     let mut loader = Loader::start(Arc::clone(&context.source), loader_config(plan), first)?;
 
-    run_dir.write_config(&plan.resolved().to_toml())?;
+    let resolved = plan.resolved().to_toml();
+    run_dir.write_config(&resolved)?;
     run_dir.record_start(Start { step: first, device: device_name(&device), command: options.command.clone() })?;
     let mut reporter = open_reporter(&context, options, first, end)?;
+    reporter.config(&resolved);
     for message in removed.iter().map(|name| format!("{name}: an unfinished save was removed")).chain(skipped) {
         reporter.warn(&message);
     }
@@ -99,7 +101,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
     Ok(Summary {
         run_dir: run_dir.paths().root().to_owned(),
         step,
-        images: context.images(step),
+        images: plan.images(step),
         elapsed: started.elapsed(),
         stopped,
         checkpoint: ending.checkpoint,
@@ -157,9 +159,7 @@ fn open_reporter(context: &RunContext<'_>, options: &RunOptions, first: u64, end
         first,
         total: end,
     };
-    let mut reporter = Reporter::open(context.run_dir, options)?;
-    reporter.config(&context.plan.resolved().to_toml());
-    Ok(reporter)
+    Ok(Reporter::open(context.run_dir, options)?)
 }
 
 fn announce(

@@ -53,7 +53,7 @@ impl Trainer {
 
     fn state(&self, position: &Position<'_>) -> State {
         let step = self.steps_taken();
-        let images = step * position.plan.config().train.batch_size as u64;
+        let images = position.plan.images(step);
         let epoch = EpochPosition::after(images, position.data_len as u64);
         let (hash, fingerprint) = (position.plan.config_hash().to_owned(), position.data_fingerprint.to_owned());
         let mut state = State::new(step, images, epoch, hash, fingerprint);

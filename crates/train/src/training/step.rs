@@ -16,8 +16,8 @@ use ddpm_model::optim::{AdamWConfig, LrConfig, Optimizer};
 use ddpm_model::params::{Gradients, Params};
 use ddpm_model::tape::{DropoutStream, Tape};
 use ddpm_model::unet::UNet;
-use rayon::prelude::*;
 
+use super::noise::normals;
 use crate::config::TrainPlan;
 use crate::error::{ExitCode, Failure};
 use crate::memory;
@@ -34,6 +34,7 @@ pub struct Trainer {
     timestep_sampler: TimestepSampler,
     lr: LrConfig,
     label_dropout: Option<LabelDropout>,
+    noise: Philox,
     seed: u64,
     micro_batch: usize,
     device: Device,
@@ -115,6 +116,7 @@ impl Trainer {
                 total_steps: config.train.steps,
             },
             label_dropout,
+            noise: Philox::new(config.run.seed, Purpose::Noise),
             seed: config.run.seed,
             micro_batch: plan.micro_batch().map_or(config.train.batch_size, usize::from),
             device: device.clone(),
@@ -192,7 +194,7 @@ impl Trainer {
         let x_start = self.normalise(batch, &samples)?;
         let labels = self.labels(step, batch, &samples);
         let drawn = self.timestep_sampler.draw(step, samples.start, samples.len());
-        let noise = self.noise(step, &samples, x_start.dims())?;
+        let noise = normals(self.noise, step, samples.start, x_start.dims(), &self.device)?;
         let x_t = self.process.q_sample(&x_start, &drawn.timesteps, &noise)?;
 
         let dropout = DropoutStream { seed: self.seed, step, first_position: samples.start as u64 };
@@ -249,17 +251,6 @@ impl Trainer {
             }
         }
         Some(labels)
-    }
-
-    /// Standard normals of shape `dims`, a stream of its own for each place in the batch.
-    fn noise(&self, step: u64, samples: &Range<usize>, dims: &[usize]) -> Result<Tensor, Failure> {
-        let philox = Philox::new(self.seed, Purpose::Noise);
-        let mut noise = vec![0.0; dims.iter().product()];
-        let image = noise.len() / samples.len();
-        noise.par_chunks_mut(image).enumerate().for_each(|(place, noise)| {
-            philox.fill_normal(step, (samples.start + place) as u64, noise);
-        });
-        Ok(Tensor::from_vec(noise, dims, &self.device).map_err(ModelError::from)?)
     }
 }
 

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::{Epilogue, Geometry};
 use crate::buffer::unwritten;
 use crate::gemm::{Mat, Write, matmul};
-use crate::ops::{partitions, sum_partials};
+use crate::ops::{partitions, start_rows, sum_partials};
 
 /// Patches per tile, in elements: half a megabyte, a quarter of a current core's second-level cache.
 const TILE_ELEMENTS: usize = 128 * 1024;
@@ -81,16 +81,7 @@ pub(super) fn forward(g: &Geometry, x: &[f32], weight: &[f32], add: Epilogue<'_>
     let mut y = unwritten(g.n * g.oh() * ow * g.co);
     y.par_chunks_mut(tile).enumerate().for_each_init(Vec::new, |scratch, (index, y)| {
         let pixels = y.len() / g.co;
-        match add.residual {
-            Some(residual) => {
-                for (y, r) in y.chunks_exact_mut(g.co).zip(residual[index * tile..].chunks_exact(g.co)) {
-                    for ((y, r), b) in y.iter_mut().zip(r).zip(add.bias) {
-                        *y = r + b;
-                    }
-                }
-            }
-            None => y.chunks_exact_mut(g.co).for_each(|y| y.copy_from_slice(add.bias)),
-        }
+        start_rows(y, add.bias, add.residual.map(|residual| &residual[index * tile..]));
         let patches = Mat::new(g.patches(x, index * rows, pixels / ow, scratch), pixels, patch, patch);
         matmul(patches, Mat::new(weight, g.co, patch, patch).t(), y, g.co, Write::Add);
     });

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::buffer::unwritten;
 use crate::gemm::{Mat, Write, matmul};
-use crate::ops::{partitions, sum_partials};
+use crate::ops::{partitions, start_rows, sum_partials};
 
 /// `x` `[rows, inputs]`, `y` `[rows, outputs]`.
 #[derive(Clone, Copy)]
@@ -29,17 +29,7 @@ pub(super) fn forward(s: Shape, x: &[f32], weight: &[f32], bias: &[f32], residua
     let rows = s.rows_per_task();
     let mut y = unwritten(s.rows * s.outputs);
     y.par_chunks_mut(rows * s.outputs).zip(x.par_chunks(rows * s.inputs)).enumerate().for_each(|(task, (y, x))| {
-        for (row, y) in y.chunks_exact_mut(s.outputs).enumerate() {
-            match residual {
-                Some(residual) => {
-                    let residual = &residual[(task * rows + row) * s.outputs..][..s.outputs];
-                    for ((y, r), b) in y.iter_mut().zip(residual).zip(bias) {
-                        *y = r + b;
-                    }
-                }
-                None => y.copy_from_slice(bias),
-            }
-        }
+        start_rows(y, bias, residual.map(|residual| &residual[task * rows * s.outputs..]));
         let x = Mat::new(x, x.len() / s.inputs, s.inputs, s.inputs);
         matmul(x, Mat::new(weight, s.outputs, s.inputs, s.inputs).t(), y, s.outputs, Write::Add);
     });
