@@ -31,6 +31,7 @@ fn every_command_explains_itself_with_an_example() {
     let commands = [
         "train",
         "sample",
+        "eval nll",
         "data inspect",
         "config init",
         "config show",
@@ -330,4 +331,69 @@ fn a_reader_that_goes_away_is_no_panic() {
     let output = output.unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.stdout.len(), 3);
+}
+
+#[test]
+fn config_check_tells_the_parameters_of_a_model_whose_data_is_missing() {
+    let place = fresh_run(&[]);
+    let check = place.ddpm("config check tiny.toml --set data.source=nowhere");
+    let told = check.run().has_code(3).stdout_has("a run cannot start with this data").stdout_has("parameters");
+    told.stderr_has("error: data.source = nowhere: no such file or folder").stderr_has("help: ");
+    let written = check.arg("--json").run().has_code(3);
+    written.expect(written.stderr.is_empty(), "the error once, on stdout");
+    let document = written.json();
+    let fields = "parameters, tensors, memory_bytes, checkpoint_bytes, disk_bytes, step_ms, eta_s, measured, warnings";
+    assert_fields(&document, fields);
+    assert_eq!((&document["measured"], &document["images"]), (&"batch".into(), &Value::Null));
+    assert_fields(&document["error"], "code, message, causes, hint");
+    assert_eq!(document["error"]["code"], 3);
+}
+
+#[test]
+fn config_check_foretells_a_batch_that_would_take_too_long() {
+    let place = fresh_run(&[]);
+    let check = place.ddpm("config check tiny.toml --set train.batch_size=1000000");
+    let document = check.json();
+    assert_eq!((&document["measured"], &document["images"]), (&"extrapolated".into(), &10_000.into()));
+    assert!(document["step_ms"].as_f64().unwrap() > 5000.0, "{document}");
+    check.succeeds().stdout_has("estimated from steps of 1 and 2 images");
+}
+
+#[test]
+fn schedule_noises_real_images_and_says_whether_t_is_large_enough() {
+    let place = fresh_run(&[]);
+    let schedule = |options: &str| place.ddpm(&format!("schedule tiny.toml {options}"));
+    let of_fashion = schedule("--data builtin:fashion10k --num 64");
+    let document = of_fashion.json();
+    assert_fields(&document, "betas, noised, images_statistics, prior_bits_per_dim, conditions, large_enough, images");
+    assert_eq!((&document["images"], &document["large_enough"]), (&64.into(), &true.into()));
+    let noised = document["noised"].as_array().unwrap();
+    let timesteps: Vec<_> = noised.iter().map(|row| row["t"].as_u64().unwrap()).collect();
+    assert_eq!(timesteps, [0, 10, 20, 50, 100, 250, 500, 750, 999]);
+    for row in noised.iter().chain([&document["images_statistics"]]) {
+        assert_fields(row, "mean, variance, neighbour_correlation, ks_distance");
+    }
+    // Images are smooth and far from normal; noise is neither.
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    for (key, limit) in [("neighbour_correlation", 0.5), ("ks_distance", 0.1)] {
+        assert!(number(&document["images_statistics"], key) > limit && number(&noised[8], key) < limit / 5.0, "{key}");
+    }
+    of_fashion.succeeds().stdout_has("neighbour corr.").stdout_has("T = 1000 is large enough");
+
+    let short = of_fashion.env("DDPM_DIFFUSION__NUM_TRAIN_TIMESTEPS", "50");
+    assert_eq!(short.json()["large_enough"], false);
+    short.succeeds().stdout_has("T = 50 is not large enough").stdout_has("raise diffusion.num_train_timesteps");
+
+    // Pixels are enough: labels beyond the model's classes do not matter.
+    let few = schedule("--data builtin:fashion10k --num 4 --at 5,3,5 --steps 10");
+    let few = few.env("DDPM_MODEL__NUM_CLASS_EMBEDS", "3").json();
+    let timesteps: Vec<_> = few["noised"].as_array().unwrap().iter().map(|row| row["t"].as_u64().unwrap()).collect();
+    assert_eq!(timesteps, [3, 5, 999], "the last always, and of the schedule of the training");
+
+    assert_eq!(schedule("").json()["noised"], Value::Null);
+    schedule("--data builtin:fashion10k --at 1000").fails_with(2).stderr_has("--at 1000").stderr_has("0 to 999");
+    schedule("--data builtin:fashion10k --num 0").fails_with(2).stderr_has("1 or more");
+    schedule("--data builtin:fashion10k --num 20000").fails_with(2).stderr_has("10000");
+    schedule("--num 5").fails_with(2).stderr_has("--data");
+    schedule("--data nowhere").fails_with(3).stderr_has("nowhere");
 }

@@ -67,6 +67,17 @@ pub enum DataError {
         /// Some names that are there.
         found: Vec<String>,
     },
+    /// `data.split` has brackets without a slice in them, or with one that holds no sample.
+    #[error("data.split = {split}: {}", match len {
+        Some(len) => format!("no sample lies there: the source has {len}"),
+        None => "expected NAME[FROM:TO] with whole numbers or percentages".to_owned(),
+    })]
+    BadSlice {
+        /// The split asked for.
+        split: String,
+        /// The samples of the source, where it is known.
+        len: Option<usize>,
+    },
     /// The source holds no image.
     #[error("{place}: no images ({detail})")]
     Empty {
@@ -223,6 +234,10 @@ impl DataError {
             Self::Unsupported { .. } => format!("data.source may be {WORKS_TODAY}"),
             Self::FormatMismatch { .. } => "leave data.format out, or set it to \"auto\"".into(),
             Self::UnknownSplit { found, .. } => format!("leave data.split out to use everything; found {}", found.join(", ")),
+            Self::BadSlice { len: None, .. } => {
+                "write for example \"train[:9000]\" for the first 9,000 samples, or \"[-10%:]\" for the last tenth".into()
+            }
+            Self::BadSlice { len: Some(_), .. } => "choose bounds of which the first comes before the second".into(),
             Self::Empty { .. } => format!("point data.source at {WORKS_TODAY}"),
             Self::BadParquet { .. } => "the file is damaged or was only partly downloaded: fetch it again".into(),
             Self::NoImageColumn { .. } => "store the encoded images (PNG, JPEG) in a struct column `image` {bytes, path}".into(),
@@ -253,6 +268,7 @@ impl DataError {
                 | Self::Unsupported { .. }
                 | Self::FormatMismatch { .. }
                 | Self::UnknownSplit { .. }
+                | Self::BadSlice { .. }
                 | Self::Setting { .. }
                 | Self::NoLabels { .. }
                 | Self::LabelOutOfRange { .. }

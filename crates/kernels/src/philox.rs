@@ -33,6 +33,8 @@ pub enum Purpose {
     Dropout = 8,
     /// Everything a sampler draws; position is the picture's number, step the denoising step.
     Sample = 9,
+    /// The noise added to images that a model is judged on; step is t, position the image's number.
+    Evaluation = 10,
 }
 
 /// A keyed stream; copying it is free, drawing from it changes nothing.

@@ -110,13 +110,15 @@ impl From<ExitCode> for std::process::ExitCode {
     }
 }
 
-/// How a command that did not fail ended.
+/// How a command ended that has nothing more to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// What was asked is done: exit code 0.
     Done,
     /// Stopped by a signal or a time limit with a checkpoint written: exit code 75.
     Stopped,
+    /// There was a result to show, but also a failure, which was told beside it: its exit code.
+    Failed(ExitCode),
 }
 
 impl From<Outcome> for std::process::ExitCode {
@@ -124,6 +126,7 @@ impl From<Outcome> for std::process::ExitCode {
         match outcome {
             Outcome::Done => Self::SUCCESS,
             Outcome::Stopped => ExitCode::Stopped.into(),
+            Outcome::Failed(code) => code.into(),
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 mod durable;
 pub mod error;
+pub mod eval;
 pub mod memory;
 pub mod report;
 pub mod run_dir;

@@ -6,6 +6,7 @@
 mod builtin;
 mod folder;
 mod parquet;
+mod slice;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -77,18 +78,29 @@ pub enum Format {
 pub struct OpenOptions {
     /// `data.format`.
     pub format: Format,
-    /// `data.split`: only files or sub-folders of this name ("train"); all of the source where `None`.
+    /// `data.split`: only files or sub-folders of this name ("train"), of them perhaps only a slice ("train[:90%]"); all
+    /// of the source where `None`.
     pub split: Option<String>,
 }
 
-/// Opens `data.source`: `builtin:NAME`, a folder of images, or a `.parquet` file or folder.
+/// Opens `data.source`: `builtin:NAME`, a folder of images, or a `.parquet` file or folder; where `data.split` says so,
+/// a slice of it.
 ///
 /// Reads names, sizes and Parquet footers, but no image. Errors name the source and say what would work.
 pub fn open(source: &str, options: &OpenOptions) -> Result<Arc<dyn Source>, DataError> {
-    if let Some(name) = source.strip_prefix("builtin:") {
-        return Ok(Arc::new(builtin::open(name, options.split.as_deref())?));
+    let split = slice::Split::parse(options.split.as_deref())?;
+    let whole = open_whole(source, options.format, split.name)?;
+    match (split.slice, options.split.as_deref()) {
+        (Some(slice), Some(text)) => Ok(Arc::new(slice::SlicedSource::new(whole, slice, text)?)),
+        _ => Ok(whole),
     }
-    refuse_unsupported(source, options.format)?;
+}
+
+fn open_whole(source: &str, format: Format, split: Option<&str>) -> Result<Arc<dyn Source>, DataError> {
+    if let Some(name) = source.strip_prefix("builtin:") {
+        return Ok(Arc::new(builtin::open(name, split)?));
+    }
+    refuse_unsupported(source, format)?;
     let path = Path::new(source);
     let about = match std::fs::metadata(path) {
         Ok(about) => about,
@@ -97,15 +109,14 @@ pub fn open(source: &str, options: &OpenOptions) -> Result<Arc<dyn Source>, Data
         }
         Err(cause) => return Err(DataError::Io { action: "open", path: path.into(), cause }),
     };
-    let split = options.split.as_deref();
     if about.is_dir() {
         let files = list_files(path)?;
-        return open_folder(path, files, options.format, split);
+        return open_folder(path, files, format, split);
     }
-    if options.format == Format::Folder {
+    if format == Format::Folder {
         return Err(DataError::FormatMismatch { format: "folder", path: path.into(), found: "a file" });
     }
-    if options.format != Format::Parquet && !has_extension(path, &["parquet"]) {
+    if format != Format::Parquet && !has_extension(path, &["parquet"]) {
         let image = has_extension(path, folder::EXTENSIONS);
         let format = if image { "a single image (give its folder)" } else { "this kind of file" };
         return Err(DataError::Unsupported { found: source.to_owned(), format });

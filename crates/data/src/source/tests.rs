@@ -17,6 +17,10 @@ fn open_str(source: &str) -> Result<Arc<dyn Source>, DataError> {
     open(source, &OpenOptions::default())
 }
 
+fn open_split(source: &str, split: &str) -> Result<Arc<dyn Source>, DataError> {
+    open(source, &OpenOptions { split: Some(split.to_owned()), ..Default::default() })
+}
+
 fn open_path(path: &Path) -> Result<Arc<dyn Source>, DataError> {
     open_str(path.to_str().unwrap())
 }
@@ -74,6 +78,7 @@ fn every_kind_of_source_keeps_the_promises() {
     conforms(&*open_path(dir.path()).unwrap());
     conforms(&*open_str("builtin:fashion10k").unwrap());
     conforms(&*open_str(&assets("emoji32.parquet")).unwrap());
+    conforms(&*open_split("builtin:fashion10k", "train[9900:]").unwrap());
     let several = TempDir::new().unwrap();
     fs::write(several.path().join("a.parquet"), parquet_bytes(&rows(0..30), &Layout::default())).unwrap();
     fs::write(several.path().join("b.parquet"), parquet_bytes(&rows(30..47), &Layout::default())).unwrap();
@@ -98,6 +103,22 @@ fn the_embedded_file_and_its_twin_on_disk_are_the_same_source() {
     let (embedded, file) = (open_str("builtin:fashion10k").unwrap(), open_str(&assets("fashion10k.parquet")).unwrap());
     assert_eq!(embedded.fingerprint(), file.fingerprint());
     assert_eq!(embedded.read(9_999).unwrap().bytes, file.read(9_999).unwrap().bytes);
+}
+
+#[test]
+fn a_slice_holds_the_samples_between_its_bounds_and_no_other() {
+    let whole = open_str("builtin:fashion10k").unwrap();
+    let (seen, held_out) =
+        (open_split("builtin:fashion10k", "[:90%]"), open_split("builtin:fashion10k", "train[9000:]"));
+    let (seen, held_out) = (seen.unwrap(), held_out.unwrap());
+    assert_eq!((seen.len(), held_out.len()), (9_000, 1_000));
+    assert_eq!(held_out.read(0).unwrap(), whole.read(9_000).unwrap());
+    assert_eq!(seen.read(8_999).unwrap(), whole.read(8_999).unwrap());
+    assert_eq!(held_out.class_names(), whole.class_names());
+    let fingerprints = [whole.fingerprint(), seen.fingerprint(), held_out.fingerprint()];
+    assert!(fingerprints[0] != fingerprints[1] && fingerprints[1] != fingerprints[2]);
+    let Err(error) = open_split("builtin:fashion10k", "[9000:8000]") else { panic!("an empty slice was opened") };
+    assert_eq!(error.to_string(), "data.split = [9000:8000]: no sample lies there: the source has 10000");
 }
 
 #[test]

@@ -87,6 +87,15 @@ pub enum VarianceType {
 }
 
 impl VarianceType {
+    /// The name in config files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FixedSmall => "fixed_small",
+            Self::FixedLarge => "fixed_large",
+            Self::LearnedRange => "learned_range",
+        }
+    }
+
     /// Output channels of a network for images with `channels` channels.
     pub fn out_channels(self, channels: usize) -> usize {
         match self {
@@ -178,7 +187,7 @@ pub enum LossKind {
 pub enum TimestepSamplerKind {
     /// Every t alike.
     Uniform,
-    /// More often where the loss is large (Nichol & Dhariwal 2021, eq. 18). Refused by `validate` so far.
+    /// More often where the loss is large (Nichol & Dhariwal 2021, eq. 18).
     LossSecondMoment,
 }
 
@@ -187,7 +196,6 @@ impl LossConfig {
     pub fn validate(&self, diffusion: &DiffusionConfig) -> Result<(), DiffusionError> {
         self.validate_variance(diffusion.variance_type)?;
         self.validate_weights()?;
-        self.validate_timestep_sampler()?;
         if !(0.0..1.0).contains(&self.label_dropout) {
             return Err(DiffusionError::setting(
                 "loss.label_dropout",
@@ -197,18 +205,6 @@ impl LossConfig {
             ));
         }
         Ok(())
-    }
-
-    pub(super) fn validate_timestep_sampler(&self) -> Result<(), DiffusionError> {
-        match self.timestep_sampler {
-            TimestepSamplerKind::Uniform => Ok(()),
-            TimestepSamplerKind::LossSecondMoment => Err(DiffusionError::setting(
-                "loss.timestep_sampler",
-                &"loss_second_moment",
-                "\"uniform\", the only sampler this version has",
-                "set loss.timestep_sampler = \"uniform\"",
-            )),
-        }
     }
 
     fn validate_variance(&self, variance_type: VarianceType) -> Result<(), DiffusionError> {
@@ -351,7 +347,6 @@ mod tests {
         assert_eq!(with(|l| l.vlb_lambda = -1.0), "loss.vlb_lambda");
         assert_eq!(with(|l| l.min_snr_gamma = Some(0.0)), "loss.min_snr_gamma");
         assert_eq!(with(|l| l.label_dropout = 1.0), "loss.label_dropout");
-        assert_eq!(with(|l| l.timestep_sampler = TimestepSamplerKind::LossSecondMoment), "loss.timestep_sampler");
         assert_eq!(with(|l| (l.kind, l.min_snr_gamma) = (LossKind::VlbWeighted, Some(5.0))), "loss.min_snr_gamma");
     }
 }

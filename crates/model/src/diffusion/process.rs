@@ -48,6 +48,32 @@ impl DiffusionProcess {
         Ok(Self { config: self.config.clone(), schedule, network_timesteps })
     }
 
+    /// The same process with samplers that do not clamp the predicted x_0: what an inversion needs, for a clamp cannot be
+    /// undone.
+    #[must_use]
+    pub fn unclamped(&self) -> Self {
+        let mut process = self.clone();
+        process.config.clip_sample = false;
+        process
+    }
+
+    /// The same process with another fixed variance of p(x_{t-1} | x_t): no training depends on the choice, only sampling
+    /// and the bound do.
+    ///
+    /// # Errors
+    /// The variance is learned, or is to be: then the network's output channels say which it is.
+    pub fn with_fixed_variance(&self, variance_type: VarianceType) -> Result<Self, DiffusionError> {
+        let learned = VarianceType::LearnedRange;
+        if self.config.variance_type == learned || variance_type == learned {
+            let help = "leave it out: the model decides whether its variance is learned";
+            let expected = "fixed_small or fixed_large, of a model that does not learn its variance";
+            return Err(DiffusionError::setting("variance", &variance_type.name(), expected, help));
+        }
+        let mut process = self.clone();
+        process.config.variance_type = variance_type;
+        Ok(process)
+    }
+
     /// The settings the process was made from.
     pub fn config(&self) -> &DiffusionConfig {
         &self.config

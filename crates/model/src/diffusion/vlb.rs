@@ -16,17 +16,28 @@ use super::process::{Linear, LogVarianceRange, check_count, check_dims};
 use super::values::{on_host, values};
 use super::{DiffusionError, DiffusionProcess, LogVariance, Timestep};
 
-/// `L_t` of each sample, in bits per dimension: `[N]`.
+/// What one step of the bound says about an image; all are means over its values.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct BoundTerms {
+    /// `L_t` in bits per dimension.
+    pub vb: f64,
+    /// Squared error of the predicted x_0.
+    pub xstart_mse: f64,
+    /// Squared error of the eps that belongs to that x_0: `snr_t` times as much, for x_t is the same.
+    pub mse: f64,
+}
+
+/// `L_t` of each of the N samples, with the errors behind it.
 ///
 /// `clip` clamps the predicted x_0 to [-1, 1], as one does when evaluating and not when training.
-pub fn vlb_bits(
+pub fn bound_terms(
     process: &DiffusionProcess,
     model_output: &Tensor,
     x_start: &Tensor,
     x_t: &Tensor,
     t: &[Timestep],
     clip: bool,
-) -> Result<Vec<f64>, DiffusionError> {
+) -> Result<Vec<BoundTerms>, DiffusionError> {
     check_dims("vlb", "x_t", x_t, x_start.dims())?;
     check_count("vlb", "t", t.len(), x_start)?;
     process.check_output("vlb", model_output, x_start.dims())?;
@@ -37,12 +48,13 @@ pub fn vlb_bits(
     let [output, x_start, x_t] = [values(&output), values(&x_start), values(&x_t)];
     let (output, x_start, x_t) = (output.as_slice()?, x_start.as_slice()?, x_t.as_slice()?);
     let (per_output, per_image) = (output.len() / t.len().max(1), x_start.len() / t.len().max(1));
-    let bits = terms.par_iter().enumerate().map(|(i, term)| {
+    let of_samples = terms.par_iter().enumerate().map(|(i, term)| {
         let image = i * per_image..(i + 1) * per_image;
         let output = &output[i * per_output..(i + 1) * per_output];
-        term.bits(output, &x_start[image.clone()], &x_t[image], channels, clip)
+        let (vb, xstart_mse) = term.means(output, &x_start[image.clone()], &x_t[image], channels, clip);
+        BoundTerms { vb, xstart_mse, mse: process.schedule().snr()[t[i].index()] * xstart_mse }
     });
-    Ok(bits.collect())
+    Ok(of_samples.collect())
 }
 
 /// The prior term of each sample, in bits per dimension: `[N]`.
@@ -61,6 +73,8 @@ pub(super) struct ElementTerm {
     pub(super) nats: f64,
     pub(super) d_prediction: f64,
     pub(super) d_variance_value: f64,
+    /// Squared error of the predicted x_0.
+    pub(super) squared_error: f64,
 }
 
 /// `L_t` at one t: everything that does not depend on the image.
@@ -106,21 +120,26 @@ impl BoundTerm {
             nats: nats.value,
             d_prediction: nats.d_mean * d_mean,
             d_variance_value: nats.d_log_variance * 0.5 * width,
+            squared_error: (predicted - x_start).powi(2),
         }
     }
 
-    fn bits(&self, output: &[f32], x_start: &[f32], x_t: &[f32], channels: usize, clip: bool) -> f64 {
+    /// (`L_t` in bits per dimension, squared error of x_0), means over an image.
+    fn means(&self, output: &[f32], x_start: &[f32], x_t: &[f32], channels: usize, clip: bool) -> (f64, f64) {
         let pixels = output.chunks_exact(channels * (output.len() / x_start.len().max(1)));
         let images = x_start.chunks_exact(channels).zip(x_t.chunks_exact(channels));
-        let mut nats = 0.0;
+        let (mut nats, mut squared_error) = (0.0, 0.0);
         for (output, (x_start, x_t)) in pixels.zip(images) {
             for c in 0..channels {
                 let variance_value = output.get(channels + c).copied().unwrap_or_default();
                 let [x_start, x_t, prediction, v] = [x_start[c], x_t[c], output[c], variance_value].map(f64::from);
-                nats += self.at(x_start, x_t, prediction, v, clip).nats;
+                let term = self.at(x_start, x_t, prediction, v, clip);
+                nats += term.nats;
+                squared_error += term.squared_error;
             }
         }
-        nats / (x_start.len() as f64 * LN_2)
+        let values = x_start.len() as f64;
+        (nats / (values * LN_2), squared_error / values)
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! checkpoints/step-000010000/
 //!   model.safetensors, ema-0.9999.safetensors, optimizer.safetensors   f32 tensors under diffusers' key names
+//!   timestep_sampler.safetensors                                       with loss.timestep_sampler = "loss_second_moment"
 //!   state.json                                                         where the run stands
 //!   MANIFEST.json                                                      size and blake3 of every file; written last
 //! ```
@@ -48,6 +49,9 @@ pub const MODEL_FILE: &str = "model.safetensors";
 
 /// The optimizer's moments: `exp_avg.<key>` and `exp_avg_sq.<key>`.
 pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+
+/// What the timestep sampler has observed, where it observes: `losses` and `counts`, see `LossHistory`.
+pub const TIMESTEP_SAMPLER_FILE: &str = "timestep_sampler.safetensors";
 
 /// The file of the averaged weights with this decay, as in `ema-0.9999.safetensors`.
 pub fn ema_file(decay: f64) -> String {

@@ -4,9 +4,16 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use ddpm_data::Format;
-use ddpm_model::diffusion::{SamplerKind, Spacing};
 
 use crate::config::{DeviceChoice, Setting};
+
+mod eval;
+mod sample;
+mod schedule;
+
+pub use eval::{EvalCommand, NllArgs};
+pub use sample::SampleArgs;
+pub use schedule::ScheduleArgs;
 
 /// Trains diffusion models on images, samples from them and looks into them.
 #[derive(Debug, Parser)]
@@ -44,6 +51,9 @@ pub enum Command {
     Train(TrainArgs),
     /// Draw images from a trained model
     Sample(SampleArgs),
+    /// Judge a trained model
+    #[command(subcommand)]
+    Eval(EvalCommand),
     /// Look at a data set
     #[command(subcommand)]
     Data(DataCommand),
@@ -124,47 +134,6 @@ impl From<&str> for Resume {
     }
 }
 
-/// `ddpm sample`
-#[derive(Clone, Debug, Args)]
-#[command(after_help = "Examples:
-  ddpm sample runs/quickstart
-  ddpm sample runs/emoji32 --class 7 --guidance 1 --num 64 --out smileys.png
-  ddpm sample runs/quickstart --sampler ddpm --num 500 --out images/    # a folder: single PNGs")]
-pub struct SampleArgs {
-    /// A run directory or a checkpoint
-    pub model: PathBuf,
-    /// How many images
-    #[arg(long, default_value_t = 16, value_parser = count)]
-    pub num: usize,
-    /// How to sample: ddpm (ancestral) or ddim (good in few steps)
-    #[arg(long, default_value_t = SamplerKind::Ddim)]
-    pub sampler: SamplerKind,
-    /// How many steps [default: 50 with ddim, all with ddpm]
-    #[arg(long, value_parser = count)]
-    pub steps: Option<usize>,
-    /// Noise of ddim: 0 none, 1 as much as ddpm
-    #[arg(long, default_value_t = 0.0)]
-    pub eta: f64,
-    /// The class to draw, of a class-conditional model [default: all in turn]
-    #[arg(long)]
-    pub class: Option<u32>,
-    /// Classifier-free guidance W: how much more typical of its class an image is made
-    #[arg(long, value_name = "W", default_value_t = 0.0)]
-    pub guidance: f64,
-    /// The noise; the same seed gives the same images
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// A PNG file for a grid, or a folder for single PNGs
-    #[arg(long, value_name = "PATH", default_value = "samples.png")]
-    pub out: PathBuf,
-    /// Use the weights of the last step instead of their moving average
-    #[arg(long)]
-    pub raw: bool,
-    /// Where to compute: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value_t = DeviceChoice::Auto)]
-    pub device: DeviceChoice,
-}
-
 /// `ddpm data`
 #[derive(Clone, Debug, Subcommand)]
 pub enum DataCommand {
@@ -208,8 +177,9 @@ pub enum ConfigCommand {
   ddpm config init                                       # to the terminal
   ddpm config init --preset emoji32 --to my.toml")]
 pub struct InitArgs {
-    /// Which one: quickstart or emoji32
+    /// Which one
     #[arg(long, value_name = "NAME", default_value = "quickstart")]
+    #[arg(help = format!("Which one: {}", crate::config::presets::names()))]
     pub preset: String,
     /// The file to write; an existing one is left alone [default: stdout]
     #[arg(long, value_name = "FILE")]
@@ -268,28 +238,6 @@ pub enum BenchKind {
     Step,
 }
 
-/// `ddpm schedule`
-#[derive(Clone, Debug, Args)]
-#[command(after_help = "Examples:
-  ddpm schedule configs/quickstart.toml
-  ddpm schedule configs/quickstart.toml --steps 50 --spacing trailing
-  ddpm schedule configs/quickstart.toml --spacing ddim50 --plot schedule.png
-  ddpm schedule configs/quickstart.toml --json | jq .alphas_cumprod[999]")]
-pub struct ScheduleArgs {
-    /// A configuration (TOML) or a run directory
-    #[arg(value_name = "CONFIG_OR_MODEL")]
-    pub config: PathBuf,
-    /// How many steps a sampler takes [default: all]
-    #[arg(long, value_parser = count)]
-    pub steps: Option<usize>,
-    /// Which steps: leading, trailing, linspace, or a respacing (250; 10,15,20; ddim50) [default: leading]
-    #[arg(long, value_name = "NAME")]
-    pub spacing: Option<Spacing>,
-    /// Draw the curves, and a Fashion image being noised
-    #[arg(long, value_name = "PNG")]
-    pub plot: Option<PathBuf>,
-}
-
 /// `ddpm forward`
 #[derive(Clone, Debug, Args)]
 #[command(
@@ -322,7 +270,7 @@ fn format(text: &str) -> Result<Format, String> {
 }
 
 /// A number of things: at least 1.
-fn count(text: &str) -> Result<usize, String> {
+pub(super) fn count(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&count| count > 0).ok_or_else(|| "expected a whole number, 1 or more".to_owned())
 }
 

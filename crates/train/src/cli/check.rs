@@ -1,4 +1,7 @@
 //! `ddpm config check`: what a run would need, before it begins.
+//!
+//! It answers on a machine that has neither the data nor the memory of the run: the data's error comes after everything
+//! else, and what cannot be measured here is foretold.
 
 use std::time::Duration;
 
@@ -9,12 +12,12 @@ use serde::Serialize;
 use super::args::CheckArgs;
 use super::{Align, Output, Table};
 use crate::config::{Cadence, Resolved, TrainPlan, Warning};
-use crate::error::Failure;
+use crate::error::{Failure, Outcome};
 use crate::memory::format_bytes;
 use crate::report::progress::format_duration;
-use crate::training::measure::{StepMeasurement, measure_step};
+use crate::training::measure::{Measured, StepEstimate, estimate_step};
 
-/// Steps to measure, after two to warm up: some seconds at most for a model this machine can train.
+/// Steps to measure, after two to warm up: some seconds for a model this machine can train.
 const MEASURED_STEPS: usize = 3;
 /// Bytes of a line of `metrics.jsonl` with its TensorBoard events, and of a picture; rough, and small beside the rest.
 const LOG_LINE_BYTES: u64 = 1500;
@@ -22,7 +25,7 @@ const PICTURE_BYTES: u64 = 500_000;
 
 /// The document of `config check`.
 #[derive(Debug, Serialize)]
-struct Needs<'a> {
+struct Needs {
     /// Numbers that training changes.
     parameters: u64,
     /// Named tensors in a file.
@@ -33,29 +36,45 @@ struct Needs<'a> {
     checkpoint_bytes: u64,
     /// All that a finished run leaves, and one checkpoint that is being replaced.
     disk_bytes: u64,
-    /// Median of some real steps.
+    /// Median of some real steps, or what few images foretell.
     step_ms: f64,
     /// All steps of the run; pictures and checkpoints come on top.
     eta_s: f64,
-    /// Images of the source.
-    images: usize,
+    /// How `step_ms` and `memory_bytes` are known.
+    measured: Measured,
+    /// Images of the source, where it can be opened.
+    images: Option<usize>,
     /// How often each image is seen.
-    epochs: f64,
-    warnings: &'a [Warning],
+    epochs: Option<f64>,
+    warnings: Vec<Warning>,
 }
 
 /// Checks a configuration and says what a run would need.
-pub(super) fn check(args: &CheckArgs, output: &Output) -> Result<(), Failure> {
+pub(super) fn check(args: &CheckArgs, output: &Output) -> Result<Outcome, Failure> {
     let plan = TrainPlan::new(&Resolved::load(&args.config, &args.set)?)?;
-    let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
     let unet = UNet::new(&plan.config().model)?;
     output.detail("measuring a few steps");
-    let step = measure_step(&plan, MEASURED_STEPS)?;
-    let needs = needs(&plan, unet.layout(), source.len(), &step);
-    output.result(&needs, || text(&plan, &needs))
+    let step = estimate_step(&plan, MEASURED_STEPS)?;
+    let needs = needs(&plan, unet.layout(), &step);
+    let verdict = verdict(&step);
+    match step.data_error.map(Failure::from) {
+        None => {
+            output.result(&needs, || text(&plan, &needs, verdict))?;
+            Ok(Outcome::Done)
+        }
+        Some(failure) => output.result_and_failure(&needs, || text(&plan, &needs, verdict), &failure),
+    }
 }
 
-fn needs<'a>(plan: &'a TrainPlan, layout: &ParamLayout, images: usize, step: &StepMeasurement) -> Needs<'a> {
+fn verdict(step: &StepEstimate) -> &'static str {
+    match (&step.data_error, &step.warning) {
+        (Some(_), _) => "a run cannot start with this data",
+        (None, Some(_)) => "a run would need more memory than there is",
+        (None, None) => "a run can start",
+    }
+}
+
+fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Needs {
     let config = plan.config();
     let parameters = layout.len() as u64;
     // Weights, both moments, and each average, in f32.
@@ -70,11 +89,12 @@ fn needs<'a>(plan: &'a TrainPlan, layout: &ParamLayout, images: usize, step: &St
         memory_bytes: step.peak_bytes,
         checkpoint_bytes,
         disk_bytes: checkpoints.saturating_add(lines).saturating_add(pictures),
-        step_ms: step.median_ms,
-        eta_s: steps as f64 * step.median_ms / 1e3,
-        images,
-        epochs: steps as f64 * config.train.batch_size as f64 / images as f64,
-        warnings: plan.warnings(),
+        step_ms: step.step_ms,
+        eta_s: steps as f64 * step.step_ms / 1e3,
+        measured: step.measured,
+        images: step.images,
+        epochs: step.images.map(|images| steps as f64 * config.train.batch_size as f64 / images as f64),
+        warnings: plan.warnings().iter().chain(&step.warning).cloned().collect(),
     }
 }
 
@@ -86,11 +106,12 @@ fn checkpoints_at_once(plan: &TrainPlan) -> u64 {
     written.min(kept_for_good.saturating_add(checkpoint.keep_last as u64).saturating_add(1))
 }
 
-fn text(plan: &TrainPlan, needs: &Needs<'_>) -> String {
+fn text(plan: &TrainPlan, needs: &Needs, verdict: &str) -> String {
     let config = plan.config();
     let mut table = Table::new(&[Align::Left, Align::Left]);
-    table
-        .row(&[&"images", &format!("{} of {}, each seen {:.1} times", needs.images, config.data.source, needs.epochs)]);
+    if let Some((images, epochs)) = needs.images.zip(needs.epochs) {
+        table.row(&[&"images", &format!("{images} of {}, each seen {epochs:.1} times", config.data.source)]);
+    }
     table.row(&[&"parameters", &format!("{} in {} tensors", grouped(needs.parameters), needs.tensors)]);
     if let Some(memory) = needs.memory_bytes {
         table.row(&[&"memory", &format_bytes(memory)]);
@@ -98,10 +119,13 @@ fn text(plan: &TrainPlan, needs: &Needs<'_>) -> String {
     let seconds = Duration::try_from_secs_f64(needs.eta_s).unwrap_or(Duration::MAX);
     let steps = config.train.steps;
     table.row(&[&"time", &format!("{} for {steps} steps of {:.0} ms", format_duration(seconds), needs.step_ms)]);
+    if needs.measured == Measured::Extrapolated {
+        table.row(&[&"", &"memory and time are estimated from steps of 1 and 2 images"]);
+    }
     table.row(&[&"checkpoint", &format_bytes(needs.checkpoint_bytes)]);
     table.row(&[&"disk", &format!("{} in {}", format_bytes(needs.disk_bytes), config.run.dir)]);
-    let mut text = format!("{}: a run can start\n\n{}", plan.path().display(), table.render());
-    for Warning { key, message } in needs.warnings {
+    let mut text = format!("{}: {verdict}\n\n{}", plan.path().display(), table.render());
+    for Warning { key, message } in &needs.warnings {
         text += &format!("\nwarning: {key}: {message}\n");
     }
     text
@@ -126,10 +150,13 @@ mod tests {
     use super::*;
     use std::path::Path;
 
+    fn plan(text: &str) -> TrainPlan {
+        let text = format!("{text}\n[data]\nsource = \"x\"\n[train]\nsteps = 100\nwarmup_steps = 10\n");
+        TrainPlan::new(&Resolved::from_layers(Path::new("my.toml"), &text, [], &[]).unwrap()).unwrap()
+    }
+
     fn at_once(text: &str) -> u64 {
-        let text = format!("{text}\n[data]\nsource = \"x\"\n[train]\nsteps = 100\n");
-        let resolved = Resolved::from_layers(Path::new("my.toml"), &text, [], &[]).unwrap();
-        checkpoints_at_once(&TrainPlan::new(&resolved).unwrap())
+        checkpoints_at_once(&plan(text))
     }
 
     #[test]
@@ -137,6 +164,32 @@ mod tests {
         assert_eq!(at_once("[checkpoint]\nevery = 10\nkeep_last = 2"), 3);
         assert_eq!(at_once("[checkpoint]\nevery = 10\nkeep_last = 2\nkeep_every = 50"), 5);
         assert_eq!(at_once("[checkpoint]\nevery = 0"), 1);
+    }
+
+    #[test]
+    fn a_run_that_is_too_large_for_this_machine_is_not_said_to_start() {
+        let plan = plan("[checkpoint]\nevery = 10");
+        let warning = Warning { key: "train.micro_batch", message: "too large".to_owned() };
+        let step = StepEstimate {
+            step_ms: 60_000.0,
+            peak_bytes: Some(130 << 30),
+            measured: Measured::Extrapolated,
+            warning: Some(warning),
+            images: Some(64),
+            data_error: None,
+        };
+        let needs = needs(&plan, UNet::new(&plan.config().model).unwrap().layout(), &step);
+        let text = text(&plan, &needs, verdict(&step));
+        for part in [
+            "my.toml: a run would need more memory than there is\n",
+            "\nimages      64 of x, each seen 200.0 times\n",
+            "\nmemory      130 GiB\n",
+            "\ntime        1h40m for 100 steps of 60000 ms\n",
+            "\n            memory and time are estimated from steps of 1 and 2 images\n",
+            "\nwarning: train.micro_batch: too large\n",
+        ] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
     }
 
     #[test]

@@ -6,12 +6,15 @@ mod check;
 mod config;
 mod data;
 mod doctor;
+mod eval;
 mod forward;
+mod invert;
 pub mod output;
 mod sample;
 mod schedule;
 mod schedule_plot;
 mod train;
+mod trajectory;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -19,7 +22,7 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 
 use crate::error::{ExitCode, Failure, Outcome, after_panic, install_panic_hook};
-use args::{Cli, Command, ConfigCommand, DataCommand};
+use args::{Cli, Command, ConfigCommand, DataCommand, EvalCommand};
 pub use output::{Align, Output, Table};
 
 /// The whole program.
@@ -46,10 +49,11 @@ fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
     match command {
         Command::Train(args) => return train::run(&args, output),
         Command::Sample(args) => sample::run(&args, output)?,
+        Command::Eval(EvalCommand::Nll(args)) => eval::nll(&args, output)?,
         Command::Data(DataCommand::Inspect(args)) => data::inspect(&args, output)?,
         Command::Config(ConfigCommand::Init(args)) => config::init(&args, output)?,
         Command::Config(ConfigCommand::Show(args)) => config::show(&args, output)?,
-        Command::Config(ConfigCommand::Check(args)) => check::check(&args, output)?,
+        Command::Config(ConfigCommand::Check(args)) => return check::check(&args, output),
         Command::Doctor => doctor::run(output)?,
         Command::Bench(args) => bench::run(&args, output)?,
         Command::Schedule(args) => schedule::run(&args, output)?,

@@ -6,10 +6,21 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
+use serde_json::Value;
 
-use crate::error::{ExitCode, Failure};
+use crate::error::{ExitCode, Failure, Outcome};
+use crate::report::counter::Counter;
 use crate::report::progress::Verbosity;
 use crate::report::terminal::Terminal;
+
+/// The document of a command that has a result and fails all the same: the result's fields, and `error`.
+#[derive(Serialize)]
+struct ResultAndError<'a, T> {
+    #[serde(flatten)]
+    result: &'a T,
+    #[serde(flatten)]
+    error: Value,
+}
 
 /// What the global options ask for, and what stderr can show.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +57,21 @@ impl Output {
         write_stdout(&text).map_err(|error| Failure::caused_by(ExitCode::Other, "stdout cannot be written", &error))
     }
 
+    /// Prints the result of a command that fails all the same, then the failure on stderr; with `--json` both in the one
+    /// document.
+    pub fn result_and_failure<T: Serialize>(
+        &self,
+        document: &T,
+        text: impl FnOnce() -> String,
+        failure: &Failure,
+    ) -> Result<Outcome, Failure> {
+        self.result(&ResultAndError { result: document, error: failure.document() }, text)?;
+        if !self.json {
+            self.failure(failure);
+        }
+        Ok(Outcome::Failed(failure.code))
+    }
+
     /// Tells something by the way, on stderr; not with `-q`.
     pub fn note(&self, text: &str) {
         if self.verbosity != Verbosity::Quiet {
@@ -58,6 +84,11 @@ impl Output {
         if self.verbosity == Verbosity::Verbose {
             write_stderr(text);
         }
+    }
+
+    /// Shows how far some work of `total` pieces is, on stderr; not with `-q`.
+    pub fn counter(&self, total: usize, unit: &'static str) -> Counter {
+        Counter::new(self.terminal, self.verbosity, total as u64, unit)
     }
 
     /// Warns, on stderr, even with `-q`.
@@ -146,6 +177,15 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_result_and_a_failure_make_one_document() {
+        let failure = Failure::new(ExitCode::Data, "no such folder").hint("make one");
+        let both = ResultAndError { result: &json!({"parameters": 7}), error: failure.document() };
+        let error = json!({"code": 3, "message": "no such folder", "causes": [], "hint": "make one"});
+        assert_eq!(json!(both), json!({"parameters": 7, "error": error}));
+    }
 
     #[test]
     fn a_table_aligns_words_left_and_numbers_right() {

@@ -8,45 +8,61 @@ use ddpm_model::diffusion::{SamplerConfig, SamplerKind, Spacing};
 use serde_json::json;
 
 use super::args::SampleArgs;
+use super::invert;
 use super::output::Output;
+use super::trajectory::Trajectory;
 use crate::error::{ExitCode, Failure};
 use crate::report::pictures::{Layout, encode, grid, page_size, single, write};
 use crate::training::model::{Model, all_classes, data_classes};
-use crate::training::pictures::{Guidance, Images, Painter, Request};
+use crate::training::pictures::{Guidance, Images, Onlooker, Request, Start};
 
-/// DDIM's steps where none are asked for.
+/// DDIM's and DPM-Solver's steps where none are asked for.
 const DDIM_STEPS: usize = 50;
+const DPM_STEPS: usize = 20;
+/// A row of an interpolation.
+const MOST_COLUMNS: usize = 16;
 
-/// Draws images and writes them.
+/// Draws images and writes them; with `--invert`, turns given ones into latents and back.
 pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
     let device = args.device.open()?;
-    let model = Model::open(&args.model, args.raw, &device)?;
+    let model = Model::open(&args.model, args.raw, &device)?.with_variance(args.variance)?;
     model.skipped.iter().for_each(|message| output.warn(message));
-    let timesteps = model.process.schedule().len();
-    let steps = args.steps.unwrap_or(match args.sampler {
-        SamplerKind::Ddim => DDIM_STEPS.min(timesteps),
-        SamplerKind::Ddpm => timesteps,
-    });
-    let sampler =
-        SamplerConfig { sampler: args.sampler, steps: Some(steps), eta: args.eta, spacing: Spacing::default() };
-    sampler.kept_timesteps(timesteps)?;
+    let sampler = sampler(args, model.process.schedule().len());
+    let steps = sampler.kept_timesteps(model.process.schedule().len())?.len();
+    if let Some(source) = &args.invert {
+        return invert::run(args, source, &model, &sampler, &device, output);
+    }
     let request = Request {
         num: args.num,
         sampler: &sampler,
-        seed: args.seed,
+        start: start(args, &model)?,
         classes: classes(args, &model)?,
         guidance: guidance(args, &model)?,
+        batch_size: args.batch_size,
     };
+    let (size, layout) = (model.config.data.image_size, grid_layout(args, &model));
     prepare_place(&args.out)?;
     if wants_grid(&args.out) {
-        let size = model.config.data.image_size;
-        page_size(args.num, [size, size], Layout::visible(size, size))?;
+        page_size(args.num, [size, size], layout)?;
     }
-    let painter = Painter { unet: &model.unet, params: &model.params, process: &model.process, device: &device };
     let start = Instant::now();
-    let images = painter.draw(&request, |done| output.detail(&format!("{done} of {} images", args.num)))?;
-    let seconds = start.elapsed().as_secs_f64();
-    let files = write_images(&images, &args.out)?;
+    let mut trajectory = args.trajectory.as_ref().map(|_| Trajectory::new(args.num, steps));
+    let mut counter = output.counter(args.num, "images");
+    let images = model.painter(&device).draw(
+        &request,
+        &mut Onlooker {
+            progress: &mut |done| counter.set(done as u64, ""),
+            proceed: &|| Ok(()),
+            glimpse: &mut |glimpse| trajectory.iter_mut().try_for_each(|trajectory| trajectory.add(&glimpse)),
+        },
+    );
+    drop(counter);
+    let (images, seconds) = (images?, start.elapsed().as_secs_f64());
+    let mut files = write_images(&images, &args.out, layout)?;
+    if let Some((path, trajectory)) = args.trajectory.as_ref().zip(trajectory) {
+        write(path, &encode(&trajectory.picture(&images)?)?)?;
+        files.push(path.clone());
+    }
     let document = json!({
         "files": files,
         "seconds": seconds,
@@ -54,12 +70,56 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
         "sampler": args.sampler.to_string(),
         "steps": steps,
         "seed": args.seed,
+        "interpolate": args.interpolate,
     });
     output.result(&document, || {
         let (sampler, images_per_s) = (args.sampler, args.num as f64 / seconds);
-        let place = args.out.display();
-        format!("{} images ({sampler}, {steps} steps, {images_per_s:.1} images/s): {place}", args.num)
+        let mut text = format!(
+            "{} images ({sampler}, {steps} steps, {images_per_s:.1} images/s): {}",
+            args.num,
+            args.out.display()
+        );
+        if let Some(path) = &args.trajectory {
+            text += &format!("\ntrajectory: {}", path.display());
+        }
+        text
     })
+}
+
+/// The sampler, with defaults for what was not chosen. A respacing brings its own number of steps.
+fn sampler(args: &SampleArgs, timesteps: usize) -> SamplerConfig {
+    let spacing = args.spacing.clone().unwrap_or_else(|| args.sampler.default_spacing());
+    let default_steps = match args.sampler {
+        _ if matches!(spacing, Spacing::Sections(_) | Spacing::Ddim(_)) => None,
+        SamplerKind::Ddim => Some(DDIM_STEPS.min(timesteps)),
+        SamplerKind::Dpm => Some(DPM_STEPS.min(timesteps)),
+        SamplerKind::Ddpm => Some(timesteps),
+    };
+    SamplerConfig { sampler: args.sampler, steps: args.steps.or(default_steps), eta: args.eta, spacing }
+}
+
+/// Where the images begin. Between two seeds everything but the latent must stay the same.
+fn start(args: &SampleArgs, model: &Model) -> Result<Start, Failure> {
+    let Some(&[a, b]) = args.interpolate.as_deref() else { return Ok(Start::Seed(args.seed)) };
+    let refuse = |message: String, hint: &str| Err(Failure::new(ExitCode::Usage, message).hint(hint));
+    if args.sampler == SamplerKind::Ddpm || args.eta != 0.0 {
+        let message =
+            format!("--interpolate {a} {b}: the sampler adds noise of its own, so images do not follow from x_T");
+        return refuse(message, "use --sampler ddim without --eta, or --sampler dpm");
+    }
+    if args.class.is_none() && all_classes(&model.config).is_some() {
+        let message =
+            format!("--interpolate {a} {b}: {} has classes, and all must show the same one", args.model.display());
+        return refuse(message, "choose one with --class");
+    }
+    Ok(Start::Between(a, b))
+}
+
+/// A square of images; an interpolation is a row.
+fn grid_layout(args: &SampleArgs, model: &Model) -> Layout {
+    let size = model.config.data.image_size;
+    let columns = args.interpolate.as_ref().map(|_| args.num.min(MOST_COLUMNS));
+    Layout { columns, ..Layout::visible(size, size) }
 }
 
 fn classes(args: &SampleArgs, model: &Model) -> Result<Option<Vec<u32>>, Failure> {
@@ -82,6 +142,10 @@ fn guidance(args: &SampleArgs, model: &Model) -> Result<Option<Guidance>, Failur
     if args.guidance == 0.0 {
         return Ok(None);
     }
+    if !args.guidance.is_finite() {
+        let message = format!("--guidance {}: expected a finite number", args.guidance);
+        return Err(Failure::new(ExitCode::Usage, message).hint("1 to 4 are usual"));
+    }
     let none = model.config.model.num_class_embeds.zip(data_classes(&model.config));
     match none {
         Some((rows, classes)) if rows > classes => Ok(Some(Guidance { weight: args.guidance, none: classes as u32 })),
@@ -95,12 +159,12 @@ fn guidance(args: &SampleArgs, model: &Model) -> Result<Option<Guidance>, Failur
 }
 
 /// Whether `--out` names a picture, and not a folder for many.
-fn wants_grid(out: &Path) -> bool {
+pub(super) fn wants_grid(out: &Path) -> bool {
     out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) && !out.is_dir()
 }
 
 /// Makes the folder that the result goes to, before hours are spent on drawing it.
-fn prepare_place(out: &Path) -> Result<(), Failure> {
+pub(super) fn prepare_place(out: &Path) -> Result<(), Failure> {
     let other = out
         .extension()
         .filter(|extension| ["jpg", "jpeg", "webp", "gif", "bmp"].iter().any(|e| extension.eq_ignore_ascii_case(e)));
@@ -120,9 +184,8 @@ fn prepare_place(out: &Path) -> Result<(), Failure> {
 }
 
 /// A grid where `out` is a PNG, else single files in the folder `out`.
-fn write_images(images: &Images, out: &Path) -> Result<Vec<PathBuf>, Failure> {
+fn write_images(images: &Images, out: &Path, layout: Layout) -> Result<Vec<PathBuf>, Failure> {
     if wants_grid(out) {
-        let layout = Layout::visible(images.shape[1], images.shape[2]);
         write(out, &encode(&grid(&images.pixels, images.shape, layout)?)?)?;
         return Ok(vec![out.to_owned()]);
     }

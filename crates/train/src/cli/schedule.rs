@@ -2,33 +2,79 @@
 
 use std::path::Path;
 
-use ddpm_model::diffusion::{Schedule, Timestep};
-use serde_json::json;
+use ddpm_model::diffusion::{DiffusionConfig, DiffusionProcess, Schedule, Spacing, Timestep};
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::args::ScheduleArgs;
 use super::schedule_plot::plot;
 use super::{Align, Output, Table};
-use crate::config::{ConfigError, Resolved};
+use crate::config::{ConfigError, MAX_TERMINAL_SIGNAL, Resolved, TrainConfig};
 use crate::error::Failure;
+use crate::eval::images::{EvalImages, Selection};
+use crate::eval::noising::{self, Noising, ValueStatistics};
 use crate::report::pictures;
 
 /// Rows of the table; a schedule of more steps is shown at that many, evenly spread.
 const ROWS: usize = 21;
+/// Images that are noised unless a number is given; of 32x32 they have a million values or more.
+const IMAGES: usize = 1000;
 
-/// Shows the schedule of a configuration, respaced where steps are asked for.
+/// The document of `schedule`.
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(flatten)]
+    tables: Value,
+    #[serde(flatten)]
+    noising: Option<&'a Noising>,
+}
+
+/// Shows the schedule of a configuration, respaced where steps are asked for; noises images with the schedule of the
+/// training where there are any.
 pub(super) fn run(args: &ScheduleArgs, output: &Output) -> Result<(), Failure> {
     let config = config_of(&args.config)?.config;
     let trained = Schedule::new(&config.diffusion)?;
     let spacing = args.spacing.clone().unwrap_or_default();
     let kept = spacing.kept_timesteps(args.steps, trained.len())?;
     let visited = trained.respaced(&kept)?;
+    let noising = args.data.as_deref().map(|source| noise(source, args, &config, output)).transpose()?;
     if let Some(path) = &args.plot {
         let page = plot(&trained, (kept.len() < trained.len()).then_some(&kept))?;
         pictures::write(path, &pictures::encode(&page)?)?;
     }
-    let timesteps: Vec<usize> = kept.iter().map(|t| t.index()).collect();
-    let document = json!({
-        "timesteps": timesteps,
+    let document = Document { tables: tables(&visited, &kept), noising: noising.as_ref() };
+    output.result(&document, || {
+        let heading = heading(&config.diffusion, &kept, &spacing);
+        let mut text = format!("{heading}\n\n{}\n{}", table(&visited, &kept), ending(&trained));
+        if let (Some(source), Some(noising)) = (&args.data, &noising) {
+            text += &format!("\n\n{}", noising_text(noising, source, &trained));
+        }
+        if let Some(path) = &args.plot {
+            text += &format!("\nplot: {}", path.display());
+        }
+        text
+    })
+}
+
+/// What the images of `source` become.
+fn noise(source: &str, args: &ScheduleArgs, config: &TrainConfig, output: &Output) -> Result<Noising, Failure> {
+    let process = DiffusionProcess::new(&config.diffusion)?;
+    let timesteps = noising::timesteps(process.schedule(), &args.at)?;
+    let selection = Selection { source, split: args.split.as_deref(), num: args.num, seed: args.seed };
+    let wanted = EvalImages::open(&selection, config)?.without_labels().at_most(args.num.unwrap_or(IMAGES));
+    let count = wanted.len();
+    let images = noising::affordable(wanted);
+    if images.len() < count {
+        let (fewer, values) = (images.len(), images.image_len());
+        output.warn(&format!("{fewer} images are noised instead of {count}, to save memory: each has {values} values"));
+    }
+    let mut counter = output.counter(timesteps.len(), "timesteps");
+    noising::measure(&process, &images, &timesteps, args.seed, &mut |done| counter.set(done as u64, ""))
+}
+
+fn tables(visited: &Schedule, kept: &[Timestep]) -> Value {
+    json!({
+        "timesteps": kept.iter().map(|t| t.index()).collect::<Vec<_>>(),
         "betas": visited.betas(),
         "alphas_cumprod": visited.alphas_cumprod(),
         "snr": visited.snr(),
@@ -36,22 +82,6 @@ pub(super) fn run(args: &ScheduleArgs, output: &Output) -> Result<(), Failure> {
         "posterior_log_variance_clipped": visited.posterior_log_variance_clipped(),
         "posterior_mean_coef1": visited.posterior_mean_coef1(),
         "posterior_mean_coef2": visited.posterior_mean_coef2(),
-    });
-    output.result(&document, || {
-        let diffusion = &config.diffusion;
-        let schedule = json!(diffusion.beta_schedule);
-        let name = schedule.as_str().unwrap_or_default();
-        let steps = match kept.len() {
-            all if all == trained.len() => "all visited".to_owned(),
-            some => format!("{some} visited, {spacing}"),
-        };
-        let plotted = args.plot.as_deref().map_or_else(String::new, |path| format!("\nplot: {}", path.display()));
-        format!(
-            "{name}, {} timesteps, {steps}\n\n{}\n{}{plotted}",
-            trained.len(),
-            table(&visited, &kept),
-            ending(&trained)
-        )
     })
 }
 
@@ -65,6 +95,13 @@ fn config_of(path: &Path) -> Result<Resolved, ConfigError> {
     } else {
         Resolved::load_file(path)
     }
+}
+
+fn heading(diffusion: &DiffusionConfig, kept: &[Timestep], spacing: &Spacing) -> String {
+    let (schedule, all) = (json!(diffusion.beta_schedule), diffusion.num_train_timesteps);
+    let name = schedule.as_str().unwrap_or_default();
+    let steps = if kept.len() == all { "all visited".to_owned() } else { format!("{} visited, {spacing}", kept.len()) };
+    format!("{name}, {all} timesteps, {steps}")
 }
 
 fn table(schedule: &Schedule, kept: &[Timestep]) -> String {
@@ -105,7 +142,49 @@ fn scientific(value: f64) -> String {
 
 fn ending(trained: &Schedule) -> String {
     let signal = trained.terminal_signal();
-    format!("x_T holds {:.2} % of the image (sqrt(alpha_bar_T) = {signal:.4}; at most 0.05 is usual)", 100.0 * signal)
+    let percent = 100.0 * signal;
+    format!(
+        "x_T holds {percent:.2} % of the image (sqrt(alpha_bar_T) = {signal:.4}; at most {MAX_TERMINAL_SIGNAL} is usual)"
+    )
+}
+
+/// The table of what images become, and the verdict on T.
+fn noising_text(noising: &Noising, source: &str, trained: &Schedule) -> String {
+    let mut table = Table::new(&[Align::Right; 6]);
+    table.row(&[&"t", &"image", &"mean", &"variance", &"neighbour corr.", &"KS distance"]);
+    let mut row = |t: &dyn ToString, alpha_bar: f64, values: &ValueStatistics| {
+        let decimals = |value: f64| format!("{value:.4}");
+        let correlation = values.neighbour_correlation.map_or_else(|| "-".to_owned(), decimals);
+        let [signal, mean, variance, distance] =
+            [alpha_bar.sqrt(), values.mean, values.variance, values.ks_distance].map(decimals);
+        table.row(&[t, &signal, &mean, &variance, &correlation, &distance]);
+    };
+    row(&"x_0", 1.0, &noising.images_statistics);
+    for noised in &noising.noised {
+        row(&noised.t, trained.alphas_cumprod()[noised.t], &noised.values);
+    }
+    let verdict = verdict(noising, trained.len());
+    format!("x_t of {} images of {source}, beside N(0, 1)\n\n{}\n{verdict}", noising.images, table.render())
+}
+
+fn verdict(noising: &Noising, timesteps: usize) -> String {
+    let mut table = Table::new(&[Align::Left, Align::Right, Align::Left]);
+    for condition in &noising.conditions {
+        let (value, relation) = (condition.value, if condition.holds() { "at most" } else { "above" });
+        let limit = format!("{relation} {:.5}", condition.limit);
+        table.row(&[&format!("  {}", condition.quantity), &format!("{value:.5}"), &limit]);
+    }
+    let numbers = table.render();
+    let numbers = numbers.trim_end();
+    if noising.large_enough {
+        format!("T = {timesteps} is large enough: x_T is as good as pure noise, with which sampling begins\n{numbers}")
+    } else {
+        format!(
+            "T = {timesteps} is not large enough: sampling begins with pure noise, but x_T is not that\n{numbers}\n\
+             raise diffusion.num_train_timesteps or diffusion.beta_end, or set diffusion.beta_schedule = \
+             \"squaredcos_cap_v2\", which ends in noise whatever T is"
+        )
+    }
 }
 
 #[cfg(test)]

@@ -25,6 +25,6 @@ pub use device::DeviceChoice;
 pub use error::{ConfigError, Origin};
 pub use identity::{Change, config_hash, diff};
 pub use layers::{Entry, Resolved, Setting};
-pub use plan::{Cadence, TrainPlan, Warning};
+pub use plan::{Cadence, MAX_TERMINAL_SIGNAL, TrainPlan, Warning};
 pub use toml_source::to_toml;
 pub use types::TrainConfig;

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use ddpm_data::OpenOptions;
-use ddpm_model::diffusion::Schedule;
+use ddpm_model::diffusion::{Schedule, TimestepSamplerKind};
 use ddpm_model::unet::ImageShape;
 use serde::Serialize;
 
@@ -16,7 +16,7 @@ use super::layers::Resolved;
 use super::types::TrainConfig;
 
 /// Above this share of the image left in `x_T`, sampling starts from noise the network has never seen.
-const MAX_TERMINAL_SIGNAL: f64 = 0.05;
+pub const MAX_TERMINAL_SIGNAL: f64 = 0.05;
 
 /// How often something happens; `every = 0` in a config means never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,6 +178,9 @@ fn warnings(config: &TrainConfig, schedule: &Schedule) -> Vec<Warning> {
             format!("{} steps of warm-up, but only {} in all: lr is never reached", train.warmup_steps, train.steps);
         warn("train.warmup_steps", message);
     }
+    if let Some(message) = late_importance_sampling(config) {
+        warn("loss.timestep_sampler", message);
+    }
     if config.checkpoint.every == 0 || config.checkpoint.every > train.steps {
         warn("checkpoint.every", "only the end is saved: a crash loses the whole run".to_owned());
     }
@@ -185,6 +188,23 @@ fn warnings(config: &TrainConfig, schedule: &Schedule) -> Vec<Warning> {
         warn("train.ema_decays", "samples are taken from the raw weights, which gives noisier images".to_owned());
     }
     warnings
+}
+
+/// `loss_second_moment` needs ten losses at every t; uniform draws fill them after about `T (ln T + 9 ln ln T)` images
+/// (Newman & Shepp 1960, "The double dixie cup problem").
+fn late_importance_sampling(config: &TrainConfig) -> Option<String> {
+    if config.loss.timestep_sampler == TimestepSamplerKind::Uniform {
+        return None;
+    }
+    let (timesteps, batch) = (config.diffusion.num_train_timesteps as f64, config.train.batch_size as f64);
+    let images = timesteps * (timesteps.ln() + 9.0 * timesteps.ln().max(1.0).ln());
+    let (needed, steps) = ((images / batch).ceil(), config.train.steps);
+    (needed >= steps as f64).then(|| {
+        format!(
+            "\"loss_second_moment\" draws t uniformly until every timestep has ten losses, about {needed:.0} steps, but \
+             the run has {steps}: train longer, or choose \"uniform\""
+        )
+    })
 }
 
 #[cfg(test)]
@@ -217,8 +237,10 @@ mod tests {
 
     #[test]
     fn settings_that_are_probably_not_meant_are_warned_about() {
-        let plan = plan("[train]\nsteps = 100\nema_decays = []\n[checkpoint]\nevery = 0");
+        let plan = plan(
+            "[train]\nsteps = 100\nema_decays = []\n[checkpoint]\nevery = 0\n[loss]\ntimestep_sampler = \"loss_second_moment\"",
+        );
         let keys: Vec<&str> = plan.warnings().iter().map(|warning| warning.key).collect();
-        assert_eq!(keys, ["train.warmup_steps", "checkpoint.every", "train.ema_decays"]);
+        assert_eq!(keys, ["train.warmup_steps", "loss.timestep_sampler", "checkpoint.every", "train.ema_decays"]);
     }
 }

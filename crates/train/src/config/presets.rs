@@ -14,8 +14,8 @@ pub struct Preset {
     pub text: &'static str,
 }
 
-/// All of them, the one for newcomers first.
-pub const PRESETS: [Preset; 2] = [
+/// All of them, the one for newcomers first. The last four are published models, under the papers' settings.
+pub const PRESETS: [Preset; 6] = [
     Preset {
         name: "quickstart",
         summary: "Fashion images, 32x32, one channel: minutes on a CPU",
@@ -26,11 +26,36 @@ pub const PRESETS: [Preset; 2] = [
         summary: "Twemoji, 32x32 RGB, class-conditional",
         text: include_str!("../../../../configs/emoji32.toml"),
     },
+    Preset {
+        name: "cifar10-ddpm",
+        summary: "Ho et al. 2020 on CIFAR-10: 35.7 million parameters, for a GPU",
+        text: include_str!("../../../../configs/cifar10-ddpm.toml"),
+    },
+    Preset {
+        name: "cifar10-iddpm",
+        summary: "Nichol & Dhariwal 2021 on CIFAR-10: 52.5 million parameters, learned variance, for a GPU",
+        text: include_str!("../../../../configs/cifar10-iddpm.toml"),
+    },
+    Preset {
+        name: "imagenet64-iddpm",
+        summary: "Nichol & Dhariwal 2021 on ImageNet at 64x64: 121 million parameters, a long run for a GPU",
+        text: include_str!("../../../../configs/imagenet64-iddpm.toml"),
+    },
+    Preset {
+        name: "church256",
+        summary: "Ho et al. 2020 on LSUN churches at 256x256: 114 million parameters, a long run for a large GPU",
+        text: include_str!("../../../../configs/church256.toml"),
+    },
 ];
 
 /// The preset of this name.
 pub fn find(name: &str) -> Option<&'static Preset> {
     PRESETS.iter().find(|preset| preset.name == name)
+}
+
+/// Their names, for a help text.
+pub fn names() -> String {
+    PRESETS.map(|preset| preset.name).join(", ")
 }
 
 /// The configuration that every run directory holds.
@@ -58,14 +83,32 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::config::{Resolved, TrainPlan};
+    use ddpm_model::unet::UNet;
+
+    fn plan(preset: &Preset) -> TrainPlan {
+        let path = format!("configs/{}.toml", preset.name);
+        TrainPlan::new(&Resolved::from_layers(Path::new(&path), preset.text, [], &[]).unwrap()).unwrap()
+    }
 
     #[test]
     fn every_shipped_config_makes_a_plan_without_warnings() {
         for preset in &PRESETS {
-            let path = format!("configs/{}.toml", preset.name);
-            let resolved = Resolved::from_layers(Path::new(&path), preset.text, [], &[]).unwrap();
-            let plan = TrainPlan::new(&resolved).unwrap();
-            assert!(plan.warnings().is_empty(), "{path}: {:?}", plan.warnings());
+            let plan = plan(preset);
+            assert!(plan.warnings().is_empty(), "{}: {:?}", preset.name, plan.warnings());
+        }
+    }
+
+    /// The counts of google/ddpm-cifar10-32, openai/improved-diffusion (twice) and google/ddpm-church-256.
+    #[test]
+    fn the_published_models_have_the_published_numbers_of_parameters() {
+        for (name, parameters) in [
+            ("cifar10-ddpm", 35_746_307),
+            ("cifar10-iddpm", 52_546_438),
+            ("imagenet64-iddpm", 121_063_942),
+            ("church256", 113_673_219),
+        ] {
+            let unet = UNet::new(&plan(find(name).unwrap()).config().model).unwrap();
+            assert_eq!(unet.layout().len(), parameters, "{name}");
         }
     }
 

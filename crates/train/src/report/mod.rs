@@ -8,14 +8,18 @@
 //! | [`jsonl`] | `metrics.jsonl`, `log.jsonl` |
 //! | [`tensorboard`] | `events/` |
 //! | [`pictures`] | sample grids as PNG |
-//! | [`progress`] | the bar or the lines on stderr |
+//! | [`plot`] | curves as PNG |
+//! | [`progress`] | the bar or the lines of a run on stderr |
+//! | [`counter`] | those of any other long work |
 //! | [`terminal`] | nothing: what stderr can show |
 
 pub(crate) mod clock;
+pub mod counter;
 mod error;
 pub mod jsonl;
 mod metrics;
 pub mod pictures;
+pub mod plot;
 pub mod progress;
 mod reporter;
 pub mod tensorboard;

@@ -137,7 +137,7 @@ pub fn format_duration(duration: Duration) -> String {
     }
 }
 
-fn bar(colour: bool, first: u64, total: u64) -> ProgressBar {
+pub(super) fn bar(colour: bool, first: u64, total: u64) -> ProgressBar {
     let template = if colour { "{pos}/{len} {bar:20.cyan/dim} {wide_msg}" } else { "{pos}/{len} {bar:20} {wide_msg}" };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use ddpm_data::{LoaderConfig, Source};
-use ddpm_model::diffusion::{SamplerConfig, Spacing};
+use ddpm_model::diffusion::SamplerConfig;
 
 use crate::config::{TrainConfig, TrainPlan};
 use crate::run_dir::RunDir;
@@ -39,7 +39,12 @@ pub(super) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
 /// The sampler of the pictures during training.
 pub(super) fn sampler_config(config: &TrainConfig) -> SamplerConfig {
     let sample = &config.sample;
-    SamplerConfig { sampler: sample.sampler, steps: Some(sample.steps), eta: 0.0, spacing: Spacing::default() }
+    SamplerConfig {
+        sampler: sample.sampler,
+        steps: Some(sample.steps),
+        eta: 0.0,
+        spacing: sample.sampler.default_spacing(),
+    }
 }
 
 /// A device in words.

@@ -7,7 +7,8 @@
 //! | [`state`] | a trainer to and from a checkpoint |
 //! | [`window`] | the means between two logged steps |
 //! | [`stop`] | signals and time limits |
-//! | `noise` | standard normals, by Philox |
+//! | [`noise`] | standard normals, by Philox |
+//! | [`pixels`] | bytes to numbers and back |
 //! | [`pictures`] | images drawn from a model, always from the same noise |
 //! | [`model`] | a trained model, read back |
 //! | [`measure`] | how long a step takes |
@@ -15,9 +16,10 @@
 mod context;
 pub mod measure;
 pub mod model;
-mod noise;
+pub mod noise;
 mod observe;
 pub mod pictures;
+pub mod pixels;
 mod resume;
 pub mod run;
 pub mod state;

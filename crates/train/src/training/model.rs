@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use ddpm_model::diffusion::DiffusionProcess;
+use ddpm_model::diffusion::{DiffusionProcess, VarianceType};
 use ddpm_model::params::Params;
 use ddpm_model::unet::UNet;
 
+use super::pictures::Painter;
 use super::state::{checkpoint_config, read_params};
 use crate::checkpoint::{Checkpoint, MODEL_FILE, Skipped, ema_file, newest_good};
 use crate::config::TrainConfig;
@@ -62,6 +63,24 @@ pub fn data_classes(config: &TrainConfig) -> Option<usize> {
 /// The classes pictures are drawn of: all that the data has, in turn; none for an unconditional model.
 pub fn all_classes(config: &TrainConfig) -> Option<Vec<u32>> {
     data_classes(config).map(|classes| (0..classes as u32).collect())
+}
+
+impl Model {
+    /// To draw from it, on `device`.
+    pub fn painter<'a>(&'a self, device: &'a Device) -> Painter<'a> {
+        Painter { unet: &self.unet, params: &self.params, process: &self.process, device }
+    }
+
+    /// Gives a model that does not learn its variance another one.
+    ///
+    /// # Errors
+    /// Exit code 2 if it does learn it.
+    pub fn with_variance(mut self, variance: Option<VarianceType>) -> Result<Self, Failure> {
+        if let Some(variance) = variance {
+            self.process = self.process.with_fixed_variance(variance)?;
+        }
+        Ok(self)
+    }
 }
 
 fn find_checkpoint(path: &Path) -> Result<(Checkpoint, Vec<String>), Failure> {

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 ///
 /// # Errors
 /// The device refuses the tensor.
-pub(super) fn normals(
+pub fn normals(
     philox: Philox,
     step: u64,
     first_position: usize,

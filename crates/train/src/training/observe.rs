@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::context::{RunContext, sampler_config};
 use super::model::all_classes;
-use super::pictures::{Painter, Request};
+use super::pictures::{BATCH, Painter, Request, Start};
 use super::state::Position;
 use super::step::{Phases, StepOutcome, Trainer};
 use super::stop::StopWatch;
@@ -190,9 +190,10 @@ impl<'a> Observers<'a> {
         let request = Request {
             num: settings.num,
             sampler: &sampler,
-            seed: settings.seed,
+            start: Start::Seed(settings.seed),
             classes: all_classes(plan.config()),
             guidance: None,
+            batch_size: BATCH,
         };
         let painter = Painter {
             unet: trainer.unet(),

@@ -4,19 +4,20 @@
 
 use std::cell::Cell;
 
-use candle_core::{Device, Tensor};
+use candle_core::{D, Device, Tensor};
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::ModelError;
-use ddpm_model::diffusion::{DiffusionProcess, SamplerConfig, sample};
+use ddpm_model::diffusion::{DiffusionProcess, SamplerConfig, Timestep, sample_observed, slerp};
 use ddpm_model::params::Params;
 use ddpm_model::tape::Tape;
 use ddpm_model::unet::UNet;
 
 use super::noise::normals;
+use super::pixels::to_bytes;
 use crate::error::{ExitCode, Failure};
 
-/// Images computed at once: enough for every core, few enough for little memory.
-const BATCH: usize = 16;
+/// Images computed at once where nobody chose: enough for every core, few enough for little memory.
+pub const BATCH: usize = 16;
 
 /// A model to draw from.
 #[derive(Clone, Copy, Debug)]
@@ -38,12 +39,23 @@ pub struct Request<'a> {
     pub num: usize,
     /// How.
     pub sampler: &'a SamplerConfig,
-    /// The seed of the noise.
-    pub seed: u64,
+    /// Where they begin.
+    pub start: Start,
     /// The classes, taken in turn; none for an unconditional model.
     pub classes: Option<Vec<u32>>,
     /// Classifier-free guidance.
     pub guidance: Option<Guidance>,
+    /// Images computed at once.
+    pub batch_size: usize,
+}
+
+/// The noise that images come out of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Image `k` from the `k`-th noise of this seed.
+    Seed(u64),
+    /// From the first noise of one seed to the first noise of another, in even steps along the sphere.
+    Between(u64, u64),
 }
 
 /// Classifier-free guidance (Ho & Salimans 2022): `(1 + w) conditional - w unconditional`.
@@ -64,15 +76,28 @@ pub struct Images {
     pub shape: [usize; 4],
 }
 
-impl Painter<'_> {
-    /// Draws.
-    ///
-    /// # Errors
-    /// Exit code 2 for a sampler that does not fit the process or a class that does not exist.
-    pub fn draw(&self, request: &Request<'_>, progress: impl FnMut(usize)) -> Result<Images, Failure> {
-        self.draw_while(request, progress, &|| Ok(()))
-    }
+/// What the network saw behind some of the images, on the way to them.
+#[derive(Clone, Copy, Debug)]
+pub struct Glimpse<'a> {
+    /// The number of the first of these images.
+    pub first: usize,
+    /// The timestep.
+    pub t: Timestep,
+    /// The predicted x_0, `[n, H, W, C]`.
+    pub x_start: &'a Tensor,
+}
 
+/// Who looks on while images are drawn.
+pub struct Onlooker<'a> {
+    /// Told the number of finished images.
+    pub progress: &'a mut dyn FnMut(usize),
+    /// Asked before every pass through the network whether to go on.
+    pub proceed: &'a dyn Fn() -> Result<(), Failure>,
+    /// Shown what the network sees.
+    pub glimpse: &'a mut dyn FnMut(Glimpse<'_>) -> Result<(), Failure>,
+}
+
+impl Painter<'_> {
     /// Draws, or gives up with `None` once `is_over`, which is asked before every pass through the network.
     ///
     /// # Errors
@@ -83,27 +108,28 @@ impl Painter<'_> {
             given_up.set(is_over());
             if given_up.get() { Err(Failure::new(ExitCode::Other, "given up")) } else { Ok(()) }
         };
-        match self.draw_while(request, |_| (), &proceed) {
+        let onlooker =
+            &mut Onlooker { progress: &mut |_| (), proceed: &proceed, glimpse: &mut |_: Glimpse<'_>| Ok(()) };
+        match self.draw(request, onlooker) {
             Err(_) if given_up.get() => Ok(None),
             drawn => drawn.map(Some),
         }
     }
 
-    fn draw_while(
-        &self,
-        request: &Request<'_>,
-        mut progress: impl FnMut(usize),
-        proceed: &dyn Fn() -> Result<(), Failure>,
-    ) -> Result<Images, Failure> {
+    /// Draws.
+    ///
+    /// # Errors
+    /// Exit code 2 for a sampler that does not fit the process or a class that does not exist; what `onlooker` returns.
+    pub fn draw(&self, request: &Request<'_>, onlooker: &mut Onlooker<'_>) -> Result<Images, Failure> {
         let image = self.unet.image_shape();
         let shape = [request.num, image.size, image.size, image.in_channels];
         let mut pixels = room_for(shape)?;
-        for first in (0..request.num).step_by(BATCH) {
-            let count = BATCH.min(request.num - first);
-            let x_start = self.draw_batch(request, first, [count, shape[1], shape[2], shape[3]], proceed)?;
-            let values = x_start.flatten_all().and_then(|x| x.to_vec1::<f32>()).map_err(ModelError::from)?;
-            pixels.extend(values.iter().map(|v| to_byte(*v)));
-            progress(first + count);
+        let batch_size = request.batch_size.max(1);
+        for first in (0..request.num).step_by(batch_size) {
+            let count = batch_size.min(request.num - first);
+            let x_start = self.draw_batch(request, first, [count, shape[1], shape[2], shape[3]], onlooker)?;
+            pixels.extend(to_bytes(&x_start)?);
+            (onlooker.progress)(first + count);
         }
         Ok(Images { pixels, shape })
     }
@@ -113,28 +139,74 @@ impl Painter<'_> {
         request: &Request<'_>,
         first: usize,
         shape: [usize; 4],
-        proceed: &dyn Fn() -> Result<(), Failure>,
+        onlooker: &mut Onlooker<'_>,
     ) -> Result<Tensor, Failure> {
-        let philox = Philox::new(request.seed, Purpose::Sample);
-        let noise = |stream: u64| Ok(normals(philox, stream, first, &shape, self.device)?);
         let labels = request.classes.as_ref().map(|classes| -> Vec<u32> {
             (first..first + shape[0]).map(|k| classes[k % classes.len().max(1)]).collect()
         });
-        let predict = |x_t: &Tensor, timesteps: &[f32], labels: Option<&[u32]>| -> Result<Tensor, Failure> {
-            let mut tape = Tape::inference(self.params);
-            Ok(self.unet.forward(&mut tape, x_t, timesteps, labels)?.value().clone())
-        };
-        let mut denoise = |x_t: &Tensor, t: ddpm_model::diffusion::Timestep| -> Result<Tensor, Failure> {
-            proceed()?;
-            let timesteps = vec![t.index() as f32; shape[0]];
-            let conditional = predict(x_t, &timesteps, labels.as_deref())?;
-            let Some(Guidance { weight, none }) = request.guidance else { return Ok(conditional) };
-            let unconditional = predict(x_t, &timesteps, Some(&vec![none; shape[0]]))?;
-            Ok(((conditional * (1.0 + weight)).and_then(|c| c - (unconditional * weight)?))
-                .map_err(ModelError::from)?)
+        let mut denoise = |x_t: &Tensor, t: Timestep| {
+            (onlooker.proceed)()?;
+            self.denoise(x_t, t, labels.as_deref(), request.guidance)
         };
         // Stream 0 is x_T, stream 1 + s the noise of step s.
-        sample(self.process, request.sampler, noise(0)?, &mut |step| noise(step as u64 + 1), &mut denoise)
+        let seed = match request.start {
+            Start::Seed(seed) | Start::Between(seed, _) => seed,
+        };
+        let philox = Philox::new(seed, Purpose::Sample);
+        let mut noise = |step| Ok(normals(philox, step as u64 + 1, first, &shape, self.device)?);
+        let x_t = self.start(request, first, &shape)?;
+        let mut observe = |t, x_start: &Tensor| (onlooker.glimpse)(Glimpse { first, t, x_start });
+        sample_observed(self.process, request.sampler, x_t, &mut noise, &mut denoise, &mut observe)
+    }
+
+    /// x_T of the images `first..`.
+    fn start(&self, request: &Request<'_>, first: usize, shape: &[usize; 4]) -> Result<Tensor, Failure> {
+        let noise =
+            |seed, first, dims: &[usize]| normals(Philox::new(seed, Purpose::Sample), 0, first, dims, self.device);
+        let (from, to) = match request.start {
+            Start::Seed(seed) => return Ok(noise(seed, first, shape)?),
+            Start::Between(from, to) => (from, to),
+        };
+        let one = [1, shape[1], shape[2], shape[3]];
+        let (from, to) = (noise(from, 0, &one)?, noise(to, 0, &one)?);
+        let last = request.num.saturating_sub(1).max(1) as f64;
+        let latents = (first..first + shape[0]).map(|k| slerp(&from, &to, k as f64 / last));
+        let latents = latents.collect::<Result<Vec<_>, _>>()?;
+        Ok(Tensor::cat(&latents, 0).map_err(ModelError::from)?)
+    }
+
+    /// The network's output at one t for all images, guided where that is asked for.
+    ///
+    /// # Errors
+    /// Exit code 2 for a class that does not exist.
+    pub fn denoise(
+        &self,
+        x_t: &Tensor,
+        t: Timestep,
+        labels: Option<&[u32]>,
+        guidance: Option<Guidance>,
+    ) -> Result<Tensor, Failure> {
+        let count = x_t.dims()[0];
+        let timesteps = vec![t.index() as f32; count];
+        let predict = |labels: Option<&[u32]>| -> Result<Tensor, Failure> {
+            let mut tape = Tape::inference(self.params);
+            Ok(self.unet.forward(&mut tape, x_t, &timesteps, labels)?.value().clone())
+        };
+        let conditional = predict(labels)?;
+        let Some(Guidance { weight, none }) = guidance else { return Ok(conditional) };
+        let unconditional = predict(Some(&vec![none; count]))?;
+        let channels = self.unet.image_shape().in_channels;
+        Ok(guided(&conditional, &unconditional, weight, channels).map_err(ModelError::from)?)
+    }
+}
+
+/// Guides the prediction, the first `channels`; a learned variance stays the conditional one, for it is no score.
+fn guided(conditional: &Tensor, unconditional: &Tensor, weight: f64, channels: usize) -> candle_core::Result<Tensor> {
+    let prediction = |output: &Tensor| output.narrow(D::Minus1, 0, channels);
+    let guided = ((prediction(conditional)? * (1.0 + weight))? - (prediction(unconditional)? * weight)?)?;
+    match conditional.dim(D::Minus1)? - channels {
+        0 => Ok(guided),
+        rest => Tensor::cat(&[&guided, &conditional.narrow(D::Minus1, channels, rest)?], D::Minus1),
     }
 }
 
@@ -150,20 +222,17 @@ fn room_for(shape: [usize; 4]) -> Result<Vec<u8>, Failure> {
     Err(failure.hint("draw fewer at a time, each time with another seed"))
 }
 
-/// [-1, 1] to 0..=255.
-fn to_byte(value: f32) -> u8 {
-    ((value + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8
-}
-
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
-    fn bytes_survive_normalisation_and_back() {
-        for byte in 0..=255u8 {
-            assert_eq!(to_byte(f32::from(byte) / 127.5 - 1.0), byte);
-        }
-        assert_eq!((to_byte(-7.0), to_byte(7.0), to_byte(f32::NAN)), (0, 255, 0));
+    fn guidance_exaggerates_the_prediction_and_leaves_a_learned_variance() {
+        let output = |values: [f32; 4]| Tensor::new(&[[[values]]], &Device::Cpu).unwrap();
+        let (conditional, unconditional) = (output([1.0, 2.0, 0.5, -0.5]), output([0.0, 3.0, 9.0, 9.0]));
+        let got = |channels| guided(&conditional, &unconditional, 2.0, channels).unwrap().flatten_all().unwrap();
+        assert_eq!(got(2).to_vec1::<f32>().unwrap(), [3.0, 0.0, 0.5, -0.5]);
+        assert_eq!(got(4).to_vec1::<f32>().unwrap(), [3.0, 0.0, -16.5, -19.5]);
     }
 }

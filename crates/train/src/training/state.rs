@@ -4,6 +4,7 @@
 //! configuration is in the state too, so that a checkpoint alone is a model, and a refused resume can say what changed.
 
 use candle_core::Device;
+use ddpm_model::diffusion::{DiffusionError, LossHistory};
 use ddpm_model::optim::{Average, Optimizer};
 use ddpm_model::params::{ParamLayout, Params};
 use ddpm_model::unet::UNet;
@@ -13,7 +14,8 @@ use serde_json::Value;
 use super::step::{Trainer, adamw_config};
 use super::window::Window;
 use crate::checkpoint::{
-    Checkpoint, EpochPosition, MODEL_FILE, NamedTensor, OPTIMIZER_FILE, Snapshot, State, TensorFile, ema_file,
+    Checkpoint, EpochPosition, MODEL_FILE, NamedTensor, OPTIMIZER_FILE, Snapshot, State, TIMESTEP_SAMPLER_FILE,
+    TensorFile, ema_file,
 };
 use crate::config::{TrainConfig, TrainPlan, diff};
 use crate::error::{ExitCode, Failure};
@@ -21,6 +23,8 @@ use crate::error::{ExitCode, Failure};
 const CONFIG: &str = "config";
 const WINDOW: &str = "metrics_window";
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+const LOSSES: &str = "losses";
+const COUNTS: &str = "counts";
 
 /// What a snapshot says about the run besides the trainer's own state.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +52,7 @@ impl Trainer {
             tensors.extend(named_tensors(layout, &moment.to_vec()?, &format!("{name}.")));
         }
         files.push(TensorFile { name: OPTIMIZER_FILE.to_owned(), tensors });
+        files.extend(self.timestep_sampler.history().map(history_file));
         Ok(Snapshot { files, state: self.state(position) })
     }
 
@@ -97,7 +102,14 @@ impl Trainer {
             }
             None => Window::default(),
         };
-        Ok((Self::from_parts(plan, device, unet, params, optimizer)?, window))
+        let mut trainer = Self::from_parts(plan, device, unet, params, optimizer)?;
+        if trainer.timestep_sampler.history().is_some() {
+            let file = TIMESTEP_SAMPLER_FILE;
+            read_history(checkpoint.tensors(file)?)
+                .and_then(|history| trainer.timestep_sampler.restore(history))
+                .map_err(|error| does_not_fit(checkpoint, file, &error))?;
+        }
+        Ok((trainer, window))
     }
 }
 
@@ -152,6 +164,26 @@ fn does_not_fit(checkpoint: &Checkpoint, file: &str, error: &(dyn std::error::Er
 
 fn weights_file(name: String, params: &Params) -> Result<TensorFile, Failure> {
     Ok(TensorFile { name, tensors: named_tensors(params.layout(), &params.buffer().to_vec()?, "") })
+}
+
+fn history_file(history: &LossHistory) -> TensorFile {
+    let (losses, shape) = history.losses();
+    let tensor = |name: &str, shape: &[usize], data| NamedTensor { name: name.to_owned(), shape: shape.to_vec(), data };
+    let tensors = vec![tensor(LOSSES, &shape, losses.to_vec()), tensor(COUNTS, &shape[..1], history.counts())];
+    TensorFile { name: TIMESTEP_SAMPLER_FILE.to_owned(), tensors }
+}
+
+/// A tensor that is missing reads as an empty one, which the history refuses.
+fn read_history(tensors: Vec<NamedTensor>) -> Result<LossHistory, DiffusionError> {
+    let [mut losses, mut counts] = [Vec::new(), Vec::new()];
+    for tensor in tensors {
+        match tensor.name.as_str() {
+            LOSSES => losses = tensor.data,
+            COUNTS => counts = tensor.data,
+            _ => {}
+        }
+    }
+    LossHistory::from_parts(losses, &counts)
 }
 
 fn named_tensors(layout: &ParamLayout, flat: &[f32], prefix: &str) -> Vec<NamedTensor> {

@@ -11,13 +11,14 @@ use candle_core::{Device, Tensor};
 use ddpm_data::Batch;
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::ModelError;
-use ddpm_model::diffusion::{DiffusionProcess, Loss, LossInputs, TimestepSampler};
+use ddpm_model::diffusion::{DiffusionProcess, Loss, LossInputs, Timestep, TimestepSampler};
 use ddpm_model::optim::{AdamWConfig, LrConfig, Optimizer};
 use ddpm_model::params::{Gradients, Params};
 use ddpm_model::tape::{DropoutStream, Tape};
 use ddpm_model::unet::UNet;
 
 use super::noise::normals;
+use super::pixels::normalise;
 use crate::config::TrainPlan;
 use crate::error::{ExitCode, Failure};
 use crate::memory;
@@ -31,7 +32,7 @@ pub struct Trainer {
     gradients: Gradients,
     process: Arc<DiffusionProcess>,
     loss: Loss,
-    timestep_sampler: TimestepSampler,
+    pub(super) timestep_sampler: TimestepSampler,
     lr: LrConfig,
     label_dropout: Option<LabelDropout>,
     noise: Philox,
@@ -52,6 +53,10 @@ struct LabelDropout {
 pub struct StepOutcome {
     /// The loss of each image, weighted as the timestep sampler says.
     pub losses: Vec<f64>,
+    /// The timestep of each image.
+    pub timesteps: Vec<Timestep>,
+    /// The loss of each image without that weight.
+    pub unweighted: Vec<f64>,
     /// The quarter of the timesteps, 0 to 3, that each image's t fell into.
     pub quartiles: Vec<usize>,
     /// The plain mean squared error of each image.
@@ -156,6 +161,8 @@ impl Trainer {
         let global_batch = batch.shape[0];
         let mut outcome = StepOutcome {
             losses: Vec::with_capacity(global_batch),
+            timesteps: Vec::with_capacity(global_batch),
+            unweighted: Vec::with_capacity(global_batch),
             quartiles: Vec::with_capacity(global_batch),
             mse: Vec::with_capacity(global_batch),
             vlb: None,
@@ -177,6 +184,7 @@ impl Trainer {
                 ModelError::NotFinite { .. } => diverged(step, &error.to_string()),
                 other => other.into(),
             })?;
+        self.timestep_sampler.observe(&outcome.timesteps, &outcome.unweighted);
         outcome.grad_norm = report.grad_norm;
         outcome.phases.optimizer = start.elapsed();
         Ok(outcome)
@@ -191,7 +199,7 @@ impl Trainer {
         outcome: &mut StepOutcome,
     ) -> Result<(), Failure> {
         let start = Instant::now();
-        let x_start = self.normalise(batch, &samples)?;
+        let x_start = self.x_start(batch, &samples)?;
         let labels = self.labels(step, batch, &samples);
         let drawn = self.timestep_sampler.draw(step, samples.start, samples.len());
         let noise = normals(self.noise, step, samples.start, x_start.dims(), &self.device)?;
@@ -222,6 +230,8 @@ impl Trainer {
         let timesteps = self.process.schedule().len();
         outcome.losses.extend(loss.per_sample.iter().zip(&drawn.weights).map(|(l, w)| l * f64::from(*w)));
         outcome.quartiles.extend(drawn.timesteps.iter().map(|t| t.index() * 4 / timesteps));
+        outcome.timesteps.extend(drawn.timesteps);
+        outcome.unweighted.extend(loss.per_sample);
         outcome.mse.extend(loss.mse);
         if let Some(vlb) = loss.vlb {
             outcome.vlb.get_or_insert_default().extend(vlb);
@@ -229,14 +239,12 @@ impl Trainer {
         Ok(())
     }
 
-    /// Bytes to `[n, H, W, C]` in [-1, 1].
-    fn normalise(&self, batch: &Batch, samples: &Range<usize>) -> Result<Tensor, Failure> {
+    /// Some of the batch's images.
+    fn x_start(&self, batch: &Batch, samples: &Range<usize>) -> Result<Tensor, ModelError> {
         let [_, height, width, channels] = batch.shape;
         let image = height * width * channels;
         let bytes = &batch.images[samples.start * image..samples.end * image];
-        let pixels: Vec<f32> = bytes.iter().map(|&byte| f32::from(byte) / 127.5 - 1.0).collect();
-        let shape = (samples.len(), height, width, channels);
-        Ok(Tensor::from_vec(pixels, shape, &self.device).map_err(ModelError::from)?)
+        normalise(bytes, [samples.len(), height, width, channels], &self.device)
     }
 
     /// The labels, some of them dropped where guidance is to be learned.

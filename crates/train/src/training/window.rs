@@ -81,6 +81,8 @@ mod tests {
     fn outcome(losses: &[f64], quartiles: &[usize]) -> StepOutcome {
         StepOutcome {
             losses: losses.to_vec(),
+            timesteps: Vec::new(),
+            unweighted: losses.to_vec(),
             quartiles: quartiles.to_vec(),
             mse: losses.to_vec(),
             vlb: None,

@@ -21,10 +21,26 @@ pub(super) fn transition(
     let bar_prev = process.schedule().alphas_cumprod_prev()[t.index()];
     let sigma = eta * ((1.0 - bar_prev) / (1.0 - bar)).sqrt() * (1.0 - bar / bar_prev).sqrt();
     let towards_x_t = (1.0 - bar_prev - sigma * sigma).max(0.0).sqrt();
-    let mean = ((x_start * bar_prev.sqrt())? + (noise * towards_x_t)?)?;
+    let mean = ((&x_start * bar_prev.sqrt())? + (noise * towards_x_t)?)?;
     if sigma == 0.0 {
-        return Ok(Transition { mean, standard_deviation: None });
+        return Ok(Transition { mean, standard_deviation: None, x_start });
     }
     let standard_deviation = Tensor::new(sigma, x_t.device())?.to_dtype(x_t.dtype())?;
-    Ok(Transition { mean, standard_deviation: Some(standard_deviation) })
+    Ok(Transition { mean, standard_deviation: Some(standard_deviation), x_start })
+}
+
+/// The x_t that [`transition`] at eta = 0, without clamping, takes to `x_prev`, given the eps at `t` in the direction of
+/// x_t (section 4.3: the ODE, backwards). `output` is the network's at `near`, which should be close to that x_t.
+pub(super) fn inverse(
+    process: &DiffusionProcess,
+    output: &Tensor,
+    near: &Tensor,
+    x_prev: &Tensor,
+    t: Timestep,
+) -> Result<Tensor, DiffusionError> {
+    let noise = process.predict_noise(output, near, &vec![t; near.dim(0)?])?;
+    let bar = process.schedule().alphas_cumprod()[t.index()];
+    let bar_prev = process.schedule().alphas_cumprod_prev()[t.index()];
+    let signal = (bar / bar_prev).sqrt();
+    Ok(((x_prev * signal)? + (noise * ((1.0 - bar).sqrt() - signal * (1.0 - bar_prev).sqrt()))?)?)
 }

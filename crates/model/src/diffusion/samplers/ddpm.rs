@@ -16,8 +16,8 @@ pub(super) fn transition(
     let x_start = predicted_x_start(process, output, x_t, &batch)?;
     let mean = process.q_posterior_mean(&x_start, x_t, &batch)?;
     if t.index() == 0 {
-        return Ok(Transition { mean, standard_deviation: None });
+        return Ok(Transition { mean, standard_deviation: None, x_start });
     }
     let log_variance = process.model_log_variance(output, x_t.dims(), &batch)?;
-    Ok(Transition { mean, standard_deviation: Some((log_variance * 0.5)?.exp()?) })
+    Ok(Transition { mean, standard_deviation: Some((log_variance * 0.5)?.exp()?), x_start })
 }

@@ -49,7 +49,7 @@ impl Case {
     }
 
     fn bits(&self) -> Vec<f64> {
-        vlb_bits(&self.process, &self.output, &self.x_start, &self.x_t, &self.t, false).unwrap()
+        vlb_bits(&self.process, &self.output, &self.x_start, &self.x_t, &self.t)
     }
 }
 
@@ -187,6 +187,27 @@ fn a_learned_variance_at_its_lower_bound_is_the_fixed_small_one() {
     let lowest = (fixed.output.ones_like().unwrap() * -1.0).unwrap();
     let output = Tensor::cat(&[&fixed.output, &lowest], 3).unwrap();
     assert_close(&Case { output, ..learned }.bits(), &fixed.bits(), 1e-12);
+}
+
+/// Both errors against x_0 and eps as `process` predicts them, with and without clamping.
+#[test]
+fn the_errors_behind_a_term_are_those_of_x_start_and_of_the_eps_that_belongs_to_it() {
+    let case = case(LossKind::Vlb, VarianceType::LearnedRange, PredictionType::Epsilon, None);
+    let p = &case.process;
+    let predicted = p.predict_x_start(&case.output, &case.x_t, &case.t).unwrap();
+    for clip in [false, true] {
+        let predicted = if clip { predicted.clamp(-1f32, 1f32).unwrap() } else { predicted.clone() };
+        let terms = bound_terms(p, &case.output, &case.x_start, &case.x_t, &case.t, clip).unwrap();
+        let (predicted, x_start) = (flat(&predicted), flat(&case.x_start));
+        let (x_t, noise) = (flat(&case.x_t), flat(&case.noise));
+        for (i, terms) in terms.iter().enumerate() {
+            let bar = p.schedule().alphas_cumprod()[case.t[i].index()];
+            let eps = |k: usize| (x_t[k] - bar.sqrt() * predicted[k]) / (1.0 - bar).sqrt();
+            let mean = |f: &dyn Fn(usize) -> f64| (i * 8..i * 8 + 8).map(f).sum::<f64>() / 8.0;
+            assert_close(&[terms.xstart_mse], &[mean(&|k| (predicted[k] - x_start[k]).powi(2))], 1e-5);
+            assert_close(&[terms.mse], &[mean(&|k| (eps(k) - noise[k]).powi(2))], 1e-4);
+        }
+    }
 }
 
 /// Golden value of the reference implementation: x = 1 everywhere, linear, T = 1000.

@@ -42,6 +42,12 @@ fn timesteps(process: &DiffusionProcess, indices: &[usize]) -> Vec<Timestep> {
     indices.iter().map(|&t| process.schedule().timestep(t).unwrap()).collect()
 }
 
+/// `L_t` of each sample, without clamping.
+fn vlb_bits(p: &DiffusionProcess, output: &Tensor, x_start: &Tensor, x_t: &Tensor, t: &[Timestep]) -> Vec<f64> {
+    let terms = bound_terms(p, output, x_start, x_t, t, false).unwrap();
+    terms.into_iter().map(|terms| terms.vb).collect()
+}
+
 #[track_caller]
 fn assert_close(got: &[f64], want: &[f64], tolerance: f64) {
     assert_eq!(got.len(), want.len());

@@ -1,0 +1,61 @@
+//! The whole bound of an image, step by step (Ho et al. 2020, eq. 5): `eval nll`.
+//!
+//! ```text
+//! -log2 p(x_0) <= sum_t L_t + L_T           per dimension
+//! ```
+//! Every t is visited once, with one draw of noise: an unbiased estimate of the bound, whose error the spread over images
+//! shows. Predicted x_0 are clamped to [-1, 1], as in the reference implementation.
+
+use candle_core::Tensor;
+
+use super::vlb::{bound_terms, prior_bits};
+use super::{DiffusionError, DiffusionProcess, Timestep};
+
+/// What an image costs, and where: bits per dimension of each step, and the errors behind them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BitsPerDim {
+    /// `L_T`: what is left of the image in x_T.
+    pub prior: f64,
+    /// `L_t` for each of the process' steps.
+    pub vb: Vec<f64>,
+    /// Mean squared error of eps.
+    pub mse: Vec<f64>,
+    /// Mean squared error of the predicted x_0.
+    pub xstart_mse: Vec<f64>,
+}
+
+impl BitsPerDim {
+    /// The bound: bits per dimension in all.
+    pub fn total(&self) -> f64 {
+        self.prior + self.vb.iter().sum::<f64>()
+    }
+}
+
+/// The bound of each of the images `x_start`, `[N, H, W, C]` in [-1, 1].
+///
+/// `process` may be respaced. `noise(t)` and `denoise(x_t, t)` are given the timestep that the network knows; both may
+/// fail with an error of the caller's.
+pub fn bits_per_dim<E: From<DiffusionError>>(
+    process: &DiffusionProcess,
+    x_start: &Tensor,
+    noise: &mut dyn FnMut(Timestep) -> Result<Tensor, E>,
+    denoise: &mut dyn FnMut(&Tensor, Timestep) -> Result<Tensor, E>,
+) -> Result<Vec<BitsPerDim>, E> {
+    let steps = process.schedule().len();
+    let empty = |prior| BitsPerDim { prior, vb: vec![0.0; steps], mse: vec![0.0; steps], xstart_mse: vec![0.0; steps] };
+    let mut images: Vec<BitsPerDim> = prior_bits(process, x_start)?.into_iter().map(empty).collect();
+    for index in 0..steps {
+        let t = process.schedule().timestep(index)?;
+        let network_t = process.network_timestep(t)?;
+        let batch = vec![t; images.len()];
+        let x_t = process.q_sample(x_start, &batch, &noise(network_t)?)?;
+        let output = denoise(&x_t, network_t)?;
+        let terms = bound_terms(process, &output, x_start, &x_t, &batch, true)?;
+        for (image, terms) in images.iter_mut().zip(terms) {
+            image.vb[index] = terms.vb;
+            image.mse[index] = terms.mse;
+            image.xstart_mse[index] = terms.xstart_mse;
+        }
+    }
+    Ok(images)
+}

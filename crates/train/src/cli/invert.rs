@@ -1,0 +1,168 @@
+//! `ddpm sample --invert`: images to latents and back, by deterministic DDIM, and how much of them came back.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use ddpm_model::ModelError;
+use ddpm_model::diffusion::{DiffusionProcess, SamplerConfig, invert, sample};
+use serde::Serialize;
+
+use super::args::SampleArgs;
+use super::output::{Align, Output, Table};
+use super::sample::{prepare_place, wants_grid};
+use crate::error::{ExitCode, Failure};
+use crate::eval::images::{EvalBatch, EvalImages, Selection};
+use crate::report::pictures::{Layout, encode, grid, page_size, write};
+use crate::training::model::Model;
+use crate::training::pixels::to_bytes;
+
+/// The document of `sample --invert`.
+#[derive(Serialize)]
+struct Document<'a> {
+    files: Vec<&'a Path>,
+    images: usize,
+    steps: usize,
+    refinements: usize,
+    seconds: f64,
+    #[serde(flatten)]
+    error: Error,
+}
+
+/// How far what came back is from what went in, in the range [-1, 1]; and what the latents look like.
+#[derive(Clone, Copy, Serialize)]
+struct Error {
+    mse: f64,
+    max_error: f64,
+    /// 10 log10(4 / mse): 2 is the range.
+    psnr_db: f64,
+    /// 0 and 1 for the latents of images that the model could have drawn.
+    latent_mean: f64,
+    latent_variance: f64,
+}
+
+/// Images, their latents and what the latents give, `[N, H, W, C]` each.
+struct RoundTrip {
+    images: Tensor,
+    latents: Tensor,
+    returned: Tensor,
+}
+
+/// Inverts, draws again, and tells the error.
+pub(super) fn run(
+    args: &SampleArgs,
+    source: &str,
+    model: &Model,
+    sampler: &SamplerConfig,
+    device: &Device,
+    output: &Output,
+) -> Result<(), Failure> {
+    if !wants_grid(&args.out) {
+        let message = format!("--out {}: --invert writes one picture", args.out.display());
+        return Err(Failure::new(ExitCode::Usage, message).hint("give it a name that ends in .png"));
+    }
+    if args.guidance != 0.0 {
+        let message = format!("--guidance {}: an inversion follows the model as it is", args.guidance);
+        return Err(Failure::new(ExitCode::Usage, message).hint("leave --guidance out"));
+    }
+    let selection = Selection { source, split: args.split.as_deref(), num: Some(args.num), seed: args.seed };
+    let images = EvalImages::open(&selection, &model.config)?;
+    let size = model.config.data.image_size;
+    let layout = Layout { columns: Some(args.num), ..Layout::visible(size, size) };
+    prepare_place(&args.out)?;
+    page_size(3 * args.num, [size, size], layout)?;
+
+    let (start, mut counter) = (Instant::now(), output.counter(args.num, "images"));
+    // A clamp cannot be undone.
+    let process = model.process.unclamped();
+    let mut parts = Vec::new();
+    for batch in images.batches(args.batch_size, device)? {
+        let batch = batch?;
+        parts.push(round_trip(args.refine, &batch, model, &process, sampler, device)?);
+        counter.set((batch.first + batch.x_start.dims()[0]) as u64, "");
+    }
+    drop(counter);
+    let seconds = start.elapsed().as_secs_f64();
+    let all = RoundTrip::concatenate(&parts).map_err(ModelError::from)?;
+    let error = all.error().map_err(ModelError::from)?;
+    let pixels = [&all.images, &all.latents, &all.returned].map(to_bytes);
+    let pixels = pixels.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
+    let shape = [3 * args.num, size, size, model.config.data.channels];
+    write(&args.out, &encode(&grid(&pixels, shape, layout)?)?)?;
+    if let Some(path) = &args.latents {
+        save_latents(&all.latents, path)?;
+    }
+
+    let files = std::iter::once(&args.out).chain(&args.latents).map(AsRef::as_ref).collect();
+    let steps = sampler.kept_timesteps(process.schedule().len())?.len();
+    let document = Document { files, images: args.num, steps, refinements: args.refine, seconds, error };
+    output.result(&document, || text(&document))
+}
+
+fn round_trip(
+    refinements: usize,
+    batch: &EvalBatch,
+    model: &Model,
+    process: &DiffusionProcess,
+    sampler: &SamplerConfig,
+    device: &Device,
+) -> Result<RoundTrip, Failure> {
+    let images = batch.x_start.clone();
+    let mut denoise = |x_t: &Tensor, t| model.painter(device).denoise(x_t, t, batch.labels.as_deref(), None);
+    let latents = invert::<Failure>(process, sampler, images.clone(), refinements, &mut denoise)?;
+    let mut no_noise = |_| Err(Failure::new(ExitCode::Other, "a deterministic sampler asked for noise"));
+    let returned = sample(process, sampler, latents.clone(), &mut no_noise, &mut denoise)?;
+    Ok(RoundTrip { images, latents, returned })
+}
+
+impl RoundTrip {
+    fn concatenate(parts: &[Self]) -> candle_core::Result<Self> {
+        let all = |part: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(part).collect::<Vec<_>>(), 0);
+        Ok(Self { images: all(|p| &p.images)?, latents: all(|p| &p.latents)?, returned: all(|p| &p.returned)? })
+    }
+
+    fn error(&self) -> candle_core::Result<Error> {
+        let double = |x: &Tensor| x.to_dtype(DType::F64);
+        let difference = (double(&self.returned)? - double(&self.images)?)?;
+        let mse: f64 = difference.sqr()?.mean_all()?.to_scalar()?;
+        let latents = double(&self.latents)?;
+        let latent_mean: f64 = latents.mean_all()?.to_scalar()?;
+        Ok(Error {
+            mse,
+            max_error: difference.abs()?.max_all()?.to_scalar()?,
+            psnr_db: 10.0 * (4.0 / mse).log10(),
+            latent_mean,
+            latent_variance: latents.sqr()?.mean_all()?.to_scalar::<f64>()? - latent_mean * latent_mean,
+        })
+    }
+}
+
+/// Writes `latents` [N, C, H, W], PyTorch's layout.
+fn save_latents(latents: &Tensor, path: &Path) -> Result<(), Failure> {
+    let nchw = latents.permute((0, 3, 1, 2)).and_then(|x| x.contiguous()).map_err(ModelError::from)?;
+    let tensors = HashMap::from([("latents".to_owned(), nchw)]);
+    candle_core::safetensors::save(&tensors, path).map_err(|error| {
+        Failure::caused_by(ExitCode::Other, format!("{}: cannot be written", path.display()), &error)
+            .hint("give --latents a file in a folder that exists")
+    })
+}
+
+fn text(document: &Document<'_>) -> String {
+    let Error { mse, max_error, psnr_db, latent_mean, latent_variance } = document.error;
+    let mut table = Table::new(&[Align::Left, Align::Left]);
+    table.row(&[
+        &"error",
+        &format!("{mse:.3e} mean squared, {max_error:.4} at most, of a range of 2 ({psnr_db:.1} dB)"),
+    ]);
+    table.row(&[&"latents", &format!("mean {latent_mean:.3}, variance {latent_variance:.3} (0 and 1 for noise)")]);
+    let (images, steps, refinements) = (document.images, document.steps, document.refinements);
+    let files: Vec<String> = document.files.iter().map(|path| path.display().to_string()).collect();
+    format!(
+        "{images} images to latents and back, {steps} steps each way, {refinements} refinements, {:.1} s\n\n{}\n\
+         from above: images, latents, what came back: {}\n",
+        document.seconds,
+        table.render(),
+        files.join(", ")
+    )
+}

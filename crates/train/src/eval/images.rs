@@ -1,0 +1,132 @@
+//! The images something is measured on: some of a source, as the network would see them.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use ddpm_data::{Batcher, Crop, Format, LoaderConfig, OpenOptions, Source};
+
+use crate::config::TrainConfig;
+use crate::error::{ExitCode, Failure};
+use crate::training::model::data_classes;
+use crate::training::pixels::normalise;
+
+/// Which images.
+#[derive(Clone, Copy, Debug)]
+pub struct Selection<'a> {
+    /// As `data.source`.
+    pub source: &'a str,
+    /// As `data.split`.
+    pub split: Option<&'a str>,
+    /// How many; all where absent.
+    pub num: Option<usize>,
+    /// Chooses which, where they are not all.
+    pub seed: u64,
+}
+
+/// Images of one size, cut in the middle and never mirrored, in an order that the seed decides.
+pub struct EvalImages {
+    source: Arc<dyn Source>,
+    settings: LoaderConfig,
+    num: usize,
+}
+
+/// Some images. `N` is at least 1.
+#[derive(Clone, Debug)]
+pub struct EvalBatch {
+    /// `[N, H, W, C]` in [-1, 1].
+    pub x_start: Tensor,
+    /// Where the model has classes.
+    pub labels: Option<Vec<u32>>,
+    /// The number of the first of them among all the images.
+    pub first: usize,
+}
+
+impl EvalImages {
+    /// Opens the images that `selection` names, for a model of `config`.
+    ///
+    /// # Errors
+    /// Exit code 3 for data that cannot be read, 2 for more images than there are.
+    pub fn open(selection: &Selection<'_>, config: &TrainConfig) -> Result<Self, Failure> {
+        let options = OpenOptions { format: Format::Auto, split: selection.split.map(str::to_owned) };
+        let source = ddpm_data::open(selection.source, &options)?;
+        let num = selection.num.unwrap_or(source.len());
+        if num > source.len() {
+            let message = format!("--num {num}: there are {} images in {}", source.len(), source.describe());
+            return Err(Failure::new(ExitCode::Usage, message).hint("leave --num out to take them all"));
+        }
+        let data = &config.data;
+        let settings = LoaderConfig {
+            seed: selection.seed,
+            batch_size: 1,
+            image_size: data.image_size,
+            channels: data.channels,
+            crop: Crop::Center,
+            flip: false,
+            num_classes: data_classes(config),
+            on_corrupt: data.on_corrupt,
+            max_corrupt: data.max_corrupt,
+            workers: 0,
+            prefetch: 1,
+        };
+        Ok(Self { source, settings, num })
+    }
+
+    /// The same images without their labels, for what looks at pixels alone: then the data needs none either.
+    #[must_use]
+    pub fn without_labels(mut self) -> Self {
+        self.settings.num_classes = None;
+        self
+    }
+
+    /// The first `count` of them, or all if there are fewer; at least one.
+    #[must_use]
+    pub fn at_most(mut self, count: usize) -> Self {
+        self.num = self.num.min(count.max(1));
+        self
+    }
+
+    /// Values of one image, height x width x channels.
+    pub fn image_len(&self) -> usize {
+        let LoaderConfig { image_size, channels, .. } = self.settings;
+        // The settings are checked when the first batch is made.
+        image_size.saturating_mul(image_size).saturating_mul(channels)
+    }
+
+    /// How many images there are; at least 1.
+    #[allow(clippy::len_without_is_empty)] // never empty
+    pub fn len(&self) -> usize {
+        self.num
+    }
+
+    /// One line for a person.
+    pub fn describe(&self) -> String {
+        self.source.describe()
+    }
+
+    /// The images, so many at a time, on `device`.
+    ///
+    /// # Errors
+    /// A batch is an error where its data cannot be read, or lacks the labels that the model needs.
+    pub fn batches(
+        &self,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<impl Iterator<Item = Result<EvalBatch, Failure>>, Failure> {
+        let batch_size = batch_size.min(self.num).max(1);
+        let batcher = Batcher::new(Arc::clone(&self.source), LoaderConfig { batch_size, ..self.settings.clone() })?;
+        let (num, device) = (self.num, device.clone());
+        Ok((0..num.div_ceil(batch_size)).map(move |k| {
+            let batch = batcher.batch_at(k as u64)?;
+            let first = k * batch_size;
+            // The last batch reaches beyond the last image.
+            let count = batch_size.min(num - first);
+            let [_, height, width, channels] = batch.shape;
+            let bytes = &batch.images[..count * height * width * channels];
+            let labels = batch.labels.map(|mut labels| {
+                labels.truncate(count);
+                labels
+            });
+            Ok(EvalBatch { x_start: normalise(bytes, [count, height, width, channels], &device)?, labels, first })
+        }))
+    }
+}

@@ -1,0 +1,11 @@
+//! What is measured of models and data, apart from training.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`images`] | the images to measure on |
+//! | [`nll`] | bits per dimension: `ddpm eval nll` |
+//! | [`noising`] | how fast images become noise: `ddpm schedule --data` |
+
+pub mod images;
+pub mod nll;
+pub mod noising;
