@@ -5,8 +5,8 @@
 //! gradient as it is and makes its variance small. `E[L_t^2]` is the mean over the last ten losses at t; until every t has
 //! ten, t is drawn uniformly.
 //!
-//! This is the only part of a run besides weights and optimizer that depends on the past, so it is checkpointed. Losses
-//! are kept in f32, as they are stored, so that a resumed run goes on with the same bits.
+//! With it the choice of t depends on the past, so it is part of a checkpoint. Losses are kept in f32, as they are stored,
+//! so that a resumed run goes on with the same bits.
 
 use super::{DiffusionError, Timestep};
 

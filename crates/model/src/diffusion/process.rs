@@ -57,8 +57,8 @@ impl DiffusionProcess {
         process
     }
 
-    /// The same process with another fixed variance of p(x_{t-1} | x_t): no training depends on the choice, only sampling
-    /// and the bound do.
+    /// The same process with another fixed variance of p(x_{t-1} | x_t): the network stays what it is, sampling and the
+    /// bound change.
     ///
     /// # Errors
     /// The variance is learned, or is to be: then the network's output channels say which it is.

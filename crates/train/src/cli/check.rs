@@ -15,7 +15,7 @@ use crate::config::{Cadence, Resolved, TrainPlan, Warning};
 use crate::error::{Failure, Outcome};
 use crate::memory::format_bytes;
 use crate::report::progress::format_duration;
-use crate::training::measure::{Measured, StepEstimate, estimate_step};
+use crate::training::estimate::{Measured, StepEstimate, estimate_step};
 
 /// Steps to measure, after two to warm up: some seconds for a model this machine can train.
 const MEASURED_STEPS: usize = 3;

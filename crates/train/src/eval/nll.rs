@@ -26,7 +26,8 @@ pub struct Nll {
     pub prior: f64,
     /// L_t of each step, in bits per dimension.
     pub vb: Vec<f64>,
-    /// Mean squared error of eps at each step.
+    /// Mean squared error, at each step, of the eps that belongs to the clamped x_0: at the noisy end less than that of
+    /// the network's own eps.
     pub mse: Vec<f64>,
     /// Mean squared error of the predicted x_0 at each step.
     pub xstart_mse: Vec<f64>,

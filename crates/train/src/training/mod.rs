@@ -11,9 +11,10 @@
 //! | [`pixels`] | bytes to numbers and back |
 //! | [`pictures`] | images drawn from a model, always from the same noise |
 //! | [`model`] | a trained model, read back |
-//! | [`measure`] | how long a step takes |
+//! | [`measure`], [`estimate`] | how long a step takes, or would take |
 
 mod context;
+pub mod estimate;
 pub mod measure;
 pub mod model;
 pub mod noise;

@@ -184,9 +184,9 @@ pub fn sample_observed<E: From<DiffusionError>>(
 
 /// The x_T from which deterministic DDIM draws the images `x_start`: its steps, backwards.
 ///
-/// A step back needs eps at a point that only the step back would give. It starts from eps at the point before it, as in
-/// Song et al. 2020, section 4.3, and is then repeated `refinements` times with eps at the point found: a fixed-point
-/// iteration, at one pass through the network each. Give [`sample`] the same config and a process that does not clamp
+/// A step back (Song et al. 2020, section 4.3) needs eps at a point that only the step back would give. It starts from eps
+/// at the point it leaves, told the time it goes to, and is then repeated `refinements` times with eps at the point found:
+/// a fixed-point iteration, at one pass through the network each. Give [`sample`] the same config and a process that does not clamp
 /// ([`DiffusionProcess::unclamped`]) to come back.
 ///
 /// # Errors
