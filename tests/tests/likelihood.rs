@@ -31,7 +31,7 @@ fn importance_sampling_of_t_resumes_to_the_bit() {
     // Once while the history fills, once after.
     for steps in [13, 47] {
         parts.train().max_steps(steps).succeeds();
-        std::fs::remove_file(parts.path(&format!("runs/tiny/samples/step-{steps:09}.png"))).unwrap();
+        std::fs::remove_file(parts.path(format!("runs/tiny/samples/step-{steps:09}.png"))).unwrap();
     }
     parts.train().succeeds().resumes_at(47);
     let whole = trained_run(&settings);
@@ -53,7 +53,7 @@ fn a_checkpoint_that_lost_its_loss_history_is_refused() {
     let settings: Vec<&str> = IMPORTANCE.into_iter().chain(["train.steps=4"]).collect();
     let run = trained_run(&settings);
     let checkpoint = "runs/tiny/checkpoints/step-000000004";
-    std::fs::remove_file(run.path(&format!("{checkpoint}/timestep_sampler.safetensors"))).unwrap();
+    std::fs::remove_file(run.path(format!("{checkpoint}/timestep_sampler.safetensors"))).unwrap();
     run.train().set("train.steps=6").fails_with(6).stderr_has("timestep_sampler.safetensors");
 }
 

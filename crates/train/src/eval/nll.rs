@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use ddpm_kernels::philox::{Philox, Purpose};
-use ddpm_model::diffusion::{BitsPerDim, DiffusionProcess, Timestep, bits_per_dim};
+use ddpm_model::diffusion::{BitsPerDim, Timestep, bits_per_dim};
 use serde::Serialize;
 
 use super::images::{EvalBatch, EvalImages};
@@ -72,17 +72,19 @@ pub fn evaluate(
     let start = Instant::now();
     let process = model.process.respaced(request.kept)?;
     let (mut sums, mut in_network, mut passes) = (Sums::new(request.kept.len()), Duration::ZERO, 0);
+    let philox = Philox::new(request.seed, Purpose::Evaluation);
     for batch in images.batches(request.batch_size, device)? {
-        let batch = batch?;
-        let mut network = |x_t: &Tensor, t, labels: Option<&[u32]>| {
+        let EvalBatch { x_start, labels, first } = batch?;
+        let mut noise = |t: Timestep| Ok(normals(philox, t.index() as u64, first, x_start.dims(), device)?);
+        let mut denoise = |x_t: &Tensor, t: Timestep| {
             let entered = Instant::now();
-            let output = model.painter(device).denoise(x_t, t, labels, None);
+            let output = model.painter(device).denoise(x_t, t, labels.as_deref(), None);
             in_network += entered.elapsed();
             passes += 1;
             progress(passes, sums.mean());
             output
         };
-        let of_images = of_batch(&process, &batch, request.seed, device, &mut network)?;
+        let of_images = bits_per_dim::<Failure>(&process, &x_start, &mut noise, &mut denoise)?;
         sums.add(&of_images);
     }
     let seconds = start.elapsed().as_secs_f64();
@@ -93,19 +95,6 @@ pub fn evaluate(
 /// Passes of a batch through the network that [`evaluate`] makes.
 pub fn passes(images: &EvalImages, request: &NllRequest<'_>) -> usize {
     images.len().div_ceil(request.batch_size.max(1)) * request.kept.len()
-}
-
-fn of_batch(
-    process: &DiffusionProcess,
-    batch: &EvalBatch,
-    seed: u64,
-    device: &Device,
-    network: &mut dyn FnMut(&Tensor, Timestep, Option<&[u32]>) -> Result<Tensor, Failure>,
-) -> Result<Vec<BitsPerDim>, Failure> {
-    let (philox, dims) = (Philox::new(seed, Purpose::Evaluation), batch.x_start.dims());
-    let mut noise = |t: Timestep| Ok(normals(philox, t.index() as u64, batch.first, dims, device)?);
-    let mut denoise = |x_t: &Tensor, t| network(x_t, t, batch.labels.as_deref());
-    bits_per_dim(process, &batch.x_start, &mut noise, &mut denoise)
 }
 
 /// Sums over images, so that memory does not grow with their number.

@@ -28,7 +28,7 @@ pub struct NllArgs {
     /// The images: a folder, a .parquet file or folder, or builtin:fashion10k
     #[arg(long, value_name = "SOURCE")]
     pub data: String,
-    /// The part of the data, or a slice of it: train, train[:90%], [9000:]
+    /// The part of the data, or a slice of it: `train`, `train[:90%]`, `[9000:]`
     #[arg(long, value_name = "NAME")]
     pub split: Option<String>,
     /// How many images, drawn from all of them by the seed [default: all]

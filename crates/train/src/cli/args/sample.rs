@@ -62,7 +62,7 @@ pub struct SampleArgs {
     /// Turn the images of SOURCE into latents and back, by ddim; --out shows images, latents and what came back
     #[arg(long, value_name = "SOURCE", conflicts_with_all = ["interpolate", "trajectory", "class"])]
     pub invert: Option<String>,
-    /// The part of SOURCE, or a slice of it: train, train[:90%], [9000:]
+    /// The part of SOURCE, or a slice of it: `train`, `train[:90%]`, `[9000:]`
     #[arg(long, value_name = "NAME", requires = "invert")]
     pub split: Option<String>,
     /// Further passes through the network at each step of the way to the latent, to be more exact

@@ -31,7 +31,7 @@ pub struct ScheduleArgs {
     /// Noise these images and say whether T is large enough: a folder, a .parquet file or folder, or builtin:fashion10k
     #[arg(long, value_name = "SOURCE")]
     pub data: Option<String>,
-    /// The part of the data, or a slice of it: train, train[:90%], [9000:]
+    /// The part of the data, or a slice of it: `train`, `train[:90%]`, `[9000:]`
     #[arg(long, value_name = "NAME", requires = "data")]
     pub split: Option<String>,
     /// How many images, drawn from all of them by the seed [default: 1000, or all if there are fewer]
