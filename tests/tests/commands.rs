@@ -142,7 +142,10 @@ fn sample_takes_averaged_weights_unless_told_otherwise() {
     };
     assert!(weights("", "ema.png") != weights("--raw", "raw.png"));
     run.ddpm("sample runs/tiny --num 1000000000000000 --out many/").fails_with(4).stderr_has("do not fit into memory");
-    run.ddpm("sample runs/tiny --num 1000000 --out page.png").fails_with(1).stderr_has("fewer");
+    run.ddpm("sample runs/tiny --num 1000000 --out page.png")
+        .fails_with(2)
+        .stderr_has("--num 1000000")
+        .stderr_has("fewer");
     run.ddpm("sample runs/tiny --class 1").fails_with(2).stderr_has("has no classes");
     run.ddpm("sample runs/tiny --guidance 1").fails_with(2).stderr_has("loss.label_dropout");
     run.ddpm("sample runs/tiny --steps 2000").fails_with(2).stderr_has("2000").stderr_has("1000");

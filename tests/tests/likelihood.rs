@@ -1,7 +1,7 @@
 //! Learned variances, importance sampling of t, and bits per dimension, as a user meets them.
 #![allow(clippy::unwrap_used)]
 
-use ddpm_tests::fixtures::{png, read_safetensors};
+use ddpm_tests::fixtures::{image_folder, png, read_safetensors};
 use ddpm_tests::{Place, assert_same_run, fresh_run, trained_run};
 use serde_json::Value;
 
@@ -82,7 +82,7 @@ fn bits_per_dimension_are_the_sum_of_their_parts_and_no_batch_size_changes_them(
     let large = evaluate(&run, "--variance fixed_large");
     assert!(large["bits_per_dim"] != document["bits_per_dim"] && large["mse"] == document["mse"]);
     let text = run.ddpm("eval nll runs/tiny --data builtin:fashion10k --split [9000:] --num 2 --steps 3").succeeds();
-    text.stdout_has("bits/dim").stdout_has("L_0").stdout_has("standard error").stdout_has("3 timesteps");
+    text.stdout_has("bits/dim").stdout_has("L_0").stdout_has("standard error").stdout_has("3 of the timesteps");
 }
 
 #[test]
@@ -107,7 +107,30 @@ fn a_class_conditional_model_is_evaluated_with_the_labels_of_the_images() {
     for number in 0..3 {
         run.write(&format!("unlabelled/{number}.png"), png(16, number));
     }
-    run.ddpm("eval nll runs/tiny --data unlabelled --steps 2").fails_with(2).stderr_has("labels");
+    run.ddpm("eval nll runs/tiny --data unlabelled --steps 2")
+        .fails_with(2)
+        .stderr_has("the model is class-conditional");
+}
+
+#[test]
+fn an_unreadable_image_is_not_judged_by_another_in_its_place() {
+    let run = trained_run(&["train.steps=1", "sample.every=0"]);
+    image_folder(&run, "images", 4);
+    run.truncate("images/002.png");
+    let nll = run.ddpm("eval nll runs/tiny --data images --steps 2").fails_with(3);
+    nll.stderr_has("002.png").stderr_has("repair it or take it out");
+}
+
+#[test]
+fn a_plot_that_cannot_be_is_refused_before_the_work() {
+    let run = trained_run(&["train.steps=1", "sample.every=0"]);
+    run.write("file", "");
+    let nll =
+        |plot: &str| run.ddpm(&format!("eval nll runs/tiny --data builtin:fashion10k --num 1 --steps 2 --plot {plot}"));
+    nll("file/x.png").fails_with(1).stderr_has("--plot file/x.png").stderr_has("may write to");
+    nll("x.jpg").fails_with(2).stderr_has("--plot x.jpg").stderr_has(".png");
+    nll("new/x.png").succeeds();
+    assert!(run.exists("new/x.png"));
 }
 
 #[test]
@@ -115,7 +138,10 @@ fn an_evaluation_that_cannot_be_is_refused() {
     let run = trained_run(&["train.steps=1", "sample.every=0"]);
     let nll = |options: &str| run.ddpm(&format!("eval nll runs/tiny {options}"));
     nll("--data nowhere").fails_with(3).stderr_has("nowhere");
-    nll("--data builtin:fashion10k --num 20000").fails_with(2).stderr_has("10000 images").stderr_has("leave --num out");
+    nll("--data builtin:fashion10k --num 20000")
+        .fails_with(2)
+        .stderr_has("10000 images")
+        .stderr_has("ask for 10000 or fewer");
     nll("--data builtin:fashion10k --split test").fails_with(2).stderr_has("data.split = test");
     nll("--data builtin:fashion10k --split [9:5]").fails_with(2).stderr_has("no sample lies there");
     nll("--data builtin:fashion10k --steps 1001").fails_with(2).stderr_has("1 to 1000");

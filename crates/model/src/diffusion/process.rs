@@ -63,10 +63,9 @@ impl DiffusionProcess {
     /// # Errors
     /// The variance is learned, or is to be: then the network's output channels say which it is.
     pub fn with_fixed_variance(&self, variance_type: VarianceType) -> Result<Self, DiffusionError> {
-        let learned = VarianceType::LearnedRange;
-        if self.config.variance_type == learned || variance_type == learned {
+        if [self.config.variance_type, variance_type].contains(&VarianceType::LearnedRange) {
+            let expected = "fixed_small or fixed_large, and only beside a model that does not learn its variance";
             let help = "leave it out: the model decides whether its variance is learned";
-            let expected = "fixed_small or fixed_large, of a model that does not learn its variance";
             return Err(DiffusionError::setting("variance", &variance_type.name(), expected, help));
         }
         let mut process = self.clone();

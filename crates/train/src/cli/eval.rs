@@ -1,11 +1,14 @@
 //! `ddpm eval`.
 
+use std::path::Path;
+
 use image::RgbImage;
 use serde::Serialize;
 
 use super::args::NllArgs;
+use super::places::{Kind, Place, prepare};
 use super::{Align, Output, Table};
-use crate::error::Failure;
+use crate::error::{Failure, Outcome};
 use crate::eval::images::{EvalImages, Selection};
 use crate::eval::nll::{Nll, NllRequest, evaluate, passes};
 use crate::report::pictures;
@@ -20,13 +23,13 @@ const LOWEST: f64 = 1e-12;
 struct Document<'a> {
     #[serde(flatten)]
     nll: &'a Nll,
-    model: &'a std::path::Path,
-    data: String,
-    plot: Option<&'a std::path::Path>,
+    model: &'a Path,
+    data: &'a str,
+    plot: Option<&'a Path>,
 }
 
 /// Evaluates, and prints the bound with its parts.
-pub(super) fn nll(args: &NllArgs, output: &Output) -> Result<(), Failure> {
+pub(super) fn nll(args: &NllArgs, output: &Output) -> Result<Outcome, Failure> {
     let device = args.device.open()?;
     let model = Model::open(&args.model, args.raw, &device)?.with_variance(args.variance)?;
     model.skipped.iter().for_each(|message| output.warn(message));
@@ -34,6 +37,8 @@ pub(super) fn nll(args: &NllArgs, output: &Output) -> Result<(), Failure> {
     let kept = spacing.kept_timesteps(args.steps, model.process.schedule().len())?;
     let selection = Selection { source: &args.data, split: args.split.as_deref(), num: args.num, seed: args.seed };
     let images = EvalImages::open(&selection, &model.config)?;
+    let plot_place = args.plot.as_deref().map(|path| Place { option: "--plot", path, kind: Kind::Png });
+    prepare(&plot_place.into_iter().collect::<Vec<_>>())?;
     let request = NllRequest { kept: &kept, batch_size: args.batch_size, seed: args.seed };
 
     let mut counter = output.counter(passes(&images, &request), "passes");
@@ -43,16 +48,23 @@ pub(super) fn nll(args: &NllArgs, output: &Output) -> Result<(), Failure> {
     });
     drop(counter);
     let nll = nll?;
-    if let Some(path) = &args.plot {
-        pictures::write(path, &pictures::encode(&plot(&nll))?)?;
-    }
     let (data, plot) = (images.describe(), args.plot.as_deref());
-    output.result(&Document { nll: &nll, model: &model.checkpoint, data, plot }, || text(&nll, args))
+    let document = Document { nll: &nll, model: &model.checkpoint, data: &data, plot };
+    // What took hours is told even where its picture cannot be written.
+    match plot.map_or(Ok(()), |path| write_plot(&nll, path)) {
+        Ok(()) => output.result(&document, || text(&nll, &data, plot)).map(|()| Outcome::Done),
+        Err(failure) => output.result_and_failure(&document, || text(&nll, &data, None), &failure),
+    }
 }
 
-fn text(nll: &Nll, args: &NllArgs) -> String {
+fn write_plot(nll: &Nll, path: &Path) -> Result<(), Failure> {
+    Ok(pictures::write(path, &pictures::encode(&plot(nll))?)?)
+}
+
+fn text(nll: &Nll, data: &str, plot: Option<&Path>) -> String {
     let decoder = nll.vb.first().copied().unwrap_or_default();
-    let rest: f64 = nll.vb.iter().skip(1).sum();
+    // An empty sum of floats is -0.
+    let rest = nll.vb.iter().skip(1).sum::<f64>() + 0.0;
     let error = nll.standard_error.map_or_else(String::new, |error| format!("+- {error:.4} (standard error)"));
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let mut table = Table::new(&[Align::Left, Align::Right, Align::Left]);
@@ -64,12 +76,12 @@ fn text(nll: &Nll, args: &NllArgs) -> String {
     table.row(&[&"x_0 mse", &format!("{:.4}", mean(&nll.xstart_mse)), &"of the predicted x_0, mean over t"]);
     let (images, steps, share) = (nll.images, nll.steps, 100.0 * nll.network_share);
     let mut text = format!(
-        "{}\n{images} images of {}, {steps} timesteps, {:.1} s ({share:.0} % of it in the network)\n",
+        "{}\n{images} of the images of {}, {steps} of the timesteps, {:.1} s ({share:.0} % of it in the network)\n",
         table.render(),
-        args.data,
+        data,
         nll.seconds
     );
-    if let Some(path) = &args.plot {
+    if let Some(path) = plot {
         text += &format!("plot: {}\n", path.display());
     }
     text
@@ -90,8 +102,9 @@ fn plot(nll: &Nll) -> RgbImage {
     ];
     let mut page = Page::for_panels(panels.len());
     let last = nll.timesteps.last().copied().unwrap_or_default();
+    let timesteps = &nll.timesteps;
     for (column, (title, values)) in panels.iter().enumerate() {
-        page.panel(column, &Curve { title, values, last, marks: &[] });
+        page.panel(column, &Curve { title, values, timesteps, last, marks: &[] });
     }
     page.into_picture()
 }

@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use super::args::SampleArgs;
 use super::output::{Align, Output, Table};
-use super::sample::{prepare_place, wants_grid};
+use super::places::{Kind, Place, prepare};
+use super::sample::IMAGES;
 use crate::error::{ExitCode, Failure};
 use crate::eval::images::{EvalBatch, EvalImages, Selection};
 use crate::report::pictures::{Layout, encode, grid, page_size, write};
@@ -24,7 +25,7 @@ struct Document<'a> {
     files: Vec<&'a Path>,
     images: usize,
     steps: usize,
-    refinements: usize,
+    refinements: u64,
     seconds: f64,
     #[serde(flatten)]
     error: Error,
@@ -58,22 +59,20 @@ pub(super) fn run(
     device: &Device,
     output: &Output,
 ) -> Result<(), Failure> {
-    if !wants_grid(&args.out) {
-        let message = format!("--out {}: --invert writes one picture", args.out.display());
-        return Err(Failure::new(ExitCode::Usage, message).hint("give it a name that ends in .png"));
-    }
     if args.guidance != 0.0 {
         let message = format!("--guidance {}: an inversion follows the model as it is", args.guidance);
         return Err(Failure::new(ExitCode::Usage, message).hint("leave --guidance out"));
     }
-    let selection = Selection { source, split: args.split.as_deref(), num: Some(args.num), seed: args.seed };
-    let images = EvalImages::open(&selection, &model.config)?;
-    let size = model.config.data.image_size;
-    let layout = Layout { columns: Some(args.num), ..Layout::visible(size, size) };
-    prepare_place(&args.out)?;
-    page_size(3 * args.num, [size, size], layout)?;
+    let latents = args.latents.as_deref().map(|path| Place { option: "--latents", path, kind: Kind::Safetensors });
+    let out = Place { option: "--out", path: &args.out, kind: Kind::Png };
+    prepare(&[out].into_iter().chain(latents).collect::<Vec<_>>())?;
+    let selection = Selection { source, split: args.split.as_deref(), num: args.num, seed: args.seed };
+    let images = EvalImages::open(&selection, &model.config)?.at_most(args.num.unwrap_or(IMAGES));
+    let (num, size) = (images.len(), model.config.data.image_size);
+    let layout = Layout { columns: Some(num), ..Layout::visible(size, size) };
+    page_size(3 * num, [size, size], layout)?;
 
-    let (start, mut counter) = (Instant::now(), output.counter(args.num, "images"));
+    let (start, mut counter) = (Instant::now(), output.counter(num, "images"));
     // A clamp cannot be undone.
     let process = model.process.unclamped();
     let mut parts = Vec::new();
@@ -88,7 +87,7 @@ pub(super) fn run(
     let error = all.error().map_err(ModelError::from)?;
     let pixels = [&all.images, &all.latents, &all.returned].map(to_bytes);
     let pixels = pixels.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
-    let shape = [3 * args.num, size, size, model.config.data.channels];
+    let shape = [3 * num, size, size, model.config.data.channels];
     write(&args.out, &encode(&grid(&pixels, shape, layout)?)?)?;
     if let Some(path) = &args.latents {
         save_latents(&all.latents, path)?;
@@ -96,12 +95,12 @@ pub(super) fn run(
 
     let files = std::iter::once(&args.out).chain(&args.latents).map(AsRef::as_ref).collect();
     let steps = sampler.kept_timesteps(process.schedule().len())?.len();
-    let document = Document { files, images: args.num, steps, refinements: args.refine, seconds, error };
+    let document = Document { files, images: num, steps, refinements: args.refine, seconds, error };
     output.result(&document, || text(&document))
 }
 
 fn round_trip(
-    refinements: usize,
+    refinements: u64,
     batch: &EvalBatch,
     model: &Model,
     process: &DiffusionProcess,
@@ -110,7 +109,7 @@ fn round_trip(
 ) -> Result<RoundTrip, Failure> {
     let images = batch.x_start.clone();
     let mut denoise = |x_t: &Tensor, t| model.painter(device).denoise(x_t, t, batch.labels.as_deref(), None);
-    let latents = invert::<Failure>(process, sampler, images.clone(), refinements, &mut denoise)?;
+    let latents = invert::<Failure>(process, sampler, images.clone(), refinements as usize, &mut denoise)?;
     let mut no_noise = |_| Err(Failure::new(ExitCode::Other, "a deterministic sampler asked for noise"));
     let returned = sample(process, sampler, latents.clone(), &mut no_noise, &mut denoise)?;
     Ok(RoundTrip { images, latents, returned })

@@ -10,6 +10,7 @@ mod eval;
 mod forward;
 mod invert;
 pub mod output;
+mod places;
 mod sample;
 mod schedule;
 mod schedule_plot;
@@ -49,7 +50,7 @@ fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
     match command {
         Command::Train(args) => return train::run(&args, output),
         Command::Sample(args) => sample::run(&args, output)?,
-        Command::Eval(EvalCommand::Nll(args)) => eval::nll(&args, output)?,
+        Command::Eval(EvalCommand::Nll(args)) => return eval::nll(&args, output),
         Command::Data(DataCommand::Inspect(args)) => data::inspect(&args, output)?,
         Command::Config(ConfigCommand::Init(args)) => config::init(&args, output)?,
         Command::Config(ConfigCommand::Show(args)) => config::show(&args, output)?,

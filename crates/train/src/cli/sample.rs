@@ -1,15 +1,16 @@
 //! `ddpm sample`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use candle_core::Device;
 use ddpm_model::diffusion::{SamplerConfig, SamplerKind, Spacing};
 use serde_json::json;
 
 use super::args::SampleArgs;
 use super::invert;
 use super::output::Output;
+use super::places::{Kind, Place, prepare, wants_grid};
 use super::trajectory::Trajectory;
 use crate::error::{ExitCode, Failure};
 use crate::report::pictures::{Layout, encode, grid, page_size, single, write};
@@ -19,6 +20,10 @@ use crate::training::pictures::{Guidance, Images, Onlooker, Request, Start};
 /// DDIM's and DPM-Solver's steps where none are asked for.
 const DDIM_STEPS: usize = 50;
 const DPM_STEPS: usize = 20;
+/// Images where no number is given.
+pub(super) const IMAGES: usize = 16;
+/// Guidance beyond this has long left the range of images.
+const MOST_GUIDANCE: f64 = 1000.0;
 /// A row of an interpolation.
 const MOST_COLUMNS: usize = 16;
 
@@ -32,32 +37,25 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
     if let Some(source) = &args.invert {
         return invert::run(args, source, &model, &sampler, &device, output);
     }
+    let num = args.num.unwrap_or(IMAGES);
     let request = Request {
-        num: args.num,
+        num,
         sampler: &sampler,
         start: start(args, &model)?,
         classes: classes(args, &model)?,
         guidance: guidance(args, &model)?,
         batch_size: args.batch_size,
     };
-    let (size, layout) = (model.config.data.image_size, grid_layout(args, &model));
-    prepare_place(&args.out)?;
-    if wants_grid(&args.out) {
-        page_size(args.num, [size, size], layout)?;
-    }
+    let layout = grid_layout(args, num, &model);
+    let trajectory = args.trajectory.as_deref().map(|path| Place { option: "--trajectory", path, kind: Kind::Png });
+    let out = Place { option: "--out", path: &args.out, kind: Kind::PngOrFolder };
+    prepare(&[out].into_iter().chain(trajectory).collect::<Vec<_>>())?;
+    check_page(args, num, &model, layout)?;
+
     let start = Instant::now();
-    let mut trajectory = args.trajectory.as_ref().map(|_| Trajectory::new(args.num, steps));
-    let mut counter = output.counter(args.num, "images");
-    let images = model.painter(&device).draw(
-        &request,
-        &mut Onlooker {
-            progress: &mut |done| counter.set(done as u64, ""),
-            proceed: &|| Ok(()),
-            glimpse: &mut |glimpse| trajectory.iter_mut().try_for_each(|trajectory| trajectory.add(&glimpse)),
-        },
-    );
-    drop(counter);
-    let (images, seconds) = (images?, start.elapsed().as_secs_f64());
+    let mut trajectory = args.trajectory.as_ref().map(|_| Trajectory::new(num, steps));
+    let images = draw(&request, &model, &device, trajectory.as_mut(), output)?;
+    let seconds = start.elapsed().as_secs_f64();
     let mut files = write_images(&images, &args.out, layout)?;
     if let Some((path, trajectory)) = args.trajectory.as_ref().zip(trajectory) {
         write(path, &encode(&trajectory.picture(&images)?)?)?;
@@ -66,24 +64,59 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
     let document = json!({
         "files": files,
         "seconds": seconds,
-        "images_per_s": args.num as f64 / seconds,
+        "images_per_s": num as f64 / seconds,
         "sampler": args.sampler.to_string(),
         "steps": steps,
-        "seed": args.seed,
+        "seed": if args.interpolate.is_some() { None } else { Some(args.seed) },
         "interpolate": args.interpolate,
     });
     output.result(&document, || {
-        let (sampler, images_per_s) = (args.sampler, args.num as f64 / seconds);
-        let mut text = format!(
-            "{} images ({sampler}, {steps} steps, {images_per_s:.1} images/s): {}",
-            args.num,
-            args.out.display()
-        );
+        let (sampler, images_per_s, out) = (args.sampler, num as f64 / seconds, args.out.display());
+        let mut text = format!("{num} images ({sampler}, {steps} steps, {images_per_s:.1} images/s): {out}");
         if let Some(path) = &args.trajectory {
             text += &format!("\ntrajectory: {}", path.display());
         }
         text
     })
+}
+
+fn draw(
+    request: &Request<'_>,
+    model: &Model,
+    device: &Device,
+    mut trajectory: Option<&mut Trajectory>,
+    output: &Output,
+) -> Result<Images, Failure> {
+    let mut counter = output.counter(request.num, "images");
+    let images = model.painter(device).draw(
+        request,
+        &mut Onlooker {
+            progress: &mut |done| counter.set(done as u64, ""),
+            proceed: &|| Ok(()),
+            glimpse: &mut |glimpse| trajectory.iter_mut().try_for_each(|trajectory| trajectory.add(&glimpse)),
+        },
+    );
+    drop(counter);
+    let images = images?;
+    if images.not_finite > 0 {
+        let (bad, all) = (images.not_finite, request.num);
+        output.warn(&format!(
+            "{bad} of {all} images hold values that are no numbers, shown as black; is --guidance too large?"
+        ));
+    }
+    Ok(images)
+}
+
+/// Refuses a grid that no picture can hold, before it is drawn.
+fn check_page(args: &SampleArgs, num: usize, model: &Model, layout: Layout) -> Result<(), Failure> {
+    let size = model.config.data.image_size;
+    if wants_grid(&args.out)
+        && let Err(error) = page_size(num, [size, size], layout)
+    {
+        let message = format!("--num {num}: {error}");
+        return Err(Failure::new(ExitCode::Usage, message).hint("draw fewer, or give --out a folder for single PNGs"));
+    }
+    Ok(())
 }
 
 /// The sampler, with defaults for what was not chosen. A respacing brings its own number of steps.
@@ -116,9 +149,9 @@ fn start(args: &SampleArgs, model: &Model) -> Result<Start, Failure> {
 }
 
 /// A square of images; an interpolation is a row.
-fn grid_layout(args: &SampleArgs, model: &Model) -> Layout {
+fn grid_layout(args: &SampleArgs, num: usize, model: &Model) -> Layout {
     let size = model.config.data.image_size;
-    let columns = args.interpolate.as_ref().map(|_| args.num.min(MOST_COLUMNS));
+    let columns = args.interpolate.as_ref().map(|_| num.min(MOST_COLUMNS));
     Layout { columns, ..Layout::visible(size, size) }
 }
 
@@ -142,8 +175,9 @@ fn guidance(args: &SampleArgs, model: &Model) -> Result<Option<Guidance>, Failur
     if args.guidance == 0.0 {
         return Ok(None);
     }
-    if !args.guidance.is_finite() {
-        let message = format!("--guidance {}: expected a finite number", args.guidance);
+    if !(-MOST_GUIDANCE..=MOST_GUIDANCE).contains(&args.guidance) {
+        let message =
+            format!("--guidance {}: expected a number from -{MOST_GUIDANCE} to {MOST_GUIDANCE}", args.guidance);
         return Err(Failure::new(ExitCode::Usage, message).hint("1 to 4 are usual"));
     }
     let none = model.config.model.num_class_embeds.zip(data_classes(&model.config));
@@ -156,31 +190,6 @@ fn guidance(args: &SampleArgs, model: &Model) -> Result<Option<Guidance>, Failur
             ))
         }
     }
-}
-
-/// Whether `--out` names a picture, and not a folder for many.
-pub(super) fn wants_grid(out: &Path) -> bool {
-    out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) && !out.is_dir()
-}
-
-/// Makes the folder that the result goes to, before hours are spent on drawing it.
-pub(super) fn prepare_place(out: &Path) -> Result<(), Failure> {
-    let other = out
-        .extension()
-        .filter(|extension| ["jpg", "jpeg", "webp", "gif", "bmp"].iter().any(|e| extension.eq_ignore_ascii_case(e)));
-    if let Some(other) = other.filter(|_| !out.is_dir()) {
-        let message = format!("--out {}: .{} is not written", out.display(), other.display());
-        return Err(Failure::new(ExitCode::Usage, message).hint("give it a name that ends in .png"));
-    }
-    let folder = if wants_grid(out) { out.parent().unwrap_or(Path::new("")) } else { out };
-    if folder.as_os_str().is_empty() {
-        return Ok(());
-    }
-    fs::create_dir_all(folder).map_err(|error| {
-        let message = format!("--out {}: cannot make the folder {}", out.display(), folder.display());
-        Failure::caused_by(ExitCode::Other, message, &error)
-            .hint("give --out a name that ends in .png for a grid, or a folder for single images")
-    })
 }
 
 /// A grid where `out` is a PNG, else single files in the folder `out`.

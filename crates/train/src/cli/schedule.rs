@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::ScheduleArgs;
+use super::places::{Kind, Place, prepare};
 use super::schedule_plot::plot;
 use super::{Align, Output, Table};
 use crate::config::{ConfigError, MAX_TERMINAL_SIGNAL, Resolved, TrainConfig};
@@ -37,6 +38,8 @@ pub(super) fn run(args: &ScheduleArgs, output: &Output) -> Result<(), Failure> {
     let spacing = args.spacing.clone().unwrap_or_default();
     let kept = spacing.kept_timesteps(args.steps, trained.len())?;
     let visited = trained.respaced(&kept)?;
+    let plot_place = args.plot.as_deref().map(|path| Place { option: "--plot", path, kind: Kind::Png });
+    prepare(&plot_place.into_iter().collect::<Vec<_>>())?;
     let noising = args.data.as_deref().map(|source| noise(source, args, &config, output)).transpose()?;
     if let Some(path) = &args.plot {
         let page = plot(&trained, (kept.len() < trained.len()).then_some(&kept))?;

@@ -18,10 +18,11 @@ const STRIP_TOP: i32 = 370;
 pub(super) fn plot(schedule: &Schedule, visited: Option<&Vec<Timestep>>) -> Result<RgbImage, Failure> {
     let mut page = Page::new(PAGE[0], PAGE[1]);
     let marks: Vec<usize> = visited.into_iter().flatten().map(|t| t.index()).collect();
+    let all: Vec<usize> = (0..schedule.len()).collect();
     let log_snr: Vec<f64> = schedule.snr().iter().map(|snr| snr.log10()).collect();
     let panels = [("alpha_bar", schedule.alphas_cumprod()), ("beta", schedule.betas()), ("log10 SNR", &log_snr)];
     for (column, (title, values)) in panels.into_iter().enumerate() {
-        page.panel(column, &Curve { title, values, last: schedule.len() - 1, marks: &marks });
+        page.panel(column, &Curve { title, values, timesteps: &all, last: schedule.len() - 1, marks: &marks });
     }
     strip(&mut page, schedule)?;
     Ok(page.into_picture())
@@ -32,9 +33,14 @@ fn strip(page: &mut Page, schedule: &Schedule) -> Result<(), Failure> {
     let image = example_image()?;
     page.heading("x_t of one image", [MARGIN, STRIP_TOP - 12]);
     let gap = (PAGE[0] as i32 - 2 * 20 - STRIP as i32 * STRIP_SIDE as i32) / (STRIP as i32 - 1);
+    let mut shown = None;
     for place in 0..STRIP {
         // Most of the change is early, so the first places stand closer together.
         let t = place * place * (schedule.len() - 1) / (STRIP - 1).pow(2);
+        if shown == Some(t) {
+            continue;
+        }
+        shown = Some(t);
         let left = 20 + place as i32 * (STRIP_SIDE as i32 + gap);
         let noised = noised(&image, schedule.alphas_cumprod()[t]);
         let enlarged = image::imageops::resize(&noised, STRIP_SIDE, STRIP_SIDE, image::imageops::Nearest);

@@ -77,7 +77,7 @@ mod tests {
             }
         }
         assert_eq!(trajectory.stages, [[0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22, 23]]);
-        let page = trajectory.picture(&Images { pixels: vec![0; 3], shape: [3, 1, 1, 1] }).unwrap();
+        let page = trajectory.picture(&Images { pixels: vec![0; 3], shape: [3, 1, 1, 1], not_finite: 0 }).unwrap();
         assert_eq!(page.dimensions(), (4 * 66 + 2, 3 * 66 + 2));
     }
 

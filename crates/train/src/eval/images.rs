@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use ddpm_data::{Batcher, Crop, Format, LoaderConfig, OpenOptions, Source};
+use ddpm_data::{Batcher, Crop, DataError, Format, LoaderConfig, OnCorrupt, OpenOptions, Source};
 
 use crate::config::TrainConfig;
 use crate::error::{ExitCode, Failure};
@@ -47,12 +47,15 @@ impl EvalImages {
     /// # Errors
     /// Exit code 3 for data that cannot be read, 2 for more images than there are.
     pub fn open(selection: &Selection<'_>, config: &TrainConfig) -> Result<Self, Failure> {
-        let options = OpenOptions { format: Format::Auto, split: selection.split.map(str::to_owned) };
+        let options = OpenOptions {
+            format: Format::Auto,
+            split: selection.split.filter(|split| !split.is_empty()).map(str::to_owned),
+        };
         let source = ddpm_data::open(selection.source, &options)?;
         let num = selection.num.unwrap_or(source.len());
         if num > source.len() {
             let message = format!("--num {num}: there are {} images in {}", source.len(), source.describe());
-            return Err(Failure::new(ExitCode::Usage, message).hint("leave --num out to take them all"));
+            return Err(Failure::new(ExitCode::Usage, message).hint(format!("ask for {} or fewer", source.len())));
         }
         let data = &config.data;
         let settings = LoaderConfig {
@@ -63,8 +66,9 @@ impl EvalImages {
             crop: Crop::Center,
             flip: false,
             num_classes: data_classes(config),
-            on_corrupt: data.on_corrupt,
-            max_corrupt: data.max_corrupt,
+            // Training may put another image in the place of an unreadable one; a measurement must not.
+            on_corrupt: OnCorrupt::Fail,
+            max_corrupt: 0.0,
             workers: 0,
             prefetch: 1,
         };
@@ -113,10 +117,11 @@ impl EvalImages {
         device: &Device,
     ) -> Result<impl Iterator<Item = Result<EvalBatch, Failure>>, Failure> {
         let batch_size = batch_size.min(self.num).max(1);
-        let batcher = Batcher::new(Arc::clone(&self.source), LoaderConfig { batch_size, ..self.settings.clone() })?;
+        let batcher = Batcher::new(Arc::clone(&self.source), LoaderConfig { batch_size, ..self.settings.clone() });
+        let batcher = batcher.map_err(unfit)?;
         let (num, device) = (self.num, device.clone());
         Ok((0..num.div_ceil(batch_size)).map(move |k| {
-            let batch = batcher.batch_at(k as u64)?;
+            let batch = batcher.batch_at(k as u64).map_err(unfit)?;
             let first = k * batch_size;
             // The last batch reaches beyond the last image.
             let count = batch_size.min(num - first);
@@ -129,4 +134,16 @@ impl EvalImages {
             Ok(EvalBatch { x_start: normalise(bytes, [count, height, width, channels], &device)?, labels, first })
         }))
     }
+}
+
+/// An error of the data, with advice for whoever measures and does not train.
+fn unfit(error: DataError) -> Failure {
+    let hint = match &error {
+        DataError::Unreadable { .. } => "repair it or take it out: an image cannot be judged by another in its place",
+        DataError::NoLabels { .. } | DataError::LabelMissing { .. } | DataError::LabelOutOfRange { .. } => {
+            "the model is class-conditional: give images with the labels it was trained with (a sub-folder per class)"
+        }
+        _ => return error.into(),
+    };
+    Failure::from(error).hint(hint)
 }

@@ -27,9 +27,11 @@ const MARK: Rgb888 = Rgb888::new(215, 70, 40);
 pub struct Curve<'a> {
     /// What it shows.
     pub title: &'a str,
-    /// Its values, evenly spread from left to right; at least one, all finite.
+    /// Its values, all finite.
     pub values: &'a [f64],
-    /// What the horizontal axis counts up to.
+    /// The timestep of each value, ascending.
+    pub timesteps: &'a [usize],
+    /// What the horizontal axis counts up to, from 0.
     pub last: usize,
     /// Indices of `values` to be dotted.
     pub marks: &'a [usize],
@@ -96,9 +98,9 @@ impl Page {
         let (values, corner) = (curve.values, Point::new(left, PANEL_TOP));
         let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(low, high), &v| (low.min(v), high.max(v)));
         let span = if high > low { high - low } else { 1.0 };
-        let last = values.len().saturating_sub(1).max(1) as f64;
+        let last = curve.last.max(1) as f64;
         let place = |index: usize| {
-            let x = index as f64 / last * f64::from(width - 1);
+            let x = curve.timesteps[index] as f64 / last * f64::from(width - 1);
             let y = (high - values[index]) / span * f64::from(height - 1);
             corner + Point::new(x.round() as i32, y.round() as i32)
         };
@@ -110,8 +112,12 @@ impl Page {
             let zero = Line::new(Point::new(left, y), Point::new(left + width - 1, y));
             self.draw(&zero.into_styled(PrimitiveStyle::with_stroke(FRAME, 1)));
         }
-        let points: Vec<Point> = (0..values.len()).map(place).collect();
+        let points: Vec<Point> = (0..values.len().min(curve.timesteps.len())).map(place).collect();
         self.draw(&Polyline::new(&points).into_styled(PrimitiveStyle::with_stroke(CURVE, 2)));
+        // A curve of one value has no length.
+        if let [only] = points[..] {
+            self.draw(&Circle::with_center(only, 5).into_styled(PrimitiveStyle::with_fill(CURVE)));
+        }
         for &index in curve.marks {
             self.draw(&Circle::with_center(place(index), 5).into_styled(PrimitiveStyle::with_fill(MARK)));
         }
@@ -142,20 +148,37 @@ fn tick(value: f64) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_curve_runs_from_corner_to_corner_of_its_panel() {
+    fn drawn(values: &[f64], timesteps: &[usize]) -> impl Fn(i32, i32) -> bool {
         let mut page = Page::for_panels(1);
-        page.panel(0, &Curve { title: "t", values: &[0.0, 1.0], last: 1, marks: &[] });
+        page.panel(0, &Curve { title: "t", values, timesteps, last: 9, marks: &[] });
         let picture = page.into_picture();
-        let blue = |x: i32, y: i32| picture.get_pixel(x as u32, y as u32).0 == [CURVE.r(), CURVE.g(), CURVE.b()];
-        assert!(blue(MARGIN + 1, PANEL_TOP + PANEL[1] as i32 - 2) && blue(MARGIN + PANEL[0] as i32 - 2, PANEL_TOP + 1));
-        assert!(!blue(MARGIN + 1, PANEL_TOP + 1));
+        move |x, y| {
+            let (x, y) = ((MARGIN + x) as u32, (PANEL_TOP + y) as u32);
+            picture.get_pixel(x, y).0 == [CURVE.r(), CURVE.g(), CURVE.b()]
+        }
     }
 
     #[test]
-    fn one_value_or_equal_ones_make_a_panel_too() {
-        for values in [&[3.0][..], &[2.0, 2.0]] {
-            Page::for_panels(1).panel(0, &Curve { title: "flat", values, last: 0, marks: &[0] });
-        }
+    fn a_curve_runs_from_corner_to_corner_of_its_panel() {
+        let [width, height] = PANEL.map(|edge| edge as i32);
+        let blue = drawn(&[0.0, 1.0], &[0, 9]);
+        assert!(blue(1, height - 2) && blue(width - 2, 1) && !blue(1, 1));
+    }
+
+    #[test]
+    fn a_value_stands_above_its_timestep() {
+        let [width, height] = PANEL.map(|edge| edge as i32);
+        // Flat from t = 0 to t = 3, a third of the axis; then it rises to its end.
+        let blue = drawn(&[0.0, 0.0, 1.0], &[0, 3, 9]);
+        assert!(blue(width / 3 - 3, height - 1) && !blue(width / 2, height - 1) && blue(width - 2, 1));
+    }
+
+    #[test]
+    fn one_value_is_a_dot_and_equal_ones_are_a_line() {
+        let width = PANEL[0] as i32;
+        let dot = drawn(&[3.0], &[9]);
+        assert!(dot(width - 1, 0) && !dot(width / 2, 0));
+        let line = drawn(&[2.0, 2.0], &[0, 9]);
+        assert!(line(0, 0) && line(width / 2, 0));
     }
 }

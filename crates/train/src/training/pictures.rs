@@ -74,6 +74,8 @@ pub struct Images {
     pub pixels: Vec<u8>,
     /// `[N, H, W, C]`.
     pub shape: [usize; 4],
+    /// Images with a value that is not a number, which shows as black.
+    pub not_finite: usize,
 }
 
 /// What the network saw behind some of the images, on the way to them.
@@ -123,15 +125,16 @@ impl Painter<'_> {
     pub fn draw(&self, request: &Request<'_>, onlooker: &mut Onlooker<'_>) -> Result<Images, Failure> {
         let image = self.unet.image_shape();
         let shape = [request.num, image.size, image.size, image.in_channels];
-        let mut pixels = room_for(shape)?;
+        let mut images = Images { pixels: room_for(shape)?, shape, not_finite: 0 };
         let batch_size = request.batch_size.max(1);
         for first in (0..request.num).step_by(batch_size) {
             let count = batch_size.min(request.num - first);
             let x_start = self.draw_batch(request, first, [count, shape[1], shape[2], shape[3]], onlooker)?;
-            pixels.extend(to_bytes(&x_start)?);
+            images.pixels.extend(to_bytes(&x_start)?);
+            images.not_finite += count_not_finite(&x_start)?;
             (onlooker.progress)(first + count);
         }
-        Ok(Images { pixels, shape })
+        Ok(images)
     }
 
     fn draw_batch(
@@ -198,6 +201,11 @@ impl Painter<'_> {
         let channels = self.unet.image_shape().in_channels;
         Ok(guided(&conditional, &unconditional, weight, channels).map_err(ModelError::from)?)
     }
+}
+
+fn count_not_finite(images: &Tensor) -> Result<usize, ModelError> {
+    let images = images.flatten_from(1)?.to_vec2::<f32>()?;
+    Ok(images.iter().filter(|image| image.iter().any(|value| !value.is_finite())).count())
 }
 
 /// Guides the prediction, the first `channels`; a learned variance stays the conditional one, for it is no score.

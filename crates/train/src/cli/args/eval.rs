@@ -32,10 +32,10 @@ pub struct NllArgs {
     #[arg(long, value_name = "NAME")]
     pub split: Option<String>,
     /// How many images, drawn from all of them by the seed [default: all]
-    #[arg(long, value_parser = count)]
+    #[arg(long, value_parser = count, allow_negative_numbers = true)]
     pub num: Option<usize>,
     /// Evaluate the bound of fewer timesteps [default: all]
-    #[arg(long, value_parser = count)]
+    #[arg(long, value_parser = count, allow_negative_numbers = true)]
     pub steps: Option<usize>,
     /// Which steps: leading, trailing, linspace, or a respacing (250; 10,15,20; ddim50) [default: leading]
     #[arg(long, value_name = "NAME")]

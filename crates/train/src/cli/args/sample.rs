@@ -20,14 +20,14 @@ use crate::config::DeviceChoice;
 pub struct SampleArgs {
     /// A run directory or a checkpoint
     pub model: PathBuf,
-    /// How many images
-    #[arg(long, default_value_t = 16, value_parser = count)]
-    pub num: usize,
+    /// How many images [default: 16]
+    #[arg(long, value_parser = count, allow_negative_numbers = true)]
+    pub num: Option<usize>,
     /// How to sample: ddpm (ancestral), ddim (good in 50 steps) or dpm (DPM-Solver++, good in 15)
     #[arg(long, default_value_t = SamplerKind::Ddim)]
     pub sampler: SamplerKind,
     /// How many steps [default: 50 with ddim, 20 with dpm, all with ddpm]
-    #[arg(long, value_parser = count)]
+    #[arg(long, value_parser = count, allow_negative_numbers = true)]
     pub steps: Option<usize>,
     /// Which steps: leading, trailing, linspace, or a respacing (250; 10,15,20; ddim50) [default: leading; trailing with dpm]
     #[arg(long, value_name = "NAME")]
@@ -39,7 +39,7 @@ pub struct SampleArgs {
     #[arg(long, value_name = "NAME", value_parser = fixed_variance)]
     pub variance: Option<VarianceType>,
     /// The class to draw, of a class-conditional model [default: all in turn]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub class: Option<u32>,
     /// Classifier-free guidance W: how much more typical of its class an image is made
     #[arg(long, value_name = "W", default_value_t = 0.0, allow_negative_numbers = true)]
@@ -67,7 +67,8 @@ pub struct SampleArgs {
     pub split: Option<String>,
     /// Further passes through the network at each step of the way to the latent, to be more exact
     #[arg(long, value_name = "N", default_value_t = 4, requires = "invert")]
-    pub refine: usize,
+    #[arg(value_parser = clap::value_parser!(u64).range(..=1000))]
+    pub refine: u64,
     /// Also write the latents, as `latents` [N, C, H, W]
     #[arg(long, value_name = "OUT.safetensors", requires = "invert")]
     pub latents: Option<PathBuf>,
