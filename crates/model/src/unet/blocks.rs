@@ -22,7 +22,13 @@ pub(super) struct DownBlock {
 #[derive(Clone, Debug)]
 enum Resampler {
     Conv(Conv2d),
-    Resnet(ResnetBlock),
+    Resnet(Box<ResnetBlock>),
+}
+
+impl Resampler {
+    fn resnet(layout: &mut ParamLayout, name: &str, config: &UNetConfig, resize: Resize, channels: usize) -> Self {
+        Self::Resnet(Box::new(ResnetBlock::new(layout, name, config, resize, channels, channels)))
+    }
 }
 
 impl DownBlock {
@@ -45,9 +51,7 @@ impl DownBlock {
                     let conv = Convolution::downsample(config.downsample_padding);
                     Resampler::Conv(Conv2d::new(layout, &format!("{name}.conv"), outputs, outputs, conv, Start::FanIn))
                 }
-                Resample::Resnet => {
-                    Resampler::Resnet(ResnetBlock::new(layout, &name, config, Resize::Halve, outputs, outputs))
-                }
+                Resample::Resnet => Resampler::resnet(layout, &name, config, Resize::Halve, outputs),
             }
         });
         Self { layers, downsampler }
@@ -173,9 +177,7 @@ impl UpBlock {
                     let same = Convolution::same(3);
                     Resampler::Conv(Conv2d::new(layout, &format!("{name}.conv"), outputs, outputs, same, Start::FanIn))
                 }
-                Resample::Resnet => {
-                    Resampler::Resnet(ResnetBlock::new(layout, &name, config, Resize::Double, outputs, outputs))
-                }
+                Resample::Resnet => Resampler::resnet(layout, &name, config, Resize::Double, outputs),
             }
         });
         Self { layers, upsampler }
