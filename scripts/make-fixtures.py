@@ -50,6 +50,13 @@ HO = dict(flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6, downsample_padding
 # Nichol & Dhariwal 2021.
 IMPROVED = dict(resnet_time_scale_shift="scale_shift", attn_norm_num_groups=4)
 
+# For an option that is the same at any size. (Alone in its group, a channel would lose its bias.)
+SMALL = dict(block_out_channels=(4, 8), sample_size=12, norm_num_groups=2)
+
+RESNET_RESAMPLING = dict(
+    down_block_types=("ResnetDownsampleBlock2D", "ResnetDownsampleBlock2D"),
+    up_block_types=("ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"),
+)
 ATTENTION_BELOW = dict(
     down_block_types=("DownBlock2D", "AttnDownBlock2D"),
     up_block_types=("AttnUpBlock2D", "UpBlock2D"),
@@ -121,6 +128,46 @@ CONFIGS = {
     ),
     "classes": (dict(num_class_embeds=3, freq_shift=1, dropout=0.1), False),
     "sin-before-cos": (dict(flip_sin_to_cos=False, norm_eps=1e-2, in_channels=6), False),
+    "resnet-resampling": (dict(block_out_channels=(8, 16), **RESNET_RESAMPLING), True),
+    "resnet-resampling-scale-shift": (
+        dict(
+            block_out_channels=(4, 8, 12),
+            norm_num_groups=2,
+            down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("ResnetUpsampleBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            downsample_type="resnet",
+            upsample_type="resnet",
+            attention_head_dim=4,
+            num_class_embeds=3,
+            class_embed_type="timestep",
+            **IMPROVED,
+        ),
+        True,
+    ),
+    "attention-resnet-resampling": (
+        dict(downsample_type="resnet", upsample_type="resnet", attention_head_dim=4, **SMALL, **ATTENTION_EVERYWHERE),
+        False,
+    ),
+    "resampling-of-two-kinds": (
+        dict(
+            down_block_types=("AttnDownBlock2D", "ResnetDownsampleBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D"),
+            upsample_type="resnet",
+            downsample_padding=0,
+            layers_per_block=2,
+            dropout=0.2,
+            **SMALL,
+        ),
+        False,
+    ),
+    "mid-block-scale": (dict(mid_block_scale_factor=1.7, attention_head_dim=4, **SMALL), True),
+    "mid-block-scale-without-attention": (dict(mid_block_scale_factor=0.6, add_attention=False, **SMALL), False),
+    "centred": (dict(center_input_sample=True, time_embedding_dim=20, **SMALL), False),
+    "classes-as-numbers": (dict(class_embed_type="timestep", freq_shift=1, flip_sin_to_cos=False, **SMALL), False),
+    "mish": (dict(act_fn="mish", **SMALL, **IMPROVED), False),
+    "gelu": (dict(act_fn="gelu", num_class_embeds=2, **SMALL), True),
+    "relu": (dict(act_fn="relu", **SMALL), False),
+    "swish": (dict(act_fn="swish", add_attention=False, **SMALL), False),
 }
 
 # The least and the most noisy step, and one between.
@@ -133,7 +180,7 @@ def random_weights(model, generator):
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim == 1:
             value = (1.0 if name.endswith(".weight") else 0.0) + 0.2 * noise
-        elif "class_embedding" in name:
+        elif name == "class_embedding.weight":
             value = noise
         else:
             value = noise / parameter[0].numel() ** 0.5
@@ -142,6 +189,9 @@ def random_weights(model, generator):
 
 
 def run(model, tensors):
+    if model.config.class_embed_type == "timestep" and not model.class_embedding._forward_pre_hooks:
+        # diffusers casts the sinusoids of the time to the model's type, but not those of the class.
+        model.class_embedding.register_forward_pre_hook(lambda module, args: (args[0].to(model.dtype),))
     labels = tensors.get("class_labels")
     return model(tensors["sample"].to(model.dtype), tensors["timesteps"], class_labels=labels).sample
 
@@ -160,9 +210,9 @@ def make(config, gradients, seed):
     tensors = {f"weight.{key}": value.clone() for key, value in model.state_dict().items()}
     tensors["sample"] = torch.randn((n, c.in_channels, c.sample_size, c.sample_size), generator=generator)
     tensors["timesteps"] = torch.tensor(TIMESTEPS)
-    if c.num_class_embeds:
+    if c.num_class_embeds or c.class_embed_type:
         # The last class, and one of them twice: its gradients add up.
-        tensors["class_labels"] = torch.tensor([c.num_class_embeds - 1, 1, 1])
+        tensors["class_labels"] = torch.tensor([(c.num_class_embeds or 8) - 1, 1, 1])
 
     with torch.no_grad():
         single = run(model, tensors)

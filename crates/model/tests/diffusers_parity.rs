@@ -14,7 +14,7 @@ use candle_core::{Device, Tensor};
 use ddpm_model::params::{Gradients, ParamLayout, Params};
 use ddpm_model::tape::Tape;
 use ddpm_model::unet::naming::FileTensor;
-use ddpm_model::unet::{UNet, UNetConfig};
+use ddpm_model::unet::{Activation, DownBlockType, Resample, UNet, UNetConfig, unsupported};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
@@ -23,8 +23,8 @@ const OUTPUT_TOLERANCE: f64 = 1e-5;
 /// Of a layer's largest gradient.
 const GRADIENT_TOLERANCE: f64 = 1e-4;
 /// Fewer would mean that some were lost.
-const FIXTURES: usize = 13;
-const WITH_GRADIENTS: usize = 3;
+const FIXTURES: usize = 25;
+const WITH_GRADIENTS: usize = 7;
 
 /// A model that diffusers ran.
 struct Fixture {
@@ -95,16 +95,7 @@ fn fixtures() -> Vec<Fixture> {
 /// Our config from diffusers'. Options that we do not have must have the value that means nothing; keys that neither
 /// of us knows are refused.
 fn unet_config(diffusers: &Map<String, Value>) -> Result<UNetConfig, String> {
-    let inert = [
-        ("_class_name", json!("UNet2DModel")),
-        ("center_input_sample", json!(false)),
-        ("class_embed_type", Value::Null),
-        ("mid_block_scale_factor", json!(1)),
-        ("mid_block_type", json!("UNetMidBlock2D")),
-        ("num_train_timesteps", Value::Null),
-        ("time_embedding_dim", Value::Null),
-        ("time_embedding_type", json!("positional")),
-    ];
+    let inert = [("_class_name", json!("UNet2DModel")), ("num_train_timesteps", Value::Null)];
     let mut config = diffusers.clone();
     config.remove("_diffusers_version");
     for (key, value) in inert {
@@ -208,13 +199,22 @@ fn loss_and_gradients_agree_with_diffusers() {
 /// Other values of one option that leave all shapes as they are: what would be computed if it were misread.
 fn misread(config: &UNetConfig) -> Vec<(&'static str, UNetConfig)> {
     let other_groups = |groups: usize| if groups == 1 { 2 } else { groups / 2 };
+    let other_activation = if config.act_fn == Activation::Silu { Activation::Relu } else { Activation::Silu };
     let mut all = vec![
+        ("act_fn", UNetConfig { act_fn: other_activation, ..config.clone() }),
+        ("center_input_sample", UNetConfig { center_input_sample: !config.center_input_sample, ..config.clone() }),
+        ("mid_block_scale_factor", UNetConfig { mid_block_scale_factor: 1.1, ..config.clone() }),
         ("flip_sin_to_cos", UNetConfig { flip_sin_to_cos: !config.flip_sin_to_cos, ..config.clone() }),
         ("freq_shift", UNetConfig { freq_shift: 1.0 - config.freq_shift, ..config.clone() }),
         ("norm_eps", UNetConfig { norm_eps: config.norm_eps + 0.01, ..config.clone() }),
         ("norm_num_groups", UNetConfig { norm_num_groups: other_groups(config.norm_num_groups), ..config.clone() }),
     ];
-    if config.levels() > 1 {
+    let convolves = |level: usize, kind: &DownBlockType| match kind {
+        DownBlockType::DownBlock2D => level + 1 < config.levels(),
+        DownBlockType::AttnDownBlock2D => config.downsample_type == Resample::Conv && level + 1 < config.levels(),
+        DownBlockType::ResnetDownsampleBlock2D => false,
+    };
+    if config.down_block_types.iter().enumerate().any(|(level, kind)| convolves(level, kind)) {
         let downsample_padding = 1 - config.downsample_padding;
         all.push(("downsample_padding", UNetConfig { downsample_padding, ..config.clone() }));
     }
@@ -243,7 +243,7 @@ fn a_misread_option_would_be_noticed() {
             *tried.entry(key).or_default() += 1;
         }
     }
-    assert!(tried.len() == 7 && tried.values().all(|&times| times >= 2), "{tried:?}");
+    assert!(tried.len() == 10 && tried.values().all(|&times| times >= 2), "{tried:?}");
 }
 
 #[test]
@@ -253,9 +253,26 @@ fn an_option_we_do_not_have_is_refused_by_name() {
         config.insert(key.to_owned(), value);
         unet_config(&config).unwrap_err()
     };
-    assert!(refused("center_input_sample", json!(true)).contains("center_input_sample"));
-    assert!(refused("mid_block_type", Value::Null).contains("mid_block_type"));
-    assert!(refused("downsample_type", json!("resnet")).contains("resnet"));
-    assert!(refused("down_block_types", json!(["SkipDownBlock2D"])).contains("SkipDownBlock2D"));
+    let named = [
+        ("down_block_types", json!(["DownBlock2D", "SkipDownBlock2D"]), "SkipDownBlock2D"),
+        ("down_block_types", json!(["AttnSkipDownBlock2D"]), "AttnSkipDownBlock2D"),
+        ("down_block_types", json!(["KDownBlock2D"]), "KDownBlock2D"),
+        ("down_block_types", json!(["CrossAttnDownBlock2D"]), "CrossAttnDownBlock2D"),
+        ("up_block_types", json!(["SkipUpBlock2D"]), "SkipUpBlock2D"),
+        ("up_block_types", json!(["UpDecoderBlock2D"]), "UpDecoderBlock2D"),
+        ("mid_block_type", json!("UNetMidBlock2DCrossAttn"), "UNetMidBlock2DCrossAttn"),
+        ("time_embedding_type", json!("fourier"), "fourier"),
+        ("time_embedding_type", json!("learned"), "learned"),
+        ("class_embed_type", json!("identity"), "identity"),
+    ];
+    for (key, value, name) in named {
+        let message = refused(key, value);
+        assert!(message.contains(name), "{message}");
+        assert!(unsupported(name).is_some_and(|why| why.contains("not supported")), "{name}");
+    }
+    assert!(refused("act_fn", json!("tanh")).contains("tanh"));
+    assert!(refused("downsample_type", json!("fir")).contains("fir"));
+    assert!(refused("num_train_timesteps", json!(1000)).contains("num_train_timesteps"));
     assert!(refused("no_such_option", json!(1)).contains("no_such_option"));
+    assert_eq!(unsupported("DownBlock2D"), None);
 }

@@ -1,4 +1,4 @@
-//! Small operations that move or add numbers: sums, channel offsets, concatenation, SiLU, row look-up.
+//! Small operations that move or add numbers: sums, multiples, channel offsets, concatenation, SiLU, row look-up.
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -32,6 +32,17 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         }
     });
     cpu_tensor(y, a.dims())
+}
+
+/// `factor x`; the gradient is the same of `dy`.
+///
+/// # Errors
+/// A tensor that is not contiguous f32, or a device without this operation.
+pub fn scale(x: &Tensor, factor: f32) -> Result<Tensor> {
+    on_cpu("scale", x)?;
+    let mut y = cpu_slice("scale", x)?.to_vec();
+    y.par_chunks_mut(CHUNK).for_each(|y| y.iter_mut().for_each(|v| *v *= factor));
+    cpu_tensor(y, x.dims())
 }
 
 /// `x[n, h, w, c] + offset[n, c]`: `x` `[N, H, W, C]`, `offset` `[N, C]`.

@@ -7,6 +7,7 @@
 //! Every split of work into parts is a function of the shapes and the number of threads alone, and partial sums are
 //! added in order: the same machine gives the same bits, however its threads are scheduled.
 
+pub mod activation;
 pub mod attention;
 mod check;
 pub mod conv2d;

@@ -22,6 +22,19 @@ fn a_sum_is_right() {
 }
 
 #[test]
+fn a_multiple_is_right() {
+    for shape in SHAPES {
+        let x = normal(1, &shape);
+        let twin = |t: &[Tensor]| &t[0] * 0.3;
+        let case = Case::new(format!("scale {shape:?}"), &[("x", &x)], &twin);
+        let y = elementwise::scale(&x, 0.3).unwrap();
+        let dx = elementwise::scale(&case.dy, 0.3).unwrap();
+        // The factor is rounded, and then the product.
+        case.check(&case.want(), (&y, &Tolerance::sum(2)), &[(&dx, Tolerance::sum(2))]);
+    }
+}
+
+#[test]
 fn an_offset_per_channel_is_right() {
     for shape in SHAPES {
         let (x, offset) = (normal(1, &shape), normal(2, &[shape[0], shape[3]]));

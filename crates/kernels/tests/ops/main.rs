@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod activation;
 mod attention;
 mod common;
 mod conv2d;

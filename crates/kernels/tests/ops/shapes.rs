@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::KernelError;
 use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
 use ddpm_kernels::gemm::Write;
+use ddpm_kernels::ops::activation::{self, Activation};
 use ddpm_kernels::ops::conv2d::{self, Conv2d};
 use ddpm_kernels::ops::dropout::{self, Dropout};
 use ddpm_kernels::ops::group_norm::{self, GroupNorm};
@@ -145,6 +146,15 @@ fn the_small_operations_refuse_operands_that_do_not_fit() {
     let x = zeros(&[2, 5, 7, 3]);
     refuses(resample::upsample(&zeros(&[5, 7, 3])), "upsample: x has shape [5, 7, 3], expected [0, 0, 0, 0]");
     refuses(resample::upsample_backward(&x), "upsample: dy has shape [2, 5, 7, 3], expected [2, 6, 8, 3]");
+    refuses(resample::downsample(&x), "downsample: x has shape [2, 5, 7, 3], expected [2, 6, 8, 3]");
+    refuses(
+        resample::downsample_backward(&zeros(&[5, 7, 3])),
+        "downsample: dy has shape [5, 7, 3], expected [0, 0, 0, 0]",
+    );
+    refuses(
+        activation::backward(Activation::Gelu, &x, &zeros(&[2])),
+        "activation: dy has shape [2], expected [2, 5, 7, 3]",
+    );
     refuses(elementwise::add(&x, &zeros(&[2, 5, 3, 7])), "add: b has shape [2, 5, 3, 7], expected [2, 5, 7, 3]");
     refuses(elementwise::add_channels(&x, &zeros(&[2, 4])), "add_channels: offset has shape [2, 4], expected [2, 3]");
     refuses(
@@ -183,6 +193,8 @@ fn strided_views_and_other_dtypes_are_refused() {
             linear::forward(x, &zeros(&[4, 3]), &zeros(&[4]), None),
             attention::forward(&x.flatten(1, 2).unwrap().to_dtype(DType::F64).unwrap(), 1).map(|(y, _)| y),
             resample::upsample(x),
+            activation::forward(Activation::Relu, x),
+            elementwise::scale(x, 2.0),
             elementwise::add(x, x),
             elementwise::silu(x),
             dropout::apply(&dropout, x),

@@ -4,6 +4,7 @@
 //! its backward pass needs.
 
 use candle_core::Tensor;
+use ddpm_kernels::ops::activation::{self, Activation};
 use ddpm_kernels::ops::conv2d::{self, Conv2d};
 use ddpm_kernels::ops::group_norm::{self, GroupNorm};
 use ddpm_kernels::ops::{attention, dropout, elementwise, linear, resample};
@@ -175,6 +176,36 @@ impl<'p> Tape<'p> {
         let y = resample::upsample(&x.value)?;
         let id = x.id;
         Ok(self.record(y, move |dy, flow| flow.accumulate(id, resample::upsample_backward(dy)?)))
+    }
+
+    /// `x` `[N, H, W, C]` at half the size, the mean of each 2x2 square.
+    pub fn downsample(&mut self, x: &Var) -> Result<Var> {
+        if self.is_reference() {
+            return Ok(Var { value: resample::reference::downsample(&x.value)?, id: None });
+        }
+        let y = resample::downsample(&x.value)?;
+        let id = x.id;
+        Ok(self.record(y, move |dy, flow| flow.accumulate(id, resample::downsample_backward(dy)?)))
+    }
+
+    /// `factor x`.
+    pub fn scale(&mut self, x: &Var, factor: f64) -> Result<Var> {
+        if self.is_reference() {
+            return Ok(Var { value: (&x.value * factor)?, id: None });
+        }
+        let (factor, id) = (factor as f32, x.id);
+        let y = elementwise::scale(&x.value, factor)?;
+        Ok(self.record(y, move |dy, flow| flow.accumulate(id, elementwise::scale(dy, factor)?)))
+    }
+
+    /// An activation other than SiLU.
+    pub fn activation(&mut self, f: Activation, x: &Var) -> Result<Var> {
+        if self.is_reference() {
+            return Ok(Var { value: activation::reference::forward(f, &x.value)?, id: None });
+        }
+        let y = activation::forward(f, &x.value)?;
+        let x = x.clone();
+        Ok(self.record(y, move |dy, flow| flow.accumulate(x.id, activation::backward(f, &x.value, dy)?)))
     }
 
     /// SiLU on its own (the time embedding's).

@@ -1,7 +1,5 @@
 //! Self-attention over the pixels of a feature map (diffusers' `Attention` as UNet2DModel uses it).
 
-use ddpm_kernels::ops::group_norm::GroupNorm as Normalisation;
-
 use super::config::UNetConfig;
 use super::layers::{GroupNorm, Linear, Start};
 use crate::error::Result;
@@ -28,8 +26,7 @@ impl AttentionBlock {
     ) -> Self {
         Self {
             group_norm: groups.map(|groups| {
-                let norm = Normalisation { groups, eps: config.norm_eps, silu: false };
-                GroupNorm::new(layout, &format!("{name}.group_norm"), channels, norm)
+                GroupNorm::new(layout, &format!("{name}.group_norm"), channels, groups, config.norm_eps, None)
             }),
             to_qkv: Linear::qkv(layout, name, channels),
             to_out: Linear::new(layout, &format!("{name}.to_out.0"), channels, channels, Start::Zero),

@@ -1,11 +1,12 @@
-//! The levels of the UNet: diffusers' `DownBlock2D`, `UNetMidBlock2D`, `UpBlock2D` and their attending kin.
+//! The levels of the UNet: diffusers' `DownBlock2D`, `UNetMidBlock2D`, `UpBlock2D`, their attending kin, and those that
+//! resample in a residual block.
 
 use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
 
 use super::attention::AttentionBlock;
-use super::config::{DownBlockType, TimeScaleShift, UNetConfig, UpBlockType};
+use super::config::{DownBlockType, Resample, TimeScaleShift, UNetConfig, UpBlockType};
 use super::layers::{Conv2d, Start};
-use super::resnet::ResnetBlock;
+use super::resnet::{Resize, ResnetBlock};
 use crate::error::Result;
 use crate::params::ParamLayout;
 use crate::tape::{Tape, Var};
@@ -14,7 +15,20 @@ use crate::tape::{Tape, Var};
 #[derive(Clone, Debug)]
 pub(super) struct DownBlock {
     layers: Vec<(ResnetBlock, Option<AttentionBlock>)>,
-    downsampler: Option<Conv2d>,
+    downsampler: Option<Resampler>,
+}
+
+/// What halves or doubles the image at the end of a level.
+#[derive(Clone, Debug)]
+enum Resampler {
+    Conv(Conv2d),
+    Resnet(Box<ResnetBlock>),
+}
+
+impl Resampler {
+    fn resnet(layout: &mut ParamLayout, name: &str, config: &UNetConfig, resize: Resize, channels: usize) -> Self {
+        Self::Resnet(Box::new(ResnetBlock::new(layout, name, config, resize, channels, channels)))
+    }
 }
 
 impl DownBlock {
@@ -22,7 +36,8 @@ impl DownBlock {
     pub(super) fn new(layout: &mut ParamLayout, config: &UNetConfig, level: usize, inputs: usize) -> Self {
         let name = format!("down_blocks.{level}");
         let outputs = config.block_out_channels[level];
-        let attends = config.down_block_types[level] == DownBlockType::AttnDownBlock2D;
+        let kind = config.down_block_types[level];
+        let attends = kind == DownBlockType::AttnDownBlock2D;
         let layers = (0..config.layers_per_block)
             .map(|i| {
                 let inputs = if i == 0 { inputs } else { outputs };
@@ -30,8 +45,14 @@ impl DownBlock {
             })
             .collect();
         let downsampler = (level + 1 < config.levels()).then(|| {
-            let conv = Convolution::downsample(config.downsample_padding);
-            Conv2d::new(layout, &format!("{name}.downsamplers.0.conv"), outputs, outputs, conv, Start::FanIn)
+            let name = format!("{name}.downsamplers.0");
+            match kind.resample(config.downsample_type) {
+                Resample::Conv => {
+                    let conv = Convolution::downsample(config.downsample_padding);
+                    Resampler::Conv(Conv2d::new(layout, &format!("{name}.conv"), outputs, outputs, conv, Start::FanIn))
+                }
+                Resample::Resnet => Resampler::resnet(layout, &name, config, Resize::Halve, outputs),
+            }
         });
         Self { layers, downsampler }
     }
@@ -46,8 +67,11 @@ impl DownBlock {
             }
             skips.push(h.clone());
         }
-        if let Some(conv) = &self.downsampler {
-            h = conv.forward(tape, &h, None)?;
+        if let Some(downsampler) = &self.downsampler {
+            h = match downsampler {
+                Resampler::Conv(conv) => conv.forward(tape, &h, None)?,
+                Resampler::Resnet(resnet) => resnet.forward(tape, &h, temb)?,
+            };
             skips.push(h.clone());
         }
         Ok(h)
@@ -63,7 +87,7 @@ fn layer(
     outputs: usize,
     attends: bool,
 ) -> (ResnetBlock, Option<AttentionBlock>) {
-    let resnet = ResnetBlock::new(layout, &format!("{name}.resnets.{index}"), config, inputs, outputs);
+    let resnet = ResnetBlock::new(layout, &format!("{name}.resnets.{index}"), config, Resize::Keep, inputs, outputs);
     let attention = attends.then(|| {
         let name = format!("{name}.attentions.{index}");
         AttentionBlock::new(layout, &name, config, outputs, Some(config.norm_num_groups))
@@ -77,6 +101,8 @@ pub(super) struct MidBlock {
     first: ResnetBlock,
     attention: Option<AttentionBlock>,
     second: ResnetBlock,
+    /// Every part's output is divided by it.
+    scale_factor: f64,
 }
 
 impl MidBlock {
@@ -87,7 +113,8 @@ impl MidBlock {
             TimeScaleShift::ScaleShift => None,
         });
         let resnet = |layout: &mut ParamLayout, i: usize| {
-            ResnetBlock::new(layout, &format!("mid_block.resnets.{i}"), config, channels, channels)
+            let name = format!("mid_block.resnets.{i}");
+            ResnetBlock::new(layout, &name, config, Resize::Keep, channels, channels)
         };
         Self {
             first: resnet(layout, 0),
@@ -95,6 +122,7 @@ impl MidBlock {
                 .add_attention
                 .then(|| AttentionBlock::new(layout, "mid_block.attentions.0", config, channels, groups)),
             second: resnet(layout, 1),
+            scale_factor: config.mid_block_scale_factor,
         }
     }
 
@@ -102,10 +130,17 @@ impl MidBlock {
     pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &Var) -> Result<Var> {
         let mut h = self.first.forward(tape, &x, temb)?;
         drop(x);
+        h = self.scaled(tape, h)?;
         if let Some(attention) = &self.attention {
             h = attention.forward(tape, &h)?;
+            h = self.scaled(tape, h)?;
         }
-        self.second.forward(tape, &h, temb)
+        h = self.second.forward(tape, &h, temb)?;
+        self.scaled(tape, h)
+    }
+
+    fn scaled(&self, tape: &mut Tape<'_>, h: Var) -> Result<Var> {
+        if self.scale_factor == 1.0 { Ok(h) } else { tape.scale(&h, 1.0 / self.scale_factor) }
     }
 }
 
@@ -113,7 +148,7 @@ impl MidBlock {
 #[derive(Clone, Debug)]
 pub(super) struct UpBlock {
     layers: Vec<(ResnetBlock, Option<AttentionBlock>)>,
-    upsampler: Option<Conv2d>,
+    upsampler: Option<Resampler>,
 }
 
 impl UpBlock {
@@ -125,7 +160,8 @@ impl UpBlock {
         let outputs = channels[level];
         let below = channels[(level + 1).min(config.levels() - 1)];
         let above = channels[level.saturating_sub(1)];
-        let attends = config.up_block_types[index] == UpBlockType::AttnUpBlock2D;
+        let kind = config.up_block_types[index];
+        let attends = kind == UpBlockType::AttnUpBlock2D;
         let last = config.layers_per_block;
         let layers = (0..=last)
             .map(|i| {
@@ -135,8 +171,14 @@ impl UpBlock {
             })
             .collect();
         let upsampler = (level > 0).then(|| {
-            let same = Convolution::same(3);
-            Conv2d::new(layout, &format!("{name}.upsamplers.0.conv"), outputs, outputs, same, Start::FanIn)
+            let name = format!("{name}.upsamplers.0");
+            match kind.resample(config.upsample_type) {
+                Resample::Conv => {
+                    let same = Convolution::same(3);
+                    Resampler::Conv(Conv2d::new(layout, &format!("{name}.conv"), outputs, outputs, same, Start::FanIn))
+                }
+                Resample::Resnet => Resampler::resnet(layout, &name, config, Resize::Double, outputs),
+            }
         });
         Self { layers, upsampler }
     }
@@ -154,10 +196,11 @@ impl UpBlock {
             }
         }
         match &self.upsampler {
-            Some(conv) => {
+            Some(Resampler::Conv(conv)) => {
                 h = tape.upsample(&h)?;
                 conv.forward(tape, &h, None)
             }
+            Some(Resampler::Resnet(resnet)) => resnet.forward(tape, &h, temb),
             None => Ok(h),
         }
     }

@@ -1,8 +1,10 @@
 //! The network's configuration: the fields of diffusers' `UNet2DModel` config, under the same names.
 //!
-//! What diffusers offers and this version does not (skip blocks, Fourier time embedding, ...) has no variant
-//! here, so a config naming it is refused by name when it is read.
+//! What diffusers offers and this version does not (skip blocks, Fourier time embedding, ...) has no variant here, so a
+//! config naming it is refused by name when it is read; [`unsupported`] knows why. Of diffusers' fields only
+//! `num_train_timesteps` is missing: it is the size of a learned time embedding's table.
 
+use ddpm_kernels::ops::activation::Activation as SeparateActivation;
 use serde::{Deserialize, Serialize};
 
 use super::error::UNetConfigError;
@@ -12,8 +14,29 @@ use super::error::UNetConfigError;
 pub enum DownBlockType {
     /// Residual blocks, then a strided convolution.
     DownBlock2D,
-    /// The same with self-attention after every residual block.
+    /// Residual blocks with self-attention after each, then as `downsample_type` says.
     AttnDownBlock2D,
+    /// Residual blocks, of which the last halves the image by averaging.
+    ResnetDownsampleBlock2D,
+}
+
+impl DownBlockType {
+    /// How this level halves the image, given `downsample_type`, which counts with attention only.
+    pub(super) fn resample(self, with_attention: Resample) -> Resample {
+        match self {
+            Self::DownBlock2D => Resample::Conv,
+            Self::AttnDownBlock2D => with_attention,
+            Self::ResnetDownsampleBlock2D => Resample::Resnet,
+        }
+    }
+}
+
+/// The bottom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MidBlockType {
+    /// Residual block, self-attention, residual block.
+    #[default]
+    UNetMidBlock2D,
 }
 
 /// A level of the up path.
@@ -21,8 +44,21 @@ pub enum DownBlockType {
 pub enum UpBlockType {
     /// Residual blocks, then nearest-neighbour upsampling and a convolution.
     UpBlock2D,
-    /// The same with self-attention after every residual block.
+    /// Residual blocks with self-attention after each, then as `upsample_type` says.
     AttnUpBlock2D,
+    /// Residual blocks, of which the last doubles the image.
+    ResnetUpsampleBlock2D,
+}
+
+impl UpBlockType {
+    /// How this level doubles the image, given `upsample_type`, which counts with attention only.
+    pub(super) fn resample(self, with_attention: Resample) -> Resample {
+        match self {
+            Self::UpBlock2D => Resample::Conv,
+            Self::AttnUpBlock2D => with_attention,
+            Self::ResnetUpsampleBlock2D => Resample::Resnet,
+        }
+    }
 }
 
 /// How the time embedding enters a residual block.
@@ -36,23 +72,85 @@ pub enum TimeScaleShift {
     ScaleShift,
 }
 
-/// The activation; every published DDPM uses SiLU.
+/// How the time becomes a vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TimeEmbeddingType {
+    /// Sines and cosines.
+    #[default]
+    Positional,
+}
+
+/// How the class becomes a vector, if not as a row of a learned table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClassEmbedType {
+    /// As the time does: sines and cosines of the label's number, and two layers of its own.
+    Timestep,
+}
+
+/// The activation in residual blocks; every published DDPM uses SiLU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activation {
-    /// `x * sigmoid(x)`.
+    /// `x * sigmoid(x)`, a part of the normalisation before it.
     #[default]
     #[serde(alias = "swish")]
     Silu,
+    /// `x * tanh(ln(1 + e^x))`.
+    Mish,
+    /// `x` times the normal distribution's `Phi(x)`.
+    Gelu,
+    /// `max(x, 0)`.
+    Relu,
 }
 
-/// How a level halves or doubles the image.
+impl Activation {
+    /// The operation of its own that it is, unless it is SiLU.
+    pub(super) fn separate(self) -> Option<SeparateActivation> {
+        match self {
+            Self::Silu => None,
+            Self::Mish => Some(SeparateActivation::Mish),
+            Self::Gelu => Some(SeparateActivation::Gelu),
+            Self::Relu => Some(SeparateActivation::Relu),
+        }
+    }
+}
+
+/// How a level with attention halves or doubles the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Resample {
     /// A learned 3x3 convolution.
     #[default]
     Conv,
+    /// A residual block that averages 2x2 squares, or repeats pixels, before its first convolution.
+    Resnet,
+}
+
+/// Why a name that diffusers knows as a value of `UNet2DModel`'s options is refused here; nothing for other names.
+pub fn unsupported(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "SkipDownBlock2D" | "AttnSkipDownBlock2D" | "SkipUpBlock2D" | "AttnSkipUpBlock2D" => {
+            "the blocks of score-based models, which carry the image along and filter it, are not supported"
+        }
+        "fourier" => "random Fourier features of the noise level belong to score-based models and are not supported",
+        "learned" => "a learned row for each timestep is not supported; sinusoids are \"positional\"",
+        "identity" => "it takes classes as ready-made embeddings; labels here are numbers, so it is not supported",
+        "KDownBlock2D" | "KUpBlock2D" | "KCrossAttnDownBlock2D" | "KCrossAttnUpBlock2D" => {
+            "the blocks of k-diffusion's upscaler are not supported"
+        }
+        "CrossAttnDownBlock2D"
+        | "CrossAttnUpBlock2D"
+        | "SimpleCrossAttnDownBlock2D"
+        | "SimpleCrossAttnUpBlock2D"
+        | "UNetMidBlock2DCrossAttn"
+        | "UNetMidBlock2DSimpleCrossAttn" => "cross-attention, for conditions on texts, is not supported",
+        "DownEncoderBlock2D" | "AttnDownEncoderBlock2D" | "UpDecoderBlock2D" | "AttnUpDecoderBlock2D" => {
+            "the blocks of autoencoders are not supported"
+        }
+        _ => return None,
+    })
 }
 
 /// The fields of diffusers' `UNet2DModel`, with its defaults except where noted.
@@ -76,6 +174,10 @@ pub struct UNetConfig {
     pub down_block_types: Vec<DownBlockType>,
     /// One block type per level, from the coarsest to the finest.
     pub up_block_types: Vec<UpBlockType>,
+    /// The middle block.
+    pub mid_block_type: MidBlockType,
+    /// What the middle block's parts divide their outputs by.
+    pub mid_block_scale_factor: f64,
     /// Self-attention in the middle block.
     pub add_attention: bool,
     /// Channels per attention head; left out: one head over all channels (diffusers' `null`; its own default is 8).
@@ -91,20 +193,30 @@ pub struct UNetConfig {
     pub norm_eps: f64,
     /// Share of activations dropped between a residual block's two convolutions while training.
     pub dropout: f64,
-    /// The activation.
+    /// The activation in residual blocks.
     pub act_fn: Activation,
     /// How time enters a residual block.
     pub resnet_time_scale_shift: TimeScaleShift,
     /// Zeros put around a downsampling convolution's input; 0 pads right and bottom only.
     pub downsample_padding: usize,
-    /// How a level halves the image.
+    /// How a level with attention halves the image.
     pub downsample_type: Resample,
-    /// How a level doubles the image.
+    /// How a level with attention doubles the image.
     pub upsample_type: Resample,
+    /// Whether `x_t` is in [0, 1] and to be stretched to [-1, 1]; ours is there already.
+    pub center_input_sample: bool,
+    /// How the time becomes a vector.
+    pub time_embedding_type: TimeEmbeddingType,
+    /// Width of the time embedding; left out: four times the first level's channels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_embedding_dim: Option<usize>,
     /// `[cos, sin]` instead of `[sin, cos]` in the time embedding.
     pub flip_sin_to_cos: bool,
     /// Shift in the time embedding's frequencies (0, or 1 as in Ho et al.).
     pub freq_shift: f64,
+    /// How the class becomes a vector; left out: as a row of a learned table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_embed_type: Option<ClassEmbedType>,
     /// Number of classes of a class-conditional model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_class_embeds: Option<usize>,
@@ -124,6 +236,8 @@ impl Default for UNetConfig {
                 DownBlockType::DownBlock2D,
             ],
             up_block_types: vec![UpBlockType::UpBlock2D, UpBlockType::AttnUpBlock2D, UpBlockType::UpBlock2D],
+            mid_block_type: MidBlockType::UNetMidBlock2D,
+            mid_block_scale_factor: 1.0,
             add_attention: true,
             attention_head_dim: None,
             norm_num_groups: 32,
@@ -135,8 +249,12 @@ impl Default for UNetConfig {
             downsample_padding: 1,
             downsample_type: Resample::Conv,
             upsample_type: Resample::Conv,
+            center_input_sample: false,
+            time_embedding_type: TimeEmbeddingType::Positional,
+            time_embedding_dim: None,
             flip_sin_to_cos: true,
             freq_shift: 0.0,
+            class_embed_type: None,
             num_class_embeds: None,
         }
     }
@@ -171,7 +289,7 @@ impl UNetConfig {
 
     /// Width of the time embedding after its two linear layers.
     pub fn time_embed_dim(&self) -> usize {
-        self.block_out_channels.first().copied().unwrap_or(0) * 4
+        self.time_embedding_dim.unwrap_or_else(|| self.block_out_channels.first().copied().unwrap_or(0) * 4)
     }
 
     /// Checks everything the blocks rely on.
@@ -238,10 +356,10 @@ impl UNetConfig {
         let half = (first / 2) as f64;
         range("freq_shift", self.freq_shift, self.freq_shift >= 0.0 && self.freq_shift < half, "0 or 1")?;
         range("downsample_padding", self.downsample_padding as f64, self.downsample_padding <= 1, "0 or 1")?;
-        if self.num_class_embeds == Some(0) {
-            return Err(UNetConfigError::Zero { key: "num_class_embeds" });
-        }
-        Ok(())
+        let factor = self.mid_block_scale_factor;
+        range("mid_block_scale_factor", factor, factor.is_finite() && factor > 0.0, "a number above 0")?;
+        positive("time_embedding_dim", self.time_embed_dim())?;
+        positive("num_class_embeds", self.num_class_embeds.unwrap_or(1))
     }
 }
 

@@ -2,64 +2,128 @@
 
 use candle_core::Tensor;
 
-use super::config::UNetConfig;
+use super::config::{Activation, ClassEmbedType, UNetConfig};
 use super::layers::{Embedding, Linear, Start};
 use crate::error::{ModelError, Result};
 use crate::params::ParamLayout;
 use crate::tape::{Tape, Var};
 
-/// Sinusoids, linear, SiLU, linear; plus a learned row per class.
+/// The sinusoids, linear, SiLU, linear of the time; plus a learned row per class, or the same of the label's number.
 #[derive(Clone, Debug)]
 pub(super) struct ConditionEmbedding {
-    channels: usize,
-    flip_sin_to_cos: bool,
-    freq_shift: f64,
+    sinusoids: Sinusoids,
+    time: TwoLayers,
+    class: Option<ClassEmbedding>,
+    activation: Activation,
+}
+
+/// diffusers' `TimestepEmbedding`; SiLU whatever `act_fn` says.
+#[derive(Clone, Debug)]
+struct TwoLayers {
     linear_1: Linear,
     linear_2: Linear,
-    class_embedding: Option<Embedding>,
+}
+
+/// By `class_embed_type`.
+#[derive(Clone, Debug)]
+enum ClassEmbedding {
+    Table(Embedding),
+    Timestep { layers: TwoLayers, classes: Option<usize> },
+}
+
+impl TwoLayers {
+    fn new(layout: &mut ParamLayout, name: &str, config: &UNetConfig) -> Self {
+        let (channels, width) = (config.block_out_channels[0], config.time_embed_dim());
+        Self {
+            linear_1: Linear::new(layout, &format!("{name}.linear_1"), channels, width, Start::FanIn),
+            linear_2: Linear::new(layout, &format!("{name}.linear_2"), width, width, Start::FanIn),
+        }
+    }
+
+    fn forward(&self, tape: &mut Tape<'_>, x: &Tensor, residual: Option<&Var>) -> Result<Var> {
+        let h = self.linear_1.forward(tape, &tape.input(x)?, None)?;
+        let h = tape.silu(&h)?;
+        self.linear_2.forward(tape, &h, residual)
+    }
+}
+
+impl ClassEmbedding {
+    fn new(layout: &mut ParamLayout, config: &UNetConfig) -> Option<Self> {
+        const NAME: &str = "class_embedding";
+        let classes = config.num_class_embeds;
+        match config.class_embed_type {
+            None => classes.map(|classes| Self::Table(Embedding::new(layout, NAME, classes, config.time_embed_dim()))),
+            Some(ClassEmbedType::Timestep) => {
+                Some(Self::Timestep { layers: TwoLayers::new(layout, NAME, config), classes })
+            }
+        }
+    }
+
+    fn classes(&self) -> Option<usize> {
+        match self {
+            Self::Table(table) => Some(table.rows),
+            Self::Timestep { classes, .. } => *classes,
+        }
+    }
 }
 
 impl ConditionEmbedding {
     pub(super) fn new(layout: &mut ParamLayout, config: &UNetConfig) -> Self {
-        let (channels, width) = (config.block_out_channels[0], config.time_embed_dim());
         Self {
-            channels,
-            flip_sin_to_cos: config.flip_sin_to_cos,
-            freq_shift: config.freq_shift,
-            linear_1: Linear::new(layout, "time_embedding.linear_1", channels, width, Start::FanIn),
-            linear_2: Linear::new(layout, "time_embedding.linear_2", width, width, Start::FanIn),
-            class_embedding: config
-                .num_class_embeds
-                .map(|classes| Embedding::new(layout, "class_embedding", classes, width)),
+            sinusoids: Sinusoids {
+                channels: config.block_out_channels[0],
+                flip_sin_to_cos: config.flip_sin_to_cos,
+                freq_shift: config.freq_shift,
+            },
+            time: TwoLayers::new(layout, "time_embedding", config),
+            class: ClassEmbedding::new(layout, config),
+            activation: config.act_fn,
         }
     }
 
-    /// `[N, 4 C_0]`, after the SiLU that every residual block would apply to it.
+    /// `[N, 4 C_0]`, after the activation that every residual block would apply to it.
     pub(super) fn forward(&self, tape: &mut Tape<'_>, timesteps: &[f32], labels: Option<&[u32]>) -> Result<Var> {
-        let time = sinusoids(timesteps, self.channels, self.flip_sin_to_cos, self.freq_shift)?;
-        let h = self.linear_1.forward(tape, &tape.input(&time)?, None)?;
-        let h = tape.silu(&h)?;
         let class = self.class(tape, timesteps.len(), labels)?;
-        let h = self.linear_2.forward(tape, &h, class.as_ref())?;
-        tape.silu(&h)
+        let h = self.time.forward(tape, &self.sinusoids.of(timesteps)?, class.as_ref())?;
+        self.activation.forward(tape, &h)
     }
 
     fn class(&self, tape: &mut Tape<'_>, n: usize, labels: Option<&[u32]>) -> Result<Option<Var>> {
-        match (&self.class_embedding, labels) {
-            (None, None) => Ok(None),
-            (None, Some(_)) => Err(ModelError::Labels { conditional: false }),
-            (Some(_), None) => Err(ModelError::Labels { conditional: true }),
-            (Some(embedding), Some(labels)) => {
-                if labels.len() != n {
-                    let (found, expected) = (vec![labels.len()], vec![n]);
-                    return Err(ModelError::Input { what: "class_labels", found, expected });
-                }
-                if let Some(&label) = labels.iter().find(|&&label| label as usize >= embedding.rows) {
-                    return Err(ModelError::Class { label, classes: embedding.rows });
-                }
-                Ok(Some(embedding.forward(tape, labels)?))
-            }
+        let (class, labels) = match (&self.class, labels) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) => return Err(ModelError::Labels { conditional: false }),
+            (Some(_), None) => return Err(ModelError::Labels { conditional: true }),
+            (Some(class), Some(labels)) => (class, labels),
+        };
+        if labels.len() != n {
+            let (found, expected) = (vec![labels.len()], vec![n]);
+            return Err(ModelError::Input { what: "class_labels", found, expected });
         }
+        let beyond = |classes: &usize| labels.iter().find(|&&label| label as usize >= *classes);
+        if let Some((&label, classes)) = class.classes().and_then(|classes| Some((beyond(&classes)?, classes))) {
+            return Err(ModelError::Class { label, classes });
+        }
+        Ok(Some(match class {
+            ClassEmbedding::Table(table) => table.forward(tape, labels)?,
+            ClassEmbedding::Timestep { layers, .. } => {
+                let numbers: Vec<f32> = labels.iter().map(|&label| label as f32).collect();
+                layers.forward(tape, &self.sinusoids.of(&numbers)?, None)?
+            }
+        }))
+    }
+}
+
+/// How a number becomes a row.
+#[derive(Clone, Copy, Debug)]
+struct Sinusoids {
+    channels: usize,
+    flip_sin_to_cos: bool,
+    freq_shift: f64,
+}
+
+impl Sinusoids {
+    fn of(self, numbers: &[f32]) -> Result<Tensor> {
+        sinusoids(numbers, self.channels, self.flip_sin_to_cos, self.freq_shift)
     }
 }
 

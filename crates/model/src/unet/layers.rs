@@ -1,9 +1,11 @@
 //! Layers: a geometry and the places of their parameters. Names are diffusers' keys, initial values PyTorch's
 //! defaults (uniform within `1 / sqrt(fan_in)`), except where a layer starts at zero.
 
+use ddpm_kernels::ops::activation::Activation as SeparateActivation;
 use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
 use ddpm_kernels::ops::group_norm::GroupNorm as Normalisation;
 
+use super::config::Activation;
 use super::naming::FileLayout;
 use crate::error::Result;
 use crate::params::{Init, ParamId, ParamLayout};
@@ -88,23 +90,48 @@ impl Linear {
     }
 }
 
-/// A group normalisation, with SiLU or without.
+impl Activation {
+    /// The activation of `x` on its own.
+    pub(super) fn forward(self, tape: &mut Tape<'_>, x: &Var) -> Result<Var> {
+        match self.separate() {
+            None => tape.silu(x),
+            Some(f) => tape.activation(f, x),
+        }
+    }
+}
+
+/// A group normalisation, with an activation or without.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GroupNorm {
     norm: Normalisation,
     params: LayerParams,
+    /// What follows, unless it is SiLU and so a part of `norm`.
+    activation: Option<SeparateActivation>,
 }
 
 impl GroupNorm {
-    pub(super) fn new(layout: &mut ParamLayout, name: &str, channels: usize, norm: Normalisation) -> Self {
+    pub(super) fn new(
+        layout: &mut ParamLayout,
+        name: &str,
+        channels: usize,
+        groups: usize,
+        eps: f64,
+        activation: Option<Activation>,
+    ) -> Self {
         let weight = layout.push(format!("{name}.weight"), &[channels], Init::Ones, FileLayout::Same);
         let bias = layout.push(format!("{name}.bias"), &[channels], Init::Zeros, FileLayout::Same);
-        Self { norm, params: LayerParams { weight, bias } }
+        let norm = Normalisation { groups, eps, silu: activation == Some(Activation::Silu) };
+        let activation = activation.and_then(Activation::separate);
+        Self { norm, params: LayerParams { weight, bias }, activation }
     }
 
     /// `[N, ..., C] -> [N, ..., C]`; `modulation` `[N, 2C]` is scale, then shift.
     pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, modulation: Option<&Var>) -> Result<Var> {
-        tape.group_norm(x, self.norm, self.params, modulation)
+        let h = tape.group_norm(x, self.norm, self.params, modulation)?;
+        match self.activation {
+            Some(f) => tape.activation(f, &h),
+            None => Ok(h),
+        }
     }
 }
 

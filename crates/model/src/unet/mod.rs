@@ -20,9 +20,11 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
-use ddpm_kernels::ops::group_norm::GroupNorm as Normalisation;
 
-pub use config::{Activation, DownBlockType, ImageShape, Resample, TimeScaleShift, UNetConfig, UpBlockType};
+pub use config::{
+    Activation, ClassEmbedType, DownBlockType, ImageShape, MidBlockType, Resample, TimeEmbeddingType, TimeScaleShift,
+    UNetConfig, UpBlockType, unsupported,
+};
 pub use error::UNetConfigError;
 
 use self::blocks::{DownBlock, MidBlock, UpBlock};
@@ -44,6 +46,8 @@ pub struct UNet {
     conv_out: Conv2d,
     layout: Arc<ParamLayout>,
     image: ImageShape,
+    /// Whether the input is in [0, 1].
+    centre: bool,
 }
 
 impl UNet {
@@ -64,11 +68,24 @@ impl UNet {
             .collect();
         let mid_block = MidBlock::new(&mut layout, config, channels[config.levels() - 1]);
         let up_blocks = (0..config.levels()).map(|index| UpBlock::new(&mut layout, config, index)).collect();
-        let norm = Normalisation { groups: config.norm_num_groups, eps: config.norm_eps, silu: true };
-        let conv_norm_out = GroupNorm::new(&mut layout, "conv_norm_out", channels[0], norm);
+        // SiLU whatever `act_fn` says, as in diffusers.
+        let (groups, silu) = (config.norm_num_groups, Some(Activation::Silu));
+        let conv_norm_out = GroupNorm::new(&mut layout, "conv_norm_out", channels[0], groups, config.norm_eps, silu);
         let conv_out = Conv2d::new(&mut layout, "conv_out", channels[0], image.out_channels, same, Start::Zero);
         let layout = Arc::new(layout);
-        Ok(Self { conv_in, embedding, down_blocks, mid_block, up_blocks, conv_norm_out, conv_out, layout, image })
+        let centre = config.center_input_sample;
+        Ok(Self {
+            conv_in,
+            embedding,
+            down_blocks,
+            mid_block,
+            up_blocks,
+            conv_norm_out,
+            conv_out,
+            layout,
+            image,
+            centre,
+        })
     }
 
     /// Where each parameter lies.
@@ -89,7 +106,8 @@ impl UNet {
     pub fn forward(&self, tape: &mut Tape<'_>, x_t: &Tensor, timesteps: &[f32], labels: Option<&[u32]>) -> Result<Var> {
         self.check_input(x_t, timesteps)?;
         let temb = self.embedding.forward(tape, timesteps, labels)?;
-        let mut h = self.conv_in.forward(tape, &tape.input(x_t)?, None)?;
+        let x_t = if self.centre { x_t.affine(2.0, -1.0)? } else { x_t.clone() };
+        let mut h = self.conv_in.forward(tape, &tape.input(&x_t)?, None)?;
         let mut skips = vec![h.clone()];
         for block in &self.down_blocks {
             h = block.forward(tape, h, &temb, &mut skips)?;

@@ -1,7 +1,6 @@
 //! The residual block of Ho et al. 2020 and Nichol & Dhariwal 2021 (diffusers' `ResnetBlock2D`).
 
 use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
-use ddpm_kernels::ops::group_norm::GroupNorm as Normalisation;
 
 use super::config::{TimeScaleShift, UNetConfig};
 use super::layers::{Conv2d, GroupNorm, Linear, Start};
@@ -9,9 +8,31 @@ use crate::error::Result;
 use crate::params::ParamLayout;
 use crate::tape::{Tape, Var};
 
-/// Normalise, SiLU, convolve; let the time in; normalise, SiLU, drop, convolve; add the skip connection.
+/// What a residual block does to the image's size, between its first activation and convolution, and to its skip
+/// connection (diffusers' `down` and `up`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resize {
+    Keep,
+    /// The mean of each 2x2 square.
+    Halve,
+    /// Every pixel repeated.
+    Double,
+}
+
+impl Resize {
+    fn forward(self, tape: &mut Tape<'_>, x: &Var) -> Result<Var> {
+        match self {
+            Self::Keep => Ok(x.clone()),
+            Self::Halve => tape.downsample(x),
+            Self::Double => tape.upsample(x),
+        }
+    }
+}
+
+/// Normalise, activate, resize, convolve; let the time in; normalise, activate, drop, convolve; add the skip connection.
 #[derive(Clone, Debug)]
 pub(super) struct ResnetBlock {
+    resize: Resize,
     norm1: GroupNorm,
     conv1: Conv2d,
     time_emb_proj: Linear,
@@ -27,17 +48,22 @@ impl ResnetBlock {
         layout: &mut ParamLayout,
         name: &str,
         config: &UNetConfig,
+        resize: Resize,
         inputs: usize,
         outputs: usize,
     ) -> Self {
-        let norm = Normalisation { groups: config.norm_num_groups, eps: config.norm_eps, silu: true };
+        let norm = |layout: &mut ParamLayout, part: &str, channels: usize| {
+            let (groups, activation) = (config.norm_num_groups, Some(config.act_fn));
+            GroupNorm::new(layout, &format!("{name}.{part}"), channels, groups, config.norm_eps, activation)
+        };
         let same = Convolution::same(3);
         let time_outputs = match config.resnet_time_scale_shift {
             TimeScaleShift::Default => outputs,
             TimeScaleShift::ScaleShift => 2 * outputs,
         };
         Self {
-            norm1: GroupNorm::new(layout, &format!("{name}.norm1"), inputs, norm),
+            resize,
+            norm1: norm(layout, "norm1", inputs),
             conv1: Conv2d::new(layout, &format!("{name}.conv1"), inputs, outputs, same, Start::FanIn),
             time_emb_proj: Linear::new(
                 layout,
@@ -46,7 +72,7 @@ impl ResnetBlock {
                 time_outputs,
                 Start::FanIn,
             ),
-            norm2: GroupNorm::new(layout, &format!("{name}.norm2"), outputs, norm),
+            norm2: norm(layout, "norm2", outputs),
             conv2: Conv2d::new(layout, &format!("{name}.conv2"), outputs, outputs, same, Start::Zero),
             conv_shortcut: (inputs != outputs).then(|| {
                 let one = Convolution::same(1);
@@ -57,9 +83,10 @@ impl ResnetBlock {
         }
     }
 
-    /// `x` `[N, H, W, I]`, `temb` `[N, 4 C_0]` after SiLU `-> [N, H, W, O]`.
+    /// `x` `[N, H, W, I]`, `temb` `[N, 4 C_0]` after the activation `-> [N, H', W', O]`.
     pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, temb: &Var) -> Result<Var> {
         let h = self.norm1.forward(tape, x, None)?;
+        let h = self.resize.forward(tape, &h)?;
         let h = self.conv1.forward(tape, &h, None)?;
         let time = self.time_emb_proj.forward(tape, temb, None)?;
         let h = match self.time_scale_shift {
@@ -70,9 +97,10 @@ impl ResnetBlock {
             TimeScaleShift::ScaleShift => self.norm2.forward(tape, &h, Some(&time))?,
         };
         let h = tape.dropout(&h, self.dropout)?;
+        let x = self.resize.forward(tape, x)?;
         let skip = match &self.conv_shortcut {
-            Some(conv) => conv.forward(tape, x, None)?,
-            None => x.clone(),
+            Some(conv) => conv.forward(tape, &x, None)?,
+            None => x,
         };
         self.conv2.forward(tape, &h, Some(&skip))
     }

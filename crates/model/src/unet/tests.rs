@@ -31,6 +31,38 @@ fn small(time: TimeScaleShift) -> UNetConfig {
     shaped(config, 16, 3)
 }
 
+/// With levels that resample in residual blocks, and every other option that changes what is computed.
+fn small_resnet(time: TimeScaleShift, act_fn: Activation) -> UNetConfig {
+    let config = UNetConfig {
+        block_out_channels: vec![8, 16, 12],
+        layers_per_block: 1,
+        down_block_types: vec![
+            DownBlockType::ResnetDownsampleBlock2D,
+            DownBlockType::AttnDownBlock2D,
+            DownBlockType::ResnetDownsampleBlock2D,
+        ],
+        up_block_types: vec![
+            UpBlockType::ResnetUpsampleBlock2D,
+            UpBlockType::AttnUpBlock2D,
+            UpBlockType::ResnetUpsampleBlock2D,
+        ],
+        downsample_type: Resample::Resnet,
+        upsample_type: Resample::Resnet,
+        attention_head_dim: Some(4),
+        norm_num_groups: 4,
+        attn_norm_num_groups: Some(2),
+        resnet_time_scale_shift: time,
+        mid_block_scale_factor: 1.5,
+        center_input_sample: true,
+        time_embedding_dim: Some(20),
+        class_embed_type: Some(ClassEmbedType::Timestep),
+        num_class_embeds: Some(3),
+        act_fn,
+        ..UNetConfig::default()
+    };
+    shaped(config, 16, 3)
+}
+
 fn normal(shape: &[usize], position: u64) -> Tensor {
     let mut data = vec![0.0; shape.iter().product()];
     Philox::new(5, Purpose::Sample).fill_normal(0, position, &mut data);
@@ -96,8 +128,19 @@ fn parameter_counts_equal_the_published_ones() {
 
 #[test]
 fn output_and_every_gradient_agree_with_candles_autograd_in_f64() {
-    for time in [TimeScaleShift::Default, TimeScaleShift::ScaleShift] {
-        let unet = UNet::new(&small(time)).unwrap();
+    let (default, scale_shift) = (TimeScaleShift::Default, TimeScaleShift::ScaleShift);
+    let configs = [
+        small(default),
+        small(scale_shift),
+        small_resnet(default, Activation::Silu),
+        small_resnet(scale_shift, Activation::Silu),
+        small_resnet(default, Activation::Gelu),
+        small_resnet(scale_shift, Activation::Mish),
+        UNetConfig { class_embed_type: None, ..small_resnet(default, Activation::Relu) },
+    ];
+    for config in configs {
+        let unet = UNet::new(&config).unwrap();
+        let name = format!("{:?} {:?} {:?}", config.down_block_types, config.resnet_time_scale_shift, config.act_fn);
         let params = random_params(&unet);
         let (x, dy) = (normal(&[2, 16, 16, 3], 0), normal(&[2, 16, 16, 3], 1));
         let (timesteps, labels) = ([3.0, 700.0], Some(&[2, 0][..]));
@@ -117,13 +160,13 @@ fn output_and_every_gradient_agree_with_candles_autograd_in_f64() {
             let mut gradients = Gradients::new(unet.layout(), &Device::Cpu).unwrap();
             let got = unet.forward(&mut tape, &x, &timesteps, labels).unwrap();
             let error = relative_error(&to_f64(got.value()), &to_f64(want.value()));
-            assert!(error < forward_tolerance, "{time:?} exact {exact}: output off by {error}");
+            assert!(error < forward_tolerance, "{name} exact {exact}: output off by {error}");
             tape.backward(got, dy.clone(), &mut gradients).unwrap();
             let flat = gradients.complete().unwrap().to_vec().unwrap();
             for (spec, want) in unet.layout().specs().iter().zip(&want_gradient) {
                 let got: Vec<f64> = flat[spec.offset..][..spec.len()].iter().map(|&v| f64::from(v)).collect();
                 let error = relative_error(&got, want);
-                assert!(error < tolerance, "{time:?} exact {exact} {}: gradient off by {error}", spec.key);
+                assert!(error < tolerance, "{name} exact {exact} {}: gradient off by {error}", spec.key);
             }
         }
     }
@@ -161,10 +204,12 @@ fn the_gradient_agrees_with_finite_differences_in_f64() {
 
 #[test]
 fn a_fresh_network_predicts_zero() {
-    let unet = UNet::new(&small(TimeScaleShift::Default)).unwrap();
-    let params = Params::initialise(unet.layout(), 3, &Device::Cpu).unwrap();
-    let y = unet.forward(&mut Tape::inference(&params), &normal(&[1, 16, 16, 3], 0), &[5.0], Some(&[0])).unwrap();
-    assert!(to_f64(y.value()).iter().all(|&v| v == 0.0));
+    for config in [small(TimeScaleShift::Default), small_resnet(TimeScaleShift::ScaleShift, Activation::Mish)] {
+        let unet = UNet::new(&config).unwrap();
+        let params = Params::initialise(unet.layout(), 3, &Device::Cpu).unwrap();
+        let y = unet.forward(&mut Tape::inference(&params), &normal(&[1, 16, 16, 3], 0), &[5.0], Some(&[0])).unwrap();
+        assert!(to_f64(y.value()).iter().all(|&v| v == 0.0));
+    }
 }
 
 #[test]
@@ -200,4 +245,19 @@ fn labels_are_asked_for_refused_and_checked() {
     assert!(matches!(run(None), Some(ModelError::Labels { conditional: true })));
     assert!(run(Some(&[3])).unwrap().to_string().starts_with("class 3 does not exist"));
     assert!(run(Some(&[2])).is_none());
+}
+
+#[test]
+fn classes_as_numbers_need_no_table_and_may_have_a_bound() {
+    let numbers = small_resnet(TimeScaleShift::Default, Activation::Silu);
+    for (num_class_embeds, refused) in [(Some(3), true), (None, false)] {
+        let unet = UNet::new(&UNetConfig { num_class_embeds, ..numbers.clone() }).unwrap();
+        let params = Params::initialise(unet.layout(), 3, &Device::Cpu).unwrap();
+        let run = |labels: Option<&[u32]>| {
+            unet.forward(&mut Tape::inference(&params), &normal(&[1, 16, 16, 3], 0), &[5.0], labels).err()
+        };
+        assert!(matches!(run(None), Some(ModelError::Labels { conditional: true })));
+        assert_eq!(run(Some(&[3])).is_some(), refused);
+        assert!(run(Some(&[2])).is_none());
+    }
 }

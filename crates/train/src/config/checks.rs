@@ -63,6 +63,12 @@ impl<'a> Checks<'a> {
                 let help = "set model.num_class_embeds, or leave loss.label_dropout out";
                 return Err(self.impossible("loss.label_dropout", message, help));
             }
+            if self.config.model.class_embed_type.is_some() {
+                let key = "model.class_embed_type";
+                let message = format!("{key} is set, but model.num_class_embeds is not");
+                let help = "set model.num_class_embeds too: training must know how many classes there are";
+                return Err(self.impossible(key, message, help));
+            }
             return Ok(());
         };
         let expected = if dropout > 0.0 { classes + 1 } else { classes };
@@ -102,6 +108,7 @@ impl<'a> Checks<'a> {
             self.at_most("model.block_out_channels", channels, 65_536)?;
         }
         self.at_most("model.layers_per_block", model.layers_per_block, 128)?;
+        self.at_most("model.time_embedding_dim", model.time_embedding_dim.unwrap_or(0), 1 << 20)?;
         self.at_most("model.num_class_embeds", model.num_class_embeds.unwrap_or(0), 1 << 20)?;
         model.validate().and_then(|()| model.image_shape()).map_err(|error| self.model_error(&error))
     }

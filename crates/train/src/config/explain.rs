@@ -1,5 +1,6 @@
 //! Turns what serde says about a value into what a user can act upon.
 
+use ddpm_model::unet::unsupported;
 use serde_json::Value;
 
 use super::error::{ConfigError, Origin};
@@ -85,8 +86,11 @@ fn explain_names(wrong: &str, names: &[String], found: &Value) -> (String, Optio
         (_, 1) => list,
         _ => format!("one of {list}"),
     };
-    let help =
-        closest(wrong, names.iter().map(String::as_str), SIMILAR_NAMES).map(|name| format!("did you mean \"{name}\"?"));
+    let similar = || closest(wrong, names.iter().map(String::as_str), SIMILAR_NAMES);
+    let help = match unsupported(wrong) {
+        Some(why) => Some(format!("{wrong}: {why}")),
+        None => similar().map(|name| format!("did you mean \"{name}\"?")),
+    };
     (expected, help)
 }
 

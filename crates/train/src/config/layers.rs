@@ -374,10 +374,18 @@ mod tests {
     }
 
     #[test]
-    fn an_unsupported_block_type_is_refused_by_name() {
+    fn what_only_diffusers_has_is_refused_by_name() {
         assert_eq!(
             refusal("[model]\ndown_block_types = [\"DownBlock2D\", \"SkipDownBlock2D\"]\n", &[], &[]),
-            "error: configs/my.toml:2: model.down_block_types = [\"DownBlock2D\", \"SkipDownBlock2D\"]: expected names that exist; \"SkipDownBlock2D\" is not one of \"DownBlock2D\", \"AttnDownBlock2D\""
+            "error: configs/my.toml:2: model.down_block_types = [\"DownBlock2D\", \"SkipDownBlock2D\"]: expected names that exist; \"SkipDownBlock2D\" is not one of \"DownBlock2D\", \"AttnDownBlock2D\", \"ResnetDownsampleBlock2D\"\n  help: SkipDownBlock2D: the blocks of score-based models, which carry the image along and filter it, are not supported"
+        );
+        assert_eq!(
+            refusal("[model]\ntime_embedding_type = \"fourier\"\n", &[], &[]),
+            "error: configs/my.toml:2: model.time_embedding_type = \"fourier\": expected \"positional\"\n  help: fourier: random Fourier features of the noise level belong to score-based models and are not supported"
+        );
+        assert_eq!(
+            refusal("", &[], &["model.class_embed_type=identity"]),
+            "error: command line: model.class_embed_type = \"identity\": expected \"timestep\"\n  help: identity: it takes classes as ready-made embeddings; labels here are numbers, so it is not supported"
         );
     }
 

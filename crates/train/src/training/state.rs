@@ -136,8 +136,13 @@ pub fn read_params(checkpoint: &Checkpoint, file: &str, unet: &UNet, device: &De
 fn refuse_another_run(plan: &TrainPlan, checkpoint: &Checkpoint, data_fingerprint: &str) -> Result<(), Failure> {
     let place = checkpoint.path.display();
     let state = &checkpoint.state;
-    if state.config_hash != plan.config_hash() {
-        let changes = diff(&checkpoint_config(checkpoint)?, plan.config());
+    let changes = if state.config_hash == plan.config_hash() {
+        Vec::new()
+    } else {
+        // None if only the program has changed: keys that it did not know then have their defaults.
+        diff(&checkpoint_config(checkpoint)?, plan.config())
+    };
+    if !changes.is_empty() {
         let lines: Vec<String> = changes
             .iter()
             .map(|change| format!("{}: {} in the checkpoint, {} now", change.key, change.old, change.new))

@@ -85,6 +85,11 @@ fn classes_of_data_and_model_must_agree() {
         "loss.label_dropout = 0.1, but model.num_class_embeds is not set",
         "set model.num_class_embeds, or leave loss.label_dropout out",
     );
+    is_refused(
+        &["model.class_embed_type=timestep"],
+        "model.class_embed_type is set, but model.num_class_embeds is not",
+        "set model.num_class_embeds too: training must know how many classes there are",
+    );
 }
 
 #[test]
