@@ -1,7 +1,7 @@
 //! The same command goes on, and the result is that of a run that never stopped.
 #![allow(clippy::unwrap_used)]
 
-use ddpm_tests::fixtures::image_folder;
+use ddpm_tests::fixtures::{image_folder, reseal};
 use ddpm_tests::{Place, assert_same_run, fresh_run, trained_run};
 
 #[test]
@@ -134,4 +134,23 @@ fn a_run_directory_may_be_moved_and_its_config_used_again() {
     run.ddpm("train elsewhere/config.toml --run-dir elsewhere --max-steps 12 --set train.steps=12")
         .succeeds()
         .resumes_at(10);
+}
+
+/// As a checkpoint looks that an older program wrote: it lacks keys that came later, and so has another hash.
+#[test]
+fn a_run_goes_on_under_a_program_that_knows_more_keys() {
+    let run = trained_run(&["train.steps=10"]);
+    let checkpoint = "runs/tiny/checkpoints/step-000000010";
+    let mut state: serde_json::Value = serde_json::from_slice(&run.read(&format!("{checkpoint}/state.json"))).unwrap();
+    assert!(state["extra"]["config"]["model"].as_object_mut().unwrap().remove("mid_block_scale_factor").is_some());
+    state["config_hash"] = "of fewer keys".into();
+    run.write(&format!("{checkpoint}/state.json"), state.to_string());
+    reseal(&run.path(checkpoint));
+    run.train().set("train.steps=12").succeeds().resumes_at(10);
+    // A key that is there and differs is still refused.
+    run.train()
+        .set("train.steps=14")
+        .set("model.mid_block_scale_factor=2")
+        .fails_with(2)
+        .stderr_has("mid_block_scale_factor");
 }
