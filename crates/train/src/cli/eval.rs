@@ -47,7 +47,7 @@ pub(super) fn nll(args: &NllArgs, output: &Output) -> Result<(), Failure> {
         pictures::write(path, &pictures::encode(&plot(&nll))?)?;
     }
     let (data, plot) = (images.describe(), args.plot.as_deref());
-    output.result(&Document { nll: &nll, model: &model.checkpoint, data, plot }, || text(&nll, args))
+    output.result(&Document { nll: &nll, model: &model.origin, data, plot }, || text(&nll, args))
 }
 
 fn text(nll: &Nll, args: &NllArgs) -> String {
