@@ -101,7 +101,19 @@ pub(super) fn card(card: &Card<'_>) -> String {
     text += &usage(unet, diffusion);
     text += &training(card.facts);
     text += "\n## Licence\n\nNot stated: whoever publishes this model has to choose one, with the data's own licence in mind.\n";
+    text += card.facts.map_or("", |facts| credit(&facts.config.data.source));
     text
+}
+
+/// Whose the shipped images are (assets/README.md).
+fn credit(source: &str) -> &'static str {
+    match source {
+        "builtin:fashion10k" => "The images are Fashion-MNIST by Zalando Research, MIT.\n",
+        path if path.ends_with("emoji32.parquet") => {
+            "The images are Twemoji, Copyright Twitter, Inc and other contributors, CC-BY 4.0: credit them.\n"
+        }
+        _ => "",
+    }
 }
 
 fn front_matter(has_classes: bool) -> String {
@@ -158,7 +170,9 @@ fn training(facts: Option<&Facts>) -> String {
     }
     row("trained with", format!("ddpm {}", facts.program_version));
     let config = Resolved::from_config(Path::new("config.toml"), facts.config.clone()).to_toml();
-    let _ = write!(text, "\n<details><summary>The exact configuration</summary>\n\n```toml\n{config}```\n\n</details>\n");
-    text += "\nNo measure of quality was computed beside the training loss; `ddpm eval nll` gives bits per dimension.\n";
+    let _ =
+        write!(text, "\n<details><summary>The exact configuration</summary>\n\n```toml\n{config}```\n\n</details>\n");
+    text +=
+        "\nNo measure of quality was computed beside the training loss; `ddpm eval nll` gives bits per dimension.\n";
     text
 }

@@ -74,7 +74,11 @@ const SCHEDULER: Class = Class {
         })
     },
     inference: &[
-        "dynamic_thresholding_ratio", "sample_max_value", "set_alpha_to_one", "skip_prk_steps", "steps_offset",
+        "dynamic_thresholding_ratio",
+        "sample_max_value",
+        "set_alpha_to_one",
+        "skip_prk_steps",
+        "steps_offset",
         "timestep_spacing",
     ],
 };
@@ -192,9 +196,9 @@ impl<T: DeserializeOwned> OneByOne<T> {
         self.document[key] = value.clone();
         self.config = T::deserialize(&self.document).map_err(|error| {
             let message = format!("{}: {key} = {value}: {}", path.display(), error.to_string().replace('`', "\""));
-            unreadable(message).hint("this version cannot run such a model; run it with diffusers, or choose another one")
+            unreadable(message)
+                .hint("this version cannot run such a model; run it with diffusers, or choose another one")
         })?;
         Ok(())
     }
 }
-

@@ -59,10 +59,11 @@ pub fn export(
 ) -> Result<Exported, Failure> {
     refuse_taken(to)?;
     let shape = Shape::of(model, options)?;
-    let facts = model.facts.clone().map(|facts| facts.with_loss(&model.origin)).map(|facts| Facts {
-        epsilon_only: facts.epsilon_only || shape.is_cut,
-        ..facts
-    });
+    let facts = model
+        .facts
+        .clone()
+        .map(|facts| facts.with_loss(&model.origin))
+        .map(|facts| Facts { epsilon_only: facts.epsilon_only || shape.is_cut, ..facts });
     let weights = weights(model, &shape)?;
     let mut files = vec![
         (PathBuf::from(INDEX_FILE), index().into_bytes()),

@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use super::config::{read_scheduler, read_unet};
 use super::{
-    FACTS_FILE, Facts, INDEX_FILE, MODELS, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE, unreadable,
+    FACTS_FILE, Facts, INDEX_FILE, MODELS, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
+    unreadable,
 };
 use crate::checkpoint::{NamedTensor, tensors};
 use crate::config::TrainConfig;
@@ -268,7 +269,8 @@ fn check_channels(
         unet_path.display(),
         scheduler_path.display()
     );
-    Err(unreadable(message).hint("a model that learns its variance has variance_type \"learned_range\" and 2C channels"))
+    Err(unreadable(message)
+        .hint("a model that learns its variance has variance_type \"learned_range\" and 2C channels"))
 }
 
 /// The network and process of the folder; of the rest what its facts say, as far as it goes with them.
