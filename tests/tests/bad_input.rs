@@ -58,7 +58,7 @@ fn a_value_of_the_wrong_type_is_refused_with_the_right_one() {
     run.train().set("train.steps=-3").fails_with(2).stderr_has("train.steps = -3: expected a whole number, 0 or more");
     run.train().set("log.jsonl=1").fails_with(2).stderr_has("log.jsonl = 1: expected true or false");
     run.train().set("train.lr_schedule=cosin").fails_with(2).stderr_has("did you mean \"cosine\"?");
-    run.train().set("sample.sampler=ddmi").fails_with(2).stderr_has("expected ddpm or ddim");
+    run.train().set("sample.sampler=ddmi").fails_with(2).stderr_has("expected ddpm, ddim or dpm");
 }
 
 #[test]
