@@ -1,7 +1,7 @@
 //! README.md of an exported model: the model card of the hub, from facts alone.
 //!
-//! The front matter is the hub's (https://huggingface.co/docs/hub/model-cards): it makes the page findable and says which
-//! library loads it.
+//! The front matter is the hub's (<https://huggingface.co/docs/hub/model-cards>): it makes the page findable and says
+//! which library loads it.
 
 use std::fmt::Write as _;
 use std::path::Path;
