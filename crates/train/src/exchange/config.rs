@@ -202,3 +202,61 @@ impl<T: DeserializeOwned> OneByOne<T> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use ddpm_model::unet::UNet;
+
+    use super::*;
+    use crate::config::Resolved;
+    use crate::config::presets::PRESETS;
+
+    /// As published with google/ddpm-cat-256, whose network is that of google/ddpm-church-256.
+    const UNET_256: &str = r#"{
+        "_class_name": "UNet2DModel", "_diffusers_version": "0.0.4", "act_fn": "silu", "attention_head_dim": null,
+        "block_out_channels": [128, 128, 256, 256, 512, 512], "center_input_sample": false,
+        "down_block_types": ["DownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"],
+        "downsample_padding": 0, "flip_sin_to_cos": false, "freq_shift": 1, "in_channels": 3, "layers_per_block": 2,
+        "mid_block_scale_factor": 1, "norm_eps": 1e-06, "norm_num_groups": 32, "out_channels": 3, "sample_size": 256,
+        "time_embedding_type": "positional",
+        "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"]}"#;
+    const SCHEDULER_256: &str = r#"{
+        "_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "beta_end": 0.02, "beta_schedule": "linear",
+        "beta_start": 0.0001, "clip_sample": true, "num_train_timesteps": 1000, "trained_betas": null,
+        "variance_type": "fixed_small"}"#;
+
+    fn unet(text: &str) -> UNetConfig {
+        read_unet(Path::new("config.json"), &serde_json::from_str(text).unwrap()).unwrap()
+    }
+
+    fn scheduler(text: &str) -> DiffusionConfig {
+        read_scheduler(Path::new("scheduler_config.json"), &serde_json::from_str(text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_published_model_of_the_first_hour_is_the_preset_that_names_it() {
+        let preset = PRESETS.iter().find(|preset| preset.name == "church256").unwrap();
+        let config = Resolved::from_layers(Path::new("church256.toml"), preset.text, [], &[]).unwrap().config;
+        assert_eq!(unet(UNET_256), config.model);
+        assert_eq!(scheduler(SCHEDULER_256), config.diffusion);
+        assert_eq!(UNet::new(&unet(UNET_256)).unwrap().layout().len(), 113_673_219);
+    }
+
+    #[test]
+    fn what_a_file_leaves_out_has_the_default_of_diffusers() {
+        let config = unet("{}");
+        assert_eq!((config.attention_head_dim, config.sample_size), (Some(8), None));
+        assert_eq!(config.block_out_channels, [224, 448, 672, 896]);
+        assert_eq!(scheduler("{}"), DiffusionConfig::default());
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_the_same() {
+        for preset in &PRESETS {
+            let config = Resolved::from_layers(Path::new("my.toml"), preset.text, [], &[]).unwrap().config;
+            assert_eq!(unet(&unet_json(&config.model)), config.model, "{}", preset.name);
+            assert_eq!(scheduler(&scheduler_json(&config.diffusion)), config.diffusion, "{}", preset.name);
+        }
+    }
+}
