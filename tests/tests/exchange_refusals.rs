@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use ddpm_tests::diffusers::{NamedTensor, WEIGHTS, change, edit_weights, forward_error, published};
+use ddpm_tests::fixtures::safetensors_file;
 use ddpm_tests::{Place, fresh_run, trained_run};
 use serde_json::json;
 
@@ -126,6 +127,14 @@ fn weights_that_do_not_fit_are_refused_by_key() {
         &["`conv_in.bias` has shape [4], expected [8]"],
     );
     refused(&|tensors| tensors.push(("more.weight".into(), vec![1], vec![0.0])), &["`more.weight` is none of"]);
+}
+
+#[test]
+fn weights_of_another_type_are_refused_by_key() {
+    let place = published();
+    place.write(&format!("theirs/{WEIGHTS}"), safetensors_file(&[], &[("conv_in.bias", vec![8], vec![0; 8])]));
+    let refused = place.ddpm("import theirs --to x").fails_with(6).stderr_has("\"conv_in.bias\" is I64, expected F32");
+    refused.stderr_has("f32 weights as save_pretrained writes them");
 }
 
 #[test]
