@@ -15,6 +15,7 @@
 //! | `place` | the fresh directory and what is in it |
 //! | `command` | one command, and the expectations of how it ends |
 //! | `process` | a command while it runs: signals, kills, time limits |
+//! | `diffusers` | a model as diffusers publishes it |
 //! | `fixtures` | images, tensors and forged checkpoints |
 
 // A test that cannot read its own files has nothing better to do than to panic.
@@ -22,6 +23,7 @@
 
 mod binary;
 mod command;
+pub mod diffusers;
 pub mod fixtures;
 mod place;
 mod process;

@@ -8,6 +8,7 @@
 //! | [`checkpoint`] | saving and going on, all or nothing |
 //! | [`report`] | metrics, progress, pictures |
 //! | [`memory`] | memory and disk, there and used |
+//! | [`exchange`] | models to and from diffusers |
 //! | [`training`] | the step, and the life of a run |
 //! | [`error`] | failures and exit codes |
 
@@ -17,6 +18,7 @@ pub mod config;
 mod durable;
 pub mod error;
 pub mod eval;
+pub mod exchange;
 pub mod memory;
 pub mod report;
 pub mod run_dir;

@@ -19,7 +19,7 @@ mod manifest;
 mod read;
 mod retention;
 mod save;
-mod tensors;
+pub(crate) mod tensors;
 mod writer;
 
 #[cfg(test)]

@@ -8,10 +8,12 @@ use ddpm_data::Format;
 use crate::config::{DeviceChoice, Setting};
 
 mod eval;
+mod exchange;
 mod sample;
 mod schedule;
 
 pub use eval::{EvalCommand, NllArgs};
+pub use exchange::{ExportArgs, ImportArgs};
 pub use sample::SampleArgs;
 pub use schedule::ScheduleArgs;
 
@@ -69,6 +71,10 @@ pub enum Command {
     Schedule(ScheduleArgs),
     /// Run the network once, in PyTorch's layout, to compare with another implementation
     Forward(ForwardArgs),
+    /// Write a model as a folder that diffusers loads
+    Export(ExportArgs),
+    /// Start a run from a model that diffusers wrote
+    Import(ImportArgs),
 }
 
 /// `ddpm train`
@@ -248,7 +254,7 @@ Example:
   ddpm forward runs/quickstart --input in.safetensors --to out.safetensors"
 )]
 pub struct ForwardArgs {
-    /// A run directory or a checkpoint
+    /// A run directory, a checkpoint or a diffusers folder
     pub model: PathBuf,
     /// The tensors to read
     #[arg(long, value_name = "IN.safetensors")]

@@ -60,7 +60,7 @@ pub(super) fn run(args: &ForwardArgs, output: &Output) -> Result<(), Failure> {
     candle_core::safetensors::save(&tensors, &args.to).map_err(|error| {
         Failure::caused_by(ExitCode::Other, format!("{}: cannot be written", args.to.display()), &error)
     })?;
-    let document = json!({"output": args.to, "tensors": tensors.len(), "loss": loss, "checkpoint": model.checkpoint});
+    let document = json!({"output": args.to, "tensors": tensors.len(), "loss": loss, "model": model.origin});
     output.result(&document, || format!("{} tensors in {}", tensors.len(), args.to.display()))
 }
 

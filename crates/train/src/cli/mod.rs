@@ -7,6 +7,7 @@ mod config;
 mod data;
 mod doctor;
 mod eval;
+mod exchange;
 mod forward;
 mod invert;
 pub mod output;
@@ -59,6 +60,8 @@ fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
         Command::Bench(args) => bench::run(&args, output)?,
         Command::Schedule(args) => schedule::run(&args, output)?,
         Command::Forward(args) => forward::run(&args, output)?,
+        Command::Export(args) => exchange::export(&args, output)?,
+        Command::Import(args) => exchange::import(&args, output)?,
     }
     Ok(Outcome::Done)
 }

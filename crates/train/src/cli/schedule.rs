@@ -10,11 +10,13 @@ use super::args::ScheduleArgs;
 use super::places::{Kind, Place, prepare};
 use super::schedule_plot::plot;
 use super::{Align, Output, Table};
-use crate::config::{ConfigError, MAX_TERMINAL_SIGNAL, Resolved, TrainConfig};
+use crate::config::{MAX_TERMINAL_SIGNAL, Resolved, TrainConfig};
 use crate::error::Failure;
 use crate::eval::images::{EvalImages, Selection};
 use crate::eval::noising::{self, Noising, ValueStatistics};
+use crate::exchange::{Folder, refuse_hub};
 use crate::report::pictures;
+use crate::training::model::is_diffusers_folder;
 
 /// Rows of the table; a schedule of more steps is shown at that many, evenly spread.
 const ROWS: usize = 21;
@@ -33,7 +35,7 @@ struct Document<'a> {
 /// Shows the schedule of a configuration, respaced where steps are asked for; noises images with the schedule of the
 /// training where there are any.
 pub(super) fn run(args: &ScheduleArgs, output: &Output) -> Result<(), Failure> {
-    let config = config_of(&args.config)?.config;
+    let config = config_of(&args.config)?;
     let trained = Schedule::new(&config.diffusion)?;
     let spacing = args.spacing.clone().unwrap_or_default();
     let kept = spacing.kept_timesteps(args.steps, trained.len())?;
@@ -88,16 +90,21 @@ fn tables(visited: &Schedule, kept: &[Timestep]) -> Value {
     })
 }
 
-/// A config file, with the environment over it; or what a run directory, or a checkpoint in one, was trained with.
-fn config_of(path: &Path) -> Result<Resolved, ConfigError> {
-    let of_checkpoint = path.join("../../config.toml");
-    if !path.is_dir() {
-        Resolved::load(path, &[])
-    } else if !path.join("config.toml").is_file() && of_checkpoint.is_file() {
-        Resolved::load_file(&of_checkpoint)
-    } else {
-        Resolved::load_file(path)
+/// A config file, with the environment over it; or what a run directory, a checkpoint in one, or a diffusers folder says.
+fn config_of(path: &Path) -> Result<TrainConfig, Failure> {
+    refuse_hub(path)?;
+    if is_diffusers_folder(path) {
+        return Ok(Folder::read(path)?.config);
     }
+    let of_checkpoint = path.join("../../config.toml");
+    let resolved = if !path.is_dir() {
+        Resolved::load(path, &[])?
+    } else if !path.join("config.toml").is_file() && of_checkpoint.is_file() {
+        Resolved::load_file(&of_checkpoint)?
+    } else {
+        Resolved::load_file(path)?
+    };
+    Ok(resolved.config)
 }
 
 fn heading(diffusion: &DiffusionConfig, kept: &[Timestep], spacing: &Spacing) -> String {

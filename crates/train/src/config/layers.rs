@@ -113,6 +113,11 @@ impl Resolved {
         Ok(resolved)
     }
 
+    /// A configuration that was made, not read, and will be that of `path`.
+    pub fn from_config(path: &Path, config: TrainConfig) -> Self {
+        Self { config, path: path.to_owned(), origins: BTreeMap::new() }
+    }
+
     /// Where the value of a key comes from.
     pub fn origin(&self, key: &str) -> &Origin {
         self.origins.get(key).unwrap_or(&Origin::Default)

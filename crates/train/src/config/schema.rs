@@ -35,7 +35,7 @@ pub(super) fn keys() -> impl Iterator<Item = String> {
 }
 
 /// The names of the fields of a struct.
-fn field_names<T: for<'de> Deserialize<'de>>() -> &'static [&'static str] {
+pub(crate) fn field_names<T: for<'de> Deserialize<'de>>() -> &'static [&'static str] {
     let mut names: &'static [&'static str] = &[];
     // Always an error: the listener never gives a value.
     let _ = T::deserialize(Listener(&mut names));

@@ -1,4 +1,4 @@
-//! A trained model, read back from a run directory or a checkpoint.
+//! A trained model, read back from a run directory, a checkpoint or a diffusers folder.
 
 use std::path::{Path, PathBuf};
 
@@ -9,9 +9,10 @@ use ddpm_model::unet::UNet;
 
 use super::pictures::Painter;
 use super::state::{checkpoint_config, read_params};
-use crate::checkpoint::{Checkpoint, MODEL_FILE, Skipped, ema_file, newest_good};
+use crate::checkpoint::{Checkpoint, MANIFEST_FILE, MODEL_FILE, Skipped, ema_file, newest_good};
 use crate::config::TrainConfig;
 use crate::error::{ExitCode, Failure};
+use crate::exchange::{Facts, Folder, MODELS, refuse_hub};
 use crate::run_dir::RunPaths;
 
 /// Everything needed to run a model.
@@ -25,18 +26,25 @@ pub struct Model {
     pub process: DiffusionProcess,
     /// The configuration it was trained under.
     pub config: TrainConfig,
-    /// The checkpoint it came from.
-    pub checkpoint: PathBuf,
+    /// The checkpoint or the diffusers folder it came from.
+    pub origin: PathBuf,
+    /// What is known of its training.
+    pub facts: Option<Facts>,
     /// Checkpoints that were newer but damaged, and why.
     pub skipped: Vec<String>,
 }
 
 impl Model {
-    /// Reads the newest good checkpoint of a run directory, or a checkpoint; `raw` takes the weights of the last step.
+    /// Reads the newest good checkpoint of a run directory, a checkpoint, or a diffusers folder; `raw` takes the weights
+    /// of the last step, where there is a choice.
     ///
     /// # Errors
-    /// Exit code 6 if there is none, or it cannot be read.
+    /// Exit code 6 if there is none, or it cannot be read; 2 for a model of the hub.
     pub fn open(path: &Path, raw: bool, device: &Device) -> Result<Self, Failure> {
+        refuse_hub(path)?;
+        if is_diffusers_folder(path) {
+            return Self::from_folder(Folder::read(path)?, device);
+        }
         let (checkpoint, skipped) = find_checkpoint(path)?;
         let config = checkpoint_config(&checkpoint)?;
         let unet = UNet::new(&config.model)?;
@@ -44,15 +52,33 @@ impl Model {
             Some(&decay) if !raw => ema_file(decay),
             _ => MODEL_FILE.to_owned(),
         };
+        let weights = match config.train.ema_decays.first() {
+            Some(decay) if !raw => format!("the moving average of decay {decay}"),
+            _ => "those of the last step".to_owned(),
+        };
         Ok(Self {
             params: read_params(&checkpoint, &file, &unet, device)?,
+            facts: Facts::of_checkpoint(&checkpoint, &config, weights),
             process: DiffusionProcess::new(&config.diffusion)?,
             unet,
             config,
-            checkpoint: checkpoint.path,
+            origin: checkpoint.path,
             skipped,
         })
     }
+
+    fn from_folder(folder: Folder, device: &Device) -> Result<Self, Failure> {
+        let unet = folder.unet()?;
+        let params = folder.params(&unet, device)?;
+        let process = folder.process()?;
+        let Folder { path: origin, config, facts, .. } = folder;
+        Ok(Self { unet, params, process, config, origin, facts, skipped: Vec::new() })
+    }
+}
+
+/// Whether `path` is a model in diffusers' layout and none of ours.
+pub fn is_diffusers_folder(path: &Path) -> bool {
+    Folder::is_one(path) && !RunPaths::new(path).checkpoints().is_dir() && !path.join(MANIFEST_FILE).is_file()
 }
 
 /// Classes of the data; none for an unconditional model.
@@ -88,8 +114,7 @@ fn find_checkpoint(path: &Path) -> Result<(Checkpoint, Vec<String>), Failure> {
     if !checkpoints.is_dir() {
         if !path.is_dir() {
             let message = format!("{}: no such directory", path.display());
-            return Err(Failure::new(ExitCode::Checkpoint, message)
-                .hint("name a run directory (runs/NAME) or a checkpoint (runs/NAME/checkpoints/step-...)"));
+            return Err(Failure::new(ExitCode::Checkpoint, message).hint(MODELS));
         }
         return Ok((Checkpoint::open(path)?, Vec::new()));
     }

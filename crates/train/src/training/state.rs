@@ -19,8 +19,10 @@ use crate::checkpoint::{
 };
 use crate::config::{TrainConfig, TrainPlan, diff};
 use crate::error::{ExitCode, Failure};
+use crate::exchange::{IMPORTED, Imported};
 
-const CONFIG: &str = "config";
+/// The field of the state that holds the configuration.
+pub(crate) const CONFIG: &str = "config";
 const WINDOW: &str = "metrics_window";
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 const LOSSES: &str = "losses";
@@ -65,6 +67,9 @@ impl Trainer {
         let json = |value: serde_json::Result<Value>| value.unwrap_or(Value::Null);
         state.extra.insert(CONFIG.to_owned(), json(serde_json::to_value(position.plan.config())));
         state.extra.insert(WINDOW.to_owned(), json(serde_json::to_value(position.window)));
+        if let Some(imported) = &self.imported {
+            state.extra.insert(IMPORTED.to_owned(), json(serde_json::to_value(imported)));
+        }
         state
     }
 
@@ -80,6 +85,9 @@ impl Trainer {
     ) -> Result<(Self, Window), Failure> {
         refuse_another_run(plan, checkpoint, data_fingerprint)?;
         let unet = UNet::new(&plan.config().model)?;
+        if is_untrained(checkpoint) {
+            return Ok((Self::from_import(plan, device, checkpoint, unet)?, Window::default()));
+        }
         let layout = unet.layout().clone();
         let params = read_params(checkpoint, MODEL_FILE, &unet, device)?;
         let averages = plan
@@ -103,6 +111,7 @@ impl Trainer {
             None => Window::default(),
         };
         let mut trainer = Self::from_parts(plan, device, unet, params, optimizer)?;
+        trainer.imported = Imported::of(checkpoint);
         if trainer.timestep_sampler.history().is_some() {
             let file = TIMESTEP_SAMPLER_FILE;
             read_history(checkpoint.tensors(file)?)
@@ -111,6 +120,33 @@ impl Trainer {
         }
         Ok((trainer, window))
     }
+
+    /// The start of a run from imported weights: everything but them is as at the start of any run, so the optimizer and
+    /// the averages may be other ones than the import wrote down.
+    fn from_import(plan: &TrainPlan, device: &Device, checkpoint: &Checkpoint, unet: UNet) -> Result<Self, Failure> {
+        let params = read_params(checkpoint, MODEL_FILE, &unet, device)?;
+        let optimizer = Optimizer::new(adamw_config(plan), &params)?;
+        let mut trainer = Self::from_parts(plan, device, unet, params, optimizer)?;
+        trainer.imported = Imported::of(checkpoint);
+        Ok(trainer)
+    }
+}
+
+/// Whether a checkpoint is an import that no step has changed. Its configuration and data are still to be chosen.
+fn is_untrained(checkpoint: &Checkpoint) -> bool {
+    checkpoint.state.step == 0 && Imported::of(checkpoint).is_some()
+}
+
+/// The files of a checkpoint of imported weights: averages equal to them, moments of zero.
+pub(crate) fn untrained_files(params: &Params, ema_decays: &[f64]) -> Result<Vec<TensorFile>, Failure> {
+    let mut files = vec![weights_file(MODEL_FILE.to_owned(), params)?];
+    for &decay in ema_decays {
+        files.push(weights_file(ema_file(decay), params)?);
+    }
+    let zeros = vec![0.0; params.layout().len()];
+    let moments = MOMENTS.iter().flat_map(|name| named_tensors(params.layout(), &zeros, &format!("{name}.")));
+    files.push(TensorFile { name: OPTIMIZER_FILE.to_owned(), tensors: moments.collect() });
+    Ok(files)
 }
 
 /// The configuration a checkpoint was made under.
@@ -136,12 +172,13 @@ pub fn read_params(checkpoint: &Checkpoint, file: &str, unet: &UNet, device: &De
 fn refuse_another_run(plan: &TrainPlan, checkpoint: &Checkpoint, data_fingerprint: &str) -> Result<(), Failure> {
     let place = checkpoint.path.display();
     let state = &checkpoint.state;
-    let changes = if state.config_hash == plan.config_hash() {
-        Vec::new()
-    } else {
+    let untrained = is_untrained(checkpoint);
+    let mut changes = Vec::new();
+    if state.config_hash != plan.config_hash() {
         // None if only the program has changed: keys that it did not know then have their defaults.
-        diff(&checkpoint_config(checkpoint)?, plan.config())
-    };
+        changes = diff(&checkpoint_config(checkpoint)?, plan.config());
+        changes.retain(|change| !untrained || describes_weights(&change.key));
+    }
     if !changes.is_empty() {
         let lines: Vec<String> = changes
             .iter()
@@ -152,13 +189,18 @@ fn refuse_another_run(plan: &TrainPlan, checkpoint: &Checkpoint, data_fingerprin
             .hint("undo the change to go on, or start another run with --run-dir DIR (or --set run.name=NAME)");
         return Err(Failure { causes: lines, ..failure });
     }
-    if state.data_fingerprint != data_fingerprint {
+    if !untrained && state.data_fingerprint != data_fingerprint {
         let source = &plan.config().data.source;
         let message = format!("cannot go on from {place}: data.source = {source} holds other images than then");
         return Err(Failure::new(ExitCode::Usage, message)
             .hint("bring the old data back to go on, or start another run with --run-dir DIR"));
     }
     Ok(())
+}
+
+/// Whether another value of a key would make the weights mean something else. Dropout is training alone.
+fn describes_weights(key: &str) -> bool {
+    (key.starts_with("model.") || key.starts_with("diffusion.")) && key != "model.dropout"
 }
 
 fn does_not_fit(checkpoint: &Checkpoint, file: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
@@ -191,7 +233,8 @@ fn read_history(tensors: Vec<NamedTensor>) -> Result<LossHistory, DiffusionError
     LossHistory::from_parts(losses, &counts)
 }
 
-fn named_tensors(layout: &ParamLayout, flat: &[f32], prefix: &str) -> Vec<NamedTensor> {
+/// All parameters of `flat` as a file holds them.
+pub(crate) fn named_tensors(layout: &ParamLayout, flat: &[f32], prefix: &str) -> Vec<NamedTensor> {
     layout
         .specs()
         .iter()
@@ -200,7 +243,8 @@ fn named_tensors(layout: &ParamLayout, flat: &[f32], prefix: &str) -> Vec<NamedT
         .collect()
 }
 
-fn flat_from_tensors(
+/// The flat buffer of the tensors of a file.
+pub(crate) fn flat_from_tensors(
     layout: &ParamLayout,
     tensors: &[NamedTensor],
     prefix: &str,

@@ -21,6 +21,7 @@ use super::noise::normals;
 use super::pixels::normalise;
 use crate::config::TrainPlan;
 use crate::error::{ExitCode, Failure};
+use crate::exchange::Imported;
 use crate::memory;
 
 /// Everything a step reads and changes.
@@ -39,6 +40,8 @@ pub struct Trainer {
     seed: u64,
     micro_batch: usize,
     device: Device,
+    /// What the run was imported from; goes into every checkpoint.
+    pub(super) imported: Option<Imported>,
 }
 
 /// Replaces labels by the class "none", for classifier-free guidance.
@@ -129,6 +132,7 @@ impl Trainer {
             params,
             optimizer,
             process,
+            imported: None,
         })
     }
 

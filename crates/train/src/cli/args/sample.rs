@@ -18,7 +18,7 @@ use crate::config::DeviceChoice;
   ddpm sample runs/quickstart --invert builtin:fashion10k --num 8               # image -> latent -> image
   ddpm sample runs/quickstart --sampler ddpm --num 500 --out images/            # a folder: single PNGs")]
 pub struct SampleArgs {
-    /// A run directory or a checkpoint
+    /// A run directory, a checkpoint or a diffusers folder
     pub model: PathBuf,
     /// How many images [default: 16]
     #[arg(long, value_parser = count, allow_negative_numbers = true)]

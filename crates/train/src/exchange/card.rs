@@ -1,0 +1,178 @@
+//! README.md of an exported model: the model card of the hub, from facts alone.
+//!
+//! The front matter is the hub's (<https://huggingface.co/docs/hub/model-cards>): it makes the page findable and says
+//! which library loads it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use ddpm_model::diffusion::DiffusionConfig;
+use ddpm_model::unet::UNetConfig;
+
+use super::{Facts, SAMPLES_FILE};
+use crate::config::{Resolved, TrainConfig};
+
+/// What the card tells.
+pub(super) struct Card<'a> {
+    pub(super) facts: Option<&'a Facts>,
+    /// The network and the process in the folder.
+    pub(super) shape: (&'a UNetConfig, &'a DiffusionConfig),
+    pub(super) parameters: usize,
+    /// Images in `samples.png`.
+    pub(super) samples: usize,
+}
+
+const USE: &str = r#"## Use
+
+From Python, with [diffusers](https://github.com/huggingface/diffusers):
+
+```python
+from diffusers import DDPMPipeline
+
+pipeline = DDPMPipeline.from_pretrained("DIR")  # this folder, or its name on the hub
+pipeline(batch_size=4).images[0].save("sample.png")
+```
+"#;
+
+const USE_DDIM: &str = r#"
+In fewer steps:
+
+```python
+from diffusers import DDIMPipeline, DDIMScheduler
+
+pipeline = DDIMPipeline(pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config))
+pipeline(batch_size=4, num_inference_steps=50).images[0].save("sample.png")
+```
+"#;
+
+const USE_LEARNED: &str = r#"
+It learned its variance, so it has twice the output channels; samplers that know only epsilon (`DDIMScheduler`) need the
+folder of `ddpm export --epsilon-only`.
+"#;
+
+const USE_CLASSES: &str = r#"From Python, with [diffusers](https://github.com/huggingface/diffusers); its pipelines pass no labels, so:
+
+```python
+from diffusers import DDPMPipeline
+import torch
+
+pipeline = DDPMPipeline.from_pretrained("DIR")  # this folder, or its name on the hub
+unet, scheduler = pipeline.unet, pipeline.scheduler
+x = torch.randn(4, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+labels = torch.zeros(4, dtype=torch.long)
+for t in scheduler.timesteps:
+    with torch.no_grad():
+        x = scheduler.step(unet(x, t, class_labels=labels).sample, t, x).prev_sample
+```
+"#;
+
+const USE_DDPM: &str = r#"
+With ddpm, without Python:
+
+```sh
+ddpm sample DIR --num 16 --out samples.png
+ddpm import DIR --to runs/mine    # and train on: a fine-tuning
+```
+"#;
+
+/// The text of the card.
+pub(super) fn card(card: &Card<'_>) -> String {
+    let (unet, diffusion) = card.shape;
+    let size = unet.sample_size.unwrap_or_default();
+    let channels = unet.in_channels.unwrap_or_default();
+    let kind = if unet.num_class_embeds.is_some() { "class-conditional" } else { "unconditional" };
+    let name = card.facts.map(|facts| facts.config.run.name.as_str()).filter(|name| !name.is_empty());
+    let mut text = front_matter(unet.num_class_embeds.is_some());
+    let _ = write!(
+        text,
+        "\n# {}\n\nA diffusion model (DDPM) of {size}x{size} images with {channels} channel{}, {kind}: {} parameters.\n",
+        name.unwrap_or("A diffusion model"),
+        if channels == 1 { "" } else { "s" },
+        card.parameters
+    );
+    if card.samples > 0 {
+        let _ = write!(
+            text,
+            "\n![{} samples]({SAMPLES_FILE})\n\n{} samples of seed 0, DDIM, 50 steps; not selected.\n",
+            card.samples, card.samples
+        );
+    }
+    text += "\n";
+    text += &usage(unet, diffusion);
+    text += &training(card.facts);
+    text += "\n## Licence\n\nNot stated: whoever publishes this model has to choose one, with the data's own licence in mind.\n";
+    text += card.facts.map_or("", |facts| credit(&facts.config.data.source));
+    text
+}
+
+/// Whose the shipped images are (assets/README.md).
+fn credit(source: &str) -> &'static str {
+    match source {
+        "builtin:fashion10k" => "The images are Fashion-MNIST by Zalando Research, MIT.\n",
+        path if path.ends_with("emoji32.parquet") => {
+            "The images are Twemoji, Copyright Twitter, Inc and other contributors, CC-BY 4.0: credit them.\n"
+        }
+        _ => "",
+    }
+}
+
+fn front_matter(has_classes: bool) -> String {
+    let task = if has_classes { "" } else { "pipeline_tag: unconditional-image-generation\n" };
+    format!("---\nlibrary_name: diffusers\n{task}tags:\n- ddpm\n- diffusion\n- image-generation\n---\n")
+}
+
+fn usage(unet: &UNetConfig, diffusion: &DiffusionConfig) -> String {
+    let learned = unet.out_channels != unet.in_channels;
+    let mut text = if unet.num_class_embeds.is_some() { format!("## Use\n\n{USE_CLASSES}") } else { USE.to_owned() };
+    if unet.num_class_embeds.is_none() {
+        text += if learned { USE_LEARNED } else { USE_DDIM };
+    }
+    text += USE_DDPM;
+    let _ = write!(
+        text,
+        "\nThe noise schedule is {}, over {} timesteps; the network predicts {}; the variance is {}.\n",
+        plain(&diffusion.beta_schedule),
+        diffusion.num_train_timesteps,
+        plain(&diffusion.prediction_type),
+        diffusion.variance_type.name()
+    );
+    text
+}
+
+fn plain(value: &impl serde::Serialize) -> String {
+    serde_json::json!(value).as_str().unwrap_or_default().to_owned()
+}
+
+fn training(facts: Option<&Facts>) -> String {
+    let Some(facts) = facts else {
+        return "\n## Training\n\nNot known: the weights came without a record of their training.\n".to_owned();
+    };
+    let TrainConfig { data, train, loss, .. } = &facts.config;
+    let mut text = String::from("\n## Training\n\n| | |\n| --- | --- |\n");
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(text, "| {name} | {} |", value.replace('|', "\\|").replace('\n', " "));
+    };
+    let split = if data.split.is_empty() { String::new() } else { format!(", split `{}`", data.split) };
+    row("data", format!("`{}`{split}", data.source));
+    row("steps", facts.step.to_string());
+    row("images seen", facts.images.to_string());
+    row("batch size", train.batch_size.to_string());
+    row("loss", plain(&loss.kind));
+    if let Some(loss) = facts.loss {
+        row("training loss at the end", format!("{loss:.5}"));
+    }
+    row("weights", facts.weights.clone());
+    if facts.epsilon_only {
+        row("left out", "the variance head: the model had 2C output channels, of which C remain".to_owned());
+    }
+    if let Some(source) = &facts.fine_tuned_from {
+        row("fine-tuned from", format!("`{source}`"));
+    }
+    row("trained with", format!("ddpm {}", facts.program_version));
+    let config = Resolved::from_config(Path::new("config.toml"), facts.config.clone()).to_toml();
+    let _ =
+        write!(text, "\n<details><summary>The exact configuration</summary>\n\n```toml\n{config}```\n\n</details>\n");
+    text +=
+        "\nNo measure of quality was computed beside the training loss; `ddpm eval nll` gives bits per dimension.\n";
+    text
+}

@@ -1,0 +1,206 @@
+//! `ddpm export`: a model as a folder that diffusers loads.
+//!
+//! Written beside the place it goes to and renamed at the end: a folder of that name is complete.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use ddpm_model::diffusion::{DiffusionConfig, PredictionType, SamplerConfig, SamplerKind, VarianceType};
+use ddpm_model::unet::UNetConfig;
+use serde_json::json;
+
+use super::card::{Card, card};
+use super::config::{pretty, scheduler_json, unet_json};
+use super::{
+    CARD_FILE, DIFFUSERS_VERSION, FACTS_FILE, Facts, INDEX_FILE, SAMPLES_FILE, SCHEDULER_CONFIG, SCHEDULER_DIR,
+    UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
+};
+use crate::checkpoint::{TensorFile, tensors};
+use crate::durable::{parent_of, replace_file, sync_dir};
+use crate::error::{ExitCode, Failure};
+use crate::report::pictures::{Layout, encode, grid};
+use crate::training::model::{Model, all_classes};
+use crate::training::pictures::{BATCH, Onlooker, Request, Start};
+use crate::training::state::named_tensors;
+
+/// How the samples on the card are drawn.
+const SAMPLE_STEPS: usize = 50;
+const SAMPLE_SEED: u64 = 0;
+
+/// What to export.
+#[derive(Clone, Copy, Debug)]
+pub struct ExportOptions {
+    /// Leave the variance head out.
+    pub epsilon_only: bool,
+    /// Images on the card; 0: none.
+    pub samples: usize,
+}
+
+/// What was written.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// Its files, relative to the folder.
+    pub files: Vec<PathBuf>,
+    /// All of them together.
+    pub bytes: u64,
+}
+
+/// Writes `model` into the new folder `to`; `progress` is told how many samples are drawn.
+///
+/// # Errors
+/// Exit code 2 if `to` is taken or the options do not fit the model, 1 if it cannot be written.
+pub fn export(
+    model: &Model,
+    to: &Path,
+    options: ExportOptions,
+    device: &Device,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Exported, Failure> {
+    refuse_taken(to)?;
+    let shape = Shape::of(model, options)?;
+    let facts = model
+        .facts
+        .clone()
+        .map(|facts| facts.with_loss(&model.origin))
+        .map(|facts| Facts { epsilon_only: facts.epsilon_only || shape.is_cut, ..facts });
+    let weights = weights(model, &shape)?;
+    let mut files = vec![
+        (PathBuf::from(INDEX_FILE), index().into_bytes()),
+        (Path::new(UNET_DIR).join(UNET_CONFIG), unet_json(&shape.unet).into_bytes()),
+        (Path::new(UNET_DIR).join(WEIGHTS_FILE), weights),
+        (Path::new(SCHEDULER_DIR).join(SCHEDULER_CONFIG), scheduler_json(&shape.diffusion).into_bytes()),
+    ];
+    if let Some(facts) = &facts {
+        files.push((PathBuf::from(FACTS_FILE), pretty(&json!(facts)).into_bytes()));
+    }
+    let samples = options.samples;
+    if samples > 0 {
+        files.push((PathBuf::from(SAMPLES_FILE), draw(model, samples, device, progress)?));
+    }
+    let parameters = model.unet.layout().len() - shape.removed;
+    let card = card(&Card { facts: facts.as_ref(), shape: (&shape.unet, &shape.diffusion), parameters, samples });
+    files.push((PathBuf::from(CARD_FILE), card.into_bytes()));
+    let bytes = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    write_folder(to, &files)?;
+    Ok(Exported { files: files.into_iter().map(|(path, _)| path).collect(), bytes })
+}
+
+/// Refuses a place that holds something.
+///
+/// # Errors
+/// Exit code 2.
+pub(super) fn refuse_taken(to: &Path) -> Result<(), Failure> {
+    let is_empty = fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_none());
+    if is_empty || fs::symlink_metadata(to).is_err() {
+        return Ok(());
+    }
+    let what = if to.is_dir() { "holds files already" } else { "is a file" };
+    Err(Failure::new(ExitCode::Usage, format!("--to {}: {what}, expected a new or empty directory", to.display()))
+        .hint("give another directory, or delete this one yourself: nothing is overwritten"))
+}
+
+/// The network and process as they go into the folder.
+struct Shape {
+    unet: UNetConfig,
+    diffusion: DiffusionConfig,
+    /// The variance head is left out.
+    is_cut: bool,
+    /// Parameters that are left out with it.
+    removed: usize,
+}
+
+impl Shape {
+    fn of(model: &Model, options: ExportOptions) -> Result<Self, Failure> {
+        let (mut unet, mut diffusion) = (model.config.model.clone(), model.config.diffusion.clone());
+        if !options.epsilon_only {
+            return Ok(Self { unet, diffusion, is_cut: false, removed: 0 });
+        }
+        let learned = diffusion.variance_type == VarianceType::LearnedRange;
+        if !learned || diffusion.prediction_type != PredictionType::Epsilon {
+            let message = format!(
+                "--epsilon-only: {} has variance_type = \"{}\", expected \"learned_range\" with epsilon predicted",
+                model.origin.display(),
+                diffusion.variance_type.name()
+            );
+            return Err(Failure::new(ExitCode::Usage, message).hint("leave --epsilon-only out: nothing has to be cut"));
+        }
+        let channels = model.unet.image_shape().in_channels;
+        unet.out_channels = Some(channels);
+        diffusion.variance_type = VarianceType::FixedSmall;
+        // Rows of conv_out: 9 weights for each channel of the first level, and a bias.
+        let row = 9 * unet.block_out_channels.first().copied().unwrap_or_default() + 1;
+        Ok(Self { unet, diffusion, is_cut: true, removed: channels * row })
+    }
+}
+
+/// The bytes of the weights' file.
+fn weights(model: &Model, shape: &Shape) -> Result<Vec<u8>, Failure> {
+    let mut tensors = named_tensors(model.unet.layout(), &model.params.buffer().to_vec()?, "");
+    if shape.is_cut {
+        // The first C of 2C output channels are epsilon; PyTorch's layout has them first.
+        for tensor in tensors.iter_mut().filter(|tensor| tensor.name.starts_with("conv_out.")) {
+            tensor.shape[0] /= 2;
+            tensor.data.truncate(tensor.data.len() / 2);
+        }
+    }
+    let file = TensorFile { name: WEIGHTS_FILE.to_owned(), tensors };
+    let header = tensors::header(&file).map_err(|message| Failure::new(ExitCode::Other, message))?;
+    let mut bytes = Vec::new();
+    tensors::write(&mut bytes, &header, &file.tensors)
+        .map_err(|error| Failure::caused_by(ExitCode::Other, "cannot write the weights to memory", &error))?;
+    Ok(bytes)
+}
+
+fn index() -> String {
+    pretty(&json!({
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }))
+}
+
+/// A grid of samples as PNG: DDIM, so that the variance, and with it --epsilon-only, changes nothing.
+fn draw(model: &Model, num: usize, device: &Device, progress: &mut dyn FnMut(usize)) -> Result<Vec<u8>, Failure> {
+    let sampler = SamplerConfig {
+        sampler: SamplerKind::Ddim,
+        steps: Some(SAMPLE_STEPS.min(model.process.schedule().len())),
+        eta: 0.0,
+        spacing: SamplerKind::Ddim.default_spacing(),
+    };
+    let request = Request {
+        num,
+        sampler: &sampler,
+        start: Start::Seed(SAMPLE_SEED),
+        classes: all_classes(&model.config),
+        guidance: None,
+        batch_size: BATCH,
+    };
+    let onlooker = &mut Onlooker { progress, proceed: &|| Ok(()), glimpse: &mut |_| Ok(()) };
+    let images = model.painter(device).draw(&request, onlooker)?;
+    let [_, height, width, _] = images.shape;
+    Ok(encode(&grid(&images.pixels, images.shape, Layout::visible(height, width))?)?.bytes)
+}
+
+/// Writes all files beside `to`, then renames.
+fn write_folder(to: &Path, files: &[(PathBuf, Vec<u8>)]) -> Result<(), Failure> {
+    let name = to.file_name().map_or_else(|| "export".into(), |name| name.to_string_lossy().into_owned());
+    let parent = parent_of(to);
+    let temporary = parent.join(format!(".tmp-{name}-{}", std::process::id()));
+    let write = || {
+        for (path, bytes) in files {
+            let path = temporary.join(path);
+            fs::create_dir_all(parent_of(&path))?;
+            replace_file(&path, bytes)?;
+        }
+        fs::rename(&temporary, to)?;
+        sync_dir(parent)
+    };
+    write().map_err(|error| {
+        // The first error is the one to tell; what is left has a name that says so.
+        let _ = fs::remove_dir_all(&temporary);
+        Failure::caused_by(ExitCode::Other, format!("--to {}: cannot be written", to.display()), &error)
+            .hint(crate::durable::io_help(&error, to))
+    })
+}

@@ -1,0 +1,298 @@
+//! A diffusers folder, read and checked before anything believes it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use ddpm_model::diffusion::{DiffusionProcess, LossKind, VarianceType};
+use ddpm_model::params::{ParamSpec, Params};
+use ddpm_model::unet::{UNet, UNetConfig};
+use serde_json::Value;
+
+use super::config::{read_scheduler, read_unet};
+use super::{
+    FACTS_FILE, Facts, INDEX_FILE, MODELS, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
+    unreadable,
+};
+use crate::checkpoint::{NamedTensor, tensors};
+use crate::config::TrainConfig;
+use crate::config::types::{DataConfig, DiffusionConfig, LossConfig};
+use crate::error::{ExitCode, Failure};
+use crate::training::state::flat_from_tensors;
+
+/// A config file of diffusers is a page; this bounds what a hostile one can make us read.
+const MAX_JSON_BYTES: u64 = 1 << 20;
+
+/// Beyond every published model, and small enough that products of them cannot overflow.
+const LIMITS: [(&str, u64); 7] = [
+    ("sample_size", 4096),
+    ("in_channels", 4096),
+    ("out_channels", 8192),
+    ("layers_per_block", 128),
+    ("num_class_embeds", 1 << 20),
+    ("time_embedding_dim", 1 << 20),
+    ("block_out_channels", 65_536),
+];
+const MAX_LEVELS: usize = 12;
+
+/// The formats that run code when read.
+const PICKLES: [&str; 3] = ["diffusion_pytorch_model.bin", "pytorch_model.bin", "model.ckpt"];
+
+/// A model in diffusers' layout.
+#[derive(Debug)]
+pub struct Folder {
+    /// The folder.
+    pub path: PathBuf,
+    /// What a run of it would be configured as: its network and process, and of the rest what its facts say.
+    pub config: TrainConfig,
+    /// How it was trained, if it tells.
+    pub facts: Option<Facts>,
+    weights: PathBuf,
+    tensors: Vec<NamedTensor>,
+}
+
+impl Folder {
+    /// Whether `path` looks like one.
+    pub fn is_one(path: &Path) -> bool {
+        path.join(INDEX_FILE).is_file() || path.join(UNET_DIR).is_dir() || path.join(UNET_CONFIG).is_file()
+    }
+
+    /// Reads the folder, and checks everything but the numbers themselves.
+    ///
+    /// # Errors
+    /// Exit code 6: the file and the key that is missing, damaged, or beyond this version.
+    pub fn read(path: &Path) -> Result<Self, Failure> {
+        if !path.is_dir() {
+            let what = if path.exists() { "not a directory" } else { "no such directory" };
+            return Err(unreadable(format!("{}: {what}", path.display())).hint(MODELS));
+        }
+        check_index(path)?;
+        let unet_dir = part_dir(path, UNET_DIR, UNET_CONFIG)?;
+        let unet_path = unet_dir.join(UNET_CONFIG);
+        let unet = read_unet(&unet_path, &read_json(&unet_path)?)?;
+        check_limits(&unet_path, &unet)?;
+        let scheduler_path = part_dir(path, SCHEDULER_DIR, SCHEDULER_CONFIG)?.join(SCHEDULER_CONFIG);
+        let diffusion = read_scheduler(&scheduler_path, &read_json(&scheduler_path)?)?;
+        check_channels(&unet_path, &unet, &scheduler_path, &diffusion)?;
+        let facts = read_facts(&path.join(FACTS_FILE))?;
+        let config = configuration(unet, diffusion, facts.as_ref());
+        let weights = find_weights(&unet_dir)?;
+        let tensors = tensors::read(&weights).map_err(|error| {
+            Failure::from_error(ExitCode::Checkpoint, &error)
+                .hint("expected f32 weights as save_pretrained writes them: download the model again, or convert it")
+        })?;
+        let tensors = tensors.into_iter().map(modern).collect();
+        Ok(Self { path: path.to_owned(), config, facts, weights, tensors })
+    }
+
+    /// The network.
+    ///
+    /// # Errors
+    /// Exit code 6 for a configuration that cannot be.
+    pub fn unet(&self) -> Result<UNet, Failure> {
+        UNet::new(&self.config.model).map_err(|error| self.impossible(error.into()))
+    }
+
+    /// The diffusion process.
+    ///
+    /// # Errors
+    /// Exit code 6 for a schedule that cannot be.
+    pub fn process(&self) -> Result<DiffusionProcess, Failure> {
+        DiffusionProcess::new(&self.config.diffusion).map_err(|error| self.impossible(error.into()))
+    }
+
+    /// Our words for the key, and the folder it is wrong in.
+    fn impossible(&self, failure: Failure) -> Failure {
+        let message = format!("{}: {}", self.path.display(), failure.message);
+        Failure { code: ExitCode::Checkpoint, message, ..failure }
+            .hint("this version cannot run such a model; run it with diffusers, or choose another one")
+    }
+
+    /// Its weights.
+    ///
+    /// # Errors
+    /// Exit code 6 if a tensor is missing, has another shape, or is not the network's.
+    pub fn params(&self, unet: &UNet, device: &Device) -> Result<Params, Failure> {
+        let layout = unet.layout();
+        let refuse = |what: String| unreadable(format!("{}: {what}", self.weights.display())).hint(MISMATCH);
+        let held: HashMap<&str, &[usize]> =
+            self.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice())).collect();
+        // Shapes before room is taken: a hostile config could ask for any amount.
+        let expected: HashMap<String, Vec<usize>> = layout.specs().iter().flat_map(ParamSpec::file_shapes).collect();
+        for (key, shape) in layout.specs().iter().flat_map(ParamSpec::file_shapes) {
+            match held.get(key.as_str()) {
+                None => return Err(refuse(format!("`{key}` is missing, expected of shape {shape:?}"))),
+                Some(found) if *found != shape => {
+                    return Err(refuse(format!("`{key}` has shape {found:?}, expected {shape:?}")));
+                }
+                Some(_) => {}
+            }
+        }
+        let mut extra = self.tensors.iter().map(|tensor| &tensor.name).filter(|name| !expected.contains_key(*name));
+        if let Some(first) = extra.next() {
+            let count = 1 + extra.count();
+            return Err(refuse(format!("`{first}` is none of the network's tensors ({count} such), expected none")));
+        }
+        let flat = flat_from_tensors(layout, &self.tensors, "")?;
+        Ok(Params::from_vec(layout, flat, device)?)
+    }
+}
+
+const MISMATCH: &str = "the weights belong to another config.json: download both again";
+
+/// Diffusers renamed the attention's layers in 0.12 (`Attention._convert_deprecated_attention_blocks`); the first
+/// published models still have the old names.
+fn modern(mut tensor: NamedTensor) -> NamedTensor {
+    if tensor.name.contains("attentions.") {
+        for (old, new) in [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")] {
+            tensor.name = tensor.name.replace(&format!(".{old}."), &format!(".{new}."));
+        }
+    }
+    tensor
+}
+
+/// The folder's own word for what it is, where it has one.
+fn check_index(path: &Path) -> Result<(), Failure> {
+    let index = path.join(INDEX_FILE);
+    if !index.is_file() {
+        return Ok(());
+    }
+    let document = read_json(&index)?;
+    let unet = document.pointer("/unet/1").and_then(Value::as_str).unwrap_or("none");
+    if unet == "UNet2DModel" {
+        return Ok(());
+    }
+    let class = document.get("_class_name").and_then(Value::as_str).unwrap_or("unnamed pipeline");
+    let message = format!("{}: {class} with unet = {unet}, expected a pipeline of a UNet2DModel", index.display());
+    Err(unreadable(message).hint("only unconditional and class-conditional pixel models are read"))
+}
+
+/// Where a part's config is: in its folder, or beside `model_index.json` as in the first published models.
+fn part_dir(path: &Path, part: &str, file: &str) -> Result<PathBuf, Failure> {
+    let own = path.join(part);
+    [own.clone(), path.to_owned()].into_iter().find(|dir| dir.join(file).is_file()).ok_or_else(|| {
+        unreadable(format!("{}: no {part}/{file}, so this is no diffusers folder", path.display())).hint(MODELS)
+    })
+}
+
+fn find_weights(dir: &Path) -> Result<PathBuf, Failure> {
+    let weights = dir.join(WEIGHTS_FILE);
+    if weights.is_file() {
+        return Ok(weights);
+    }
+    if let Some(pickle) = PICKLES.iter().map(|name| dir.join(name)).find(|path| path.is_file()) {
+        let message = format!(
+            "{}: a pickle, which can run any code when it is read, so it is not; expected {WEIGHTS_FILE}",
+            pickle.display()
+        );
+        let hint = "convert it where you trust it: UNet2DModel.from_pretrained(DIR, use_safetensors=False)\
+                    .save_pretrained(DIR), or download the safetensors file of the model";
+        return Err(unreadable(message).hint(hint));
+    }
+    let index = dir.join(format!("{WEIGHTS_FILE}.index.json"));
+    if index.is_file() {
+        let message = format!("{}: weights in several files, expected one {WEIGHTS_FILE}", index.display());
+        return Err(unreadable(message).hint("write it as one: save_pretrained(DIR, max_shard_size=\"100GB\")"));
+    }
+    Err(unreadable(format!("{}: no {WEIGHTS_FILE}", dir.display())).hint("download the whole model again"))
+}
+
+fn read_json(path: &Path) -> Result<Value, Failure> {
+    let damaged = |error: &(dyn std::error::Error + 'static), what: &str| {
+        Failure::caused_by(ExitCode::Checkpoint, format!("{}: {what}", path.display()), error)
+            .hint("the file is damaged: download the model again")
+    };
+    let bytes = read_limited(path).map_err(|error| damaged(&error, "cannot be read"))?;
+    serde_json::from_slice(&bytes).map_err(|error| damaged(&error, "not JSON"))
+}
+
+fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_JSON_BYTES {
+        let message = format!("longer than {MAX_JSON_BYTES} bytes, so not a config");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
+    Ok(bytes)
+}
+
+fn read_facts(path: &Path) -> Result<Option<Facts>, Failure> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    serde_json::from_value(read_json(path)?).map(Some).map_err(|error| {
+        Failure::caused_by(ExitCode::Checkpoint, format!("{}: not understood", path.display()), &error)
+            .hint("it only tells of the training, perhaps of a newer ddpm: delete it to use the model without")
+    })
+}
+
+fn check_limits(path: &Path, unet: &UNetConfig) -> Result<(), Failure> {
+    let place = path.display();
+    let document = serde_json::json!(unet);
+    for (key, limit) in LIMITS {
+        let values = match &document[key] {
+            Value::Array(values) => values.iter().filter_map(Value::as_u64).collect(),
+            value => value.as_u64().into_iter().collect::<Vec<_>>(),
+        };
+        if let Some(value) = values.iter().find(|&&value| value > limit) {
+            return Err(unreadable(format!("{place}: {key} = {value}: expected at most {limit}"))
+                .hint("the file is damaged: download the model again"));
+        }
+    }
+    if unet.levels() > MAX_LEVELS {
+        return Err(unreadable(format!("{place}: {} levels, expected at most {MAX_LEVELS}", unet.levels()))
+            .hint("the file is damaged: download the model again"));
+    }
+    if unet.sample_size.is_none() {
+        return Err(unreadable(format!("{place}: sample_size = null: expected the side of the images in pixels"))
+            .hint("write the size the model was trained at into the file"));
+    }
+    Ok(())
+}
+
+fn check_channels(
+    unet_path: &Path,
+    unet: &UNetConfig,
+    scheduler_path: &Path,
+    diffusion: &DiffusionConfig,
+) -> Result<(), Failure> {
+    let (channels, found) = (unet.in_channels.unwrap_or_default(), unet.out_channels.unwrap_or_default());
+    let expected = diffusion.variance_type.out_channels(channels);
+    if found == expected {
+        return Ok(());
+    }
+    let variance = diffusion.variance_type.name();
+    let message = format!(
+        "{}: out_channels = {found}: expected {expected}, for in_channels = {channels} and variance_type = \
+         \"{variance}\" in {}",
+        unet_path.display(),
+        scheduler_path.display()
+    );
+    Err(unreadable(message)
+        .hint("a model that learns its variance has variance_type \"learned_range\" and 2C channels"))
+}
+
+/// The network and process of the folder; of the rest what its facts say, as far as it goes with them.
+fn configuration(unet: UNetConfig, diffusion: DiffusionConfig, facts: Option<&Facts>) -> TrainConfig {
+    let mut config = facts.map(|facts| facts.config.clone()).unwrap_or_default();
+    let learned = diffusion.variance_type == VarianceType::LearnedRange;
+    let teaches = matches!(config.loss.kind, LossKind::Hybrid | LossKind::Vlb);
+    if learned != teaches {
+        let kind = if learned { LossKind::Hybrid } else { LossKind::Simple };
+        config.loss = LossConfig { kind, ..config.loss };
+    }
+    if unet.num_class_embeds.is_none() {
+        config.loss.label_dropout = 0.0;
+    }
+    config.data = DataConfig {
+        image_size: unet.sample_size.unwrap_or_default(),
+        channels: unet.in_channels.unwrap_or_default(),
+        ..config.data
+    };
+    config.model = unet;
+    config.diffusion = diffusion;
+    config.data.num_classes = config.model_classes();
+    config
+}
