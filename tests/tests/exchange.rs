@@ -46,7 +46,7 @@ fn an_export_has_the_files_of_diffusers_and_a_card() {
     let card = run.text("out/README.md");
     for part in [
         "---\nlibrary_name: diffusers\n",
-        "`builtin:fashion10k`",
+        "| data | builtin:fashion10k |",
         "| steps | 4 |",
         "| images seen | 16 |",
         "| training loss at the end | ",
@@ -152,7 +152,7 @@ fn the_first_loss_of_a_fine_tuning_is_that_of_diffusers() {
     train(3).set("train.lr=1e-3").fails_with(2).stderr_has("the configuration has changed").stderr_has("train.lr");
     place.ddpm("export runs/mine --to tuned --samples 0").succeeds();
     let card = place.text("tuned/README.md");
-    assert!(card.contains("| fine-tuned from | `theirs` |") && card.contains("| steps | 2 |"), "{card}");
+    assert!(card.contains("| fine-tuned from | theirs |") && card.contains("| steps | 2 |"), "{card}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use ddpm_tests::diffusers::{NamedTensor, WEIGHTS, change, edit_weights, forward_error, published};
 use ddpm_tests::fixtures::safetensors_file;
 use ddpm_tests::{Place, fresh_run, trained_run};
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn trained() -> Place {
     trained_run(&["train.steps=1", "checkpoint.every=0", "sample.every=0"])
@@ -164,4 +164,74 @@ fn an_export_of_nothing_is_refused() {
     run.ddpm("export runs/tiny --to out").fails_with(6).stderr_has("runs/tiny: no such directory");
     run.ddpm("export tiny.toml --to out").fails_with(6).stderr_has("tiny.toml");
     assert!(!run.exists("out"));
+}
+
+#[test]
+fn weights_that_are_no_numbers_or_there_twice_are_refused() {
+    let place = published();
+    edit_weights(&place, |tensors| {
+        tensors.iter_mut().filter(|t| t.0 == "conv_in.bias").for_each(|t| t.2[1] = f32::NAN);
+    });
+    place.ddpm("import theirs --to x").fails_with(6).stderr_has("`conv_in.bias` holds values that are no numbers");
+    let place = published();
+    edit_weights(&place, |tensors| {
+        let old: Vec<NamedTensor> = tensors
+            .iter()
+            .filter(|t| t.0.contains("to_q."))
+            .map(|(name, shape, data)| (name.replace("to_q.", "query."), shape.clone(), data.clone()))
+            .collect();
+        assert!(!old.is_empty());
+        tensors.extend(old);
+    });
+    place.ddpm("import theirs --to x").fails_with(6).stderr_has("under its old and its new name");
+}
+
+#[test]
+fn models_that_cannot_be_trained_here_are_refused_at_the_import() {
+    let place = published();
+    change(&place, "theirs/unet/config.json", "in_channels", json!(4));
+    place.ddpm("import theirs --to x").fails_with(6).stderr_has("in_channels = 4: expected 1 (grey) or 3 (RGB)");
+    let place = published();
+    change(&place, "theirs/unet/config.json", "class_embed_type", json!("timestep"));
+    place.ddpm("import theirs --to x").fails_with(6);
+    assert!(!place.exists("x"));
+}
+
+/// A folder from the hub is somebody else's: of its record nothing is taken that names a device, a place or an address.
+#[test]
+fn the_record_of_a_folder_sets_no_device_place_or_address_and_no_impossible_value() {
+    let run = trained_run(&["train.steps=2", "sample.every=0"]);
+    run.ddpm("export runs/tiny --to out --samples 0").succeeds();
+    let with = |section: &str, key: &str, value: Value| {
+        let mut facts: Value = serde_json::from_slice(&run.read("out/ddpm.json")).unwrap();
+        facts["config"][section][key] = value;
+        run.write("out/ddpm.json", facts.to_string());
+    };
+    with("run", "device", json!("cuda:7"));
+    with("log", "metrics_addr", json!("0.0.0.0:9999"));
+    with("run", "name", json!("<b>\n# big `x`"));
+    run.ddpm("import out --to clean").succeeds();
+    let config = run.text("clean/config.toml");
+    assert!(!config.contains("cuda:7") && !config.contains("9999") && !config.contains("<b>"), "{config}");
+    run.ddpm("export clean --to again --samples 0").succeeds();
+    let card = run.text("again/README.md");
+    assert!(card.contains("# &lt;b&gt; \\# big \\`x\\`\n"), "{card}");
+    with("train", "ema_decays", json!([0.9, 0.9]));
+    run.ddpm("import out --to bad").fails_with(6).stderr_has("train.ema_decays").stderr_has("different numbers");
+    assert!(!run.exists("bad"));
+}
+
+#[test]
+fn an_import_is_not_left_behind_without_a_word() {
+    let place = published();
+    place.ddpm("import theirs --to runs/mine").succeeds();
+    let train = |options: &str| {
+        let settings = "--set data.source=images --set train.batch_size=2 --max-steps 1 --set sample.every=0";
+        place.ddpm(&format!("train runs/mine/config.toml {settings} {options}"))
+    };
+    train("--run-dir other").fails_with(2).stderr_has("lies beside imported weights").stderr_has("--run-dir runs/mine");
+    assert!(!place.exists("other"));
+    train("--run-dir other --resume runs/mine/checkpoints/step-000000000").succeeds().resumes_at(0);
+    std::fs::rename(place.path("runs/mine"), place.path("moved")).unwrap();
+    place.ddpm("train moved/config.toml --set data.source=images").fails_with(2).stderr_has("--run-dir moved");
 }

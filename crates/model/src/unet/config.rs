@@ -16,7 +16,7 @@ pub enum DownBlockType {
     DownBlock2D,
     /// Residual blocks with self-attention after each, then as `downsample_type` says.
     AttnDownBlock2D,
-    /// Residual blocks, of which the last halves the image by averaging.
+    /// Residual blocks, then one more that halves the image by averaging.
     ResnetDownsampleBlock2D,
 }
 
@@ -46,7 +46,7 @@ pub enum UpBlockType {
     UpBlock2D,
     /// Residual blocks with self-attention after each, then as `upsample_type` says.
     AttnUpBlock2D,
-    /// Residual blocks, of which the last doubles the image.
+    /// Residual blocks, then one more that doubles the image.
     ResnetUpsampleBlock2D,
 }
 

@@ -81,7 +81,7 @@ impl ConditionEmbedding {
         }
     }
 
-    /// `[N, 4 C_0]`, after the activation that every residual block would apply to it.
+    /// `[N, E]`, after the activation that every residual block would apply to it.
     pub(super) fn forward(&self, tape: &mut Tape<'_>, timesteps: &[f32], labels: Option<&[u32]>) -> Result<Var> {
         let class = self.class(tape, timesteps.len(), labels)?;
         let h = self.time.forward(tape, &self.sinusoids.of(timesteps)?, class.as_ref())?;

@@ -83,7 +83,7 @@ impl ResnetBlock {
         }
     }
 
-    /// `x` `[N, H, W, I]`, `temb` `[N, 4 C_0]` after the activation `-> [N, H', W', O]`.
+    /// `x` `[N, H, W, I]`, `temb` `[N, E]` after the activation `-> [N, H', W', O]`.
     pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, temb: &Var) -> Result<Var> {
         let h = self.norm1.forward(tape, x, None)?;
         let h = self.resize.forward(tape, &h)?;

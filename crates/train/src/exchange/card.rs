@@ -6,9 +6,10 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use ddpm_model::diffusion::DiffusionConfig;
+use ddpm_model::diffusion::{BetaSchedule, DiffusionConfig};
 use ddpm_model::unet::UNetConfig;
 
+use super::export::sample_steps;
 use super::{Facts, SAMPLES_FILE};
 use crate::config::{Resolved, TrainConfig};
 
@@ -30,7 +31,7 @@ From Python, with [diffusers](https://github.com/huggingface/diffusers):
 from diffusers import DDPMPipeline
 
 pipeline = DDPMPipeline.from_pretrained("DIR")  # this folder, or its name on the hub
-pipeline(batch_size=4).images[0].save("sample.png")
+pipeline(batch_size=4, num_inference_steps=ALL).images[0].save("sample.png")
 ```
 "#;
 
@@ -41,7 +42,7 @@ In fewer steps:
 from diffusers import DDIMPipeline, DDIMScheduler
 
 pipeline = DDIMPipeline(pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config))
-pipeline(batch_size=4, num_inference_steps=50).images[0].save("sample.png")
+pipeline(batch_size=4, num_inference_steps=FEW).images[0].save("sample.png")
 ```
 "#;
 
@@ -58,6 +59,7 @@ import torch
 
 pipeline = DDPMPipeline.from_pretrained("DIR")  # this folder, or its name on the hub
 unet, scheduler = pipeline.unet, pipeline.scheduler
+scheduler.set_timesteps(ALL)
 x = torch.randn(4, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
 labels = torch.zeros(4, dtype=torch.long)
 for t in scheduler.timesteps:
@@ -86,15 +88,17 @@ pub(super) fn card(card: &Card<'_>) -> String {
     let _ = write!(
         text,
         "\n# {}\n\nA diffusion model (DDPM) of {size}x{size} images with {channels} channel{}, {kind}: {} parameters.\n",
-        name.unwrap_or("A diffusion model"),
+        name.map_or("A diffusion model".to_owned(), escaped),
         if channels == 1 { "" } else { "s" },
         card.parameters
     );
     if card.samples > 0 {
         let _ = write!(
             text,
-            "\n![{} samples]({SAMPLES_FILE})\n\n{} samples of seed 0, DDIM, 50 steps; not selected.\n",
-            card.samples, card.samples
+            "\n![{} samples]({SAMPLES_FILE})\n\n{} samples of seed 0, DDIM, {} steps; not selected.\n",
+            card.samples,
+            card.samples,
+            sample_steps(diffusion.num_train_timesteps)
         );
     }
     text += "\n";
@@ -124,9 +128,15 @@ fn front_matter(has_classes: bool) -> String {
 fn usage(unet: &UNetConfig, diffusion: &DiffusionConfig) -> String {
     let learned = unet.out_channels != unet.in_channels;
     let mut text = if unet.num_class_embeds.is_some() { format!("## Use\n\n{USE_CLASSES}") } else { USE.to_owned() };
-    if unet.num_class_embeds.is_none() {
-        text += if learned { USE_LEARNED } else { USE_DDIM };
+    // diffusers' DDIMScheduler knows no sigmoid schedule.
+    let ddim_knows = diffusion.beta_schedule != BetaSchedule::Sigmoid;
+    match (unet.num_class_embeds, learned) {
+        (None, true) => text += USE_LEARNED,
+        (None, false) if ddim_knows => text += USE_DDIM,
+        _ => {}
     }
+    let timesteps = diffusion.num_train_timesteps;
+    text = text.replace("ALL", &timesteps.to_string()).replace("FEW", &sample_steps(timesteps).to_string());
     text += USE_DDPM;
     let _ = write!(
         text,
@@ -137,6 +147,20 @@ fn usage(unet: &UNetConfig, diffusion: &DiffusionConfig) -> String {
         diffusion.variance_type.name()
     );
     text
+}
+
+/// Words of somebody else's file as words: on one line, and without Markdown or HTML in them.
+fn escaped(text: &str) -> String {
+    let mut words = String::new();
+    for letter in text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }) {
+        match letter {
+            '<' => words += "&lt;",
+            '>' => words += "&gt;",
+            '[' | ']' | '|' | '`' | '*' | '_' | '#' | '\\' => words.extend(['\\', letter]),
+            other => words.push(other),
+        }
+    }
+    words
 }
 
 fn plain(value: &impl serde::Serialize) -> String {
@@ -150,10 +174,10 @@ fn training(facts: Option<&Facts>) -> String {
     let TrainConfig { data, train, loss, .. } = &facts.config;
     let mut text = String::from("\n## Training\n\n| | |\n| --- | --- |\n");
     let mut row = |name: &str, value: String| {
-        let _ = writeln!(text, "| {name} | {} |", value.replace('|', "\\|").replace('\n', " "));
+        let _ = writeln!(text, "| {name} | {value} |");
     };
-    let split = if data.split.is_empty() { String::new() } else { format!(", split `{}`", data.split) };
-    row("data", format!("`{}`{split}", data.source));
+    let split = if data.split.is_empty() { String::new() } else { format!(", split {}", escaped(&data.split)) };
+    row("data", format!("{}{split}", escaped(&data.source)));
     row("steps", facts.step.to_string());
     row("images seen", facts.images.to_string());
     row("batch size", train.batch_size.to_string());
@@ -161,17 +185,21 @@ fn training(facts: Option<&Facts>) -> String {
     if let Some(loss) = facts.loss {
         row("training loss at the end", format!("{loss:.5}"));
     }
-    row("weights", facts.weights.clone());
+    row("weights", escaped(&facts.weights));
     if facts.epsilon_only {
         row("left out", "the variance head: the model had 2C output channels, of which C remain".to_owned());
     }
     if let Some(source) = &facts.fine_tuned_from {
-        row("fine-tuned from", format!("`{source}`"));
+        row("fine-tuned from", escaped(source));
     }
-    row("trained with", format!("ddpm {}", facts.program_version));
+    row("trained with", escaped(&format!("ddpm {}", facts.program_version)));
     let config = Resolved::from_config(Path::new("config.toml"), facts.config.clone()).to_toml();
-    let _ =
-        write!(text, "\n<details><summary>The exact configuration</summary>\n\n```toml\n{config}```\n\n</details>\n");
+    // Longer than any run of backticks in it, so that no value ends it.
+    let fence = "`".repeat(3.max(1 + config.split(|letter| letter != '`').map(str::len).max().unwrap_or(0)));
+    let _ = write!(
+        text,
+        "\n<details><summary>The exact configuration</summary>\n\n{fence}toml\n{config}{fence}\n\n</details>\n"
+    );
     text +=
         "\nNo measure of quality was computed beside the training loss; `ddpm eval nll` gives bits per dimension.\n";
     text

@@ -161,11 +161,16 @@ fn index() -> String {
     }))
 }
 
+/// Steps of the samples of a model with so many timesteps.
+pub(super) fn sample_steps(timesteps: usize) -> usize {
+    SAMPLE_STEPS.min(timesteps)
+}
+
 /// A grid of samples as PNG: DDIM, so that the variance, and with it --epsilon-only, changes nothing.
 fn draw(model: &Model, num: usize, device: &Device, progress: &mut dyn FnMut(usize)) -> Result<Vec<u8>, Failure> {
     let sampler = SamplerConfig {
         sampler: SamplerKind::Ddim,
-        steps: Some(SAMPLE_STEPS.min(model.process.schedule().len())),
+        steps: Some(sample_steps(model.process.schedule().len())),
         eta: 0.0,
         spacing: SamplerKind::Ddim.default_spacing(),
     };

@@ -135,6 +135,12 @@ impl Folder {
             let count = 1 + extra.count();
             return Err(refuse(format!("`{first}` is none of the network's tensors ({count} such), expected none")));
         }
+        if held.len() < self.tensors.len() {
+            return Err(refuse("a tensor is there under its old and its new name, expected one".to_owned()));
+        }
+        if let Some(bad) = self.tensors.iter().find(|tensor| tensor.data.iter().any(|value| !value.is_finite())) {
+            return Err(refuse(format!("`{}` holds values that are no numbers, expected finite ones", bad.name)));
+        }
         let flat = flat_from_tensors(layout, &self.tensors, "")?;
         Ok(Params::from_vec(layout, flat, device)?)
     }
@@ -260,6 +266,10 @@ fn check_channels(
 ) -> Result<(), Failure> {
     let (channels, found) = (unet.in_channels.unwrap_or_default(), unet.out_channels.unwrap_or_default());
     let expected = diffusion.variance_type.out_channels(channels);
+    if !matches!(channels, 1 | 3) {
+        let message = format!("{}: in_channels = {channels}: expected 1 (grey) or 3 (RGB)", unet_path.display());
+        return Err(unreadable(message).hint("only models of pixels are read; run this one with diffusers"));
+    }
     if found == expected {
         return Ok(());
     }

@@ -10,10 +10,11 @@ use candle_core::Device;
 use serde_json::json;
 
 use super::export::refuse_taken;
-use super::{Folder, IMPORTED, Imported, refuse_hub};
+use super::{FACTS_FILE, Folder, IMPORTED, Imported, refuse_hub, unreadable};
 use crate::checkpoint::{EpochPosition, Snapshot, State, save};
-use crate::config::{Resolved, TrainConfig, config_hash};
-use crate::error::Failure;
+use crate::config::types::DataConfig;
+use crate::config::{Resolved, TrainConfig, TrainPlan, config_hash};
+use crate::error::{ExitCode, Failure};
 use crate::run_dir::RunDir;
 use crate::training::state::{CONFIG, untrained_files};
 
@@ -28,7 +29,9 @@ pub fn import(from: &Path, to: &Path) -> Result<(PathBuf, TrainConfig), Failure>
     let unet = folder.unet()?;
     let params = folder.params(&unet, &Device::Cpu)?;
     folder.process()?;
+    refuse_untrainable(from, &folder.config)?;
     let config = configuration(folder.config, to);
+    check(from, &config)?;
     let mut state = State::new(0, 0, EpochPosition { epoch: 0, images: 0 }, config_hash(&config), String::new());
     let imported = Imported { source: from.display().to_string(), facts: folder.facts };
     state.extra.insert(CONFIG.to_owned(), json!(config));
@@ -36,18 +39,50 @@ pub fn import(from: &Path, to: &Path) -> Result<(PathBuf, TrainConfig), Failure>
 
     let files = untrained_files(&params, &config.train.ema_decays)?;
     let run_dir = RunDir::open(to)?;
-    run_dir.write_config(&Resolved::from_config(&run_dir.paths().config(), config.clone()).to_toml())?;
+    // The configuration last: without it nobody trains a run whose weights were not written.
     let saved = save(&run_dir.paths().checkpoints(), &Snapshot { files, state })?;
+    run_dir.write_config(&Resolved::from_config(&run_dir.paths().config(), config.clone()).to_toml())?;
     Ok((saved.path, config))
 }
 
-/// A run of its own: other data, another name, and counting from 0.
-fn configuration(mut config: TrainConfig, to: &Path) -> TrainConfig {
+/// What can be computed but not trained on images here is refused before anything is written.
+fn refuse_untrainable(from: &Path, config: &TrainConfig) -> Result<(), Failure> {
+    if config.model.class_embed_type.is_some() && config.model.num_class_embeds.is_none() {
+        let message = format!(
+            "{}: class_embed_type is set but num_class_embeds = null: expected the number of classes",
+            from.display()
+        );
+        return Err(unreadable(message).hint("write it into unet/config.json: training must know how many there are"));
+    }
+    Ok(())
+}
+
+/// Refuses settings of `ddpm.json` that no run can have.
+fn check(from: &Path, config: &TrainConfig) -> Result<(), Failure> {
+    let mut config = config.clone();
+    // The user sets it for training.
+    config.data.source = "images".to_owned();
+    TrainPlan::new(&Resolved::from_config(&from.join(FACTS_FILE), config)).map(|_| ()).map_err(|error| {
+        let failure = Failure::from(error);
+        Failure { code: ExitCode::Checkpoint, ..failure }
+    })
+}
+
+/// A run of its own: other data, another name, and counting from 0. Of somebody else's run only what describes the
+/// training is taken, nothing that names a device, a place or an address.
+fn configuration(theirs: TrainConfig, to: &Path) -> TrainConfig {
+    let TrainConfig { data, model, diffusion, loss, train, .. } = theirs;
+    let mut config = TrainConfig { model, diffusion, loss, train, ..TrainConfig::default() };
+    config.data = DataConfig {
+        image_size: data.image_size,
+        channels: data.channels,
+        crop: data.crop,
+        flip: data.flip,
+        num_classes: data.num_classes,
+        ..DataConfig::default()
+    };
     let name = to.file_name().map_or_else(|| "imported".into(), |name| name.to_string_lossy().into_owned());
     config.run.name = name;
     config.run.dir = to.display().to_string();
-    config.data.source.clear();
-    config.data.split.clear();
-    config.data.format = Default::default();
     config
 }

@@ -7,6 +7,7 @@ use super::step::Trainer;
 use super::window::Window;
 use crate::checkpoint::{Checkpoint, list, newest_good};
 use crate::cli::args::Resume;
+use crate::config::TrainPlan;
 use crate::error::{ExitCode, Failure};
 use crate::run_dir::{RunDir, RunPaths};
 
@@ -48,6 +49,30 @@ pub(super) fn choose_checkpoint(
             }
         }
     }
+}
+
+/// Refuses to begin anew with a configuration that lies beside imported weights: who trains it means these weights, but
+/// a moved directory or another `--run-dir` would leave them behind without a word.
+///
+/// # Errors
+/// Exit code 2.
+pub(super) fn refuse_to_leave_an_import(plan: &TrainPlan, resume: &Resume) -> Result<(), Failure> {
+    let beside = plan.path().parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let newest = |root: &Path| -> Result<Option<u64>, Failure> {
+        Ok(list(&RunPaths::new(root).checkpoints())?.first().map(|(step, _)| *step))
+    };
+    let run_dir = plan.run_dir();
+    let same = beside.canonicalize().ok().is_some_and(|beside| run_dir.canonicalize().ok() == Some(beside));
+    if same || *resume != Resume::Auto || newest(&run_dir)?.is_some() || newest(beside)? != Some(0) {
+        return Ok(());
+    }
+    let (config, beside, run_dir) = (plan.path().display(), beside.display(), run_dir.display());
+    let message =
+        format!("{config} lies beside imported weights, but run.dir = {run_dir} would start from random ones");
+    Err(Failure::new(ExitCode::Usage, message).hint(format!(
+        "train the import with --run-dir {beside}; or begin at it elsewhere with --resume {beside}/checkpoints/step-000000000, \
+         or anew with --resume never"
+    )))
 }
 
 /// The checkpoint of `--resume PATH`; what is none is told apart from what is damaged.

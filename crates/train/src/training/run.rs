@@ -8,7 +8,7 @@ use ddpm_data::Loader;
 
 use super::context::{RunContext, device_name, loader_config};
 use super::observe::Observers;
-use super::resume::{choose_checkpoint, start_or_go_on};
+use super::resume::{choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
 use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
 use crate::checkpoint::{Checkpoint, remove_stale};
@@ -63,6 +63,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
     let stop = StopWatch::new(started, options.max_hours)?;
     let device = plan.device().open()?;
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
+    refuse_to_leave_an_import(plan, &options.resume)?;
     let run_dir = RunDir::open(plan.run_dir())?;
     let removed = remove_stale(&run_dir.paths().checkpoints(), run_dir.lock())?;
     let (checkpoint, skipped) = choose_checkpoint(&run_dir, &options.resume)?;
