@@ -222,6 +222,9 @@ pub struct UNetConfig {
     pub num_class_embeds: Option<usize>,
 }
 
+/// What `freq_shift` may be: the frequencies' exponents are divided by half of the first level's channels less this.
+const FREQ_SHIFT: &str = "0 or 1, nor another number from 0 to below half of block_out_channels[0]";
+
 impl Default for UNetConfig {
     fn default() -> Self {
         Self {
@@ -354,7 +357,7 @@ impl UNetConfig {
         range("norm_eps", self.norm_eps, self.norm_eps > 0.0 && self.norm_eps < 1.0, "a number between 0 and 1")?;
         range("dropout", self.dropout, (0.0..1.0).contains(&self.dropout), "a share in [0, 1)")?;
         let half = (first / 2) as f64;
-        range("freq_shift", self.freq_shift, self.freq_shift >= 0.0 && self.freq_shift < half, "0 or 1")?;
+        range("freq_shift", self.freq_shift, self.freq_shift >= 0.0 && self.freq_shift < half, FREQ_SHIFT)?;
         range("downsample_padding", self.downsample_padding as f64, self.downsample_padding <= 1, "0 or 1")?;
         let factor = self.mid_block_scale_factor;
         range("mid_block_scale_factor", factor, factor.is_finite() && factor > 0.0, "a number above 0")?;

@@ -14,7 +14,7 @@ mod schedule;
 
 pub use eval::{EvalCommand, NllArgs};
 pub use exchange::{ExportArgs, ImportArgs};
-pub use sample::SampleArgs;
+pub use sample::{SAMPLE_IMAGES, SampleArgs};
 pub use schedule::ScheduleArgs;
 
 /// Trains diffusion models on images, samples from them and looks into them.

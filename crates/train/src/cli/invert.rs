@@ -9,10 +9,9 @@ use ddpm_model::ModelError;
 use ddpm_model::diffusion::{DiffusionProcess, SamplerConfig, invert, sample};
 use serde::Serialize;
 
-use super::args::SampleArgs;
+use super::args::{SAMPLE_IMAGES, SampleArgs};
 use super::output::{Align, Output, Table};
 use super::places::{Kind, Place, prepare};
-use super::sample::IMAGES;
 use crate::error::{ExitCode, Failure};
 use crate::eval::images::{EvalBatch, EvalImages, Selection};
 use crate::report::pictures::{Layout, encode, grid, page_size, write};
@@ -67,7 +66,7 @@ pub(super) fn run(
     let out = Place { option: "--out", path: &args.out, kind: Kind::Png };
     prepare(&[out].into_iter().chain(latents).collect::<Vec<_>>())?;
     let selection = Selection { source, split: args.split.as_deref(), num: args.num, seed: args.seed };
-    let images = EvalImages::open(&selection, &model.config)?.at_most(args.num.unwrap_or(IMAGES));
+    let images = EvalImages::open(&selection, &model.config)?.at_most(args.num.unwrap_or(SAMPLE_IMAGES));
     let (num, size) = (images.len(), model.config.data.image_size);
     let layout = Layout { columns: Some(num), ..Layout::visible(size, size) };
     page_size(3 * num, [size, size], layout)?;

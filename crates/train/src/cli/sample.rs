@@ -7,7 +7,7 @@ use candle_core::Device;
 use ddpm_model::diffusion::{SamplerConfig, SamplerKind, Spacing};
 use serde_json::json;
 
-use super::args::SampleArgs;
+use super::args::{SAMPLE_IMAGES, SampleArgs};
 use super::invert;
 use super::output::Output;
 use super::places::{Kind, Place, prepare, wants_grid};
@@ -20,8 +20,6 @@ use crate::training::pictures::{Guidance, Images, Onlooker, Request, Start};
 /// DDIM's and DPM-Solver's steps where none are asked for.
 const DDIM_STEPS: usize = 50;
 const DPM_STEPS: usize = 20;
-/// Images where no number is given.
-pub(super) const IMAGES: usize = 16;
 /// Guidance beyond this has long left the range of images.
 const MOST_GUIDANCE: f64 = 1000.0;
 /// A row of an interpolation.
@@ -37,7 +35,7 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
     if let Some(source) = &args.invert {
         return invert::run(args, source, &model, &sampler, &device, output);
     }
-    let num = args.num.unwrap_or(IMAGES);
+    let num = args.num.unwrap_or(SAMPLE_IMAGES);
     let request = Request {
         num,
         sampler: &sampler,

@@ -9,9 +9,11 @@ use std::path::Path;
 use ddpm_model::diffusion::{BetaSchedule, DiffusionConfig};
 use ddpm_model::unet::UNetConfig;
 
-use super::export::sample_steps;
 use super::{Facts, SAMPLES_FILE};
 use crate::config::{Resolved, TrainConfig};
+
+/// How the samples on the card are drawn.
+const SAMPLE_STEPS: usize = 50;
 
 /// What the card tells.
 pub(super) struct Card<'a> {
@@ -107,6 +109,11 @@ pub(super) fn card(card: &Card<'_>) -> String {
     text += "\n## Licence\n\nNot stated: whoever publishes this model has to choose one, with the data's own licence in mind.\n";
     text += card.facts.map_or("", |facts| credit(&facts.config.data.source));
     text
+}
+
+/// Steps of the samples of a model with so many timesteps.
+pub(super) fn sample_steps(timesteps: usize) -> usize {
+    SAMPLE_STEPS.min(timesteps)
 }
 
 /// Whose the shipped images are (assets/README.md).

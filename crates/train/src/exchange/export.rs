@@ -10,7 +10,7 @@ use ddpm_model::diffusion::{DiffusionConfig, PredictionType, SamplerConfig, Samp
 use ddpm_model::unet::UNetConfig;
 use serde_json::json;
 
-use super::card::{Card, card};
+use super::card::{Card, card, sample_steps};
 use super::config::{pretty, scheduler_json, unet_json};
 use super::{
     CARD_FILE, DIFFUSERS_VERSION, FACTS_FILE, Facts, INDEX_FILE, SAMPLES_FILE, SCHEDULER_CONFIG, SCHEDULER_DIR,
@@ -24,8 +24,6 @@ use crate::training::model::{Model, all_classes};
 use crate::training::pictures::{BATCH, Onlooker, Request, Start};
 use crate::training::state::named_tensors;
 
-/// How the samples on the card are drawn.
-const SAMPLE_STEPS: usize = 50;
 const SAMPLE_SEED: u64 = 0;
 
 /// What to export.
@@ -159,11 +157,6 @@ fn index() -> String {
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }))
-}
-
-/// Steps of the samples of a model with so many timesteps.
-pub(super) fn sample_steps(timesteps: usize) -> usize {
-    SAMPLE_STEPS.min(timesteps)
 }
 
 /// A grid of samples as PNG: DDIM, so that the variance, and with it --epsilon-only, changes nothing.

@@ -8,6 +8,9 @@ use ddpm_model::diffusion::{SamplerKind, Spacing, VarianceType};
 use super::count;
 use crate::config::DeviceChoice;
 
+/// Images of `ddpm sample` where no number is given.
+pub const SAMPLE_IMAGES: usize = 16;
+
 /// The options of `ddpm sample`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:
