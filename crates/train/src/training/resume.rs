@@ -58,12 +58,11 @@ pub(super) fn choose_checkpoint(
 /// Exit code 2.
 pub(super) fn refuse_to_leave_an_import(plan: &TrainPlan, resume: &Resume) -> Result<(), Failure> {
     let beside = plan.path().parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let newest = |root: &Path| -> Result<Option<u64>, Failure> {
-        Ok(list(&RunPaths::new(root).checkpoints())?.first().map(|(step, _)| *step))
-    };
+    // What cannot be listed is told by whoever opens it.
+    let newest = |root: &Path| list(&RunPaths::new(root).checkpoints()).ok()?.first().map(|(step, _)| *step);
     let run_dir = plan.run_dir();
     let same = beside.canonicalize().ok().is_some_and(|beside| run_dir.canonicalize().ok() == Some(beside));
-    if same || *resume != Resume::Auto || newest(&run_dir)?.is_some() || newest(beside)? != Some(0) {
+    if same || *resume != Resume::Auto || newest(beside) != Some(0) || newest(&run_dir).is_some() {
         return Ok(());
     }
     let (config, beside, run_dir) = (plan.path().display(), beside.display(), run_dir.display());
