@@ -189,3 +189,11 @@ impl Finished {
         document.unwrap_or_default()
     }
 }
+
+/// Asserts that a document has all of `fields`, names with a comma and a space between them.
+#[track_caller]
+pub fn assert_fields(document: &Value, fields: &str) {
+    for field in fields.split(", ") {
+        assert!(!document[field].is_null(), "no `{field}` in {document}");
+    }
+}

@@ -29,6 +29,6 @@ mod place;
 mod process;
 
 pub use binary::{ddpm_binary, repository};
-pub use command::{Ddpm, Finished};
+pub use command::{Ddpm, Finished, assert_fields};
 pub use place::{Place, TINY, assert_same_run, empty_place, fresh_run, trained_run};
 pub use process::Running;

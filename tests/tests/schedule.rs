@@ -1,7 +1,8 @@
-//! Every table of `ddpm schedule`, whole and respaced, against the formulas of the papers, computed here once more.
+//! `ddpm schedule`: every table, whole and respaced, against the formulas of the papers, computed here once more; and the
+//! verdict on T for real images.
 #![allow(clippy::unwrap_used)]
 
-use ddpm_tests::{Place, fresh_run};
+use ddpm_tests::{Place, assert_fields, fresh_run};
 use serde_json::Value;
 
 const T: usize = 200;
@@ -87,4 +88,43 @@ fn all_tables_of_all_schedules_are_those_of_the_formulas_whole_and_respaced() {
             assert_tables(&format!("{name} {options}"), &respaced, &betas);
         }
     }
+}
+
+#[test]
+fn schedule_noises_real_images_and_says_whether_t_is_large_enough() {
+    let place = fresh_run(&[]);
+    let schedule = |options: &str| place.ddpm(&format!("schedule tiny.toml {options}"));
+    let of_fashion = schedule("--data builtin:fashion10k --num 64");
+    let document = of_fashion.json();
+    assert_fields(&document, "betas, noised, images_statistics, prior_bits_per_dim, conditions, large_enough, images");
+    assert_eq!((&document["images"], &document["large_enough"]), (&64.into(), &true.into()));
+    let noised = document["noised"].as_array().unwrap();
+    let timesteps: Vec<_> = noised.iter().map(|row| row["t"].as_u64().unwrap()).collect();
+    assert_eq!(timesteps, [0, 10, 20, 50, 100, 250, 500, 750, 999]);
+    for row in noised.iter().chain([&document["images_statistics"]]) {
+        assert_fields(row, "mean, variance, neighbour_correlation, ks_distance");
+    }
+    // Images are smooth and far from normal; noise is neither.
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    for (key, limit) in [("neighbour_correlation", 0.5), ("ks_distance", 0.1)] {
+        assert!(number(&document["images_statistics"], key) > limit && number(&noised[8], key) < limit / 5.0, "{key}");
+    }
+    of_fashion.succeeds().stdout_has("neighbour corr.").stdout_has("T = 1000 is large enough");
+
+    let short = of_fashion.env("DDPM_DIFFUSION__NUM_TRAIN_TIMESTEPS", "50");
+    assert_eq!(short.json()["large_enough"], false);
+    short.succeeds().stdout_has("T = 50 is not large enough").stdout_has("raise diffusion.num_train_timesteps");
+
+    // Pixels are enough: labels beyond the model's classes do not matter.
+    let few = schedule("--data builtin:fashion10k --num 4 --at 5,3,5 --steps 10");
+    let few = few.env("DDPM_MODEL__NUM_CLASS_EMBEDS", "3").json();
+    let timesteps: Vec<_> = few["noised"].as_array().unwrap().iter().map(|row| row["t"].as_u64().unwrap()).collect();
+    assert_eq!(timesteps, [3, 5, 999], "the last always, and of the schedule of the training");
+
+    assert_eq!(schedule("").json()["noised"], Value::Null);
+    schedule("--data builtin:fashion10k --at 1000").fails_with(2).stderr_has("--at 1000").stderr_has("0 to 999");
+    schedule("--data builtin:fashion10k --num 0").fails_with(2).stderr_has("1 or more");
+    schedule("--data builtin:fashion10k --num 20000").fails_with(2).stderr_has("10000");
+    schedule("--num 5").fails_with(2).stderr_has("--data");
+    schedule("--data nowhere").fails_with(3).stderr_has("nowhere");
 }
