@@ -46,11 +46,12 @@ pub fn safetensors_file(floats: &[Tensor<'_, f32>], integers: &[Tensor<'_, i64>]
     safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()
 }
 
-/// The tensors of a `.safetensors` file of f32: shape and values by name.
+/// The f32 tensors of a `.safetensors` file: shape and values by name.
 pub fn read_safetensors(bytes: &[u8]) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
     let tensors = safetensors::SafeTensors::deserialize(bytes).unwrap();
     let values = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-    tensors.iter().map(|(name, view)| (name.to_owned(), (view.shape().to_vec(), values(view.data())))).collect()
+    let floats = tensors.iter().filter(|(_, view)| view.dtype() == Dtype::F32);
+    floats.map(|(name, view)| (name.to_owned(), (view.shape().to_vec(), values(view.data())))).collect()
 }
 
 /// Makes the manifest of a checkpoint true again after a file in it was changed, as a program that writes checkpoints

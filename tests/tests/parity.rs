@@ -34,17 +34,13 @@ fn fixtures() -> Vec<Fixture> {
 fn read(name: &str, bytes: &[u8]) -> Fixture {
     let (_, header) = SafeTensors::read_metadata(bytes).unwrap();
     let fixture: Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["fixture"]).unwrap();
-    let (mut floats, mut integers) = (Tensors::new(), Vec::new());
-    for (key, view) in SafeTensors::deserialize(bytes).unwrap().iter() {
-        let (shape, data) = (view.shape().to_vec(), view.data());
-        if view.dtype() == Dtype::I64 {
-            integers.push((key.to_owned(), shape, data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()));
-        } else {
-            let values = data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            floats.insert(key.to_owned(), (shape, values));
-        }
-    }
-    Fixture { name: name.to_owned(), config: fixture["config"].clone(), floats, integers }
+    let file = SafeTensors::deserialize(bytes).unwrap();
+    let integers = file.iter().filter(|(_, view)| view.dtype() == Dtype::I64).map(|(key, view)| {
+        let values = view.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
+        (key.to_owned(), view.shape().to_vec(), values)
+    });
+    let (config, integers) = (fixture["config"].clone(), integers.collect());
+    Fixture { name: name.to_owned(), config, floats: read_safetensors(bytes), integers }
 }
 
 /// Writes the model as a diffusers folder `NAME` and its input as `NAME.safetensors`.

@@ -13,6 +13,7 @@ use super::args::ForwardArgs;
 use super::output::Output;
 use crate::error::{ExitCode, Failure};
 use crate::training::model::Model;
+use crate::training::pixels::to_nchw;
 
 type Tensors = HashMap<String, Tensor>;
 
@@ -41,8 +42,7 @@ pub(super) fn run(args: &ForwardArgs, output: &Output) -> Result<(), Failure> {
     let y = y.map_err(|error| Failure::from(error).hint(WANTED))?;
 
     let mut tensors = Tensors::new();
-    let nchw = |x: &Tensor| x.permute((0, 3, 1, 2)).and_then(|x| x.contiguous()).map_err(ModelError::from);
-    tensors.insert("output".to_owned(), nchw(y.value())?);
+    tensors.insert("output".to_owned(), to_nchw(y.value())?);
     let mut loss = None;
     if let Some(target) = &input.target {
         let (value, gradient) = mean_squared_error(y.value(), target, &args.input)?;

@@ -16,7 +16,7 @@ use crate::error::{ExitCode, Failure};
 use crate::eval::images::{EvalBatch, EvalImages, Selection};
 use crate::report::pictures::{Layout, encode, grid, page_size, write};
 use crate::training::model::Model;
-use crate::training::pixels::to_bytes;
+use crate::training::pixels::{to_bytes, to_nchw};
 
 /// The document of `sample --invert`.
 #[derive(Serialize)]
@@ -138,8 +138,7 @@ impl RoundTrip {
 
 /// Writes `latents` [N, C, H, W], PyTorch's layout.
 fn save_latents(latents: &Tensor, path: &Path) -> Result<(), Failure> {
-    let nchw = latents.permute((0, 3, 1, 2)).and_then(|x| x.contiguous()).map_err(ModelError::from)?;
-    let tensors = HashMap::from([("latents".to_owned(), nchw)]);
+    let tensors = HashMap::from([("latents".to_owned(), to_nchw(latents)?)]);
     candle_core::safetensors::save(&tensors, path).map_err(|error| {
         Failure::caused_by(ExitCode::Other, format!("{}: cannot be written", path.display()), &error)
             .hint("give --latents a file in a folder that exists")

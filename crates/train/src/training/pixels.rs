@@ -1,4 +1,4 @@
-//! Bytes to the numbers a network sees, and back.
+//! Bytes to the numbers a network sees, and back; and those numbers as PyTorch lays them out.
 
 use candle_core::{Device, Tensor};
 use ddpm_model::ModelError;
@@ -18,6 +18,14 @@ pub fn normalise(bytes: &[u8], shape: [usize; 4], device: &Device) -> Result<Ten
 /// The tensor cannot be copied to the host.
 pub fn to_bytes(images: &Tensor) -> Result<Vec<u8>, ModelError> {
     Ok(images.flatten_all()?.to_vec1::<f32>()?.into_iter().map(to_byte).collect())
+}
+
+/// `[N, H, W, C]` as `[N, C, H, W]`, PyTorch's layout.
+///
+/// # Errors
+/// Candle's own.
+pub fn to_nchw(images: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(images.permute((0, 3, 1, 2))?.contiguous()?)
 }
 
 fn to_byte(value: f32) -> u8 {
