@@ -37,6 +37,20 @@ pub enum KernelError {
         /// Where its operands live.
         device: DeviceLocation,
     },
+    /// The GPU, or one of its libraries, refused.
+    #[error("{what}: {error}")]
+    Gpu {
+        /// What was asked of it.
+        what: String,
+        /// What it said.
+        error: String,
+    },
+    /// The GPU has no room for a tensor.
+    #[error("the GPU's memory is full: {requested} bytes more were asked for")]
+    OutOfMemory {
+        /// The size of the tensor in bytes.
+        requested: usize,
+    },
     /// An error of the tensor library.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

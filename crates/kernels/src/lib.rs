@@ -7,10 +7,14 @@
 //! - [`philox`]: random numbers without state.
 //! - [`simd`] and [`gemm`]: what the CPU bodies stand on.
 //!
-//! An operation has a body per device, chosen by where its operands live; today that is the CPU. The body for CUDA
-//! belongs beside it (`ops/<name>/cuda.rs`).
+//! - `cuda`: what the bodies for NVIDIA GPUs stand on (feature `cuda`).
+//!
+//! An operation has a body per device, chosen by where its operands live: `ops/<name>/cpu.rs` or its algorithms, and
+//! `ops/<name>/cuda.rs`.
 
 pub mod buffer;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 pub mod gemm;
 pub mod ops;

@@ -1,5 +1,8 @@
 //! Small operations that move or add numbers: sums, multiples, channel offsets, concatenation, SiLU, row look-up.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -22,8 +25,12 @@ fn on_cpu(op: &'static str, x: &Tensor) -> Result<()> {
 /// # Errors
 /// Shapes that differ, tensors that are not contiguous f32, or a device without this operation.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    on_cpu("add", a)?;
     check::shape("add", "b", b, a.dims())?;
+    #[cfg(feature = "cuda")]
+    if a.device().is_cuda() {
+        return cuda::add(a, b);
+    }
+    on_cpu("add", a)?;
     let (left, right) = (cpu_slice("add", a)?, cpu_slice("add", b)?);
     let mut y = unwritten(left.len());
     y.par_chunks_mut(CHUNK).zip(left.par_chunks(CHUNK)).zip(right.par_chunks(CHUNK)).for_each(|((y, a), b)| {

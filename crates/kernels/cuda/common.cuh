@@ -1,0 +1,84 @@
+// What every kernel stands on: number formats, wide loads, sums over a warp and a block.
+//
+// Kernels compute in f32 whatever their tensors hold. They are instantiated for f32, bf16 and f16 with the suffixes
+// _f32, _bf16, _f16 (FOR_EACH_FLOAT), and stay plain enough to run in the emulator (EMULATED), which compiles these
+// files for the host: shared memory is declared through DYNAMIC_SHARED, and tensor cores are reached through mma_m16n8k16.
+#pragma once
+
+#ifndef EMULATED
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#define DYNAMIC_SHARED(type, name)                              \
+    extern __shared__ __align__(16) unsigned char name##_raw[]; \
+    type *name = reinterpret_cast<type *>(name##_raw)
+#endif
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef __nv_bfloat16 bf16;
+typedef __half f16;
+
+#define FOR_EACH_FLOAT(INSTANTIATE) \
+    INSTANTIATE(float, f32)         \
+    INSTANTIATE(bf16, bf16)         \
+    INSTANTIATE(f16, f16)
+
+// To f32 and back; narrowing rounds to the nearest, ties to even.
+__device__ __forceinline__ float to_float(float v) { return v; }
+__device__ __forceinline__ float to_float(bf16 v) { return __bfloat162float(v); }
+__device__ __forceinline__ float to_float(f16 v) { return __half2float(v); }
+template <typename T> __device__ __forceinline__ T from_float(float v);
+template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
+template <> __device__ __forceinline__ bf16 from_float<bf16>(float v) { return __float2bfloat16(v); }
+template <> __device__ __forceinline__ f16 from_float<f16>(float v) { return __float2half(v); }
+
+// W neighbours, loaded or stored by one instruction. The address must be a multiple of the pack's size.
+template <typename T, int W> struct alignas(sizeof(T) * W) Pack {
+    T v[W];
+};
+template <typename T, int W> __device__ __forceinline__ Pack<T, W> load_pack(const T *p) {
+    return *reinterpret_cast<const Pack<T, W> *>(p);
+}
+template <typename T, int W> __device__ __forceinline__ void store_pack(T *p, const Pack<T, W> &pack) {
+    *reinterpret_cast<Pack<T, W> *>(p) = pack;
+}
+
+// The position of this thread among all threads of the launch, and their number.
+__device__ __forceinline__ u64 global_thread() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
+__device__ __forceinline__ u64 global_threads() { return (u64)gridDim.x * blockDim.x; }
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+
+// The sum over the warp, in every lane.
+template <typename A> __device__ __forceinline__ A warp_sum(A v) {
+    for (int lane = 16; lane > 0; lane >>= 1) v += __shfl_xor_sync(0xffffffffu, v, lane);
+    return v;
+}
+
+// The sum over the block, in every thread; all of them must call it, and blockDim.x must be a multiple of 32.
+template <typename A> __device__ __forceinline__ A block_sum(A v) {
+    __shared__ A partial[32];
+    v = warp_sum(v);
+    __syncthreads(); // the last call's readers are done
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = v;
+    __syncthreads();
+    A sum = A(0);
+    for (u32 warp = 0; warp < blockDim.x / 32; ++warp) sum += partial[warp];
+    return sum;
+}
+
+// Whether this block is the last of `blocks` to come here: it may then read what the others wrote before, and must finish
+// the work in a fixed order, so that the result is the same bits every time. Leaves `counter` at zero for the next launch.
+__device__ __forceinline__ bool last_block(u32 *counter, u32 blocks) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(counter, 1u) == blocks - 1;
+        if (last) *counter = 0;
+    }
+    __syncthreads();
+    if (last) __threadfence();
+    return last;
+}

@@ -1,0 +1,92 @@
+//! Where a tensor's numbers lie on the GPU, and new tensors for results.
+
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
+use candle_core::op::BackpropOp;
+use candle_core::{DType, Shape, Storage, Tensor};
+use half::{bf16, f16};
+
+use super::Gpu;
+use crate::error::{KernelError, Result};
+
+/// An address in the GPU's memory. Whoever queues work with it keeps the tensor alive until it is queued: memory is
+/// freed in stream order, after what was queued before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Address(pub(crate) u64);
+
+impl Address {
+    /// No address: an operand that is left out.
+    pub(crate) const NONE: Self = Self(0);
+
+    pub(crate) fn of<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> Self {
+        Self(slice.device_ptr(stream).0)
+    }
+
+    /// The largest power of two that divides it, up to what a plain allocation has.
+    pub(crate) fn alignment(self) -> u32 {
+        1 << self.0.trailing_zeros().min(8)
+    }
+
+    /// The address `elements` of `dtype` further on.
+    pub(crate) fn offset(self, elements: usize, dtype: DType) -> Self {
+        Self(self.0 + (elements * dtype.size_in_bytes()) as u64)
+    }
+}
+
+/// The address of a contiguous tensor of `dtype` on `gpu`.
+///
+/// # Errors
+/// Another dtype, a strided view, or another device.
+pub(crate) fn operand(gpu: &Gpu, op: &'static str, tensor: &Tensor, dtype: DType) -> Result<Address> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        return Err(KernelError::Device { op, device: tensor.device().location() });
+    };
+    let start = match layout.contiguous_offsets() {
+        Some((start, _)) if tensor.dtype() == dtype => start,
+        _ => return Err(KernelError::Layout { op, dtype: tensor.dtype(), shape: tensor.dims().to_vec() }),
+    };
+    let base = match &storage.slice {
+        CudaStorageSlice::F32(slice) => Address::of(slice, &gpu.stream),
+        CudaStorageSlice::BF16(slice) => Address::of(slice, &gpu.stream),
+        CudaStorageSlice::F16(slice) => Address::of(slice, &gpu.stream),
+        CudaStorageSlice::U8(slice) => Address::of(slice, &gpu.stream),
+        CudaStorageSlice::U32(slice) => Address::of(slice, &gpu.stream),
+        CudaStorageSlice::F64(slice) => Address::of(slice, &gpu.stream),
+        _ => return Err(KernelError::Layout { op, dtype: tensor.dtype(), shape: tensor.dims().to_vec() }),
+    };
+    Ok(base.offset(start, dtype))
+}
+
+/// The address of an operand that may be left out.
+pub(crate) fn optional(gpu: &Gpu, op: &'static str, tensor: Option<&Tensor>, dtype: DType) -> Result<Address> {
+    tensor.map_or(Ok(Address::NONE), |tensor| operand(gpu, op, tensor, dtype))
+}
+
+/// A new tensor of any values, for a result that is written whole.
+///
+/// # Errors
+/// The memory is full, or `dtype` is none we compute with.
+pub(crate) fn empty(gpu: &Gpu, dtype: DType, shape: impl Into<Shape>) -> Result<Tensor> {
+    let shape = shape.into();
+    let len = shape.elem_count();
+    let device = gpu.device();
+    let storage = match dtype {
+        DType::F32 => CudaStorage::wrap_cuda_slice(alloc::<f32>(gpu, len)?, device.clone()),
+        DType::BF16 => CudaStorage::wrap_cuda_slice(alloc::<bf16>(gpu, len)?, device.clone()),
+        DType::F16 => CudaStorage::wrap_cuda_slice(alloc::<f16>(gpu, len)?, device.clone()),
+        DType::U8 => CudaStorage::wrap_cuda_slice(alloc::<u8>(gpu, len)?, device.clone()),
+        DType::U32 => CudaStorage::wrap_cuda_slice(alloc::<u32>(gpu, len)?, device.clone()),
+        DType::F64 => CudaStorage::wrap_cuda_slice(alloc::<f64>(gpu, len)?, device.clone()),
+        _ => return Err(KernelError::Layout { op: "a new tensor", dtype, shape: shape.dims().to_vec() }),
+    };
+    Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+}
+
+pub(super) fn alloc<T: candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
+    gpu: &Gpu,
+    len: usize,
+) -> Result<CudaSlice<T>> {
+    // SAFETY: the memory holds any values until the kernel that it is for has written all of it.
+    unsafe { gpu.stream.alloc::<T>(len) }.map_err(|error| super::memory::out_of_memory(error, len * size_of::<T>()))
+}

@@ -1,0 +1,369 @@
+//! Matrix products by cuBLASLt, row-major, with a bias or a residual added or a bias' gradient summed on the way.
+//!
+//! The library thinks in columns: a row-major matrix is to it the transposed one, so `y = a b` is asked for as
+//! `y^T = b^T a^T`. For each product its best algorithms are timed once, the fastest is kept.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+
+use candle_core::DType;
+use candle_core::cuda_backend::cudarc::cublaslt::{result, sys};
+
+use super::timing::fastest;
+use super::{Address, Gpu, lock, refused};
+use crate::error::{KernelError, Result};
+
+/// Scratch memory an algorithm may ask for: NVIDIA's advice for Hopper.
+const WORKSPACE: usize = 32 << 20;
+/// Algorithms that are timed.
+const CANDIDATES: usize = 5;
+
+/// One factor, or the result: how its rows lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Matrix {
+    /// Elements from a row to the next one in memory.
+    pub(crate) stride: usize,
+    /// Elements from one product of a batch to the next.
+    pub(crate) batch_stride: usize,
+    /// Whether memory holds the transposed matrix.
+    pub(crate) transposed: bool,
+}
+
+impl Matrix {
+    /// One matrix with rows of `columns`.
+    pub(crate) fn rows(columns: usize) -> Self {
+        Self { stride: columns, batch_stride: 0, transposed: false }
+    }
+
+    /// The transposed of a matrix whose rows in memory have `stride` elements.
+    pub(crate) fn transposed(stride: usize) -> Self {
+        Self { stride, batch_stride: 0, transposed: true }
+    }
+
+    /// The same for a batch.
+    pub(crate) fn batched(self, batch_stride: usize) -> Self {
+        Self { batch_stride, ..self }
+    }
+}
+
+/// What happens to the sum besides being written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Epilogue {
+    /// Nothing.
+    None,
+    /// A vector is added to every row of the result.
+    Bias,
+    /// The rows of `a` (the columns, as memory holds it) are summed: `sum[row] = sum over inner of a[row, inner]`.
+    RowSums,
+}
+
+/// `y [rows, columns] = alpha a [rows, inner] b [inner, columns] + beta c`, `c` laid out like `y`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Product {
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) inner: usize,
+    pub(crate) batch: usize,
+    pub(crate) a: Matrix,
+    pub(crate) b: Matrix,
+    pub(crate) y: Matrix,
+    /// Of both factors.
+    pub(crate) dtype: DType,
+    /// Of the result, of `c` and of the epilogue's vector.
+    pub(crate) y_dtype: DType,
+    pub(crate) epilogue: Epilogue,
+}
+
+/// Where the matrices lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operands {
+    pub(crate) a: Address,
+    pub(crate) b: Address,
+    /// What is added to the product; may be `y`. None adds nothing.
+    pub(crate) c: Option<Address>,
+    pub(crate) y: Address,
+    /// The epilogue's vector.
+    pub(crate) vector: Address,
+    pub(crate) alpha: f32,
+}
+
+/// What a plan depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    product: Product,
+    adds: bool,
+    tf32: bool,
+    alignment: [u32; 4],
+}
+
+/// The library's handle and the plans found so far; none for a product it refuses.
+#[derive(Debug)]
+pub(super) struct Products {
+    handle: sys::cublasLtHandle_t,
+    plans: HashMap<Key, Option<Plan>>,
+}
+
+// SAFETY: the handle and the descriptors belong to no thread; a lock lets one at a time use them.
+unsafe impl Send for Products {}
+
+impl Products {
+    fn new() -> Result<Self> {
+        let handle = result::create_handle().map_err(refused("opening cuBLASLt"))?;
+        Ok(Self { handle, plans: HashMap::new() })
+    }
+}
+
+impl Drop for Products {
+    fn drop(&mut self) {
+        self.plans.clear();
+        // SAFETY: made by `new`, used by nobody any more.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+impl Gpu {
+    /// Queues the product; whether the library can do it at all.
+    ///
+    /// # Errors
+    /// The library fails.
+    pub(crate) fn try_matmul(&self, product: &Product, operands: &Operands) -> Result<bool> {
+        let workspace = self.workspace(WORKSPACE)?;
+        let mut products = lock(&self.products);
+        if products.is_none() {
+            *products = Some(Products::new()?);
+        }
+        let Some(products) = &mut *products else { return Ok(false) };
+        let key = Key::new(self, product, operands);
+        let handle = products.handle;
+        let plan = match products.plans.entry(key) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(Plan::find(self, handle, &key, operands, workspace)?)
+            }
+        };
+        match plan {
+            Some(plan) => plan.queue(self, handle, plan.algorithm, operands, workspace).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Queues the product.
+    ///
+    /// # Errors
+    /// The library cannot do it, or fails.
+    pub(crate) fn matmul(&self, product: &Product, operands: &Operands) -> Result<()> {
+        if self.try_matmul(product, operands)? {
+            return Ok(());
+        }
+        let error = "it has no algorithm for this product".to_owned();
+        Err(KernelError::Gpu { what: format!("asking cuBLASLt for {product:?}"), error })
+    }
+}
+
+impl Key {
+    fn new(gpu: &Gpu, product: &Product, operands: &Operands) -> Self {
+        let c = operands.c.unwrap_or(operands.y);
+        let alignment = [operands.b, operands.a, c, operands.y].map(Address::alignment);
+        Self { product: *product, adds: operands.c.is_some(), tf32: gpu.tf32(), alignment }
+    }
+}
+
+/// Descriptors of a product, and the algorithm that was fastest.
+#[derive(Debug)]
+struct Plan {
+    description: sys::cublasLtMatmulDesc_t,
+    /// Of the library's A (our b), B (our a) and C, D (our y).
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made by `describe`, used by nobody any more.
+        unsafe {
+            let _ = result::destroy_matmul_desc(self.description);
+            for layout in self.layouts {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+        }
+    }
+}
+
+impl Plan {
+    fn find(
+        gpu: &Gpu,
+        handle: sys::cublasLtHandle_t,
+        key: &Key,
+        operands: &Operands,
+        workspace: Address,
+    ) -> Result<Option<Self>> {
+        let mut plan = Self::describe(key)?;
+        let algorithms = plan.candidates(handle, key)?;
+        let chosen = fastest(gpu, &algorithms, |algorithm| plan.queue(gpu, handle, *algorithm, operands, workspace))?;
+        let Some(&algorithm) = chosen else { return Ok(None) };
+        plan.algorithm = algorithm;
+        Ok(Some(plan))
+    }
+
+    fn describe(key: &Key) -> Result<Self> {
+        let p = &key.product;
+        let compute = match p.dtype {
+            DType::F32 if key.tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+            _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+        };
+        let fail = || refused("describing a product to cuBLASLt");
+        let description = result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F).map_err(fail())?;
+        let layout = |matrix: &Matrix, rows, columns, dtype| layout(matrix, rows, columns, dtype, p.batch);
+        let layouts = [
+            layout(&p.b, p.inner, p.columns, p.dtype)?,
+            layout(&p.a, p.rows, p.inner, p.dtype)?,
+            layout(&p.y, p.rows, p.columns, p.y_dtype)?,
+        ];
+        let plan = Self { description, layouts, algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] } };
+        let transposed = |matrix: &Matrix| i32::from(matrix.transposed);
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed(&p.b))?;
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &transposed(&p.a))?;
+        let epilogue = match p.epilogue {
+            Epilogue::None => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+            Epilogue::Bias => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+            // Our a is the library's B.
+            Epilogue::RowSums => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BGRADB,
+        };
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+        if p.epilogue != Epilogue::None {
+            plan.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &(data_type(p.y_dtype)? as i32))?;
+        }
+        Ok(plan)
+    }
+
+    fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
+        let value = std::ptr::from_ref(value).cast::<c_void>();
+        // SAFETY: the value lives until the call returns; the library copies it.
+        unsafe { result::set_matmul_desc_attribute(self.description, attribute, value, size_of::<T>()) }
+            .map_err(refused("describing a product to cuBLASLt"))
+    }
+
+    /// The algorithms the library thinks best, best first; none if it cannot do this.
+    fn candidates(&self, handle: sys::cublasLtHandle_t, key: &Key) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+        let fail = || refused("asking cuBLASLt for its algorithms");
+        let preference = result::create_matmul_pref().map_err(fail())?;
+        let [a, b, c, d] = key.alignment;
+        let aligned = [
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, a),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, b),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, d),
+        ];
+        let mut found: Vec<sys::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(CANDIDATES);
+        let mut count = 0;
+        let [la, lb, ly] = self.layouts;
+        // SAFETY: descriptors that live; the array has room for CANDIDATES results, of which `count` are written.
+        let status = unsafe {
+            let bytes = std::ptr::from_ref(&WORKSPACE).cast::<c_void>();
+            let limit = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+            result::set_matmul_pref_attribute(preference, limit, bytes, size_of::<usize>()).map_err(fail())?;
+            for (attribute, value) in &aligned {
+                let value = std::ptr::from_ref(value).cast::<c_void>();
+                result::set_matmul_pref_attribute(preference, *attribute, value, size_of::<u32>()).map_err(fail())?;
+            }
+            let status = sys::cublasLtMatmulAlgoGetHeuristic(
+                handle,
+                self.description,
+                la,
+                lb,
+                ly,
+                ly,
+                preference,
+                CANDIDATES as i32,
+                found.as_mut_ptr(),
+                &mut count,
+            );
+            let _ = result::destroy_matmul_pref(preference);
+            found.set_len(count.clamp(0, CANDIDATES as i32) as usize);
+            status
+        };
+        match status {
+            sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS => {}
+            sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED | sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE => {
+                return Ok(Vec::new());
+            }
+            other => return Err(fail()(result::CublasError(other))),
+        }
+        found.retain(|candidate| candidate.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
+        Ok(found.into_iter().map(|candidate| candidate.algo).collect())
+    }
+
+    fn queue(
+        &self,
+        gpu: &Gpu,
+        handle: sys::cublasLtHandle_t,
+        algorithm: sys::cublasLtMatmulAlgo_t,
+        operands: &Operands,
+        workspace: Address,
+    ) -> Result<()> {
+        let beta = if operands.c.is_some() { 1.0f32 } else { 0.0 };
+        if operands.vector != Address::NONE {
+            self.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &operands.vector.0)?;
+        }
+        let pointer = |address: Address| address.0 as *mut c_void;
+        // SAFETY: the caller's addresses hold matrices as large as the layouts say.
+        unsafe {
+            result::matmul(
+                handle,
+                self.description,
+                std::ptr::from_ref(&operands.alpha).cast(),
+                std::ptr::from_ref(&beta).cast(),
+                pointer(operands.b),
+                self.layouts[0],
+                pointer(operands.a),
+                self.layouts[1],
+                pointer(operands.c.unwrap_or(operands.y)),
+                self.layouts[2],
+                pointer(operands.y),
+                self.layouts[2],
+                &algorithm,
+                pointer(workspace),
+                WORKSPACE,
+                gpu.stream().cu_stream().cast(),
+            )
+        }
+        .map_err(refused("multiplying matrices"))
+    }
+}
+
+/// The layout of a row-major matrix `[rows, columns]`, as the library sees what is in memory.
+fn layout(
+    matrix: &Matrix,
+    rows: usize,
+    columns: usize,
+    dtype: DType,
+    batch: usize,
+) -> Result<sys::cublasLtMatrixLayout_t> {
+    let fail = || refused("describing a matrix to cuBLASLt");
+    let (rows, columns) = if matrix.transposed { (columns, rows) } else { (rows, columns) };
+    let layout = result::create_matrix_layout(data_type(dtype)?, columns as u64, rows as u64, matrix.stride as i64)
+        .map_err(fail())?;
+    if batch > 1 {
+        use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
+        let (count, stride) = (batch as i32, matrix.batch_stride as i64);
+        let set = |attribute, value: *const c_void, size| {
+            // SAFETY: the value lives until the call returns; the library copies it.
+            unsafe { result::set_matrix_layout_attribute(layout, attribute, value, size) }.map_err(fail())
+        };
+        set(Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, std::ptr::from_ref(&count).cast(), size_of::<i32>())?;
+        let offset = Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET;
+        set(offset, std::ptr::from_ref(&stride).cast(), size_of::<i64>())?;
+    }
+    Ok(layout)
+}
+
+fn data_type(dtype: DType) -> Result<sys::cudaDataType_t> {
+    match dtype {
+        DType::F32 => Ok(sys::cudaDataType_t::CUDA_R_32F),
+        DType::BF16 => Ok(sys::cudaDataType_t::CUDA_R_16BF),
+        DType::F16 => Ok(sys::cudaDataType_t::CUDA_R_16F),
+        _ => Err(KernelError::Layout { op: "a product", dtype, shape: Vec::new() }),
+    }
+}

@@ -1,0 +1,193 @@
+//! The GPU as the operations see it: one stream, our kernels, cuDNN, cuBLASLt, and scratch memory.
+//!
+//! Everything is queued on one stream, so an operation may use what another one queued before it has yet to write, and
+//! memory is freed in stream order: no operation waits. Nothing here synchronises, and after the first call with a shape
+//! nothing allocates but the results: plans, functions and workspaces are kept. So a whole training step can be captured as
+//! one CUDA graph.
+
+mod address;
+mod launch;
+pub(crate) mod matmul;
+pub mod memory;
+mod timing;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
+use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaSlice, CudaStream};
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::cuda_backend::{CudaDevice, DeviceId};
+use candle_core::{DType, Device};
+
+pub(crate) use self::address::{Address, empty, operand, optional};
+pub(crate) use self::launch::Launch;
+use self::matmul::Products;
+use self::memory::Workspace;
+use crate::error::{KernelError, Result};
+
+/// Machine code and PTX of `cuda/*.cu`.
+static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+
+/// Counters that blocks find the last of them by; every kernel leaves them at zero.
+const COUNTERS: usize = 64 * 1024;
+
+/// A GPU with all that operations need; see the module.
+#[derive(Debug)]
+pub struct Gpu {
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+    module: Arc<CudaModule>,
+    functions: Mutex<HashMap<String, CudaFunction>>,
+    workspace: Mutex<Workspace>,
+    counters: CudaSlice<u32>,
+    products: Mutex<Option<Products>>,
+    multiprocessors: u32,
+    deterministic: AtomicBool,
+    tf32: AtomicBool,
+}
+
+/// Opens the GPU of this number: memory that is freed stays with the process, and nothing is tracked between streams, for
+/// there is one.
+///
+/// # Errors
+/// No driver, no such GPU, or a library that is missing.
+pub fn open(ordinal: usize) -> Result<Device> {
+    let device = CudaDevice::new_with_stream(ordinal)?;
+    // SAFETY: all work goes to the device's one stream, so no event has to order it.
+    unsafe { device.disable_event_tracking() };
+    memory::keep_freed(&device)?;
+    let device = Device::Cuda(device);
+    Gpu::of(&device)?;
+    Ok(device)
+}
+
+impl Gpu {
+    /// The GPU that `device` is.
+    ///
+    /// # Errors
+    /// The device is no GPU, or refuses our kernels.
+    pub fn of(device: &Device) -> Result<Arc<Self>> {
+        static OPEN: OnceLock<Mutex<HashMap<DeviceId, Arc<Gpu>>>> = OnceLock::new();
+        let Device::Cuda(cuda) = device else {
+            return Err(KernelError::Device { op: "a GPU's operation", device: device.location() });
+        };
+        let mut open = lock(OPEN.get_or_init(Mutex::default));
+        if let Some(gpu) = open.get(&cuda.id()) {
+            return Ok(gpu.clone());
+        }
+        let gpu = Arc::new(Self::new(cuda)?);
+        open.insert(cuda.id(), gpu.clone());
+        Ok(gpu)
+    }
+
+    fn new(device: &CudaDevice) -> Result<Self> {
+        let stream = device.cuda_stream();
+        let context = stream.context();
+        let module = context.load_module(Ptx::from_binary(KERNELS.to_vec())).map_err(refused("loading our kernels"))?;
+        let count = context
+            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(refused("asking for the number of multiprocessors"))?;
+        Ok(Self {
+            counters: device.alloc_zeros(COUNTERS)?,
+            workspace: Mutex::default(),
+            products: Mutex::default(),
+            functions: Mutex::default(),
+            multiprocessors: count.max(1) as u32,
+            deterministic: AtomicBool::new(false),
+            tf32: AtomicBool::new(false),
+            module,
+            stream,
+            device: device.clone(),
+        })
+    }
+
+    /// The stream everything is queued on.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// The device in candle's terms.
+    pub fn device(&self) -> &CudaDevice {
+        &self.device
+    }
+
+    /// Number of multiprocessors: what a launch should fill.
+    pub(crate) fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    /// Only algorithms whose result is the same bits every time.
+    pub fn set_deterministic(&self, on: bool) {
+        self.deterministic.store(on, Ordering::Relaxed);
+    }
+
+    pub(crate) fn deterministic(&self) -> bool {
+        self.deterministic.load(Ordering::Relaxed)
+    }
+
+    /// Products of f32 on tensor cores, whose factors keep 10 bits of their mantissa.
+    pub fn set_tf32(&self, on: bool) {
+        self.tf32.store(on, Ordering::Relaxed);
+    }
+
+    pub(crate) fn tf32(&self) -> bool {
+        self.tf32.load(Ordering::Relaxed)
+    }
+
+    /// Prepares to launch the kernel `name`.
+    pub(crate) fn kernel(&self, name: &str) -> Result<Launch<'_>> {
+        let mut functions = lock(&self.functions);
+        if let Some(function) = functions.get(name) {
+            return Ok(Launch::new(self, function.clone()));
+        }
+        let function = self.module.load_function(name).map_err(refused(&format!("loading the kernel {name}")))?;
+        functions.insert(name.to_owned(), function.clone());
+        Ok(Launch::new(self, function))
+    }
+
+    /// Prepares to launch the kernel `name` for tensors of `dtype`.
+    pub(crate) fn float_kernel(&self, name: &'static str, dtype: DType) -> Result<Launch<'_>> {
+        let suffix = match dtype {
+            DType::F32 => "f32",
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
+            _ => return Err(KernelError::Layout { op: name, dtype, shape: Vec::new() }),
+        };
+        self.kernel(&format!("{name}_{suffix}"))
+    }
+
+    /// At least `bytes` of scratch memory, for the next thing queued alone.
+    pub(crate) fn workspace(&self, bytes: usize) -> Result<Address> {
+        lock(&self.workspace).at_least(self, bytes)
+    }
+
+    /// `count` counters at zero; whoever uses them leaves them so.
+    pub(crate) fn counters(&self, count: usize) -> Result<Address> {
+        if count > COUNTERS {
+            let error = format!("a launch may use {COUNTERS} counters, not {count}");
+            return Err(KernelError::Gpu { what: "counting blocks".to_owned(), error });
+        }
+        Ok(Address::of(&self.counters, &self.stream))
+    }
+
+    /// Waits until all that is queued has run.
+    ///
+    /// # Errors
+    /// Something queued before has failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(refused("waiting for the GPU"))
+    }
+}
+
+/// A lock whose holder never leaves half-made things behind, so that a panic elsewhere does not matter.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Turns a library's error into ours.
+pub(crate) fn refused<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> KernelError {
+    let what = what.to_owned();
+    move |error| KernelError::Gpu { what, error: error.to_string() }
+}

@@ -1,0 +1,8 @@
+//! Every operation on a GPU against its plain twin in f64 on the CPU, at odd shapes, in every number format.
+//!
+//! They need a GPU, or the emulator: `cargo test -p ddpm-kernels --features cuda --test gpu -- --ignored gpu`.
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+mod elementwise;
