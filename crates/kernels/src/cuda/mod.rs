@@ -9,6 +9,7 @@ mod address;
 mod launch;
 pub(crate) mod matmul;
 pub mod memory;
+pub mod random;
 mod timing;
 
 use std::collections::HashMap;
