@@ -27,8 +27,3 @@ template <int K> __device__ __forceinline__ void sum_down(float (&v)[K], float *
     }
     __syncthreads();
 }
-
-// Whether rows of `columns` numbers from `p` on can be read W at a time.
-template <typename T, int W> __device__ __forceinline__ bool packs(const T *p, u64 columns) {
-    return columns % W == 0 && (u64)p % (W * sizeof(T)) == 0;
-}
