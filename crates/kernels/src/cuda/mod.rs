@@ -27,7 +27,7 @@ use candle_core::{DType, Device};
 pub(crate) use self::address::{Address, empty, operand, optional};
 pub(crate) use self::columns::{column_sum, pack_width, pixel_sum};
 use self::dnn::Convolutions;
-pub(crate) use self::launch::Launch;
+pub(crate) use self::launch::{Launch, Value};
 use self::matmul::Products;
 use self::memory::Workspace;
 use crate::error::{KernelError, Result};
