@@ -38,6 +38,9 @@ static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin
 /// Counters that blocks find the last of them by; every kernel leaves them at zero.
 const COUNTERS: usize = 64 * 1024;
 
+/// Shared memory left to what kernels declare themselves.
+const STATIC_SHARED: usize = 1024;
+
 /// A GPU with all that operations need; see the module.
 #[derive(Debug)]
 pub struct Gpu {
@@ -50,6 +53,7 @@ pub struct Gpu {
     products: Mutex<Option<Products>>,
     convolutions: Mutex<Option<Convolutions>>,
     multiprocessors: u32,
+    shared_memory: usize,
     deterministic: AtomicBool,
     tf32: AtomicBool,
 }
@@ -92,9 +96,15 @@ impl Gpu {
         let stream = device.cuda_stream();
         let context = stream.context();
         let module = context.load_module(Ptx::from_binary(KERNELS.to_vec())).map_err(refused("loading our kernels"))?;
-        let count = context
-            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .map_err(refused("asking for the number of multiprocessors"))?;
+        let ask = |attribute, what| context.attribute(attribute).map_err(refused(what));
+        let count = ask(
+            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+            "asking for the number of multiprocessors",
+        )?;
+        let shared = ask(
+            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            "asking for the size of shared memory",
+        )?;
         Ok(Self {
             counters: device.alloc_zeros(COUNTERS)?,
             workspace: Mutex::default(),
@@ -102,6 +112,7 @@ impl Gpu {
             convolutions: Mutex::default(),
             functions: Mutex::default(),
             multiprocessors: count.max(1) as u32,
+            shared_memory: (shared.max(0) as usize).saturating_sub(STATIC_SHARED),
             deterministic: AtomicBool::new(false),
             tf32: AtomicBool::new(false),
             module,
@@ -123,6 +134,11 @@ impl Gpu {
     /// Number of multiprocessors: what a launch should fill.
     pub(crate) fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    /// Dynamic shared memory that a block may have, in bytes.
+    pub(crate) fn shared_memory(&self) -> usize {
+        self.shared_memory
     }
 
     /// Only algorithms whose result is the same bits every time.
