@@ -10,7 +10,9 @@ pub(crate) mod dnn;
 mod launch;
 pub(crate) mod matmul;
 pub mod memory;
+mod recording;
 mod timing;
+mod transfer;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +27,8 @@ use candle_core::{DType, Device};
 pub(crate) use self::address::{Address, empty, operand, optional};
 use self::dnn::Convolutions;
 pub(crate) use self::launch::Launch;
+pub use self::recording::Recording;
+pub use self::transfer::{Download, IN_FLIGHT, Numbers, Upload};
 use self::matmul::Products;
 use self::memory::Workspace;
 use crate::error::{KernelError, Result};
