@@ -6,11 +6,13 @@
 //! one CUDA graph.
 
 mod address;
+mod columns;
 pub(crate) mod dnn;
 mod launch;
 pub(crate) mod matmul;
 pub mod memory;
 mod recording;
+pub mod random;
 mod timing;
 mod transfer;
 
@@ -25,6 +27,7 @@ use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{DType, Device};
 
 pub(crate) use self::address::{Address, empty, operand, optional};
+pub(crate) use self::columns::{column_sum, pack_width, pixel_sum};
 use self::dnn::Convolutions;
 pub(crate) use self::launch::Launch;
 pub use self::recording::Recording;
