@@ -11,8 +11,8 @@ pub(crate) mod dnn;
 mod launch;
 pub(crate) mod matmul;
 pub mod memory;
-mod recording;
 pub mod random;
+mod recording;
 mod timing;
 mod transfer;
 
@@ -30,10 +30,10 @@ pub(crate) use self::address::{Address, empty, operand, optional};
 pub(crate) use self::columns::{column_sum, pack_width, pixel_sum};
 use self::dnn::Convolutions;
 pub(crate) use self::launch::Launch;
-pub use self::recording::Recording;
-pub use self::transfer::{Download, IN_FLIGHT, Numbers, Upload};
 use self::matmul::Products;
 use self::memory::Workspace;
+pub use self::recording::Recording;
+pub use self::transfer::{Download, IN_FLIGHT, Numbers, Upload};
 use crate::error::{KernelError, Result};
 
 /// Machine code and PTX of `cuda/*.cu`.
