@@ -63,8 +63,21 @@ CUresult reserve(CUdeviceptr* p, size_t bytes) {
     *p = a.start;
     return CUDA_SUCCESS;
 }
+static bool host_has(size_t bytes) { // for a large allocation: filling it must not take the machine down
+    if (bytes < (64u << 20) || skip()) return true;
+    size_t kib = 0;
+    char line[256];
+    if (FILE* f = fopen("/proc/meminfo", "r")) {
+        while (fgets(line, sizeof line, f))
+            if (sscanf(line, "MemAvailable: %zu", &kib) == 1) break;
+        fclose(f);
+    }
+    if (!kib || bytes + (1ull << 30) < kib * 1024) return true;
+    say("this machine has no %zu bytes to emulate device memory (GPU_EMULATOR_SKIP=1 counts without touching it)", bytes);
+    return false;
+}
 CUresult map(Allocation* a) {
-    if (live + a->size > total_memory()) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (live + a->size > total_memory() || !host_has(a->size)) return CUDA_ERROR_OUT_OF_MEMORY;
     if (mprotect((void*)a->pages, a->mapped, PROT_READ | PROT_WRITE)) return CUDA_ERROR_OUT_OF_MEMORY;
     if (!skip()) memset((void*)a->pages, 0xff, a->mapped); // NaN in every format of floats
     a->live = true;
