@@ -12,7 +12,9 @@ mod launch;
 pub(crate) mod matmul;
 pub mod memory;
 pub mod random;
+mod recording;
 mod timing;
+mod transfer;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +32,8 @@ use self::dnn::Convolutions;
 pub(crate) use self::launch::{Launch, Value};
 use self::matmul::Products;
 use self::memory::Workspace;
+pub use self::recording::Recording;
+pub use self::transfer::{Download, IN_FLIGHT, Numbers, Upload};
 use crate::error::{KernelError, Result};
 
 /// Machine code and PTX of `cuda/*.cu`.

@@ -5,5 +5,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
+mod conv2d;
 mod elementwise;
+mod linear;
 mod random;
