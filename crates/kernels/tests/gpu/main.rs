@@ -4,5 +4,6 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod attention;
 mod common;
 mod elementwise;
