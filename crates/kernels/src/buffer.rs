@@ -186,6 +186,13 @@ impl ParamGrads<'_> {
         Ok(())
     }
 
+    /// Where both gradients begin on `gpu`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn addresses(&self, gpu: &crate::cuda::Gpu) -> Result<(crate::cuda::Address, crate::cuda::Address)> {
+        let start = crate::cuda::operand(gpu, "flat buffer", &self.buffer.tensor, DType::F32)?;
+        Ok((start.offset(self.weight.start, DType::F32), start.offset(self.bias.start, DType::F32)))
+    }
+
     /// Lends both gradients to `f` for writing (CPU only).
     pub fn with_mut<R>(&self, f: impl FnOnce(&mut [f32], &mut [f32]) -> R) -> Result<R> {
         self.buffer.with_mut(|all| {

@@ -6,6 +6,7 @@
 //! one CUDA graph.
 
 mod address;
+pub(crate) mod dnn;
 mod launch;
 pub(crate) mod matmul;
 pub mod memory;
@@ -22,6 +23,7 @@ use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{DType, Device};
 
 pub(crate) use self::address::{Address, empty, operand, optional};
+use self::dnn::Convolutions;
 pub(crate) use self::launch::Launch;
 use self::matmul::Products;
 use self::memory::Workspace;
@@ -43,6 +45,7 @@ pub struct Gpu {
     workspace: Mutex<Workspace>,
     counters: CudaSlice<u32>,
     products: Mutex<Option<Products>>,
+    convolutions: Mutex<Option<Convolutions>>,
     multiprocessors: u32,
     deterministic: AtomicBool,
     tf32: AtomicBool,
@@ -93,6 +96,7 @@ impl Gpu {
             counters: device.alloc_zeros(COUNTERS)?,
             workspace: Mutex::default(),
             products: Mutex::default(),
+            convolutions: Mutex::default(),
             functions: Mutex::default(),
             multiprocessors: count.max(1) as u32,
             deterministic: AtomicBool::new(false),

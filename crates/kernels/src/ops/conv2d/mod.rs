@@ -10,6 +10,8 @@
 //! multiplications, at the price of about one decimal digit), everything else as im2col over row tiles that stay in
 //! cache (`im2col`). [`Algorithm::Exact`] forces the latter, for tests and comparisons.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod im2col;
 pub mod reference;
 mod tiles;
@@ -132,6 +134,8 @@ pub fn forward(conv: &Conv2d, x: &Tensor, weight: &Tensor, bias: &Tensor, residu
             };
             cpu_tensor(y, &out_shape)
         }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::forward(&g, x, weight, bias, residual),
         other => Err(KernelError::Device { op: OP, device: other.location() }),
     }
 }
@@ -166,6 +170,8 @@ pub fn backward(
             })?;
             dx.map(|dx| cpu_tensor(dx, shape)).transpose()
         }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::backward(&g, x, weight, dy, need_dx, grads),
         other => Err(KernelError::Device { op: OP, device: other.location() }),
     }
 }

@@ -2,17 +2,10 @@
 
 use rayon::prelude::*;
 
+use super::Shape;
 use crate::buffer::unwritten;
 use crate::gemm::{Mat, Write, matmul};
 use crate::ops::{partitions, start_rows, sum_partials};
-
-/// `x` `[rows, inputs]`, `y` `[rows, outputs]`.
-#[derive(Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) rows: usize,
-    pub(super) inputs: usize,
-    pub(super) outputs: usize,
-}
 
 impl Shape {
     /// Rows per task: a part for each thread, or all where the product is too small to share.

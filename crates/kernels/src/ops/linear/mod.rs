@@ -4,6 +4,8 @@
 //! added to it.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(in crate::ops) mod cuda;
 pub mod reference;
 
 use candle_core::{Device, Tensor};
@@ -14,7 +16,15 @@ use crate::ops::{check, column_sum};
 
 const OP: &str = "linear";
 
-fn shape(x: &Tensor, weight: &Tensor) -> Result<(cpu::Shape, Vec<usize>)> {
+/// `x` `[rows, inputs]`, `y` `[rows, outputs]`.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::ops) struct Shape {
+    pub(in crate::ops) rows: usize,
+    pub(in crate::ops) inputs: usize,
+    pub(in crate::ops) outputs: usize,
+}
+
+fn shape(x: &Tensor, weight: &Tensor) -> Result<(Shape, Vec<usize>)> {
     let [outputs, inputs] = check::dims(OP, "weight", weight)?;
     check::not_empty(OP, "x", x)?;
     let mut dims = x.dims().to_vec();
@@ -23,7 +33,7 @@ fn shape(x: &Tensor, weight: &Tensor) -> Result<(cpu::Shape, Vec<usize>)> {
         return Err(KernelError::Shape { op: OP, tensor: "x", found: x.dims().to_vec(), expected });
     };
     *last = outputs;
-    Ok((cpu::Shape { rows: x.elem_count() / inputs, inputs, outputs }, dims))
+    Ok((Shape { rows: x.elem_count() / inputs, inputs, outputs }, dims))
 }
 
 /// Applies the layer; see the module.
@@ -42,6 +52,8 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, residual: Option<&Ten
             let (x, weight, bias) = (cpu_slice(OP, x)?, cpu_slice(OP, weight)?, cpu_slice(OP, bias)?);
             cpu_tensor(cpu::forward(shape, &x, &weight, &bias, residual.as_deref()), dims)
         }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::forward(shape, dims, x, weight, bias, residual),
         other => Err(KernelError::Device { op: OP, device: other.location() }),
     }
 }
@@ -70,6 +82,8 @@ pub fn backward(
             })?;
             need_dx.then(|| cpu_tensor(cpu::input_gradient(shape, &weight, &dy), x_dims)).transpose()
         }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::backward(shape, x, weight, dy, need_dx, grads),
         other => Err(KernelError::Device { op: OP, device: other.location() }),
     }
 }

@@ -1,0 +1,223 @@
+//! Convolutions by cuDNN's graph interface, channels last: bias and residual are part of the graph, paddings may differ from
+//! side to side, and a gradient of the weight may be f32 where the activations are not.
+//!
+//! For each shape the engines that the library's heuristics name are timed once; the fastest is kept. A graph that no
+//! engine takes is remembered as such, and the operation does it in parts, or by our own kernels.
+
+mod backend;
+mod graph;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use candle_core::DType;
+use candle_core::cuda_backend::cudarc::cudnn::{result, sys};
+use sys::{
+    cudnnBackendAttributeName_t as Name, cudnnBackendDescriptorType_t as Kind, cudnnBackendHeurMode_t as Mode,
+    cudnnBackendNumericalNote_t as Note,
+};
+
+use self::backend::{Answer, Descriptor};
+use self::graph::{BIAS, Graph, RESIDUAL, WEIGHT, X, Y};
+use super::timing::fastest;
+use super::{Address, Gpu, lock, refused};
+use crate::error::{KernelError, Result};
+
+/// Engines that are timed: the heuristics' first is right most of the time, and making one ready can take a second.
+const CANDIDATES: usize = 4;
+
+/// Which of a convolution's computations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Pass {
+    /// y of x and weight, plus bias and residual where there are.
+    Forward { bias: bool, residual: bool },
+    /// dx of dy and weight.
+    InputGradient,
+    /// dw of dy and x.
+    WeightGradient,
+}
+
+/// A computation as far as a plan depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Request {
+    pub(crate) pass: Pass,
+    /// `[N, H, W, I]`, of the input or its gradient.
+    pub(crate) x: [usize; 4],
+    /// `[N, H', W', O]`, of the output or its gradient.
+    pub(crate) y: [usize; 4],
+    pub(crate) kernel: usize,
+    pub(crate) stride: usize,
+    pub(crate) pad_before: usize,
+    pub(crate) pad_after: usize,
+    /// Of what is read.
+    pub(crate) dtype: DType,
+    /// Of what is written.
+    pub(crate) y_dtype: DType,
+    /// In bytes, of x, weight, y, bias, residual.
+    pub(crate) alignment: [u32; 5],
+}
+
+/// Where the tensors lie; gradients lie where what they belong to would.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operands {
+    pub(crate) x: Address,
+    pub(crate) weight: Address,
+    pub(crate) y: Address,
+    pub(crate) bias: Address,
+    pub(crate) residual: Address,
+}
+
+/// A request with the settings of the moment.
+type Key = (Request, bool, bool);
+
+/// The library's handle and the plans found so far; none where no engine takes the graph.
+#[derive(Debug)]
+pub(super) struct Convolutions {
+    handle: sys::cudnnHandle_t,
+    plans: HashMap<Key, Option<Plan>>,
+}
+
+// SAFETY: the handle and the descriptors belong to no thread; a lock lets one at a time use them.
+unsafe impl Send for Convolutions {}
+
+impl Convolutions {
+    fn new(gpu: &Gpu) -> Result<Self> {
+        let handle = result::create_handle().map_err(refused("opening cuDNN"))?;
+        let convolutions = Self { handle, plans: HashMap::new() };
+        // SAFETY: the handle was just made, the stream lives as long as the GPU.
+        unsafe { result::set_stream(handle, gpu.stream().cu_stream().cast()) }.map_err(refused("opening cuDNN"))?;
+        Ok(convolutions)
+    }
+}
+
+impl Drop for Convolutions {
+    fn drop(&mut self) {
+        self.plans.clear();
+        // SAFETY: made by `new`, used by nobody any more.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+impl Gpu {
+    /// Queues the computation; whether cuDNN has an engine for it.
+    ///
+    /// # Errors
+    /// The library is missing, or fails.
+    pub(crate) fn convolve(&self, request: &Request, operands: &Operands) -> Result<bool> {
+        let mut convolutions = lock(&self.convolutions);
+        if convolutions.is_none() {
+            *convolutions = Some(Convolutions::new(self)?);
+        }
+        let Some(convolutions) = &mut *convolutions else { return Ok(false) };
+        let handle = convolutions.handle;
+        let plan = match convolutions.plans.entry((*request, self.deterministic(), self.tf32())) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Plan::find(self, handle, request, operands)?),
+        };
+        match plan {
+            Some(plan) => plan.queue(self, handle, operands).map(|()| true),
+            None => Ok(false),
+        }
+    }
+}
+
+/// An engine made ready for a graph.
+#[derive(Debug)]
+struct Plan {
+    plan: Descriptor,
+    workspace: usize,
+    pass: Pass,
+    /// Kept alive for the plan.
+    _configuration: Descriptor,
+    _graph: std::rc::Rc<Graph>,
+}
+
+impl Plan {
+    fn find(gpu: &Gpu, handle: sys::cudnnHandle_t, request: &Request, operands: &Operands) -> Result<Option<Self>> {
+        let Some(graph) = unless_refused(Graph::new(handle, request))? else { return Ok(None) };
+        let graph = std::rc::Rc::new(graph);
+        let mut plans = Vec::new();
+        for mode in [Mode::CUDNN_HEUR_MODE_A, Mode::CUDNN_HEUR_MODE_FALLBACK] {
+            if plans.is_empty() {
+                let configurations = unless_refused(configurations(&graph, mode))?.unwrap_or_default();
+                let allowed = configurations.into_iter().filter(|configuration| allowed(gpu, request, configuration));
+                plans.extend(allowed.filter_map(|c| Self::new(handle, c, &graph, request).ok()).take(CANDIDATES));
+            }
+        }
+        let best = fastest(gpu, &plans, |plan| plan.queue(gpu, handle, operands))?;
+        let best = best.map(|best| plans.iter().position(|plan| std::ptr::eq(plan, best)));
+        Ok(best.flatten().map(|at| plans.swap_remove(at)))
+    }
+
+    fn new(
+        handle: sys::cudnnHandle_t,
+        configuration: Descriptor,
+        graph: &std::rc::Rc<Graph>,
+        request: &Request,
+    ) -> Answer<Self> {
+        let plan = Descriptor::new(Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?;
+        plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE, &[handle])?;
+        plan.link(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, &[&configuration])?;
+        let plan = plan.finalise()?;
+        let workspace = plan.get::<i64>(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, 1)?;
+        let workspace = workspace.first().map_or(0, |&bytes| bytes.max(0) as usize);
+        Ok(Self { plan, workspace, pass: request.pass, _configuration: configuration, _graph: graph.clone() })
+    }
+
+    fn queue(&self, gpu: &Gpu, handle: sys::cudnnHandle_t, operands: &Operands) -> Result<()> {
+        let workspace = gpu.workspace(self.workspace)?;
+        let mut tensors = vec![(X, operands.x), (WEIGHT, operands.weight), (Y, operands.y)];
+        if let Pass::Forward { bias, residual } = self.pass {
+            tensors.extend(bias.then_some((BIAS, operands.bias)));
+            tensors.extend(residual.then_some((RESIDUAL, operands.residual)));
+        }
+        pack(&tensors, workspace).and_then(|pack| self.plan.execute(handle, &pack)).map_err(refused("convolving"))
+    }
+}
+
+fn pack(tensors: &[(i64, Address)], workspace: Address) -> Answer<Descriptor> {
+    let pointer = |address: Address| address.0 as *mut std::ffi::c_void;
+    let (numbers, addresses): (Vec<i64>, Vec<_>) = tensors.iter().map(|&(n, address)| (n, pointer(address))).unzip();
+    let pack = Descriptor::new(Kind::CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR)?;
+    pack.set(Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, &addresses)?;
+    pack.set(Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, &numbers)?;
+    pack.set(Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE, &[pointer(workspace)])?;
+    pack.finalise()
+}
+
+/// What the library's heuristics propose for `graph`, best first.
+fn configurations(graph: &Graph, mode: Mode) -> Answer<Vec<Descriptor>> {
+    let heuristics = Descriptor::new(Kind::CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR)?;
+    heuristics.link(Name::CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, &[&graph.graph])?;
+    heuristics.set(Name::CUDNN_ATTR_ENGINEHEUR_MODE, &[mode])?;
+    let heuristics = heuristics.finalise()?;
+    // More than are timed: some will not be allowed, or not get ready.
+    let kind = Kind::CUDNN_BACKEND_ENGINECFG_DESCRIPTOR;
+    heuristics.get_linked(Name::CUDNN_ATTR_ENGINEHEUR_RESULTS, kind, 4 * CANDIDATES)
+}
+
+/// Whether an engine keeps to the settings: the same bits every time, no shortened f32.
+fn allowed(gpu: &Gpu, request: &Request, configuration: &Descriptor) -> bool {
+    let notes = || -> Answer<Vec<Note>> {
+        let kind = Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR;
+        let engines = configuration.get_linked(Name::CUDNN_ATTR_ENGINECFG_ENGINE, kind, 1)?;
+        let Some(engine) = engines.first() else { return Ok(Vec::new()) };
+        engine.get(Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, Note::CUDNN_NUMERICAL_NOTE_TYPE_COUNT as usize)
+    };
+    let Ok(notes) = notes() else { return false };
+    let has = |note| notes.contains(&note);
+    let full_precision = request.dtype == DType::F32 && !gpu.tf32();
+    !(gpu.deterministic() && has(Note::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC))
+        && !(full_precision && has(Note::CUDNN_NUMERICAL_NOTE_TENSOR_CORE))
+        && !has(Note::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
+}
+
+/// Nothing where the library has no way to do it; an error where it fails.
+fn unless_refused<T>(answer: Answer<T>) -> Result<Option<T>> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        // All reasons for which something is not supported, and shapes that are not allowed, start with the same digit.
+        Err(error) if matches!(error.0 as u32 / 1000, 2 | 3) => Ok(None),
+        Err(error) => Err(KernelError::Gpu { what: "preparing a convolution".to_owned(), error: error.to_string() }),
+    }
+}

@@ -1,0 +1,155 @@
+//! The body for a GPU: cuDNN, with our own kernels where it has no engine; 1x1 convolutions are products of matrices.
+
+use candle_core::{DType, Tensor};
+
+use super::{Algorithm, Geometry, OP};
+use crate::buffer::ParamGrads;
+use crate::cuda::dnn::{Operands, Pass, Request};
+use crate::cuda::{Address, Gpu, Launch, column_sum, empty, operand, optional};
+use crate::error::Result;
+use crate::gemm::Write;
+use crate::ops::linear;
+
+impl Geometry {
+    fn request(&self, pass: Pass, dtype: DType, y_dtype: DType, operands: &Operands) -> Request {
+        let addresses = [operands.x, operands.weight, operands.y, operands.bias, operands.residual];
+        Request {
+            pass,
+            x: [self.n, self.h, self.w, self.ci],
+            y: [self.n, self.oh(), self.ow(), self.co],
+            kernel: self.conv.kernel,
+            stride: self.conv.stride,
+            pad_before: self.conv.pad_before,
+            pad_after: self.conv.pad_after,
+            dtype,
+            y_dtype,
+            // The engines tell apart what is aligned to 16 bytes and what is not.
+            alignment: addresses.map(|address| address.alignment().min(16)),
+        }
+    }
+
+    /// A product of matrices: every output pixel is one input pixel times the weight.
+    fn is_product(&self) -> bool {
+        let conv = &self.conv;
+        (conv.kernel, conv.stride, conv.pad_before, conv.pad_after) == (1, 1, 0, 0)
+    }
+
+    fn as_linear(&self) -> linear::Shape {
+        linear::Shape { rows: self.n * self.h * self.w, inputs: self.ci, outputs: self.co }
+    }
+
+    fn exact(&self) -> bool {
+        self.conv.algorithm == Algorithm::Exact
+    }
+
+    /// The sizes as our kernels take them.
+    fn pass_to<'g>(&self, launch: Launch<'g>) -> Launch<'g> {
+        let conv = &self.conv;
+        let sizes = [self.n, self.h, self.w, self.ci, self.oh(), self.ow(), self.co];
+        let sizes = sizes.into_iter().chain([conv.kernel, conv.stride, conv.pad_before]);
+        sizes.fold(launch, |launch, size| launch.arg(size as u32))
+    }
+}
+
+pub(super) fn forward(
+    g: &Geometry,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let gpu = Gpu::of(x.device())?;
+    let dtype = x.dtype();
+    let y = empty(&gpu, dtype, &[g.n, g.oh(), g.ow(), g.co])?;
+    let operands = Operands {
+        x: operand(&gpu, OP, x, dtype)?,
+        weight: operand(&gpu, OP, weight, dtype)?,
+        y: operand(&gpu, OP, &y, dtype)?,
+        bias: operand(&gpu, OP, bias, dtype)?,
+        residual: optional(&gpu, OP, residual, dtype)?,
+    };
+    if g.is_product() {
+        linear::cuda::forward_at(&gpu, g.as_linear(), dtype, &operands)?;
+        return Ok(y);
+    }
+    let fused = Pass::Forward { bias: true, residual: residual.is_some() };
+    let plain = Pass::Forward { bias: false, residual: false };
+    let elements = y.elem_count();
+    if !g.exact() && gpu.convolve(&g.request(fused, dtype, dtype, &operands), &operands)? {
+        return Ok(y);
+    }
+    if !g.exact() && gpu.convolve(&g.request(plain, dtype, dtype, &operands), &operands)? {
+        let launch = gpu.float_kernel("bias_residual", dtype)?.arg(operands.y).arg(operands.bias);
+        launch.arg(operands.residual).arg(g.co).arg(elements).over(elements)?;
+        return Ok(y);
+    }
+    let launch = gpu.float_kernel("conv2d_direct", dtype)?.arg(operands.x).arg(operands.weight);
+    let launch = launch.arg(operands.bias).arg(operands.residual).arg(operands.y);
+    g.pass_to(launch).arg(elements).over(elements)?;
+    Ok(y)
+}
+
+pub(super) fn backward(
+    g: &Geometry,
+    x: &Tensor,
+    weight: &Tensor,
+    dy: &Tensor,
+    need_dx: bool,
+    grads: &ParamGrads<'_>,
+) -> Result<Option<Tensor>> {
+    let gpu = Gpu::of(x.device())?;
+    let dtype = x.dtype();
+    let dx = need_dx.then(|| empty(&gpu, dtype, x.dims())).transpose()?;
+    let (dw, db) = grads.addresses(&gpu)?;
+    let operands = Operands {
+        x: operand(&gpu, OP, x, dtype)?,
+        weight: operand(&gpu, OP, weight, dtype)?,
+        y: operand(&gpu, OP, dy, dtype)?,
+        bias: Address::NONE,
+        residual: Address::NONE,
+    };
+    let dx_at = optional(&gpu, OP, dx.as_ref(), dtype)?;
+    if g.is_product() {
+        linear::cuda::backward_at(&gpu, g.as_linear(), dtype, &operands, dx_at, (dw, db), grads.write)?;
+        return Ok(dx);
+    }
+    if need_dx {
+        input_gradient(&gpu, g, dtype, Operands { x: dx_at, ..operands })?;
+    }
+    weight_gradient(&gpu, g, dtype, operands, dw, grads.write)?;
+    column_sum(&gpu, dtype, operands.y, (g.n * g.oh() * g.ow(), g.co), db, grads.write)?;
+    Ok(dx)
+}
+
+fn input_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands) -> Result<()> {
+    if !g.exact() && gpu.convolve(&g.request(Pass::InputGradient, dtype, dtype, &operands), &operands)? {
+        return Ok(());
+    }
+    let elements = g.n * g.h * g.w * g.ci;
+    let launch = gpu.float_kernel("conv2d_input_gradient", dtype)?.arg(operands.y).arg(operands.weight).arg(operands.x);
+    g.pass_to(launch).arg(elements).over(elements)
+}
+
+/// Straight into the flat buffer where an engine writes f32 and nothing is there to add to; else by way of a tensor of its own.
+fn weight_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands, dw: Address, write: Write) -> Result<()> {
+    let elements = g.co * g.patch();
+    let convolve = |y_dtype, weight| -> Result<bool> {
+        let operands = Operands { weight, ..operands };
+        gpu.convolve(&g.request(Pass::WeightGradient, dtype, y_dtype, &operands), &operands)
+    };
+    if !g.exact() {
+        if write == Write::Assign && convolve(DType::F32, dw)? {
+            return Ok(());
+        }
+        for format in [DType::F32, dtype] {
+            let part = empty(gpu, format, elements)?;
+            let at = operand(gpu, OP, &part, format)?;
+            if convolve(format, at)? {
+                let launch = gpu.float_kernel("accumulate", format)?.arg(at).arg(dw);
+                return launch.arg(u32::from(write == Write::Add)).arg(elements).over(elements);
+            }
+        }
+    }
+    let launch = gpu.float_kernel("conv2d_weight_gradient", dtype)?.arg(operands.x).arg(operands.y).arg(dw);
+    g.pass_to(launch).arg(u32::from(write == Write::Add)).blocks((elements as u32, 1, 1), 256)
+}
