@@ -57,6 +57,12 @@ impl Philox {
         Self { key: [key as u32, (key >> 32) as u32] }
     }
 
+    /// The key as one number, its first word in the low half: what a GPU needs to draw the same numbers.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn key(&self) -> u64 {
+        u64::from(self.key[0]) | (u64::from(self.key[1]) << 32)
+    }
+
     /// The four 32-bit words at `counter`.
     #[inline]
     pub fn block(&self, counter: [u32; 4]) -> [u32; 4] {

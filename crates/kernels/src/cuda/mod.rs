@@ -10,6 +10,7 @@ pub(crate) mod dnn;
 mod launch;
 pub(crate) mod matmul;
 pub mod memory;
+pub mod random;
 mod timing;
 
 use std::collections::HashMap;

@@ -9,7 +9,7 @@
 
 pub mod activation;
 pub mod attention;
-mod check;
+pub(crate) mod check;
 pub mod conv2d;
 pub mod dropout;
 pub mod elementwise;

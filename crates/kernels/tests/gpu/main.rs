@@ -7,3 +7,4 @@
 mod attention;
 mod common;
 mod elementwise;
+mod random;
