@@ -9,6 +9,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
 use ddpm_kernels::gemm::Write;
+use ddpm_kernels::ops::elementwise;
 use ddpm_kernels::philox::{Philox, Purpose};
 
 use crate::error::Result;
@@ -58,6 +59,10 @@ impl ParamSpec {
     }
 }
 
+/// Parameters begin at multiples of so many elements: 16 bytes in any of our number formats, what a GPU's wide loads and
+/// its libraries' fast paths ask for.
+const ALIGNMENT: usize = 8;
+
 /// All parameters of a network, in order.
 #[derive(Clone, Debug, Default)]
 pub struct ParamLayout {
@@ -68,8 +73,9 @@ pub struct ParamLayout {
 impl ParamLayout {
     /// Appends a parameter.
     pub(crate) fn push(&mut self, key: String, shape: &[usize], init: Init, file: FileLayout) -> ParamId {
-        let spec = ParamSpec { key, shape: shape.to_vec(), offset: self.len, init, file };
-        self.len += spec.len();
+        let offset = self.len.next_multiple_of(ALIGNMENT);
+        let spec = ParamSpec { key, shape: shape.to_vec(), offset, init, file };
+        self.len = offset + spec.len();
         self.specs.push(spec);
         ParamId(self.specs.len() - 1)
     }
@@ -79,9 +85,14 @@ impl ParamLayout {
         &self.specs
     }
 
-    /// Number of elements of all parameters together.
+    /// Number of elements of a flat buffer: those of all parameters, and zeros between them where one begins at a multiple.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Number of elements of all parameters together.
+    pub fn parameters(&self) -> usize {
+        self.specs.iter().map(ParamSpec::len).sum()
     }
 
     /// Whether there is no parameter.
@@ -94,11 +105,19 @@ impl ParamLayout {
     }
 }
 
-/// The values of all parameters.
+/// The values of all parameters: f32, and where the network computes in another format, a copy in that.
 #[derive(Clone, Debug)]
 pub struct Params {
     layout: Arc<ParamLayout>,
     buffer: FlatBuffer,
+    views: Vec<Tensor>,
+    copy: Option<ComputeCopy>,
+}
+
+/// All parameters once more, in the format the network computes in.
+#[derive(Clone, Debug)]
+struct ComputeCopy {
+    flat: Tensor,
     views: Vec<Tensor>,
 }
 
@@ -128,7 +147,34 @@ impl Params {
     pub fn from_vec(layout: &Arc<ParamLayout>, data: Vec<f32>, device: &Device) -> Result<Self> {
         let buffer = FlatBuffer::from_vec(data, device)?;
         let views = layout.specs.iter().map(|s| buffer.view(s.offset, &s.shape)).collect::<Result<_, _>>()?;
-        Ok(Self { layout: layout.clone(), buffer, views })
+        Ok(Self { layout: layout.clone(), buffer, views, copy: None })
+    }
+
+    /// The same parameters for a network that computes in `dtype`: it reads a copy in that format, which must be written
+    /// anew whenever the parameters change (the optimizer's pass does). Normalisations go on reading f32.
+    ///
+    /// # Errors
+    /// A device that cannot compute in `dtype`.
+    pub fn computing_in(&self, dtype: DType) -> Result<Self> {
+        let mut params = self.clone();
+        params.copy = None;
+        if dtype != DType::F32 {
+            let flat = elementwise::cast(&self.buffer.view(0, &[self.layout.len])?, dtype)?;
+            let view = |spec: &ParamSpec| flat.narrow(0, spec.offset, spec.len())?.reshape(spec.shape.as_slice());
+            let views = self.layout.specs.iter().map(view).collect::<candle_core::Result<_>>()?;
+            params.copy = Some(ComputeCopy { flat, views });
+        }
+        Ok(params)
+    }
+
+    /// The format the network computes in.
+    pub fn dtype(&self) -> DType {
+        self.copy.as_ref().map_or(DType::F32, |copy| copy.flat.dtype())
+    }
+
+    /// The copy in that format, as one vector, where it is not f32.
+    pub fn compute_copy(&self) -> Option<&Tensor> {
+        self.copy.as_ref().map(|copy| &copy.flat)
     }
 
     /// A copy with memory of its own.
@@ -146,9 +192,14 @@ impl Params {
         &self.buffer
     }
 
-    /// A parameter's view.
-    pub(crate) fn tensor(&self, id: ParamId) -> &Tensor {
+    /// A parameter in f32.
+    pub(crate) fn master(&self, id: ParamId) -> &Tensor {
         &self.views[id.0]
+    }
+
+    /// A parameter in the format the network computes in.
+    pub(crate) fn tensor(&self, id: ParamId) -> &Tensor {
+        self.copy.as_ref().map_or(&self.views[id.0], |copy| &copy.views[id.0])
     }
 }
 

@@ -6,12 +6,15 @@
 //! one CUDA graph.
 
 mod address;
+mod columns;
 pub(crate) mod dnn;
 mod launch;
 pub(crate) mod matmul;
 pub mod memory;
+mod recording;
 pub mod random;
 mod timing;
+mod transfer;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,8 +27,11 @@ use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{DType, Device};
 
 pub(crate) use self::address::{Address, empty, operand, optional, write, zero};
+pub(crate) use self::columns::{column_sum, pack_width, pixel_sum};
 use self::dnn::Convolutions;
 pub(crate) use self::launch::Launch;
+pub use self::recording::Recording;
+pub use self::transfer::{Download, IN_FLIGHT, Numbers, Upload};
 use self::matmul::Products;
 use self::memory::Workspace;
 use crate::error::{KernelError, Result};

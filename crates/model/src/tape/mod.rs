@@ -132,19 +132,30 @@ impl<'p> Tape<'p> {
 
     /// A value no gradient flows to.
     pub fn input(&self, value: &Tensor) -> Result<Var> {
-        let value = value.to_dtype(self.dtype())?.contiguous()?;
+        let value = match self.weights {
+            Weights::Fast(_) => elementwise::cast(&value.contiguous()?, self.dtype())?,
+            Weights::Reference(_) => value.to_dtype(self.dtype())?.contiguous()?,
+        };
         Ok(Var { value, id: None })
     }
 
     fn dtype(&self) -> DType {
         match self.weights {
-            Weights::Fast(_) => DType::F32,
+            Weights::Fast(params) => params.dtype(),
             Weights::Reference(params) => params.variables().first().map_or(DType::F64, |v| v.dtype()),
         }
     }
 
     fn is_reference(&self) -> bool {
         matches!(self.weights, Weights::Reference(_))
+    }
+
+    /// A parameter in f32, whatever the network computes in.
+    fn master(&self, id: ParamId) -> &'p Tensor {
+        match self.weights {
+            Weights::Fast(params) => params.master(id),
+            Weights::Reference(params) => params.tensor(id),
+        }
     }
 
     fn param(&self, id: ParamId) -> &'p Tensor {

@@ -56,7 +56,7 @@ impl<'p> Tape<'p> {
         params: LayerParams,
         modulation: Option<&Var>,
     ) -> Result<Var> {
-        let (weight, bias) = self.layer(params);
+        let (weight, bias) = (self.master(params.weight), self.master(params.bias));
         if self.is_reference() {
             let y = group_norm::reference::forward(&norm, &x.value, weight, bias, modulation.map(Var::value))?;
             return Ok(Var { value: y, id: None });
@@ -218,17 +218,17 @@ impl<'p> Tape<'p> {
         Ok(self.record(y, move |dy, flow| flow.accumulate(x.id, elementwise::silu_backward(&x.value, dy)?)))
     }
 
-    /// Rows `labels` of an embedding table, `[N, C]`.
-    pub fn embedding(&mut self, table: ParamId, labels: &[u32]) -> Result<Var> {
+    /// Rows `labels` (u32, N) of an embedding table, `[N, C]`.
+    pub fn embedding(&mut self, table: ParamId, labels: &Tensor) -> Result<Var> {
         let weight = self.param(table);
         if self.is_reference() {
-            return Ok(Var { value: elementwise::reference::embedding(weight, labels)?, id: None });
+            return Ok(Var { value: weight.index_select(labels, 0)?, id: None });
         }
-        let y = elementwise::embedding(weight, labels)?;
-        let (rows, labels) = (weight.dim(0)?, labels.to_vec());
+        let y = elementwise::embedding_rows(weight, labels)?;
+        let (rows, labels) = (weight.dim(0)?, labels.clone());
         Ok(self.record(y, move |dy, flow| {
             let (buffer, offset, write) = flow.params.single(table);
-            Ok(elementwise::embedding_backward(dy, &labels, rows, buffer, offset, write)?)
+            Ok(elementwise::embedding_rows_backward(dy, &labels, rows, buffer, offset, write)?)
         }))
     }
 

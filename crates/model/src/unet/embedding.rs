@@ -1,6 +1,11 @@
 //! What the network knows besides the image: time (Vaswani et al. 2017, section 3.5) and class.
 
-use candle_core::Tensor;
+#[cfg(feature = "cuda")]
+use candle_core::DType;
+use candle_core::{Device, Tensor};
+use ddpm_kernels::buffer::cpu_slice;
+#[cfg(feature = "cuda")]
+use ddpm_kernels::ops::diffusion;
 
 use super::config::{Activation, ClassEmbedType, UNetConfig};
 use super::layers::{Embedding, Linear, Start};
@@ -82,35 +87,55 @@ impl ConditionEmbedding {
     }
 
     /// `[N, E]`, after the activation that every residual block would apply to it.
-    pub(super) fn forward(&self, tape: &mut Tape<'_>, timesteps: &[f32], labels: Option<&[u32]>) -> Result<Var> {
-        let class = self.class(tape, timesteps.len(), labels)?;
-        let h = self.time.forward(tape, &self.sinusoids.of(timesteps)?, class.as_ref())?;
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, condition: &Condition) -> Result<Var> {
+        let class = match (&self.class, &condition.labels) {
+            (None, None) => None,
+            (None, Some(_)) => return Err(ModelError::Labels { conditional: false }),
+            (Some(_), None) => return Err(ModelError::Labels { conditional: true }),
+            (Some(ClassEmbedding::Table(table)), Some(labels)) => Some(table.forward(tape, labels)?),
+            (Some(ClassEmbedding::Timestep { layers, .. }), Some(labels)) => {
+                Some(layers.forward(tape, &self.sinusoids.of(labels)?, None)?)
+            }
+        };
+        let h = self.time.forward(tape, &self.sinusoids.of(&condition.timesteps)?, class.as_ref())?;
         self.activation.forward(tape, &h)
     }
 
-    fn class(&self, tape: &mut Tape<'_>, n: usize, labels: Option<&[u32]>) -> Result<Option<Var>> {
-        let (class, labels) = match (&self.class, labels) {
-            (None, None) => return Ok(None),
-            (None, Some(_)) => return Err(ModelError::Labels { conditional: false }),
-            (Some(_), None) => return Err(ModelError::Labels { conditional: true }),
-            (Some(class), Some(labels)) => (class, labels),
-        };
+    /// What [`forward`](Self::forward) takes, on `device`.
+    pub(super) fn condition(&self, timesteps: &[f32], labels: Option<&[u32]>, device: &Device) -> Result<Condition> {
+        if let Some(labels) = labels {
+            self.check_labels(timesteps.len(), labels)?;
+        }
+        let row = |numbers: &[f32]| Tensor::new(numbers, device);
+        let labels = labels.map(|labels| match &self.class {
+            Some(ClassEmbedding::Timestep { .. }) => row(&labels.iter().map(|&l| l as f32).collect::<Vec<_>>()),
+            _ => Tensor::new(labels, device),
+        });
+        Ok(Condition { timesteps: row(timesteps)?, labels: labels.transpose()? })
+    }
+
+    fn check_labels(&self, n: usize, labels: &[u32]) -> Result<()> {
+        let Some(class) = &self.class else { return Err(ModelError::Labels { conditional: false }) };
         if labels.len() != n {
             let (found, expected) = (vec![labels.len()], vec![n]);
             return Err(ModelError::Input { what: "class_labels", found, expected });
         }
         let beyond = |classes: &usize| labels.iter().find(|&&label| label as usize >= *classes);
-        if let Some((&label, classes)) = class.classes().and_then(|classes| Some((beyond(&classes)?, classes))) {
-            return Err(ModelError::Class { label, classes });
+        match class.classes().and_then(|classes| Some((beyond(&classes)?, classes))) {
+            Some((&label, classes)) => Err(ModelError::Class { label, classes }),
+            None => Ok(()),
         }
-        Ok(Some(match class {
-            ClassEmbedding::Table(table) => table.forward(tape, labels)?,
-            ClassEmbedding::Timestep { layers, .. } => {
-                let numbers: Vec<f32> = labels.iter().map(|&label| label as f32).collect();
-                layers.forward(tape, &self.sinusoids.of(&numbers)?, None)?
-            }
-        }))
     }
+}
+
+/// What the network is told besides the image, where it computes: made by
+/// [`UNet::condition`](super::UNet::condition), or from tensors whose numbers are known to be good.
+#[derive(Clone, Debug)]
+pub struct Condition {
+    /// `[N]` f32.
+    pub timesteps: Tensor,
+    /// `[N]`: u32, or f32 where classes are embedded as numbers; none for a network without classes.
+    pub labels: Option<Tensor>,
 }
 
 /// How a number becomes a row.
@@ -122,8 +147,15 @@ struct Sinusoids {
 }
 
 impl Sinusoids {
-    fn of(self, numbers: &[f32]) -> Result<Tensor> {
-        sinusoids(numbers, self.channels, self.flip_sin_to_cos, self.freq_shift)
+    /// `numbers` (f32, N) as `[N, channels]`, where they lie.
+    fn of(self, numbers: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if numbers.device().is_cuda() {
+            let (channels, flip) = (self.channels / 2 * 2, self.flip_sin_to_cos);
+            return Ok(diffusion::sinusoids(numbers, channels, flip, self.freq_shift, DType::F32)?);
+        }
+        let numbers = cpu_slice("sinusoids", numbers)?;
+        sinusoids(&numbers, self.channels, self.flip_sin_to_cos, self.freq_shift)
     }
 }
 
@@ -145,7 +177,7 @@ fn sinusoids(timesteps: &[f32], channels: usize, flip_sin_to_cos: bool, freq_shi
             data.extend(sines.chain(cosines));
         }
     }
-    Ok(Tensor::from_vec(data, (timesteps.len(), 2 * half), &candle_core::Device::Cpu)?)
+    Ok(Tensor::from_vec(data, (timesteps.len(), 2 * half), &Device::Cpu)?)
 }
 
 #[cfg(test)]

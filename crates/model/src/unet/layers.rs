@@ -1,6 +1,7 @@
 //! Layers: a geometry and the places of their parameters. Names are diffusers' keys, initial values PyTorch's
 //! defaults (uniform within `1 / sqrt(fan_in)`), except where a layer starts at zero.
 
+use candle_core::Tensor;
 use ddpm_kernels::ops::activation::Activation as SeparateActivation;
 use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
 use ddpm_kernels::ops::group_norm::GroupNorm as Normalisation;
@@ -148,8 +149,8 @@ impl Embedding {
         Self { table, rows }
     }
 
-    /// Rows `labels`, `[N, C]`.
-    pub(super) fn forward(&self, tape: &mut Tape<'_>, labels: &[u32]) -> Result<Var> {
+    /// Rows `labels` (u32, N), `[N, C]`.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, labels: &Tensor) -> Result<Var> {
         tape.embedding(self.table, labels)
     }
 }

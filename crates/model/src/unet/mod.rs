@@ -18,13 +18,14 @@ mod tests;
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
 
 pub use config::{
     Activation, ClassEmbedType, DownBlockType, ImageShape, MidBlockType, Resample, TimeEmbeddingType, TimeScaleShift,
     UNetConfig, UpBlockType, unsupported,
 };
+pub use embedding::Condition;
 pub use error::UNetConfigError;
 
 use self::blocks::{DownBlock, MidBlock, UpBlock};
@@ -104,8 +105,24 @@ impl UNet {
     /// # Errors
     /// Inputs that do not fit the network, or an operation that fails.
     pub fn forward(&self, tape: &mut Tape<'_>, x_t: &Tensor, timesteps: &[f32], labels: Option<&[u32]>) -> Result<Var> {
-        self.check_input(x_t, timesteps)?;
-        let temb = self.embedding.forward(tape, timesteps, labels)?;
+        self.forward_at(tape, x_t, &self.condition(timesteps, labels, x_t.device())?)
+    }
+
+    /// Timesteps and labels as [`forward_at`](Self::forward_at) takes them, on `device`.
+    ///
+    /// # Errors
+    /// Labels that do not fit the network.
+    pub fn condition(&self, timesteps: &[f32], labels: Option<&[u32]>, device: &Device) -> Result<Condition> {
+        self.embedding.condition(timesteps, labels, device)
+    }
+
+    /// [`forward`](Self::forward) with timesteps and labels where the network computes.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_at(&self, tape: &mut Tape<'_>, x_t: &Tensor, condition: &Condition) -> Result<Var> {
+        self.check_input(x_t, condition.timesteps.elem_count())?;
+        let temb = self.embedding.forward(tape, condition)?;
         let x_t = if self.centre { x_t.affine(2.0, -1.0)? } else { x_t.clone() };
         let mut h = self.conv_in.forward(tape, &tape.input(&x_t)?, None)?;
         let mut skips = vec![h.clone()];
@@ -120,8 +137,8 @@ impl UNet {
         self.conv_out.forward(tape, &h, None)
     }
 
-    fn check_input(&self, x_t: &Tensor, timesteps: &[f32]) -> Result<()> {
-        let expected = vec![timesteps.len(), self.image.size, self.image.size, self.image.in_channels];
+    fn check_input(&self, x_t: &Tensor, timesteps: usize) -> Result<()> {
+        let expected = vec![timesteps, self.image.size, self.image.size, self.image.in_channels];
         if x_t.dims() == expected {
             return Ok(());
         }

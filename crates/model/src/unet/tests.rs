@@ -110,7 +110,7 @@ fn parameter_counts_equal_the_published_ones() {
         up_block_types,
         ..UNetConfig::default()
     };
-    assert_eq!(UNet::new(&shaped(ho, 32, 3)).unwrap().layout().len(), 35_746_307);
+    assert_eq!(UNet::new(&shaped(ho, 32, 3)).unwrap().layout().parameters(), 35_746_307);
     let (down_block_types, up_block_types) = attention_at(&[1, 2], 4);
     let improved = UNetConfig {
         block_out_channels: vec![128, 256, 256, 256],
@@ -123,7 +123,7 @@ fn parameter_counts_equal_the_published_ones() {
         ..UNetConfig::default()
     };
     let improved = UNetConfig { out_channels: Some(6), ..shaped(improved, 32, 3) };
-    assert_eq!(UNet::new(&improved).unwrap().layout().len(), 52_546_438);
+    assert_eq!(UNet::new(&improved).unwrap().layout().parameters(), 52_546_438);
 }
 
 #[test]

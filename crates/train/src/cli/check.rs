@@ -76,7 +76,7 @@ fn verdict(step: &StepEstimate) -> &'static str {
 
 fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Needs {
     let config = plan.config();
-    let parameters = layout.len() as u64;
+    let parameters = layout.parameters() as u64;
     // Weights, both moments, and each average, in f32.
     let checkpoint_bytes = parameters * 4 * (3 + config.train.ema_decays.len() as u64);
     let steps = config.train.steps;

@@ -108,7 +108,7 @@ mod tests {
             ("church256", 113_673_219),
         ] {
             let unet = UNet::new(&plan(find(name).unwrap()).config().model).unwrap();
-            assert_eq!(unet.layout().len(), parameters, "{name}");
+            assert_eq!(unet.layout().parameters(), parameters, "{name}");
         }
     }
 

@@ -247,7 +247,7 @@ mod tests {
         let config = Resolved::from_layers(Path::new("church256.toml"), preset.text, [], &[]).unwrap().config;
         assert_eq!(unet(UNET_256), config.model);
         assert_eq!(scheduler(SCHEDULER_256), config.diffusion);
-        assert_eq!(UNet::new(&unet(UNET_256)).unwrap().layout().len(), 113_673_219);
+        assert_eq!(UNet::new(&unet(UNET_256)).unwrap().layout().parameters(), 113_673_219);
     }
 
     #[test]

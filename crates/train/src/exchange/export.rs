@@ -76,7 +76,7 @@ pub fn export(
     if samples > 0 {
         files.push((PathBuf::from(SAMPLES_FILE), draw(model, samples, device, progress)?));
     }
-    let parameters = model.unet.layout().len() - shape.removed;
+    let parameters = model.unet.layout().parameters() - shape.removed;
     let card = card(&Card { facts: facts.as_ref(), shape: (&shape.unet, &shape.diffusion), parameters, samples });
     files.push((PathBuf::from(CARD_FILE), card.into_bytes()));
     let bytes = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();

@@ -7,7 +7,7 @@ use ddpm_data::{Batch, DataError, Loader};
 use serde::Serialize;
 
 use super::context::{device_name, loader_config};
-use super::step::Trainer;
+use super::step::{Phases, Trainer};
 use crate::config::TrainPlan;
 use crate::error::Failure;
 use crate::memory;
@@ -79,11 +79,12 @@ pub(super) fn measure(
         let start = Instant::now();
         let batch = next_batch()?;
         let data = start.elapsed();
-        let outcome = trainer.step(&batch)?;
+        trainer.step(&batch)?;
+        let step = trainer.outcomes(true)?.pop().map_or_else(Phases::default, |outcome| outcome.phases);
         batch_size = batch.shape[0];
         if repetition >= WARM_UP {
             totals.push(milliseconds(start.elapsed()));
-            let parts = [data, outcome.phases.forward, outcome.phases.backward, outcome.phases.optimizer];
+            let parts = [data, step.forward, step.backward, step.optimizer];
             for (phase, part) in phases.iter_mut().zip(parts) {
                 phase.push(milliseconds(part));
             }
@@ -92,7 +93,7 @@ pub(super) fn measure(
     let median_ms = median(&mut totals);
     let [data, forward, backward, optimizer] = phases.map(|mut phase| median(&mut phase));
     Ok(StepMeasurement {
-        parameters: trainer.unet().layout().len(),
+        parameters: trainer.unet().layout().parameters(),
         batch_size,
         precision: "f32".to_owned(),
         device: device_name(device),

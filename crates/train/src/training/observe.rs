@@ -24,6 +24,8 @@ pub(super) struct Observers<'a> {
     pub(super) reporter: Reporter,
     writer: Writer,
     window: Window,
+    /// What the last step did whose results are there.
+    last: Option<StepOutcome>,
     clock: Clock,
     saved: Saved,
     longest: Longest,
@@ -87,7 +89,7 @@ impl<'a> Observers<'a> {
         let writer = Writer::new(context.run_dir.paths().checkpoints(), retention);
         let clock = Clock::start(context.plan.images(resumed.as_ref().map_or(0, |(step, _)| *step)));
         let (saved, longest) = (resumed, Longest::default());
-        Self { context, stop, reporter, writer, window, clock, saved, longest }
+        Self { context, stop, reporter, writer, window, last: None, clock, saved, longest }
     }
 
     /// How long another step, saving and the last picture may take.
@@ -111,15 +113,16 @@ impl<'a> Observers<'a> {
         self.clock.data_wait += wait;
     }
 
-    /// A step was made; `trainer` has taken it already.
-    pub(super) fn after_step(&mut self, trainer: &Trainer, outcome: &StepOutcome) -> Result<(), Failure> {
+    /// A step was made, or on a GPU queued; `trainer` has taken it already. What steps did is asked for only where it is
+    /// due, so that a GPU never waits for the host to look.
+    pub(super) fn after_step(&mut self, trainer: &mut Trainer) -> Result<(), Failure> {
         let (step, plan) = (trainer.steps_taken(), self.context.plan);
-        self.window.add(outcome);
-        let Phases { forward, backward, optimizer } = outcome.phases;
-        self.longest.step = self.longest.step.max(forward + backward + optimizer);
+        let log = plan.log_cadence().is_due(step);
+        let (save, draw) = (plan.checkpoint_cadence().is_due(step), plan.sample_cadence().is_due(step));
+        self.take_outcomes(trainer, log || save || draw)?;
         self.reporter.step(step);
-        if plan.log_cadence().is_due(step) {
-            let images = self.context.plan.images(step);
+        if log && let Some(outcome) = &self.last {
+            let images = plan.images(step);
             let record = self.window.record(step, images, outcome, self.clock.timing(images));
             self.reporter.metrics(&record);
             self.clock = Clock::start(images);
@@ -127,11 +130,22 @@ impl<'a> Observers<'a> {
         if let Some(result) = self.writer.poll() {
             self.saved(result);
         }
-        if plan.checkpoint_cadence().is_due(step) {
+        if save {
             self.save(trainer)?;
         }
-        if plan.sample_cadence().is_due(step) {
+        if draw {
             self.draw(trainer)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what steps did; with `all`, also of those that are still being computed.
+    fn take_outcomes(&mut self, trainer: &mut Trainer, all: bool) -> Result<(), Failure> {
+        for outcome in trainer.outcomes(all)? {
+            self.window.add(&outcome);
+            let Phases { forward, backward, optimizer } = outcome.phases;
+            self.longest.step = self.longest.step.max(forward + backward + optimizer);
+            self.last = Some(outcome);
         }
         Ok(())
     }
@@ -216,7 +230,8 @@ impl<'a> Observers<'a> {
     ///
     /// # Errors
     /// The last checkpoint could not be written: then the run is not safe, and that is what the caller must say.
-    pub(super) fn finish(&mut self, trainer: &Trainer, picture: bool) -> Result<Ending, Failure> {
+    pub(super) fn finish(&mut self, trainer: &mut Trainer, picture: bool) -> Result<Ending, Failure> {
+        self.take_outcomes(trainer, true)?;
         if let Some(result) = self.writer.finish() {
             self.saved(result);
         }

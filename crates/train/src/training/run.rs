@@ -93,10 +93,10 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
         Ok(stopped) => stopped,
         Err(failure) => {
             observers.reporter.error(&failure.to_string());
-            return Err(save_what_is_good(&mut observers, &trainer, failure));
+            return Err(save_what_is_good(&mut observers, &mut trainer, failure));
         }
     };
-    let ending = observers.finish(&trainer, stopped != Some(StopReason::Signal))?;
+    let ending = observers.finish(&mut trainer, stopped != Some(StopReason::Signal))?;
     let stopped = stopped.or_else(|| stop.reason(Duration::ZERO).filter(|_| ending.interrupted));
     let step = trainer.steps_taken();
     Ok(Summary {
@@ -128,15 +128,15 @@ fn train_until(
         for unreadable in loader.take_warnings() {
             observers.reporter.warn(&format!("{unreadable} (skipped; data.on_corrupt = \"skip\")"));
         }
-        let outcome = trainer.step(&batch)?;
-        observers.after_step(trainer, &outcome)?;
+        trainer.step(&batch)?;
+        observers.after_step(trainer)?;
     }
     Ok(None)
 }
 
 /// Data that ended a run, or a label or size that the configuration does not allow, is no reason to lose the steps since
 /// the last checkpoint; diverged weights are not saved.
-fn save_what_is_good(observers: &mut Observers<'_>, trainer: &Trainer, failure: Failure) -> Failure {
+fn save_what_is_good(observers: &mut Observers<'_>, trainer: &mut Trainer, failure: Failure) -> Failure {
     if !matches!(failure.code, ExitCode::Data | ExitCode::Usage) || trainer.steps_taken() == 0 {
         return failure;
     }
@@ -173,7 +173,7 @@ fn announce(
     for warning in context.plan.warnings() {
         reporter.warn(&format!("{}: {}", warning.key, warning.message));
     }
-    let parameters = trainer.unet().layout().len() as f64 / 1e6;
+    let parameters = trainer.unet().layout().parameters() as f64 / 1e6;
     let (device, data) = (device_name(context.device), context.source.describe());
     reporter.info(&format!("{parameters:.2} M parameters on {device}; data: {data}"));
     reporter.info(&match checkpoint {

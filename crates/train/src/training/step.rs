@@ -3,6 +3,7 @@
 //! Everything random is a function of the seed, the step and the sample's place in the batch, so a step needs nothing
 //! from the steps before it but the weights and the optimizer's state.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub struct Trainer {
     seed: u64,
     micro_batch: usize,
     device: Device,
+    /// What steps did that nobody has asked about.
+    finished: VecDeque<StepOutcome>,
     /// What the run was imported from; goes into every checkpoint.
     pub(super) imported: Option<Imported>,
 }
@@ -128,6 +131,7 @@ impl Trainer {
             seed: config.run.seed,
             micro_batch: plan.micro_batch().map_or(config.train.batch_size, usize::from),
             device: device.clone(),
+            finished: VecDeque::new(),
             unet,
             params,
             optimizer,
@@ -156,11 +160,26 @@ impl Trainer {
         self.optimizer.averages().first().map_or(&self.params, |average| &average.params)
     }
 
-    /// Learns from `batch`, the batch of this step.
+    /// Learns from `batch`, the batch of this step: on a GPU by queueing what is to be computed. See
+    /// [`outcomes`](Self::outcomes).
     ///
     /// # Errors
     /// Exit code 5 if the loss or the gradient is not finite; the weights are then those of the step before.
-    pub fn step(&mut self, batch: &Batch) -> Result<StepOutcome, Failure> {
+    pub fn step(&mut self, batch: &Batch) -> Result<(), Failure> {
+        let outcome = self.learn(batch)?;
+        self.finished.push_back(outcome);
+        Ok(())
+    }
+
+    /// What the steps did since this was asked last, oldest first; without `all`, those that have been computed.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step), found out only now.
+    pub fn outcomes(&mut self, _all: bool) -> Result<Vec<StepOutcome>, Failure> {
+        Ok(self.finished.drain(..).collect())
+    }
+
+    fn learn(&mut self, batch: &Batch) -> Result<StepOutcome, Failure> {
         let step = self.steps_taken();
         let global_batch = batch.shape[0];
         let mut outcome = StepOutcome {

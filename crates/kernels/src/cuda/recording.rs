@@ -1,0 +1,53 @@
+//! Work recorded once and replayed by a single call: a CUDA graph. What it reads and writes keeps its place; what it
+//! allocates on the way belongs to it.
+
+use candle_core::cuda_backend::cudarc::driver::CudaGraph;
+use candle_core::cuda_backend::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+
+use super::{Gpu, refused};
+use crate::error::{KernelError, Result};
+
+/// See the module.
+pub struct Recording {
+    graph: CudaGraph,
+}
+
+impl std::fmt::Debug for Recording {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Recording")
+    }
+}
+
+// SAFETY: a graph belongs to no thread; it is only used through exclusive borrows.
+unsafe impl Send for Recording {}
+
+impl Gpu {
+    /// Records what `work` queues, without running it. Everything that is looked up once (plans, functions, scratch space)
+    /// must have been looked up before, by running the same work.
+    ///
+    /// # Errors
+    /// The work fails, or does what cannot be recorded, such as to wait.
+    pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Recording> {
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream().begin_capture(mode).map_err(refused("beginning a recording"))?;
+        let worked = work();
+        // Also after a failure: the stream must leave its recording state.
+        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = self.stream().end_capture(flags);
+        worked?;
+        match graph.map_err(refused("ending a recording"))? {
+            Some(graph) => Ok(Recording { graph }),
+            None => Err(KernelError::Gpu { what: "recording".to_owned(), error: "nothing was queued".to_owned() }),
+        }
+    }
+}
+
+impl Recording {
+    /// Queues all of it once more.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn replay(&mut self) -> Result<()> {
+        self.graph.launch().map_err(refused("replaying a recording"))
+    }
+}

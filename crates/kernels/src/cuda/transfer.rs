@@ -1,0 +1,215 @@
+//! What crosses between host and GPU in a training step: one block of numbers there, a few results back, by copies from and
+//! to page-locked memory that nobody waits for.
+
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+
+use candle_core::cuda_backend::CudaStorage;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr, PinnedHostSlice, sys};
+use candle_core::op::BackpropOp;
+use candle_core::{DType, Storage, Tensor};
+
+use super::address::alloc;
+use super::{Address, Gpu, operand, refused};
+use crate::error::{KernelError, Result};
+
+/// Every part begins at a multiple of it, as if it had been allocated on its own.
+const ALIGNMENT: usize = 256;
+
+/// Steps that may be on their way at once: the host prepares the next ones while the GPU computes.
+pub const IN_FLIGHT: usize = 4;
+
+/// One part of what is uploaded.
+#[derive(Clone, Copy, Debug)]
+pub enum Numbers<'a> {
+    /// Pixels.
+    U8(&'a [u8]),
+    /// Labels, counters.
+    U32(&'a [u32]),
+    /// Coefficients.
+    F32(&'a [f32]),
+    /// Coefficients that need the precision.
+    F64(&'a [f64]),
+}
+
+/// Tensors on the GPU that lie in one block of memory, so that one copy writes them all.
+#[derive(Debug)]
+pub struct Upload {
+    gpu: Arc<Gpu>,
+    block: CudaSlice<u8>,
+    parts: Vec<Part>,
+    staging: Vec<PinnedHostSlice<u8>>,
+    sent: usize,
+}
+
+/// A tensor in the block, which owns its memory: so it must never be freed.
+#[derive(Debug)]
+struct Part {
+    offset: usize,
+    bytes: usize,
+    tensor: ManuallyDrop<Tensor>,
+}
+
+impl Upload {
+    /// Room for tensors of these formats and shapes; they keep their places for as long as this lives, and must not be
+    /// used longer.
+    ///
+    /// # Errors
+    /// The memory is full, or a format is none that can be uploaded.
+    pub fn new(gpu: &Arc<Gpu>, shapes: &[(DType, Vec<usize>)]) -> Result<Self> {
+        let mut offsets = Vec::new();
+        let mut size = 0;
+        for (dtype, shape) in shapes {
+            let bytes = shape.iter().product::<usize>() * dtype.size_in_bytes();
+            offsets.push((size, bytes));
+            size += bytes.next_multiple_of(ALIGNMENT);
+        }
+        let block = alloc::<u8>(gpu, size.max(ALIGNMENT))?;
+        let base = Address::of(&block, gpu.stream());
+        let parts = shapes.iter().zip(offsets).map(|((dtype, shape), (offset, bytes))| {
+            let tensor = ManuallyDrop::new(tensor_at(gpu, base.offset(offset, DType::U8), *dtype, shape)?);
+            Ok(Part { offset, bytes, tensor })
+        });
+        let parts = parts.collect::<Result<_>>()?;
+        let staging = (0..IN_FLIGHT).map(|_| pinned(gpu, size.max(ALIGNMENT))).collect::<Result<_>>()?;
+        Ok(Self { gpu: gpu.clone(), block, parts, staging, sent: 0 })
+    }
+
+    /// The tensor of this number.
+    pub fn tensor(&self, part: usize) -> &Tensor {
+        &self.parts[part].tensor
+    }
+
+    /// Queues the copy of new numbers into all the tensors, in their order. Waits only where the copy of [`IN_FLIGHT`] steps
+    /// before has not been made yet.
+    ///
+    /// # Errors
+    /// Numbers of another count than the tensors have, or a GPU that fails.
+    pub fn send(&mut self, numbers: &[Numbers<'_>]) -> Result<()> {
+        let slot = self.sent % self.staging.len();
+        self.sent += 1;
+        let host = self.staging[slot].as_mut_slice().map_err(refused("preparing an upload"))?;
+        for (part, numbers) in self.parts.iter().zip(numbers) {
+            let place = &mut host[part.offset..part.offset + part.bytes];
+            if !numbers.write(place) {
+                let (op, tensor) = ("an upload", "numbers");
+                let (found, expected) = (vec![numbers.len()], part.tensor.dims().to_vec());
+                return Err(KernelError::Shape { op, tensor, found, expected });
+            }
+        }
+        let staging = &self.staging[slot];
+        self.gpu.stream().memcpy_htod(staging, &mut self.block).map_err(refused("uploading a batch"))
+    }
+}
+
+impl Numbers<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::U8(numbers) => numbers.len(),
+            Self::U32(numbers) => numbers.len(),
+            Self::F32(numbers) => numbers.len(),
+            Self::F64(numbers) => numbers.len(),
+        }
+    }
+
+    /// Writes the bytes into `place`; whether they fill it.
+    fn write(&self, place: &mut [u8]) -> bool {
+        fn each<const W: usize, T: Copy>(numbers: &[T], place: &mut [u8], bytes: impl Fn(T) -> [u8; W]) -> bool {
+            let fits = numbers.len() * W == place.len();
+            for (place, number) in place.chunks_exact_mut(W).zip(numbers) {
+                place.copy_from_slice(&bytes(*number));
+            }
+            fits
+        }
+        match self {
+            Self::U8(numbers) if numbers.len() == place.len() => {
+                place.copy_from_slice(numbers);
+                true
+            }
+            Self::U8(_) => false,
+            Self::U32(numbers) => each(numbers, place, u32::to_le_bytes),
+            Self::F32(numbers) => each(numbers, place, f32::to_le_bytes),
+            Self::F64(numbers) => each(numbers, place, f64::to_le_bytes),
+        }
+    }
+}
+
+/// Results of the last steps on their way to the host.
+#[derive(Debug)]
+pub struct Download {
+    gpu: Arc<Gpu>,
+    slots: Vec<PinnedHostSlice<f64>>,
+    asked: usize,
+    read: usize,
+}
+
+impl Download {
+    /// For results of `len` numbers a step.
+    ///
+    /// # Errors
+    /// No page-locked memory.
+    pub fn new(gpu: &Arc<Gpu>, len: usize) -> Result<Self> {
+        let slots = (0..IN_FLIGHT).map(|_| pinned(gpu, len)).collect::<Result<_>>()?;
+        Ok(Self { gpu: gpu.clone(), slots, asked: 0, read: 0 })
+    }
+
+    /// Steps whose results were asked for and not yet read.
+    pub fn pending(&self) -> usize {
+        self.asked - self.read
+    }
+
+    /// Queues the copy of `results` (f64); at most [`IN_FLIGHT`] may be pending.
+    ///
+    /// # Errors
+    /// A tensor that is no f64 on this GPU, or a GPU that fails.
+    pub fn ask(&mut self, results: &Tensor) -> Result<()> {
+        const OP: &str = "a download";
+        operand(&self.gpu, OP, results, DType::F64)?;
+        let (storage, layout) = results.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else {
+            return Err(KernelError::Device { op: OP, device: results.device().location() });
+        };
+        let start = layout.start_offset();
+        let numbers = storage.as_cuda_slice::<f64>()?.slice(start..start + results.elem_count());
+        let slot = self.asked % self.slots.len();
+        self.gpu.stream().memcpy_dtoh(&numbers, &mut self.slots[slot]).map_err(refused("downloading results"))?;
+        self.asked += 1;
+        Ok(())
+    }
+
+    /// The oldest pending results, waiting for them; none if nothing is pending.
+    ///
+    /// # Errors
+    /// The GPU fails: what was queued before may have failed too.
+    pub fn read(&mut self) -> Result<Option<&[f64]>> {
+        if self.pending() == 0 {
+            return Ok(None);
+        }
+        let slot = self.read % self.slots.len();
+        self.read += 1;
+        self.slots[slot].as_slice().map(Some).map_err(refused("waiting for results"))
+    }
+}
+
+fn pinned<T: DeviceRepr>(gpu: &Gpu, len: usize) -> Result<PinnedHostSlice<T>> {
+    let context = gpu.stream().context();
+    // SAFETY: it is written before it is copied from, and copied to before it is read. Plain caching: results are read.
+    unsafe { context.alloc_pinned_with_flags(len, sys::CU_MEMHOSTALLOC_PORTABLE) }
+        .map_err(refused("asking for page-locked memory"))
+}
+
+/// A tensor over memory that belongs to somebody else: it must not be dropped.
+fn tensor_at(gpu: &Gpu, at: Address, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+    let (len, device) = (shape.iter().product(), gpu.device().clone());
+    // SAFETY: the caller's memory holds so many numbers, and the caller never drops the tensor.
+    let storage = unsafe {
+        match dtype {
+            DType::U8 => CudaStorage::wrap_cuda_slice(gpu.stream().upgrade_device_ptr::<u8>(at.0, len), device),
+            DType::U32 => CudaStorage::wrap_cuda_slice(gpu.stream().upgrade_device_ptr::<u32>(at.0, len), device),
+            DType::F32 => CudaStorage::wrap_cuda_slice(gpu.stream().upgrade_device_ptr::<f32>(at.0, len), device),
+            DType::F64 => CudaStorage::wrap_cuda_slice(gpu.stream().upgrade_device_ptr::<f64>(at.0, len), device),
+            _ => return Err(KernelError::Layout { op: "an upload", dtype, shape: shape.to_vec() }),
+        }
+    };
+    Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+}
