@@ -117,6 +117,31 @@ impl FlatBuffer {
         Ok(self.tensor.to_vec1()?)
     }
 
+    /// Sets some of the elements to zero.
+    ///
+    /// # Errors
+    /// The range lies outside the buffer, or the device has no implementation.
+    pub fn fill_zero(&self, range: Range<usize>) -> Result<()> {
+        if range.start > range.end || range.end > self.len() {
+            let (found, expected) = (vec![range.start, range.end], vec![self.len()]);
+            return Err(KernelError::Shape { op: "fill_zero", tensor: "range", found, expected });
+        }
+        match self.device() {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => {
+                let gpu = crate::cuda::Gpu::of(self.device())?;
+                crate::cuda::zero(&gpu, self.address(&gpu)?.offset(range.start, DType::F32), range.len() * size_of::<f32>())
+            }
+            _ => self.with_mut(|all| all[range].fill(0.0)),
+        }
+    }
+
+    /// Where the elements begin on `gpu`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn address(&self, gpu: &crate::cuda::Gpu) -> Result<crate::cuda::Address> {
+        crate::cuda::operand(gpu, "flat buffer", &self.tensor, DType::F32)
+    }
+
     /// The elements, borrowed (CPU only).
     pub fn cpu(&self) -> Result<CpuSlice<'_>> {
         cpu_slice("flat buffer", &self.tensor)
@@ -189,7 +214,7 @@ impl ParamGrads<'_> {
     /// Where both gradients begin on `gpu`.
     #[cfg(feature = "cuda")]
     pub(crate) fn addresses(&self, gpu: &crate::cuda::Gpu) -> Result<(crate::cuda::Address, crate::cuda::Address)> {
-        let start = crate::cuda::operand(gpu, "flat buffer", &self.buffer.tensor, DType::F32)?;
+        let start = self.buffer.address(gpu)?;
         Ok((start.offset(self.weight.start, DType::F32), start.offset(self.bias.start, DType::F32)))
     }
 
@@ -214,6 +239,14 @@ mod tests {
         buffer.with_mut(|x| x[3] = 5.0).unwrap();
         assert_eq!(view.to_vec2::<f32>().unwrap(), [[0.0, 5.0], [0.0, 0.0]]);
         assert_eq!(&*cpu_slice("test", &view).unwrap(), [0.0, 5.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_range_is_zeroed_and_one_beyond_the_end_refused() {
+        let buffer = FlatBuffer::from_vec(vec![1.0; 4], &Device::Cpu).unwrap();
+        buffer.fill_zero(1..3).unwrap();
+        assert_eq!(buffer.to_vec().unwrap(), [1.0, 0.0, 0.0, 1.0]);
+        assert!(matches!(buffer.fill_zero(3..5), Err(KernelError::Shape { .. })));
     }
 
     #[test]

@@ -254,7 +254,7 @@ impl Gradients {
     pub fn complete(&mut self) -> Result<&FlatBuffer> {
         for (spec, written) in self.layout.specs.iter().zip(&mut self.written) {
             if !*written {
-                self.buffer.with_mut(|g| g[spec.offset..][..spec.len()].fill(0.0))?;
+                self.buffer.fill_zero(spec.offset..spec.offset + spec.len())?;
                 *written = true;
             }
         }

@@ -1,6 +1,6 @@
 //! Where a tensor's numbers lie on the GPU, and new tensors for results.
 
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, result};
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Shape, Storage, Tensor};
@@ -89,4 +89,31 @@ pub(super) fn alloc<T: candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
 ) -> Result<CudaSlice<T>> {
     // SAFETY: the memory holds any values until the kernel that it is for has written all of it.
     unsafe { gpu.stream.alloc::<T>(len) }.map_err(|error| super::memory::out_of_memory(error, len * size_of::<T>()))
+}
+
+/// Queues a copy of `values` over all of `tensor`, in place: who captured its address goes on reading there.
+///
+/// # Errors
+/// Another number of elements, or the driver fails.
+pub(crate) fn write(gpu: &Gpu, op: &'static str, tensor: &Tensor, values: &[f64]) -> Result<()> {
+    if tensor.elem_count() != values.len() {
+        let (found, expected) = (vec![values.len()], vec![tensor.elem_count()]);
+        return Err(KernelError::Shape { op, tensor: "values", found, expected });
+    }
+    let at = operand(gpu, op, tensor, DType::F64)?;
+    // SAFETY: the tensor's memory has room for as many numbers as there are; values in pageable memory are copied before
+    // the call returns.
+    unsafe { result::memcpy_htod_async(at.0, values, gpu.stream.cu_stream()) }.map_err(super::refused("writing a tensor"))
+}
+
+/// Queues zeros over `bytes` from an address on.
+///
+/// # Errors
+/// The driver fails.
+pub(crate) fn zero(gpu: &Gpu, at: Address, bytes: usize) -> Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    // SAFETY: the caller's memory is as large as it says.
+    unsafe { result::memset_d8_async(at.0, 0, bytes, gpu.stream.cu_stream()) }.map_err(super::refused("zeroing memory"))
 }

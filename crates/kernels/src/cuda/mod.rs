@@ -26,7 +26,7 @@ use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{DType, Device};
 
-pub(crate) use self::address::{Address, empty, operand, optional};
+pub(crate) use self::address::{Address, empty, operand, optional, write, zero};
 pub(crate) use self::columns::{column_sum, pack_width, pixel_sum};
 use self::dnn::Convolutions;
 pub(crate) use self::launch::{Launch, Value};

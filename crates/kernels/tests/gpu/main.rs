@@ -4,6 +4,7 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod attention;
 mod common;
 mod conv2d;
 mod elementwise;

@@ -16,10 +16,6 @@ struct Head<'a> {
 }
 
 impl Shape {
-    fn scale(&self) -> f32 {
-        1.0 / (self.head_dim() as f32).sqrt()
-    }
-
     /// The three matrices `[L, d]` of `head` in an image's `qkv`.
     fn head<'a>(&self, qkv: &'a [f32], head: usize) -> Head<'a> {
         let d = self.head_dim();

@@ -7,6 +7,8 @@
 //! 1024 tokens) they are smaller than what making them again would cost in time.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod reference;
 
 use candle_core::{Device, Tensor};
@@ -17,9 +19,13 @@ use crate::ops::check;
 
 const OP: &str = "attention";
 
-/// What [`forward`] keeps for [`backward`]: `[N, heads, L, L]`.
+/// What [`forward`] keeps for [`backward`].
 #[derive(Clone, Debug)]
-pub struct Probabilities(Tensor);
+#[non_exhaustive]
+pub enum Kept {
+    /// The probabilities `[N, heads, L, L]`.
+    Probabilities(Tensor),
+}
 
 #[derive(Clone, Copy)]
 struct Shape {
@@ -42,20 +48,26 @@ impl Shape {
     fn head_dim(&self) -> usize {
         self.channels / self.heads
     }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim() as f32).sqrt()
+    }
 }
 
-/// Attends; see the module.
+/// Attends: `qkv` `[N, L, 3C]` to `[N, L, C]`; see the module.
 ///
 /// # Errors
-/// Shapes that do not fit, tensors that are not contiguous f32, or a device without this operation.
-pub fn forward(qkv: &Tensor, heads: usize) -> Result<(Tensor, Probabilities)> {
+/// Shapes that do not fit, tensors that are not contiguous (and f32 on the CPU), or a device without this operation.
+pub fn forward(qkv: &Tensor, heads: usize) -> Result<(Tensor, Kept)> {
     let s = Shape::new(qkv, heads)?;
     match qkv.device() {
         Device::Cpu => {
             let (out, probabilities) = cpu::forward(s, &cpu_slice(OP, qkv)?);
             let probabilities = cpu_tensor(probabilities, (s.n, s.heads, s.tokens, s.tokens))?;
-            Ok((cpu_tensor(out, (s.n, s.tokens, s.channels))?, Probabilities(probabilities)))
+            Ok((cpu_tensor(out, (s.n, s.tokens, s.channels))?, Kept::Probabilities(probabilities)))
         }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::forward(s, qkv),
         other => Err(KernelError::Device { op: OP, device: other.location() }),
     }
 }
@@ -64,16 +76,18 @@ pub fn forward(qkv: &Tensor, heads: usize) -> Result<(Tensor, Probabilities)> {
 ///
 /// # Errors
 /// As [`forward`].
-pub fn backward(qkv: &Tensor, heads: usize, probabilities: &Probabilities, d_out: &Tensor) -> Result<Tensor> {
+pub fn backward(qkv: &Tensor, heads: usize, kept: &Kept, d_out: &Tensor) -> Result<Tensor> {
     let s = Shape::new(qkv, heads)?;
     check::shape(OP, "d_out", d_out, &[s.n, s.tokens, s.channels])?;
-    check::shape(OP, "probabilities", &probabilities.0, &[s.n, s.heads, s.tokens, s.tokens])?;
+    let Kept::Probabilities(probabilities) = kept;
+    check::shape(OP, "probabilities", probabilities, &[s.n, s.heads, s.tokens, s.tokens])?;
     match qkv.device() {
         Device::Cpu => {
-            let dqkv =
-                cpu::backward(s, &cpu_slice(OP, qkv)?, &cpu_slice(OP, &probabilities.0)?, &cpu_slice(OP, d_out)?);
+            let dqkv = cpu::backward(s, &cpu_slice(OP, qkv)?, &cpu_slice(OP, probabilities)?, &cpu_slice(OP, d_out)?);
             cpu_tensor(dqkv, qkv.dims())
         }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::backward(s, qkv, probabilities, d_out),
         other => Err(KernelError::Device { op: OP, device: other.location() }),
     }
 }

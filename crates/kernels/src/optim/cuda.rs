@@ -1,0 +1,134 @@
+//! The bodies for a GPU: a launch for the norm, a launch for the step.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::device::{FACTORS, MAX_AVERAGES};
+use super::{AdamWBuffers, Factors};
+use crate::buffer::FlatBuffer;
+use crate::cuda::{Address, Gpu, empty, operand};
+use crate::error::{KernelError, Result};
+
+const NORM: &str = "gradient_norm";
+const STEP: &str = "adamw";
+/// Threads of a block that adds squares.
+const THREADS: u32 = 256;
+
+/// What a norm is wanted for besides itself: where the step's settings, state and factors lie.
+pub(super) struct Judgement {
+    pub(super) settings: Address,
+    pub(super) state: Address,
+    pub(super) factors: Address,
+}
+
+/// Everything the step's kernel takes; averages and the copy for computing may be missing.
+pub(super) struct StepAddresses {
+    pub(super) parameters: Address,
+    pub(super) gradients: Address,
+    pub(super) exp_avg: Address,
+    pub(super) exp_avg_sq: Address,
+    pub(super) averages: [Address; MAX_AVERAGES],
+    /// The copy and its number format.
+    pub(super) compute: Option<(Address, DType)>,
+    pub(super) factors: Address,
+    pub(super) len: usize,
+}
+
+pub(super) fn norm(buffer: &FlatBuffer) -> Result<f64> {
+    let gpu = Gpu::of(buffer.device())?;
+    let result = empty(&gpu, DType::F64, 1)?;
+    let no_step = Judgement { settings: Address::NONE, state: Address::NONE, factors: Address::NONE };
+    queue_norm(&gpu, buffer, operand(&gpu, NORM, &result, DType::F64)?, &no_step)?;
+    Ok(result.to_vec1::<f64>()?[0])
+}
+
+/// Queues the norm of `buffer`; its bits depend on the buffer and on the GPU's size alone.
+pub(super) fn queue_norm(gpu: &Gpu, buffer: &FlatBuffer, result: Address, judgement: &Judgement) -> Result<()> {
+    let threads = buffer.len().div_ceil(4);
+    let most = gpu.multiprocessors() as usize * 8;
+    let blocks = threads.div_ceil(THREADS as usize).clamp(1, most);
+    gpu.kernel(NORM)?
+        .arg(buffer.address(gpu)?)
+        .arg(buffer.len())
+        .arg(gpu.workspace(blocks * size_of::<f64>())?)
+        .arg(gpu.counters(1)?)
+        .arg(result)
+        .arg(judgement.settings)
+        .arg(judgement.state)
+        .arg(judgement.factors)
+        .blocks((blocks as u32, 1, 1), THREADS)
+}
+
+pub(super) fn queue_step(gpu: &Gpu, step: &StepAddresses) -> Result<()> {
+    let (copy, dtype) = step.compute.unwrap_or((Address::NONE, DType::BF16));
+    let mut launch = gpu
+        .float_kernel(STEP, dtype)?
+        .arg(step.parameters)
+        .arg(step.gradients)
+        .arg(step.exp_avg)
+        .arg(step.exp_avg_sq);
+    for average in step.averages {
+        launch = launch.arg(average);
+    }
+    launch.arg(copy).arg(step.factors).arg(step.len).over(step.len.div_ceil(4))
+}
+
+pub(super) fn adamw_step(factors: Factors, buffers: &AdamWBuffers<'_>) -> Result<()> {
+    let gpu = Gpu::of(buffers.parameters.device())?;
+    let decays: Vec<f64> = buffers.averages.iter().map(|(_, decay)| *decay).collect();
+    let averages: Vec<&FlatBuffer> = buffers.averages.iter().map(|(average, _)| average).collect();
+    let words = words(factors, &decays)?;
+    let factors = Tensor::from_slice(&words, FACTORS, &Device::Cuda(gpu.device().clone()))?;
+    queue_step(
+        &gpu,
+        &StepAddresses {
+            parameters: buffers.parameters.address(&gpu)?,
+            gradients: buffers.gradients.address(&gpu)?,
+            exp_avg: buffers.exp_avg.address(&gpu)?,
+            exp_avg_sq: buffers.exp_avg_sq.address(&gpu)?,
+            averages: addresses(&gpu, &averages)?,
+            compute: None,
+            factors: operand(&gpu, STEP, &factors, DType::F32)?,
+            len: buffers.parameters.len(),
+        },
+    )
+}
+
+/// The averages' addresses; those that are missing have none.
+pub(super) fn addresses(gpu: &Gpu, averages: &[&FlatBuffer]) -> Result<[Address; MAX_AVERAGES]> {
+    check_count(averages.len())?;
+    let mut addresses = [Address::NONE; MAX_AVERAGES];
+    for (address, average) in addresses.iter_mut().zip(averages) {
+        *address = average.address(gpu)?;
+    }
+    Ok(addresses)
+}
+
+pub(super) fn check_count(averages: usize) -> Result<()> {
+    if averages <= MAX_AVERAGES {
+        return Ok(());
+    }
+    Err(KernelError::Shape { op: STEP, tensor: "averages", found: vec![averages], expected: vec![MAX_AVERAGES] })
+}
+
+/// `Factors` of cuda/optim.cuh: numbers to apply.
+fn words(f: Factors, decays: &[f64]) -> Result<[f32; FACTORS]> {
+    check_count(decays.len())?;
+    let mut words = [0.0; FACTORS];
+    let known = [
+        1.0,
+        f.beta1,
+        f.rest1,
+        f.beta2,
+        f.rest2,
+        f.gradient_scale,
+        f.keep,
+        f.step_size,
+        f.root_correction,
+        f.eps,
+    ];
+    words[..known.len()].copy_from_slice(&known);
+    for (word, decay) in words[known.len()..].iter_mut().zip(decays) {
+        *word = (1.0 - decay) as f32;
+    }
+    Ok(words)
+}

@@ -1,0 +1,80 @@
+//! Attention of one head and of several, whichever way the GPU takes.
+
+use candle_core::{DType, Tensor, Var};
+use ddpm_kernels::ops::attention;
+
+use crate::common::{Both, FORMATS, assert_close, download, normals, tolerance};
+
+/// Images, tokens, heads, and the channels of each head.
+type Sizes = (usize, usize, usize, usize);
+
+/// The twin's result and gradient, given `dy`, in f64.
+fn exact(qkv: &Both, heads: usize, dy: &Both) -> (Tensor, Tensor) {
+    let variable = Var::from_tensor(&qkv.exact).unwrap();
+    let y = attention::reference::forward(&variable, heads).unwrap();
+    let gradients = (&y * &dy.exact).unwrap().sum_all().unwrap().backward().unwrap();
+    (y.clone(), gradients.get(&variable).unwrap().clone())
+}
+
+#[track_caller]
+fn check((n, tokens, heads, d): Sizes, dtype: DType) {
+    let what = format!("attention [{n}, {tokens}, {heads} heads of {d}] {dtype:?}");
+    let qkv = normals(1, &[n, tokens, 3 * heads * d], dtype);
+    let dy = normals(2, &[n, tokens, heads * d], dtype);
+    let (y, dqkv) = exact(&qkv, heads, &dy);
+    let (found, kept) = attention::forward(&qkv.device, heads).unwrap();
+    assert_close(&what, &found, &y, tolerance(dtype));
+    let found = attention::backward(&qkv.device, heads, &kept, &dy.device).unwrap();
+    // Queries, keys and values apart: one's gradient may be much smaller than another's.
+    for (part, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
+        let of = |t: &Tensor| t.narrow(2, part * heads * d, heads * d).unwrap().contiguous().unwrap();
+        assert_close(&format!("{what}: {name}"), &of(&found), &of(&dqkv), tolerance(dtype));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_attention_at_odd_sizes() {
+    for dtype in FORMATS {
+        for sizes in [(1, 1, 1, 8), (1, 65, 1, 40), (2, 65, 3, 8), (3, 16, 2, 64), (1, 7, 5, 12), (2, 130, 1, 128)] {
+            check(sizes, dtype);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_attention_of_one_wide_head() {
+    for dtype in FORMATS {
+        check((2, 64, 1, 512), dtype);
+        check((1, 20, 1, 17), dtype);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_attention_survives_scores_that_would_overflow_an_exponential() {
+    for dtype in FORMATS {
+        for (heads, d) in [(1, 16), (1, 160)] {
+            let qkv = normals(3, &[1, 33, 3 * heads * d], dtype);
+            let large = (qkv.device.to_dtype(DType::F32).unwrap() * 30.0).unwrap().to_dtype(dtype).unwrap();
+            let (y, kept) = attention::forward(&large, heads).unwrap();
+            let dqkv = attention::backward(&large, heads, &kept, &y).unwrap();
+            assert!(download(&y).iter().chain(&download(&dqkv)).all(|v| v.is_finite()), "{dtype:?}, {d}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_attention_is_the_same_bits_every_time() {
+    for dtype in FORMATS {
+        let qkv = normals(1, &[2, 70, 3 * 64], dtype).device;
+        let dy = normals(2, &[2, 70, 64], dtype).device;
+        let run = || {
+            let (y, kept) = attention::forward(&qkv, 1).unwrap();
+            (download(&y), download(&attention::backward(&qkv, 1, &kept, &dy).unwrap()))
+        };
+        assert_eq!(run(), run());
+    }
+}
