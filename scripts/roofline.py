@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The roofline of a training step: what it must compute and move, by kind of operation, and how long that takes at least.
 
-usage: scripts/roofline.py CONFIG.toml [--batch N] [--gpu h200|h100] [--markdown] [--check]
+usage: scripts/roofline.py CONFIG.toml [--batch N] [--gpu h200|h100] [--reach MATRIX,MEMORY] [--markdown] [--check]
 
 Walks the UNet of a configuration as crates/model/src/unet builds it and counts, for each operation, floating-point operations
 (two for a multiply-add) and the fewest bytes through device memory under the plan for CUDA: bf16 activations and weights,
@@ -14,7 +14,8 @@ each operand read once, each result written once, and one kernel each for
   - AdamW, the averages and the bf16 copy of the weights: one pass, after one that sums the gradient's squares
 
 An operation takes the longer of its two times; the step takes the sum. That is a floor, not a forecast: no library's
-convolutions reach the matrix rate, and small ones do not fill the chip. --check (needs scripts/rival-python) compares
+convolutions reach the matrix rate, and small ones do not fill the chip. --reach 0.6,0.85 says what it would be if all kernels
+reached those shares of the two rates; the shares are guesses until something is measured. --check (needs scripts/rival-python) compares
 parameters and FLOP with those of diffusers' network under torch.utils.flop_counter.
 """
 
@@ -160,9 +161,9 @@ class Network:
         self.add("optimizer", "optimizer", 0, self.parameters * (2 * SINGLE + 2 * SINGLE * (3 + self.averages) + HALF))
 
 
-def floor_ms(operation, gpu):
+def floor_ms(operation, gpu, reach=(1, 1)):
     """Milliseconds that matrix units and memory need, and the longer."""
-    matrix, memory = operation.flop / gpu[0] * 1e3, operation.bytes / gpu[1] * 1e3
+    matrix, memory = operation.flop / gpu[0] / reach[0] * 1e3, operation.bytes / gpu[1] / reach[1] * 1e3
     return matrix, memory, max(matrix, memory)
 
 
@@ -205,7 +206,7 @@ def check(config, network, path):
         classes = torch.zeros(1, dtype=torch.long) if config["model"].get("num_class_embeds") else None
         with FlopCounterMode(display=False) as counter:
             model(image, torch.zeros(1, dtype=torch.long), class_labels=classes).sample.sum().backward()
-    theirs = {str(key): sum(kinds.values()) for key, kinds in {"all": counter.get_flop_counts()["Global"]}.items()}["all"]
+    theirs = counter.get_total_flops()
     ours = sum(operation.flop for operation in network.operations)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"parameters: {network.parameters:,} here, {parameters:,} in diffusers")
@@ -223,6 +224,8 @@ def arguments():
     parser.add_argument("config", type=pathlib.Path, metavar="CONFIG.toml")
     parser.add_argument("--batch", type=int, metavar="N", help="(default: train.batch_size)")
     parser.add_argument("--gpu", choices=list(GPUS), default="h200", help="(default: h200)")
+    parser.add_argument("--reach", type=lambda text: tuple(map(float, text.split(","))), metavar="MATRIX,MEMORY",
+                        help="shares of the two rates to reckon with as well")
     parser.add_argument("--markdown", action="store_true", help="the table for docs/performance.md")
     parser.add_argument("--check", action="store_true", help="compare with diffusers and torch.utils.flop_counter")
     return parser.parse_args()
@@ -240,6 +243,10 @@ def main():
     show(network, gpu, args.markdown)
     whole = sum(floor_ms(operation, gpu)[2] for operation in network.operations)
     print(f"\nat least {whole:.2f} ms a step: at most {batch / whole * 1e3:,.0f} images/s")
+    if args.reach:
+        whole = sum(floor_ms(operation, gpu, args.reach)[2] for operation in network.operations)
+        print(f"{whole:.2f} ms, {batch / whole * 1e3:,.0f} images/s if every kernel reached {args.reach[0]:.0%} of the matrix rate "
+              f"and {args.reach[1]:.0%} of the memory's")
     return 0
 
 
