@@ -43,12 +43,29 @@ class Operation(NamedTuple):
     bytes: float
 
 
+class Convolution(NamedTuple):
+    """A convolution of the network as a library sees it; `size` is the input's."""
+
+    batch: int
+    cin: int
+    cout: int
+    size: int
+    kernel: int
+    stride: int
+    pads: tuple
+    residual: bool
+    first: bool
+
+
 class Network:
     """Walks a UNet2DModel, layer by layer in the order of the data, and collects operations and parameters."""
 
     def __init__(self, config, batch):
         model, data = config["model"], config["data"]
-        self.batch, self.size, self.operations, self.parameters = batch, data["image_size"], [], 0
+        self.batch, self.size, self.parameters = batch, data["image_size"], 0
+        self.operations, self.convolutions = [], []
+        # Where diffusers pads nothing when it makes an image smaller, it adds a row below and a column on the right.
+        self.down_pads = (0, 1) if model.get("downsample_padding", 1) == 0 else (1, 1)
         self.scale_shift = model.get("resnet_time_scale_shift", "default") == "scale_shift"
         self.averages = len(config.get("train", {}).get("ema_decays", [0.9999]))
         learned = config.get("diffusion", {}).get("variance_type", "fixed_small").startswith("learned")
@@ -63,6 +80,8 @@ class Network:
 
     def conv(self, cin, cout, kernel=3, stride=1, residual=False, first=False):
         """Convolution; gradients of weights go to the f32 buffer. The network's input needs none."""
+        pads = self.down_pads if stride == 2 else (kernel // 2,) * 2
+        self.convolutions.append(Convolution(self.batch, cin, cout, self.size, kernel, stride, pads, residual, first))
         small = self.size // stride
         x, y, weights = self.pixels(cin), self.pixels(cout, small), cin * cout * kernel**2
         flop = 2 * y * cin * kernel**2
