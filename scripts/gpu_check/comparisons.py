@@ -12,9 +12,10 @@ from .machine import Failed, Server
 
 ROUNDS = 3
 STEPS = 20
+# What max-autotune may choose convolutions from. Templates of its own for each of them take minutes to compile and try.
+CONVOLUTIONS = "TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS"
 COMPILED, EAGER = "max-autotune", "channels_last"
-# Should torch.compile's best take too long to make, this is measured, and the result says so.
-COMPILE_SECONDS = 240
+COMPILE_SECONDS = 300
 
 
 class Case(NamedTuple):
@@ -35,45 +36,62 @@ CASES = [
 ]
 REHEARSED = [Case("cifar10-ddpm", "configs/rehearsal.toml", 4, (EAGER,), "f32"),
              Case("cifar10-batch16", "configs/rehearsal.toml", 2, (EAGER,), "f32")]
-SAMPLED, SAMPLES, SAMPLER_STEPS = "configs/cifar10-ddpm.toml", 64, 50
+# Configuration, precision, images and steps of DDIM; when it is rehearsed, those of the second row.
+SAMPLED = [("configs/cifar10-ddpm.toml", "bf16", 64, 50), ("configs/rehearsal.toml", "f32", 4, 5)]
+SAMPLING = "sampling"
 
 
 def cases(machine, chosen):
     return [case for case in (REHEARSED if machine.rehearse else CASES) if not chosen or case.name in chosen]
 
 
-def rival(machine, script, config, mode, precision, batch, *more):
-    return [f"benches/{script}", config, "--mode", mode, "--device", machine.device, "--precision", precision,
-            "--batch", batch, *more]
+def trainer(machine, case, mode):
+    """PyTorch's training step."""
+    return ["benches/torch_step.py", case.config, "--mode", mode, "--device", machine.device, "--precision", case.precision,
+            "--batch", case.batch]
+
+
+def sampler(machine, mode):
+    """PyTorch's sampling."""
+    config, precision, number, steps = SAMPLED[machine.rehearse]
+    return ["benches/torch_sample.py", config, "--mode", mode, "--device", machine.device, "--precision", precision,
+            "--batch", number, "--steps", steps]
 
 
 class Compilers:
-    """Rivals that compile, started one after the other beside the tests: it takes minutes, and mostly the CPU."""
+    """Rivals that compile, all at once and beside the tests: it takes minutes, mostly of one core each."""
 
-    def __init__(self, machine, wanted):
+    def __init__(self, machine, parts, chosen):
         self.machine, self.servers, self.errors = machine, {}, {}
-        self.thread = threading.Thread(target=self.compile, args=(wanted,), daemon=True)
-        self.thread.start()
+        wanted = {}
+        if "step" in parts and not machine.rehearse:
+            wanted = {case.name: trainer(machine, case, COMPILED) for case in cases(machine, chosen) if COMPILED in case.rivals}
+        if "sample" in parts and not machine.rehearse:
+            wanted[SAMPLING] = sampler(machine, COMPILED)
+        self.threads = [threading.Thread(target=self.compile, args=(name, command), daemon=True) for name, command in wanted.items()]
+        for thread in self.threads:
+            thread.start()
 
-    def compile(self, wanted):
-        for case in wanted:
-            server = Server(self.machine, rival(self.machine, "torch_step.py", case.config, COMPILED, case.precision, case.batch))
-            try:
-                server.ready = server.answer(COMPILE_SECONDS)
-                self.servers[case.name] = server
-            except Failed as error:
-                server.stop()
-                self.errors[case.name] = str(error)
+    def compile(self, name, command):
+        server = Server(self.machine, command)
+        try:
+            server.answer(COMPILE_SECONDS)
+            self.servers[name] = server
+        except Failed as error:
+            server.stop()
+            self.errors[name] = str(error)
 
     def wait(self, seconds):
-        """Nothing is measured while something compiles."""
-        self.thread.join(max(0, seconds))
-        return not self.thread.is_alive()
+        """Nothing is measured while something compiles, if it can be helped."""
+        until = time.monotonic() + seconds
+        for thread in self.threads:
+            thread.join(max(0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self.threads)
 
-    def take(self, case):
-        if case.name in self.servers:
-            return self.servers.pop(case.name)
-        raise Failed(self.errors.get(case.name, "not compiled when its time was over"))
+    def take(self, name):
+        if name in self.servers:
+            return self.servers.pop(name)
+        raise Failed(self.errors.get(name, "not compiled when its time was over"))
 
 
 def overrides(machine, case, source):
@@ -94,11 +112,7 @@ def compare(machine, case, compilers):
     rivals = {}
     for mode in case.rivals:
         try:
-            if mode == COMPILED:
-                rivals[mode] = compilers.take(case)
-            else:
-                rivals[mode] = Server(machine, rival(machine, "torch_step.py", case.config, mode, case.precision, case.batch))
-                rivals[mode].ready = rivals[mode].answer(min(90, machine.left()))
+            rivals[mode] = compilers.take(case.name) if mode == COMPILED else started(machine, trainer(machine, case, mode))
         except Failed as error:
             result["errors"][mode] = str(error)
     measured = {name: [] for name in ["ours", *rivals]}
@@ -119,6 +133,17 @@ def compare(machine, case, compilers):
     return result
 
 
+def started(machine, command):
+    """A rival that need not compile, when it is warm."""
+    server = Server(machine, command)
+    try:
+        server.answer(min(90, machine.left()))
+    except Failed:
+        server.stop()
+        raise
+    return server
+
+
 def middle(rounds):
     """The round with the median time (the slower of the middle two), and every round's median."""
     by_time = sorted(rounds, key=lambda document: document["median_ms"])
@@ -136,8 +161,10 @@ def same_work(result):
 def step(machine, chosen, compilers, results):
     """Fills results['cases'] case by case, so that a kill loses one at most; then the start of a run."""
     results["cases"] = {}
-    results["compiled"] = "torch.compile chose its kernels beside the parts before this one"
-    if compilers and not compilers.wait(machine.left() * 0.6):
+    if compilers.threads:
+        results["compiled"] = "torch.compile chose its kernels beside the parts before this one, its convolutions from " + (
+            machine.environment[CONVOLUTIONS])
+    if not compilers.wait(machine.left() * 0.6):
         machine.say("  torch.compile is still at work: steps are measured beside it, and PyTorch's are marked")
         results["compiled_beside_the_measurement"] = True
     for case in cases(machine, chosen):
@@ -168,25 +195,24 @@ def start(machine):
             machine.kill(process)
 
 
-def sample(machine, results):
-    """DDIM 50, batch 64, of the CIFAR-10 network; a failure on one side leaves the other's result."""
-    config, precision = (REHEARSED[0].config, "f32") if machine.rehearse else (SAMPLED, "bf16")
-    number, steps, repeat = (4, 5, 1) if machine.rehearse else (SAMPLES, SAMPLER_STEPS, 5)
+def sample(machine, compilers, results):
+    """DDIM, ours and PyTorch's in turn; a failure on one side leaves the other's result."""
+    config, precision, number, steps = SAMPLED[machine.rehearse]
     results.update(config=config, batch_size=number, steps=steps, rivals={}, errors={})
     keys = {"run.device": machine.device, "train.precision": precision, "sample.num": number, "sample.sampler": "ddim",
             "sample.steps": steps}
-    try:
-        results["ours"] = machine.ddpm("bench", "sample", config, "--repeat", repeat,
-                                       *(word for key, value in keys.items() for word in ("--set", f"{key}={value}")), limit=60)
-    except Failed as error:
-        results["errors"]["ours"] = str(error)
-    for mode in [EAGER] if machine.rehearse else [EAGER, COMPILED]:
-        command = rival(machine, "torch_sample.py", config, mode, precision, number, "--steps", steps, "--repeat", repeat)
+    settings = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
+    compilers.wait(machine.left() * 0.5)
+    repeat = 1 if machine.rehearse else 5
+    for mode in ["ours", EAGER] if machine.rehearse else ["ours", EAGER, COMPILED]:
         try:
-            results["rivals"][mode] = machine.json([images.PYTHON, *command], 90)
+            if mode == "ours":
+                results[mode] = machine.ddpm("bench", "sample", config, "--repeat", repeat, *settings, limit=60)
+                continue
+            server = compilers.take(SAMPLING) if mode == COMPILED else started(machine, sampler(machine, mode))
+            results["rivals"][mode] = server.measure(repeat)
+            server.stop()
         except Failed as error:
             results["errors"][mode] = str(error)
     if results["errors"]:
         raise Failed("; ".join(f"{name}: {text}" for name, text in results["errors"].items()))
-
-

@@ -60,10 +60,8 @@ def go_through(machine, args, results):
     """All parts; each has until its share and what was left over of those before it is used up."""
     scale = (machine.end - time.monotonic()) / sum(SHARES[name] for name in args.parts)
     until = time.monotonic()
-    compilers = None
-    if "step" in args.parts and not args.rehearse:
-        compilers = comparisons.Compilers(
-            machine, [case for case in comparisons.cases(machine, args.configs) if comparisons.COMPILED in case.rivals])
+    machine.environment[comparisons.CONVOLUTIONS] = "ATEN,TRITON" if args.full_autotune else "ATEN"
+    compilers = comparisons.Compilers(machine, args.parts, args.configs)
     for name in args.parts:
         until += SHARES[name] * scale
         machine.deadline = min(until, machine.end)
@@ -95,7 +93,7 @@ def one(name, machine, args, part, results, compilers):
                 raise Failed("; ".join([*(f"{case}: {list(errors.values())[0]}" for case, errors in failed.items()),
                                         *([f"start: {part['start']['error']}"] if "error" in part["start"] else [])]))
         case "sample":
-            comparisons.sample(machine, part)
+            comparisons.sample(machine, compilers, part)
         case "ops":
             checks.ops(machine, part)
         case "data":
