@@ -31,7 +31,7 @@ def doctor(machine, results):
 
 def tests(machine, results):
     """Every test program, then those of the kernels again under compute-sanitizer."""
-    programs = sorted((machine.directory / "tests").iterdir())
+    programs = machine.tests
     if not programs:
         raise Failed("the pack has no GPU test")
     results["programs"] = {path.name: test_program(machine, [path]) for path in programs}

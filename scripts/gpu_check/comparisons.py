@@ -181,7 +181,7 @@ def start(machine):
         metrics = Path(place, "run/metrics.jsonl")
         begun = time.monotonic()
         process = machine.start([
-            machine.directory / "bin/ddpm", "train", case.config, "--run-dir", metrics.parent, "--max-steps", 3, "--set",
+            machine.program, "train", case.config, "--run-dir", metrics.parent, "--max-steps", 3, "--set",
             "log.every=1", *overrides(machine, case, source)], stdout=machine.log, stderr=machine.log, stdin=subprocess.DEVNULL)
         try:
             while not (metrics.is_file() and metrics.read_text().count("\n")):

@@ -1,6 +1,7 @@
 """Where gpu-check runs: its GPU, its Python, the libraries, the clock; and how programs are run there."""
 
 import json
+import lzma
 import os
 import pathlib
 import queue
@@ -33,8 +34,7 @@ class Machine:
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.environment = environment(directory, self.scratch)
         self.children = []
-        for program in [directory / "bin/ddpm", *(directory / "tests").iterdir()]:
-            program.chmod(0o755)  # not every way to copy a folder keeps it
+        self.program, self.tests = unpack_programs(directory, self.scratch)
 
     def left(self):
         return self.deadline - time.monotonic()
@@ -76,7 +76,7 @@ class Machine:
         raise Failed(f"exit code {code}: {first_line(message or stdout) or 'see gpu-check.log'}")
 
     def ddpm(self, *arguments, limit=None):
-        return self.json([self.directory / "bin/ddpm", *arguments, "--json"], limit)
+        return self.json([self.program, *arguments, "--json"], limit)
 
     def kill(self, process):
         try:
@@ -89,7 +89,8 @@ class Machine:
         for process in self.children:
             if process.poll() is None:
                 self.kill(process)
-        shutil.rmtree(self.scratch / "site", ignore_errors=True)
+        for name in ["bin", "tests", "site"]:
+            shutil.rmtree(self.scratch / name, ignore_errors=True)
 
 
 class Server:
@@ -144,6 +145,18 @@ def last_document(text):
 
 def first_line(text):
     return next((line.strip() for line in str(text).splitlines() if line.strip()), "")[:300]
+
+
+def unpack_programs(directory, scratch):
+    """Our program, and the test programs."""
+    programs = []
+    for packed in [directory / "bin/ddpm.xz", *sorted((directory / "tests").glob("*.xz"))]:
+        program = scratch / packed.parent.name / packed.stem
+        program.parent.mkdir(exist_ok=True)
+        program.write_bytes(lzma.decompress(packed.read_bytes()))
+        program.chmod(0o755)
+        programs.append(program)
+    return programs[0], programs[1:]
 
 
 def environment(directory, scratch):

@@ -2,11 +2,13 @@
 
 import datetime
 import json
+import lzma
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 LIMIT = 60 * 10**6
 CRATES = ["ddpm-kernels", "ddpm-model", "ddpm-train"]
@@ -29,12 +31,12 @@ def pack(root, directory, features, toolchain):
         (directory / folder).mkdir(parents=True)
     options = ["--features", features] if features else []
     program = build(root, environment, ["build", "--release", "-p", "ddpm-train", "--bin", "ddpm", *options], tests=False)
-    strip(program["ddpm-train-ddpm"], directory / "bin/ddpm")
+    compress(program["ddpm-train-ddpm"], directory / "bin/ddpm.xz")
     packages = [word for crate in CRATES for word in ("-p", crate)]
     executables = build(root, environment, ["test", "--no-run", *packages, *options], tests=True)
     tests = {name: path for name, path in executables.items() if gpu_tests(path, environment)}
     for name, path in tests.items():
-        strip(path, directory / "tests" / name)
+        compress(path, directory / f"tests/{name}.xz")
     copy_sources(root, directory)
     fetch_wheels(directory / "wheels")
     facts = {"packed": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "features": features,
@@ -75,10 +77,12 @@ def gpu_tests(executable, environment):
     return listed.returncode != 0 or ": test" in listed.stdout
 
 
-def strip(source, target):
-    """Copies an executable without its symbols: most of its size, and no use without the source."""
-    shutil.copy2(source, target)
-    subprocess.run(["strip", target], check=True)
+def compress(source, target):
+    """Copies an executable without its symbols, and packed: device code is text, and shrinks to a seventh (a test program with our kernels and candle's: 17.9 to 2.6 MB)."""
+    with tempfile.TemporaryDirectory() as place:
+        stripped = pathlib.Path(place, "stripped")
+        subprocess.run(["strip", "-o", stripped, source], check=True)
+        target.write_bytes(lzma.compress(stripped.read_bytes(), preset=1))
 
 
 def copy_sources(root, directory):
