@@ -78,7 +78,7 @@ def gpu_tests(executable, environment):
 
 
 def compress(source, target):
-    """Copies an executable without its symbols, and packed: device code is text, and shrinks to a seventh (a test program with our kernels and candle's: 17.9 to 2.6 MB)."""
+    """Copies an executable without its symbols, and compressed: device code is mostly text (17.9 MB become 2.6)."""
     with tempfile.TemporaryDirectory() as place:
         stripped = pathlib.Path(place, "stripped")
         subprocess.run(["strip", "-o", stripped, source], check=True)

@@ -66,10 +66,11 @@ def go_through(machine, args, results):
         until += SHARES[name] * scale
         machine.deadline = min(until, machine.end)
         machine.say(f"{name} (at most {machine.left():.0f} s)")
-        part = results["parts"][name] = {"status": "ok"}
+        part = results["parts"][name] = {"status": "interrupted"}  # as long as nothing else is known
         begun = time.monotonic()
         try:
             one(name, machine, args, part, results, compilers)
+            part["status"] = "ok"
         except Failed as error:
             part.update(status="failed", error=str(error))
         except Exception as error:  # noqa: BLE001: a mistake here must not lose the other parts either
