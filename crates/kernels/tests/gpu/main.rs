@@ -6,6 +6,10 @@
 
 mod common;
 mod conv2d;
+mod dropout;
 mod elementwise;
+mod embedding;
+mod group_norm;
 mod linear;
 mod random;
+mod resample;
