@@ -93,7 +93,7 @@ template <typename A, typename B> __device__ void cast(const A *x, B *y, u64 n) 
 }
 
 #define CAST(A, SA, B, SB) \
-    extern "C" __global__ void cast_##SA##_##SB(const A *x, B *y, u64 n) { cast<A, B>(x, y, n); }
+    extern "C" __global__ void convert_##SA##_##SB(const A *x, B *y, u64 n) { cast<A, B>(x, y, n); }
 CAST(float, f32, bf16, bf16)
 CAST(float, f32, f16, f16)
 CAST(bf16, bf16, float, f32)

@@ -7,6 +7,10 @@
 mod attention;
 mod common;
 mod conv2d;
+mod dropout;
 mod elementwise;
+mod embedding;
+mod group_norm;
 mod linear;
 mod random;
+mod resample;

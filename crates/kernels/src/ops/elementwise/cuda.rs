@@ -80,7 +80,7 @@ pub(super) fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
     const OP: &str = "cast";
     let gpu = Gpu::of(x.device())?;
     let y = empty(&gpu, dtype, x.dims())?;
-    gpu.kernel(&format!("cast_{}_{}", format(OP, x.dtype())?, format(OP, dtype)?))?
+    gpu.kernel(&format!("convert_{}_{}", format(OP, x.dtype())?, format(OP, dtype)?))?
         .arg(operand(&gpu, OP, x, x.dtype())?)
         .arg(operand(&gpu, OP, &y, dtype)?)
         .arg(x.elem_count())

@@ -42,9 +42,11 @@ impl Work {
         Self { sizes, plan: Plan::new(pass, sizes, room) }
     }
 
-    /// Bytes of two sums for every channel of `count` things.
-    fn sums(&self, count: usize) -> usize {
-        2 * count * self.sizes.channels * size_of::<f32>()
+    /// Room for what the first of two launches leaves to the second: two sums for every channel of each part. (Scratch memory
+    /// would only last for one launch.)
+    fn partials(&self, gpu: &Gpu) -> Result<Option<Tensor>> {
+        let parts = self.sizes.images * self.plan.parts;
+        self.plan.split.then(|| empty(gpu, DType::F32, (parts, 2, self.sizes.channels))).transpose()
     }
 
     /// The sizes, as every kernel takes them.
@@ -76,9 +78,9 @@ pub(super) fn forward(norm: &GroupNorm, shape: Shape, x: &Tensor, affine: Affine
     let statistics = empty(&gpu, DType::F32, (images, 2, shape.groups))?;
     let (from, to) = (operand(&gpu, OP, x, dtype)?, operand(&gpu, OP, &y, dtype)?);
     let work = Work::new(&gpu, Pass::Forward, shape, images, dtype, &[from, to]);
-    let mut partials = Address::NONE;
+    let of_parts = work.partials(&gpu)?;
+    let partials = optional(&gpu, OP, of_parts.as_ref(), DType::F32)?;
     if work.plan.split {
-        partials = gpu.workspace(work.sums(images * work.plan.parts))?;
         let launch = gpu.float_kernel("group_norm_moments", dtype)?.arg(from).arg(partials);
         work.launch(work.pass_to(launch))?;
     }
@@ -115,9 +117,9 @@ pub(super) fn backward(
         operand(&gpu, OP, &dx, dtype)?,
     ];
     let work = Work::new(&gpu, Pass::Backward, shape, images, dtype, &activations);
-    let of_parts = if work.plan.split { work.sums(images * work.plan.parts) } else { 0 };
-    let own = gpu.workspace(work.sums(images) + of_parts)?;
-    let partials = if work.plan.split { Address(own.0 + work.sums(images) as u64) } else { Address::NONE };
+    let of_parts = work.partials(&gpu)?;
+    let partials = optional(&gpu, OP, of_parts.as_ref(), DType::F32)?;
+    let own = gpu.workspace(2 * images * shape.channels * size_of::<f32>())?;
     let (dweight, dbias) = grads.addresses(&gpu)?;
     let queue = |name: &'static str| {
         let [x, dy, extra, dx] = activations;
