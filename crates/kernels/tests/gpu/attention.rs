@@ -66,6 +66,34 @@ fn gpu_attention_survives_scores_that_would_overflow_an_exponential() {
     }
 }
 
+/// Padding beyond the last token has the score 0: it must not count, though it is far above all that are there.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_attention_ignores_what_pads_the_last_tile() {
+    for dtype in FORMATS {
+        for (heads, d) in [(1, 64), (2, 24), (1, 160)] {
+            let shape = [1, 65, 3 * heads * d];
+            let mut values = download(&normals(5, &shape, dtype).exact);
+            for (i, value) in values.iter_mut().enumerate() {
+                match i / (heads * d) % 3 {
+                    0 => *value = 6.0 + value.abs(),
+                    1 => *value = -6.0 - value.abs(),
+                    _ => {}
+                }
+            }
+            let qkv = both(&Tensor::from_vec(values, &shape, &Device::Cpu).unwrap(), dtype);
+            let dy = normals(6, &[1, 65, heads * d], dtype);
+            let (y, dqkv) = exact(&qkv, heads, &dy);
+            let (found, kept) = attention::forward(&qkv.device, heads).unwrap();
+            // Scores of -400 are rounded to a digit of their probabilities' logarithms where they are stored.
+            let tolerance = if d == 160 { 30.0 } else { 3.0 } * tolerance(dtype);
+            assert_close(&format!("padded {d} {dtype:?}"), &found, &y, tolerance);
+            let found = attention::backward(&qkv.device, heads, &kept, &dy.device).unwrap();
+            assert_close(&format!("padded {d} {dtype:?}: gradient"), &found, &dqkv, tolerance);
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_attention_is_the_same_bits_every_time() {

@@ -6,5 +6,7 @@
 
 mod attention;
 mod common;
+mod diffusion;
 mod elementwise;
+mod optim;
 mod random;
