@@ -13,6 +13,9 @@ const TILE: usize = 64;
 const THREADS: u32 = 128;
 /// Channels of a head that kernels exist for; narrower heads are padded.
 const WIDTHS: [usize; 3] = [32, 64, 128];
+/// Tiles in shared memory: two stages of two, and the kernel over keys has its own two besides.
+const TILES: usize = 4;
+const KEYS_TILES: usize = 6;
 /// Images, or heads, of a launch.
 const MOST: usize = 65_535;
 
@@ -29,7 +32,14 @@ pub(super) fn fits(s: Shape, qkv: &Tensor) -> Result<bool> {
         return Ok(false);
     }
     let gpu = Gpu::of(qkv.device())?;
-    Ok(operand(&gpu, OP, qkv, qkv.dtype())?.alignment() >= 16)
+    let room = KEYS_TILES * tile_bytes(s, qkv.dtype()) <= gpu.shared_memory();
+    Ok(room && operand(&gpu, OP, qkv, qkv.dtype())?.alignment() >= 16)
+}
+
+/// Shared memory of a tile of a head, padded as the kernels lay it out.
+fn tile_bytes(s: Shape, dtype: DType) -> usize {
+    let at = width(s.head_dim()).unwrap_or(WIDTHS.len() - 1);
+    TILE * (WIDTHS[at] + 8) * dtype.size_in_bytes()
 }
 
 /// Which of [`WIDTHS`] a head gets.
@@ -40,8 +50,7 @@ fn width(d: usize) -> Option<usize> {
 /// One of the kernels, ready for its arguments, with room for so many tiles.
 fn kernel<'g>(gpu: &'g Gpu, s: Shape, names: [&'static str; 3], dtype: DType, tiles: usize) -> Result<Launch<'g>> {
     let at = width(s.head_dim()).unwrap_or(WIDTHS.len() - 1);
-    let tile = TILE * (WIDTHS[at] + 8) * dtype.size_in_bytes();
-    Ok(gpu.float_kernel(names[at], dtype)?.shared(tiles * tile))
+    Ok(gpu.float_kernel(names[at], dtype)?.shared(tiles * tile_bytes(s, dtype)))
 }
 
 /// The last arguments of every kernel, and go.
@@ -60,7 +69,7 @@ pub(super) fn forward(s: Shape, qkv: &Tensor) -> Result<(Tensor, Kept)> {
     let dtype = qkv.dtype();
     let out = empty(&gpu, dtype, (s.n, s.tokens, s.channels))?;
     let log_sums = empty(&gpu, DType::F32, (s.n, s.heads, s.tokens))?;
-    let launch = kernel(&gpu, s, FORWARD, dtype, 4)?
+    let launch = kernel(&gpu, s, FORWARD, dtype, TILES)?
         .arg(operand(&gpu, OP, qkv, dtype)?)
         .arg(operand(&gpu, OP, &out, dtype)?)
         .arg(operand(&gpu, OP, &log_sums, DType::F32)?);
@@ -76,7 +85,7 @@ pub(super) fn backward(s: Shape, qkv: &Tensor, out: &Tensor, log_sums: &Tensor, 
     let (at, d_out) = (operand(&gpu, OP, qkv, dtype)?, operand(&gpu, OP, d_out, dtype)?);
     let log_sums = operand(&gpu, OP, log_sums, DType::F32)?;
     let (losses, d_at) = (operand(&gpu, OP, &losses, DType::F32)?, operand(&gpu, OP, &dqkv, dtype)?);
-    let launch = kernel(&gpu, s, QUERIES, dtype, 4)?
+    let launch = kernel(&gpu, s, QUERIES, dtype, TILES)?
         .arg(at)
         .arg(operand(&gpu, OP, out, dtype)?)
         .arg(d_out)
@@ -84,7 +93,7 @@ pub(super) fn backward(s: Shape, qkv: &Tensor, out: &Tensor, log_sums: &Tensor, 
         .arg(losses)
         .arg(d_at);
     queue(launch, s)?;
-    let launch = kernel(&gpu, s, KEYS, dtype, 6)?.arg(at).arg(d_out).arg(log_sums).arg(losses).arg(d_at);
+    let launch = kernel(&gpu, s, KEYS, dtype, KEYS_TILES)?.arg(at).arg(d_out).arg(log_sums).arg(losses).arg(d_at);
     queue(launch, s)?;
     Ok(dqkv)
 }
