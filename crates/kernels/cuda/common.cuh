@@ -48,7 +48,7 @@ template <typename T, int W> __device__ __forceinline__ void store_pack(T *p, co
 __device__ __forceinline__ u64 global_thread() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ u64 global_threads() { return (u64)gridDim.x * blockDim.x; }
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 // The sum over the warp, in every lane.
 template <typename A> __device__ __forceinline__ A warp_sum(A v) {

@@ -1,6 +1,7 @@
 // What a kernel sees when g++ compiles it for the emulator (-DEMULATED -include emulate.h): the CUDA keywords, the built-in
 // variables, shared memory and barriers. Types, arithmetic and warp operations are in device/.
 #pragma once
+#include <cassert>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>

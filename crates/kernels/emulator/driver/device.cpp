@@ -87,6 +87,10 @@ API CUresult cuCtxSetCurrent(CUcontext c) { current = c; return CUDA_SUCCESS; }
 API CUresult cuCtxGetDevice(CUdevice* d) { *d = 0; return current ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT; }
 API CUresult cuCtxSetFlags(unsigned) { return CUDA_SUCCESS; }
 API CUresult cuCtxGetStreamPriorityRange(int* least, int* greatest) { *least = 0; *greatest = -5; return CUDA_SUCCESS; }
+API CUresult cuCtxGetLimit(size_t* v, CUlimit) { *v = 1024; return CUDA_SUCCESS; }
+API CUresult cuCtxSetLimit(CUlimit, size_t) { return CUDA_SUCCESS; }
+API CUresult cuProfilerStart() { return CUDA_SUCCESS; }
+API CUresult cuProfilerStop() { return CUDA_SUCCESS; }
 API CUresult cuCtxSynchronize() {
     Lock lock;
     count("api sync");

@@ -58,6 +58,8 @@ struct Stream {
 Stream* stream_of(CUstream s); // nullptr: no such stream
 CUresult breaks_capture(Stream* s, const char* function); // not allowed on a capturing stream: 900
 CUresult unsafe_call(const char* function);               // not allowed while anything captures
+CUresult run_work(const std::string& name, const Work& work);
+const std::string* work_of_this_thread(); // what runs, for a fault
 CUresult run_graph(const Graph& g, bool auto_free);
 CUresult invalid(const char* function, const char* why, CUresult code = CUDA_ERROR_INVALID_VALUE);
 

@@ -14,7 +14,7 @@ CUresult run_graph(const Graph& g, bool auto_free) {
         }
     for (auto& node : g.nodes) {
         count("graph " + node.name);
-        if (CUresult r = node.run()) return invalid("cuGraphLaunch", node.name.c_str(), r);
+        if (CUresult r = run_work(node.name, node.run)) return invalid("cuGraphLaunch", node.name.c_str(), r);
     }
     return CUDA_SUCCESS;
 }

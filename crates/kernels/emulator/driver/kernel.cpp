@@ -1,4 +1,4 @@
-// Kernels: found by name among those of the libraries in the folder `kernels` beside this one, and launched by the rules of
+// Kernels: found by name among those of the libraries in the folders `kernels` (ours) and `candle` beside this one, and launched by the rules of
 // the device.
 #include "driver.h"
 #include <algorithm>
@@ -17,18 +17,7 @@ static std::set<Kernel*>& handles() {
     return *h;
 }
 static char anchor;
-static void load_kernels() {
-    static bool done = false;
-    if (done) return;
-    done = true;
-    std::string folder;
-    if (const char* v = getenv("GPU_EMULATOR_KERNELS")) folder = v;
-    else {
-        Dl_info info;
-        dladdr(&anchor, &info);
-        folder = info.dli_fname;
-        folder = folder.substr(0, folder.rfind('/') + 1) + "kernels";
-    }
+static void load_folder(const std::string& folder) {
     std::vector<std::string> files;
     if (DIR* d = opendir(folder.c_str())) {
         while (dirent* e = readdir(d))
@@ -38,7 +27,18 @@ static void load_kernels() {
     std::sort(files.begin(), files.end());
     for (auto& file : files)
         if (!dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL)) say("%s", dlerror());
-    if (files.empty()) say("no kernels in %s", folder.c_str());
+}
+static void load_kernels() {
+    static bool done = false;
+    if (done) return;
+    done = true;
+    if (const char* v = getenv("GPU_EMULATOR_KERNELS")) return load_folder(v);
+    Dl_info info;
+    dladdr(&anchor, &info);
+    std::string folder = info.dli_fname;
+    folder = folder.substr(0, folder.rfind('/') + 1);
+    load_folder(folder + "kernels");
+    load_folder(folder + "candle");
 }
 static CUresult check(const Kernel* k, dim3 grid, dim3 block, unsigned shared) {
     auto refuse = [&](const char* why) { return invalid(("launch of " + k->name).c_str(), why); };

@@ -26,7 +26,9 @@ static void where(std::string& text) {
 }
 static struct sigaction before[32];
 static void fault(int signal, siginfo_t* info, void* context) {
-    if (!running || !pthread_equal(runner, pthread_self())) { // not ours
+    bool kernel = running && pthread_equal(runner, pthread_self());
+    auto* work = work_of_this_thread();
+    if (!kernel && !work) { // not ours
         auto& old = before[signal];
         if (old.sa_flags & SA_SIGINFO && old.sa_sigaction) return old.sa_sigaction(signal, info, context);
         if (old.sa_handler != SIG_DFL && old.sa_handler != SIG_IGN) return old.sa_handler(signal);
@@ -34,9 +36,14 @@ static void fault(int signal, siginfo_t* info, void* context) {
         return;
     }
     std::string text;
-    where(text);
+    if (kernel) where(text);
+    else text = *work;
     uintptr_t a = (uintptr_t)info->si_addr;
-    if (signal == SIGILL) text += ": misaligned access, or an index outside an array";
+    if (!kernel) {
+        char hex[32];
+        snprintf(hex, sizeof hex, "0x%llx", (unsigned long long)a);
+        text += ": illegal access at " + std::string(hex) + ", " + describe(a);
+    } else if (signal == SIGILL) text += ": misaligned access, or an index outside an array";
     else if (signal == SIGFPE) text += ": integer division by zero";
     else if (in_stack_guard(a)) text += ": its stack is full (128 KiB here)";
     else if (a >= (uintptr_t)shared_end && a < (uintptr_t)shared_end + PAGE)

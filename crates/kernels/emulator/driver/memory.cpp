@@ -42,6 +42,8 @@ bool device_range(CUdeviceptr p, size_t bytes) { return bytes == 0 || find(p, by
 
 CUresult reserve(CUdeviceptr* p, size_t bytes) {
     size_t mapped = (bytes + PAGE - 1) / PAGE * PAGE;
+    // Linux lets a process have 65530 mappings, and a guarded allocation is two of them.
+    size_t guard = skip() || table().size() > 25'000 ? 0 : PAGE;
     if (arena_next + mapped + 2 * PAGE > arena_end) {
         size_t size = std::max(size_t(1) << 43, mapped + 2 * PAGE);
         void* m = MAP_FAILED;
@@ -54,15 +56,28 @@ CUresult reserve(CUdeviceptr* p, size_t bytes) {
     Allocation a;
     a.size = bytes;
     a.mapped = mapped;
-    a.pages = arena_next + PAGE;
+    a.pages = arena_next + guard;
     a.start = a.pages + mapped - (bytes + 15) / 16 * 16;
     arena_next = a.pages + mapped;
     table()[a.start] = a;
     *p = a.start;
     return CUDA_SUCCESS;
 }
+static bool host_has(size_t bytes) { // for a large allocation: filling it must not take the machine down
+    if (bytes < (64u << 20) || skip()) return true;
+    size_t kib = 0;
+    char line[256];
+    if (FILE* f = fopen("/proc/meminfo", "r")) {
+        while (fgets(line, sizeof line, f))
+            if (sscanf(line, "MemAvailable: %zu", &kib) == 1) break;
+        fclose(f);
+    }
+    if (!kib || bytes + (1ull << 30) < kib * 1024) return true;
+    say("this machine has no %zu bytes to emulate device memory (GPU_EMULATOR_SKIP=1 counts without touching it)", bytes);
+    return false;
+}
 CUresult map(Allocation* a) {
-    if (live + a->size > total_memory()) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (live + a->size > total_memory() || !host_has(a->size)) return CUDA_ERROR_OUT_OF_MEMORY;
     if (mprotect((void*)a->pages, a->mapped, PROT_READ | PROT_WRITE)) return CUDA_ERROR_OUT_OF_MEMORY;
     if (!skip()) memset((void*)a->pages, 0xff, a->mapped); // NaN in every format of floats
     a->live = true;

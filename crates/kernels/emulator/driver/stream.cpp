@@ -47,15 +47,31 @@ CUresult submit(CUstream stream, const std::string& name, Work work) {
     if (!s) return CUDA_ERROR_INVALID_HANDLE;
     if (!s->capture) {
         if (s == legacy())
-            if (CUresult r = unsafe_call("work on the default stream")) return r;
+            for (auto& weak : captures()) // it waits for blocking streams, and those cannot be waited for
+                if (auto c = weak.lock(); c && !(c->origin->flags & CU_STREAM_NON_BLOCKING)) {
+                    c->broken = true;
+                    return invalid(name.c_str(), "on the default stream, while a blocking stream is being captured", CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+                }
         count(name);
-        return work();
+        return run_work(name, work);
     }
     if (s->capture->broken) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     if (s != s->capture->origin) s->capture->joined[s] = false;
     count("captured " + name);
     s->capture->graph.nodes.push_back({name, std::move(work)});
     return CUDA_SUCCESS;
+}
+
+static const std::string* working;
+static pthread_t worker;
+const std::string* work_of_this_thread() { return working && pthread_equal(worker, pthread_self()) ? working : nullptr; }
+CUresult run_work(const std::string& name, const Work& work) {
+    auto* outer = working; // a graph launch
+    worker = pthread_self();
+    working = &name;
+    CUresult r = work();
+    working = outer;
+    return r;
 }
 
 struct Event {

@@ -51,6 +51,15 @@ void test_graphs() {
         CHECK_CODE(cuStreamEndCapture(s, &g), CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
         CHECK(!g);
     }
+    // memory that was freed after the capture
+    CUdeviceptr gone = upload(std::vector<float>(100));
+    OK(cuStreamBeginCapture(s, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    OK(launch("self_axpy_f32", 1, 128, 0, s, gone, y, a, 100u));
+    e = end(s);
+    OK(cuGraphLaunch(e, s));
+    OK(cuMemFree(gone));
+    CHECK_CODE(cuGraphLaunch(e, s), CUDA_ERROR_ILLEGAL_ADDRESS);
+    OK(cuGraphExecDestroy(e));
     // another stream joins by an event, and must be waited for
     CUevent fork, join;
     OK(cuEventCreate(&fork, CU_EVENT_DISABLE_TIMING));

@@ -61,13 +61,7 @@ pub(crate) fn column_sum(
 }
 
 /// `out[n, c] = sum over rows of x[n, row, c]`, both of `dtype`, `x` `[matrices, rows, columns]`.
-pub(crate) fn pixel_sum(
-    gpu: &Gpu,
-    dtype: DType,
-    x: Address,
-    sizes: (usize, usize, usize),
-    out: Address,
-) -> Result<()> {
+pub(crate) fn pixel_sum(gpu: &Gpu, dtype: DType, x: Address, sizes: (usize, usize, usize), out: Address) -> Result<()> {
     launch(gpu, "pixel_sum", dtype, x, sizes, out, Write::Assign)
 }
 

@@ -89,6 +89,16 @@ impl<'g> Launch<'g> {
         self.blocks((blocks as u32, 1, 1), THREADS)
     }
 
+    /// Queues the kernel for `outer` things of `elements` independent ones each: a row of blocks (`blockIdx.y`) for each.
+    ///
+    /// # Errors
+    /// The driver refuses it.
+    pub(crate) fn over_each(self, outer: usize, elements: usize) -> Result<()> {
+        let most = (self.gpu.multiprocessors as usize * 16).div_ceil(outer.max(1));
+        let blocks = elements.div_ceil(THREADS as usize).clamp(1, most);
+        self.blocks((blocks as u32, outer as u32, 1), THREADS)
+    }
+
     /// Queues the kernel with this grid of blocks.
     ///
     /// # Errors

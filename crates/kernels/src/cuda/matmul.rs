@@ -8,7 +8,9 @@ use std::ffi::c_void;
 
 use candle_core::DType;
 use candle_core::cuda_backend::cudarc::cublaslt::{result, sys};
+use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 
+use super::address::alloc;
 use super::timing::fastest;
 use super::{Address, Gpu, lock, refused};
 use crate::error::{KernelError, Result};
@@ -72,6 +74,14 @@ pub(crate) struct Product {
     /// Of the result, of `c` and of the epilogue's vector.
     pub(crate) y_dtype: DType,
     pub(crate) epilogue: Epilogue,
+}
+
+impl Product {
+    /// Memory as large as the result.
+    fn room(&self, gpu: &Gpu) -> Result<CudaSlice<u8>> {
+        let elements = (self.batch - 1) * self.y.batch_stride + self.rows * self.y.stride;
+        alloc::<u8>(gpu, elements * self.y_dtype.size_in_bytes())
+    }
 }
 
 /// Where the matrices lie.
@@ -199,7 +209,11 @@ impl Plan {
     ) -> Result<Option<Self>> {
         let mut plan = Self::describe(key)?;
         let algorithms = plan.candidates(handle, key)?;
-        let chosen = fastest(gpu, &algorithms, |algorithm| plan.queue(gpu, handle, *algorithm, operands, workspace))?;
+        // What is added to itself must not be added once for every candidate.
+        let elsewhere = if operands.c == Some(operands.y) { Some(key.product.room(gpu)?) } else { None };
+        let y = elsewhere.as_ref().map_or(operands.y, |room| Address::of(room, gpu.stream()));
+        let trial = Operands { y, ..*operands };
+        let chosen = fastest(gpu, &algorithms, |algorithm| plan.queue(gpu, handle, *algorithm, &trial, workspace))?;
         let Some(&algorithm) = chosen else { return Ok(None) };
         plan.algorithm = algorithm;
         Ok(Some(plan))

@@ -11,8 +11,8 @@ pub(crate) mod dnn;
 mod launch;
 pub(crate) mod matmul;
 pub mod memory;
-mod recording;
 pub mod random;
+mod recording;
 mod timing;
 mod transfer;
 
@@ -29,11 +29,11 @@ use candle_core::{DType, Device};
 pub(crate) use self::address::{Address, empty, operand, optional, write, zero};
 pub(crate) use self::columns::{column_sum, pack_width, pixel_sum};
 use self::dnn::Convolutions;
-pub(crate) use self::launch::Launch;
-pub use self::recording::Recording;
-pub use self::transfer::{Download, IN_FLIGHT, Numbers, Upload};
+pub(crate) use self::launch::{Launch, Value};
 use self::matmul::Products;
 use self::memory::Workspace;
+pub use self::recording::Recording;
+pub use self::transfer::{Download, IN_FLIGHT, Numbers, Upload};
 use crate::error::{KernelError, Result};
 
 /// Machine code and PTX of `cuda/*.cu`.
@@ -41,6 +41,9 @@ static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin
 
 /// Counters that blocks find the last of them by; every kernel leaves them at zero.
 const COUNTERS: usize = 64 * 1024;
+
+/// Shared memory left to what kernels declare themselves.
+const STATIC_SHARED: usize = 1024;
 
 /// A GPU with all that operations need; see the module.
 #[derive(Debug)]
@@ -54,6 +57,7 @@ pub struct Gpu {
     products: Mutex<Option<Products>>,
     convolutions: Mutex<Option<Convolutions>>,
     multiprocessors: u32,
+    shared_memory: usize,
     deterministic: AtomicBool,
     tf32: AtomicBool,
 }
@@ -96,9 +100,15 @@ impl Gpu {
         let stream = device.cuda_stream();
         let context = stream.context();
         let module = context.load_module(Ptx::from_binary(KERNELS.to_vec())).map_err(refused("loading our kernels"))?;
-        let count = context
-            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .map_err(refused("asking for the number of multiprocessors"))?;
+        let ask = |attribute, what| context.attribute(attribute).map_err(refused(what));
+        let count = ask(
+            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+            "asking for the number of multiprocessors",
+        )?;
+        let shared = ask(
+            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            "asking for the size of shared memory",
+        )?;
         Ok(Self {
             counters: device.alloc_zeros(COUNTERS)?,
             workspace: Mutex::default(),
@@ -106,6 +116,7 @@ impl Gpu {
             convolutions: Mutex::default(),
             functions: Mutex::default(),
             multiprocessors: count.max(1) as u32,
+            shared_memory: (shared.max(0) as usize).saturating_sub(STATIC_SHARED),
             deterministic: AtomicBool::new(false),
             tf32: AtomicBool::new(false),
             module,
@@ -127,6 +138,11 @@ impl Gpu {
     /// Number of multiprocessors: what a launch should fill.
     pub(crate) fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    /// Dynamic shared memory that a block may have, in bytes.
+    pub(crate) fn shared_memory(&self) -> usize {
+        self.shared_memory
     }
 
     /// Only algorithms whose result is the same bits every time.

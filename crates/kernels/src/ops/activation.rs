@@ -11,6 +11,9 @@
 //! | GELU | `x Phi(x)` | `Phi(x) + x phi(x)` |
 //! | Mish | `x t`, `t = tanh(ln(1 + e^x))` | `t + x (1 - t^2) s` |
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 use candle_core::cpu::erf::erf_f64;
@@ -72,6 +75,8 @@ fn tanh_softplus(x: f64) -> f64 {
 /// A tensor that is not contiguous f32, or a device without this operation.
 pub fn forward(f: Activation, x: &Tensor) -> Result<Tensor> {
     match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::forward(f, x),
         Device::Cpu => {
             let mut y = cpu_slice(OP, x)?.to_vec();
             y.par_chunks_mut(CHUNK).for_each(|y| {
@@ -92,6 +97,8 @@ pub fn forward(f: Activation, x: &Tensor) -> Result<Tensor> {
 pub fn backward(f: Activation, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     check::shape(OP, "dy", dy, x.dims())?;
     match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::backward(f, x, dy),
         Device::Cpu => {
             let x_data = cpu_slice(OP, x)?;
             let mut dx = cpu_slice(OP, dy)?.to_vec();

@@ -3,12 +3,18 @@
 //! The mask is a function of (seed, layer, step, position of the sample in the global batch, element), so micro-batches and
 //! resumes draw the same one, and backward makes it again instead of keeping it.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use crate::buffer::{cpu_slice, cpu_tensor};
 use crate::error::{KernelError, Result};
+use crate::ops::check;
 use crate::philox::{Philox, Purpose};
+
+const OP: &str = "dropout";
 
 /// Which mask.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,8 +36,9 @@ pub struct Dropout {
 /// # Errors
 /// A tensor that is not contiguous f32, or a device without this operation.
 pub fn apply(dropout: &Dropout, x: &Tensor) -> Result<Tensor> {
-    const OP: &str = "dropout";
     match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::apply(dropout, None, x),
         Device::Cpu => {
             let mut y = cpu_slice(OP, x)?.to_vec();
             let sample = y.len() / x.dim(0)?.max(1);
@@ -42,12 +49,42 @@ pub fn apply(dropout: &Dropout, x: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// As [`apply`], at the step that `step` `[2]` (u32: the low half, the high one) holds when the operation runs, instead of
+/// `dropout.step`: where a captured graph is replayed, another one each time.
+///
+/// # Errors
+/// As [`apply`], or a `step` of another kind.
+pub fn apply_at(dropout: &Dropout, step: &Tensor, x: &Tensor) -> Result<Tensor> {
+    check::shape(OP, "step", step, &[2])?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::apply(dropout, Some(step), x);
+    }
+    let halves = step.to_vec1::<u32>()?;
+    let step = halves.iter().rev().fold(0, |all, &half| (all << 32) | u64::from(half));
+    apply(&Dropout { step, ..*dropout }, x)
+}
+
+impl Dropout {
+    fn philox(&self) -> Philox {
+        // A layer is a stream of its own: its number is mixed into the seed by a large odd factor.
+        let seed = self.seed ^ u64::from(self.layer).wrapping_mul(0xA076_1D64_78BD_642F);
+        Philox::new(seed, Purpose::Dropout)
+    }
+
+    /// An element whose 32 bits are below this is dropped.
+    fn threshold(&self) -> u32 {
+        (self.probability * 4_294_967_296.0) as u32
+    }
+
+    /// What the others are multiplied by.
+    fn keep(&self) -> f32 {
+        (1.0 / (1.0 - self.probability)) as f32
+    }
+}
+
 fn mask(dropout: &Dropout, sample: u64, y: &mut [f32]) {
-    // A layer is a stream of its own: its number is mixed into the seed by a large odd factor.
-    let seed = dropout.seed ^ u64::from(dropout.layer).wrapping_mul(0xA076_1D64_78BD_642F);
-    let philox = Philox::new(seed, Purpose::Dropout);
-    let threshold = (dropout.probability * 4_294_967_296.0) as u32;
-    let keep = (1.0 / (1.0 - dropout.probability)) as f32;
+    let (philox, threshold, keep) = (dropout.philox(), dropout.threshold(), dropout.keep());
     let mut bits = vec![0; y.len()];
     philox.fill_bits(dropout.step, dropout.first_position + sample, &mut bits);
     for (y, bits) in y.iter_mut().zip(bits) {

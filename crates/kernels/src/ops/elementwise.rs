@@ -1,15 +1,16 @@
-//! Small operations that move or add numbers: sums, multiples, channel offsets, concatenation, SiLU, row look-up.
+//! Small operations that move or add numbers: sums, multiples, casts, channel offsets, concatenation, SiLU, row look-up.
 
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(super) mod cuda;
+mod embedding;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+pub use self::embedding::{embedding, embedding_backward, embedding_rows, embedding_rows_backward};
 use super::{CHUNK, add_rows, check};
-use crate::buffer::{FlatBuffer, cpu_slice, cpu_tensor, unwritten};
+use crate::buffer::{cpu_slice, cpu_tensor, unwritten};
 use crate::error::{KernelError, Result};
-use crate::gemm::Write;
 use crate::simd::sigmoid;
 use crate::vectorized;
 
@@ -46,10 +47,59 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// A tensor that is not contiguous f32, or a device without this operation.
 pub fn scale(x: &Tensor, factor: f32) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::scale(x, factor);
+    }
     on_cpu("scale", x)?;
     let mut y = cpu_slice("scale", x)?.to_vec();
     y.par_chunks_mut(CHUNK).for_each(|y| y.iter_mut().for_each(|v| *v *= factor));
     cpu_tensor(y, x.dims())
+}
+
+/// `out[n] = a[n] x[n] + b[n] y[n]` for each sample of `x` and `y` `[N, ...]`; `a` and `b` are `[N]`, in f32.
+///
+/// # Errors
+/// As [`add`].
+pub fn combine(x: &Tensor, a: &Tensor, y: &Tensor, b: &Tensor) -> Result<Tensor> {
+    const OP: &str = "combine";
+    check::not_empty(OP, "x", x)?;
+    let n = x.dims().first().copied().unwrap_or(1);
+    check::shape(OP, "y", y, x.dims())?;
+    check::shape(OP, "a", a, &[n])?;
+    check::shape(OP, "b", b, &[n])?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::combine(x, a, y, b);
+    }
+    on_cpu(OP, x)?;
+    let (left, right) = (cpu_slice(OP, x)?, cpu_slice(OP, y)?);
+    let (a, b) = (cpu_slice(OP, a)?, cpu_slice(OP, b)?);
+    let sample = left.len() / n;
+    let mut out = unwritten(left.len());
+    out.par_chunks_mut(sample).zip(left.par_chunks(sample)).zip(right.par_chunks(sample)).enumerate().for_each(
+        |(n, ((out, x), y))| {
+            for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+                *out = a[n] * x + b[n] * y;
+            }
+        },
+    );
+    cpu_tensor(out, x.dims())
+}
+
+/// `x` rounded to `dtype`, to the nearest number and of two such to the even one; between f32, bf16 and f16.
+///
+/// # Errors
+/// On a GPU, a tensor that is not contiguous, or another dtype.
+pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    if x.dtype() == dtype {
+        return Ok(x.clone());
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::cast(x, dtype);
+    }
+    Ok(x.to_dtype(dtype)?)
 }
 
 /// `x[n, h, w, c] + offset[n, c]`: `x` `[N, H, W, C]`, `offset` `[N, C]`.
@@ -59,8 +109,12 @@ pub fn scale(x: &Tensor, factor: f32) -> Result<Tensor> {
 pub fn add_channels(x: &Tensor, offset: &Tensor) -> Result<Tensor> {
     const OP: &str = "add_channels";
     let [n, h, w, c] = check::dims(OP, "x", x)?;
-    on_cpu(OP, x)?;
     check::shape(OP, "offset", offset, &[n, c])?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::add_channels(x, offset);
+    }
+    on_cpu(OP, x)?;
     let (data, offset) = (cpu_slice(OP, x)?, cpu_slice(OP, offset)?);
     let mut y = data.to_vec();
     y.par_chunks_mut(h * w * c).zip(offset.par_chunks(c)).for_each(|(y, offset)| {
@@ -80,6 +134,10 @@ pub fn add_channels(x: &Tensor, offset: &Tensor) -> Result<Tensor> {
 pub fn add_channels_backward(dy: &Tensor) -> Result<Tensor> {
     const OP: &str = "add_channels";
     let [n, h, w, c] = check::dims(OP, "dy", dy)?;
+    #[cfg(feature = "cuda")]
+    if dy.device().is_cuda() {
+        return cuda::add_channels_backward(dy);
+    }
     on_cpu(OP, dy)?;
     let data = cpu_slice(OP, dy)?;
     let mut sums = vec![0.0; n * c];
@@ -95,8 +153,12 @@ pub fn concat(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     const OP: &str = "concat";
     let [n, h, w, ca] = check::dims(OP, "a", a)?;
     let cb = b.dims().last().map_or(1, |&c| c.max(1));
-    on_cpu(OP, a)?;
     check::shape(OP, "b", b, &[n, h, w, cb])?;
+    #[cfg(feature = "cuda")]
+    if a.device().is_cuda() {
+        return cuda::concat(a, b);
+    }
+    on_cpu(OP, a)?;
     let (left, right) = (cpu_slice(OP, a)?, cpu_slice(OP, b)?);
     let mut y = unwritten(left.len() + right.len());
     y.par_chunks_mut(w * (ca + cb)).zip(left.par_chunks(w * ca)).zip(right.par_chunks(w * cb)).for_each(
@@ -117,11 +179,15 @@ pub fn concat(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 pub fn concat_backward(dy: &Tensor, channels: usize) -> Result<(Tensor, Tensor)> {
     const OP: &str = "concat";
     let [n, h, w, c] = check::dims(OP, "dy", dy)?;
-    on_cpu(OP, dy)?;
     if channels == 0 || channels >= c {
         let expected = vec![n, h, w, channels + 1];
         return Err(KernelError::Shape { op: OP, tensor: "dy", found: dy.dims().to_vec(), expected });
     }
+    #[cfg(feature = "cuda")]
+    if dy.device().is_cuda() {
+        return cuda::concat_backward(dy, channels);
+    }
+    on_cpu(OP, dy)?;
     let rest = c - channels;
     let data = cpu_slice(OP, dy)?;
     let (mut a, mut b) = (unwritten(n * h * w * channels), unwritten(n * h * w * rest));
@@ -141,6 +207,10 @@ pub fn concat_backward(dy: &Tensor, channels: usize) -> Result<(Tensor, Tensor)>
 /// # Errors
 /// A tensor that is not contiguous f32, or a device without this operation.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::silu(x);
+    }
     on_cpu("silu", x)?;
     let mut y = cpu_slice("silu", x)?.to_vec();
     y.par_chunks_mut(CHUNK).for_each(silu_in_place);
@@ -152,8 +222,12 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`silu`].
 pub fn silu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    on_cpu("silu", x)?;
     check::shape("silu", "dy", dy, x.dims())?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::silu_backward(x, dy);
+    }
+    on_cpu("silu", x)?;
     let data = cpu_slice("silu", x)?;
     let mut dx = cpu_slice("silu", dy)?.to_vec();
     dx.par_chunks_mut(CHUNK).zip(data.par_chunks(CHUNK)).for_each(|(dx, x)| silu_gradient_in_place(dx, x));
@@ -175,70 +249,6 @@ vectorized! {
             *dx *= s * I::mul_add(*x, 1.0 - s, 1.0);
         }
     }
-}
-
-/// Refuses an index beyond a table of `rows` rows.
-fn in_table(indices: &[u32], rows: usize, c: usize) -> Result<()> {
-    match indices.iter().map(|&index| index as usize + 1).max() {
-        Some(needed) if needed > rows => Err(KernelError::Shape {
-            op: "embedding",
-            tensor: "table",
-            found: vec![rows, c],
-            expected: vec![needed, c],
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Rows `indices` of `table` `[R, C]`, as `[N, C]`: an embedding.
-///
-/// # Errors
-/// An index beyond the table, a tensor that is not contiguous f32, or a device without this operation.
-pub fn embedding(table: &Tensor, indices: &[u32]) -> Result<Tensor> {
-    const OP: &str = "embedding";
-    let [rows, c] = check::dims(OP, "table", table)?;
-    on_cpu(OP, table)?;
-    in_table(indices, rows, c)?;
-    let data = cpu_slice(OP, table)?;
-    let mut y = Vec::with_capacity(indices.len() * c);
-    for &index in indices {
-        y.extend_from_slice(&data[index as usize * c..][..c]);
-    }
-    cpu_tensor(y, (indices.len(), c))
-}
-
-/// The gradient of [`embedding`]: adds each row of `dy` `[N, C]` to its row of the table's gradient, which starts at
-/// `offset` in `buffer`.
-///
-/// # Errors
-/// As [`embedding`].
-pub fn embedding_backward(
-    dy: &Tensor,
-    indices: &[u32],
-    rows: usize,
-    buffer: &FlatBuffer,
-    offset: usize,
-    write: Write,
-) -> Result<()> {
-    const OP: &str = "embedding";
-    let [n, c] = check::dims(OP, "dy", dy)?;
-    on_cpu(OP, dy)?;
-    in_table(indices, rows, c)?;
-    if buffer.len() < offset + rows * c {
-        let (found, expected) = (vec![buffer.len()], vec![offset + rows * c]);
-        return Err(KernelError::Shape { op: OP, tensor: "gradient buffer", found, expected });
-    }
-    check::shape(OP, "dy", dy, &[indices.len(), c])?;
-    let data = cpu_slice(OP, dy)?;
-    buffer.with_mut(|all| {
-        let table = &mut all[offset..][..rows * c];
-        if write == Write::Assign {
-            table.fill(0.0);
-        }
-        for (row, &index) in data.chunks_exact(c).zip(indices).take(n) {
-            super::add_assign(&mut table[index as usize * c..][..c], row);
-        }
-    })
 }
 
 /// Twins in plain candle operations, differentiable by candle's autograd, in any dtype.

@@ -3,6 +3,9 @@
 //!
 //! Halving with weights is a strided convolution ([`super::conv2d::Conv2d::downsample`]).
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -47,6 +50,8 @@ pub fn downsample_backward(dy: &Tensor) -> Result<Tensor> {
 fn repeat_pixels(op: &'static str, name: &'static str, x: &Tensor, factor: f32) -> Result<Tensor> {
     let [n, h, w, c] = check::dims(op, name, x)?;
     match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::repeat_pixels(op, x, [n, h, w, c], factor),
         Device::Cpu => {
             let x = cpu_slice(op, x)?;
             let mut y = unwritten(4 * x.len());
@@ -71,6 +76,8 @@ fn sum_squares(op: &'static str, name: &'static str, x: &Tensor, factor: f32) ->
     let [n, h, w, c] = check::dims(op, name, x)?;
     check::shape(op, name, x, &[n, h.next_multiple_of(2), w.next_multiple_of(2), c])?;
     match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::sum_squares(op, x, [n, h, w, c], factor),
         Device::Cpu => {
             let x = cpu_slice(op, x)?;
             let mut y = unwritten(x.len() / 4);

@@ -1,8 +1,11 @@
 //! Inputs, copies to and from the GPU, and what counts as equal.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
+use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
+use ddpm_kernels::gemm::Write;
 use ddpm_kernels::philox::{Philox, Purpose};
 
 /// The number formats activations may have.
@@ -58,5 +61,62 @@ pub fn assert_close(what: &str, found: &Tensor, exact: &Tensor, tolerance: f64) 
     let largest = exact.iter().fold(1e-6f64, |most, v| most.max(v.abs()));
     for (i, (f, e)) in found.iter().zip(&exact).enumerate() {
         assert!((f - e).abs() <= tolerance * largest, "{what}: element {i} is {f}, exactly {e} (largest {largest})");
+    }
+}
+
+/// A twin's result and its gradients by `inputs`, in f64, for the gradient `dy` of the result.
+pub fn exactly(
+    inputs: &[&Tensor],
+    dy: impl FnOnce(&Tensor) -> Tensor,
+    twin: impl FnOnce(&[Tensor]) -> candle_core::Result<Tensor>,
+) -> (Tensor, Vec<Tensor>) {
+    let variables: Vec<Var> = inputs.iter().map(|input| Var::from_tensor(input).unwrap()).collect();
+    let tensors: Vec<Tensor> = variables.iter().map(|variable| variable.as_tensor().clone()).collect();
+    let y = twin(&tensors).unwrap();
+    let grads = (&y * dy(&y)).unwrap().sum_all().unwrap().backward().unwrap();
+    let grads = variables.iter().map(|variable| grads.get(variable).unwrap().clone()).collect();
+    (y.detach(), grads)
+}
+
+/// The places of a weight's and a bias' gradient in a flat buffer on the GPU that is full of other numbers.
+pub struct Slots {
+    buffer: FlatBuffer,
+    weight: Range<usize>,
+    bias: Range<usize>,
+    before: Vec<f32>,
+}
+
+impl Slots {
+    /// `gap` elements lie before, between and behind them.
+    pub fn new(weight: usize, bias: usize, gap: usize) -> Self {
+        let weight = gap..gap + weight;
+        let bias = weight.end + gap..weight.end + gap + bias;
+        let before: Vec<f32> = (0..bias.end + gap).map(|i| (i as f32 * 0.7).sin()).collect();
+        Self { buffer: FlatBuffer::from_vec(before.clone(), gpu()).unwrap(), weight, bias, before }
+    }
+
+    /// Where an operation is to write them.
+    pub fn grads(&self, write: Write) -> ParamGrads<'_> {
+        ParamGrads { buffer: &self.buffer, weight: self.weight.clone(), bias: self.bias.clone(), write }
+    }
+
+    /// Compares both with the exact ones, and everything around them with what was there.
+    #[track_caller]
+    pub fn check(&self, what: &str, write: Write, weight: &Tensor, bias: &Tensor, tolerance: f64) {
+        let after = self.buffer.to_vec().unwrap();
+        for (range, exact) in [(&self.weight, weight), (&self.bias, bias)] {
+            let earlier = |i: usize| if write == Write::Add { f64::from(self.before[i]) } else { 0.0 };
+            let exact = download(exact);
+            let largest = exact.iter().fold(1e-6f64, |most, v| most.max(v.abs()));
+            for (i, exact) in range.clone().zip(&exact) {
+                let (found, exact) = (f64::from(after[i]), exact + earlier(i));
+                let off = (found - exact).abs();
+                assert!(off <= tolerance * largest, "{what} {write:?}: element {i} is {found}, exactly {exact}");
+            }
+        }
+        for (i, (after, before)) in after.iter().zip(&self.before).enumerate() {
+            let inside = self.weight.contains(&i) || self.bias.contains(&i);
+            assert!(inside || after.to_bits() == before.to_bits(), "{what}: element {i} belongs to nobody here");
+        }
     }
 }

@@ -6,7 +6,9 @@
 
 mod attention;
 mod common;
+mod conv2d;
 mod diffusion;
 mod elementwise;
+mod linear;
 mod optim;
 mod random;

@@ -12,6 +12,10 @@
 //! mean is large against the spread), combined in f64.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "cuda")]
+mod plan;
 pub mod reference;
 
 use candle_core::{Device, Tensor};
@@ -76,6 +80,11 @@ pub fn forward(
 ) -> Result<(Tensor, Statistics)> {
     let shape = norm.shape(x, weight, bias, modulation)?;
     match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => {
+            let (y, statistics) = cuda::forward(norm, shape, x, cuda::Affine { weight, bias, modulation })?;
+            Ok((y, Statistics(statistics)))
+        }
         Device::Cpu => {
             let modulation = modulation.map(|m| cpu_slice(OP, m)).transpose()?;
             let (weight, bias) = (cpu_slice(OP, weight)?, cpu_slice(OP, bias)?);
@@ -122,6 +131,11 @@ pub fn backward(
     }
     grads.check(OP, shape.channels, shape.channels)?;
     match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => {
+            let operands = cuda::Operands { x, dy, statistics: &statistics.0, extra };
+            cuda::backward(norm, shape, operands, cuda::Affine { weight, bias, modulation }, grads)
+        }
         Device::Cpu => {
             let modulation_slice = modulation.map(|m| cpu_slice(OP, m)).transpose()?;
             let extra = extra.map(|e| cpu_slice(OP, e)).transpose()?;

@@ -1,0 +1,215 @@
+// Group normalisation with scale-shift and SiLU, forward.
+//
+// Where a slice of an image fits into shared memory, x is read once and one launch does it all. Else group_norm_moments finds
+// mean and spread of the parts, and group_norm puts them together and reads x again.
+//
+// A channel's sums are of differences from its first pixel, and the channels of a group are put together by their means
+// (Chan, Golub & LeVeque 1979): a large mean does not cancel.
+#include "group_norm.cuh"
+
+namespace group_norm_forward {
+
+constexpr int BATCH = 4;
+
+// Per channel of the slice: the mean, and the sum of squared differences from it.
+struct Moments {
+    float *mean, *square;
+};
+
+// Turns the threads' sums of (weighted) differences from the pivots, and of their squares, into the channels' moments.
+template <int W, typename Pivot>
+__device__ __forceinline__ void finish(const Norm &n, u32 first, float (&v)[2 * W], float count, float *scratch,
+                                       Moments out, Pivot pivot) {
+    sum_down(v, scratch, n.across);
+    for (u32 i = threadIdx.x; i < n.across * W && first * W + i < n.slice; i += blockDim.x) {
+        const float *sums = scratch + i / W * 2 * W + i % W;
+        const u32 channel = first * W + i;
+        const float shift = sums[0] / count;
+        out.mean[channel] = pivot(channel) + shift;
+        out.square[channel] = fmaxf(sums[W] - sums[0] * shift, 0.0f);
+    }
+}
+
+// The moments of the block's part, which stays in `kept`, if KEPT.
+template <typename T, int W, bool KEPT>
+__device__ void moments(const Norm &n, const Site &s, const T *x, Pack<T, W> *kept, float *scratch, Moments out) {
+    const u32 packs = n.slice / W;
+    x += s.offset;
+    for (u32 first = 0; first < packs; first += n.across) {
+        const u32 pack = first + s.column;
+        float v[2 * W] = {};
+        if (pack < packs) {
+            const T *column = x + pack * W;
+            float pivot[W];
+            const Pack<T, W> start = load_pack<T, W>(column);
+#pragma unroll
+            for (int k = 0; k < W; ++k) pivot[k] = to_float(start.v[k]);
+            Pack<T, W> in[BATCH];
+            batched<BATCH>(
+                s.row, s.pixels, s.rows, [&](int b, u32 pixel) { in[b] = load_pack<T, W>(column + (u64)pixel * n.channels); },
+                [&](int b, u32 pixel) {
+                    if (KEPT) kept[pixel * packs + pack] = in[b];
+#pragma unroll
+                    for (int k = 0; k < W; ++k) {
+                        const float d = to_float(in[b].v[k]) - pivot[k];
+                        v[k] += d;
+                        v[W + k] += d * d;
+                    }
+                });
+        }
+        finish<W>(n, first, v, (float)s.pixels, scratch, out, [&](u32 channel) { return to_float(x[channel]); });
+    }
+    __syncthreads();
+}
+
+// The moments of the whole image from those of its parts, `partials` [images, parts, 2, C].
+template <int W>
+__device__ void merge(const Norm &n, const Site &s, const float *partials, float *scratch, Moments out) {
+    const u32 packs = n.slice / W, parts = gridDim.y;
+    partials += (u64)s.image * parts * 2 * n.channels + s.base;
+    for (u32 first = 0; first < packs; first += n.across) {
+        const u32 pack = first + s.column;
+        float v[2 * W] = {};
+        for (u32 part = s.row; part < parts && pack < packs; part += s.rows) {
+            const float *of_part = partials + (u64)part * 2 * n.channels;
+            const float count = (float)min(n.part, n.pixels - part * n.part);
+#pragma unroll
+            for (int k = 0; k < W; ++k) {
+                const float d = of_part[pack * W + k] - partials[pack * W + k];
+                v[k] += count * d;
+                v[W + k] += of_part[n.channels + pack * W + k] + count * d * d;
+            }
+        }
+        finish<W>(n, first, v, (float)n.pixels, scratch, out, [&](u32 channel) { return partials[channel]; });
+    }
+    __syncthreads();
+}
+
+// Mean and reciprocal standard deviation of the slice's groups, a warp for each; also to `statistics` [N, 2, G].
+__device__ __forceinline__ void groups(const Norm &n, const Site &s, Moments in, float eps, float *mean, float *rstd,
+                                       float *statistics) {
+    const u32 lane = threadIdx.x % 32, all = n.channels / n.per_group;
+    for (u32 group = threadIdx.x / 32; group < n.slice / n.per_group; group += blockDim.x / 32) {
+        const float *means = in.mean + group * n.per_group, *squares = in.square + group * n.per_group;
+        float sum = 0.0f, square = 0.0f;
+        for (u32 c = lane; c < n.per_group; c += 32) sum += means[c] - means[0];
+        const float middle = means[0] + warp_sum(sum) / (float)n.per_group;
+        for (u32 c = lane; c < n.per_group; c += 32) {
+            const float d = means[c] - middle;
+            square += squares[c] + (float)n.pixels * d * d;
+        }
+        const float variance = warp_sum(square) / ((float)n.per_group * (float)n.pixels);
+        if (lane == 0) {
+            mean[group] = middle;
+            rstd[group] = 1.0f / sqrtf(variance + eps);
+            if (blockIdx.y == 0) {
+                float *of_image = statistics + (u64)s.image * 2 * all + s.base / n.per_group + group;
+                of_image[0] = middle;
+                of_image[all] = rstd[group];
+            }
+        }
+    }
+    __syncthreads();
+}
+
+// y = silu(x a + b) or x a + b over the block's part.
+template <typename T, int W, bool KEPT>
+__device__ void apply(const Norm &n, const Site &s, const T *x, const Pack<T, W> *kept, const float *a, const float *b,
+                      T *y, u32 silu) {
+    const u32 packs = n.slice / W;
+    for (u32 pack = s.column; pack < packs; pack += n.across) {
+        float slope[W], constant[W];
+        fetch(slope, a + pack * W);
+        fetch(constant, b + pack * W);
+        const u64 column = s.offset + pack * W;
+        Pack<T, W> in[BATCH];
+        batched<BATCH>(
+            s.row, s.pixels, s.rows,
+            [&](int b, u32 pixel) {
+                in[b] = KEPT ? kept[pixel * packs + pack] : load_pack<T, W>(x + column + (u64)pixel * n.channels);
+            },
+            [&](int b, u32 pixel) {
+                Pack<T, W> out;
+#pragma unroll
+                for (int k = 0; k < W; ++k) {
+                    const float z = to_float(in[b].v[k]) * slope[k] + constant[k];
+                    out.v[k] = from_float<T>(silu ? z * sigmoid(z) : z);
+                }
+                store_pack(y + column + (u64)pixel * n.channels, out);
+            });
+    }
+}
+
+template <typename T> struct Operands {
+    const T *x;
+    const float *weight, *bias;
+    const T *modulation;
+    T *y;
+    float *statistics, *partials;
+};
+
+// With `partials`, the moments are those; else the block's part is the whole image.
+template <typename T, int W, bool KEPT>
+__device__ void forward(const Norm &n, const Operands<T> &o, float eps, u32 silu, float *shared) {
+    const Site s = site(n);
+    Carve carve = {shared};
+    const Moments of_channels = {carve.take(n.slice), carve.take(n.slice)};
+    float *a = carve.take(n.slice), *b = carve.take(n.slice);
+    float *mean = carve.take(n.slice / n.per_group), *rstd = carve.take(n.slice / n.per_group);
+    float *scratch = carve.take(blockDim.x / 32 * n.across * 2 * W);
+    Pack<T, W> *kept = reinterpret_cast<Pack<T, W> *>(carve.next);
+    if (o.partials)
+        merge<W>(n, s, o.partials, scratch, of_channels);
+    else
+        moments<T, W, KEPT>(n, s, o.x, kept, scratch, of_channels);
+    groups(n, s, of_channels, eps, mean, rstd, o.statistics);
+    for (u32 c = threadIdx.x; c < n.slice; c += blockDim.x) {
+        const Affine of_channel = affine(n, s.image, s.base + c, o.weight, o.bias, o.modulation);
+        a[c] = of_channel.weight * rstd[c / n.per_group];
+        b[c] = of_channel.bias - a[c] * mean[c / n.per_group];
+    }
+    __syncthreads();
+    apply<T, W, KEPT>(n, s, o.x, kept, a, b, o.y, silu);
+}
+
+// Writes the moments of the block's part to `partials`.
+template <typename T, int W> __device__ void part_moments(const Norm &n, const T *x, float *partials, float *shared) {
+    const Site s = site(n);
+    Carve carve = {shared};
+    const Moments found = {carve.take(n.slice), carve.take(n.slice)};
+    moments<T, W, false>(n, s, x, nullptr, carve.take(blockDim.x / 32 * n.across * 2 * W), found);
+    partials += ((u64)s.image * gridDim.y + blockIdx.y) * 2 * n.channels + s.base;
+    for (u32 c = threadIdx.x; c < n.slice; c += blockDim.x) {
+        partials[c] = found.mean[c];
+        partials[n.channels + c] = found.square[c];
+    }
+}
+
+} // namespace group_norm_forward
+
+#define GROUP_NORM(T, S)                                                                                               \
+    extern "C" __global__ void __launch_bounds__(512, 1) \
+        group_norm_##S(const T *x, const float *weight, const float *bias, const T *modulation, T *y,                  \
+                       float *statistics, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,         \
+                       u32 across, u32 part, u32 width, u32 kept, float eps, u32 silu) {                               \
+        DYNAMIC_SHARED(float, shared);                                                                                 \
+        const Norm n = {pixels, channels, per_group, slice, across, part};                                             \
+        const group_norm_forward::Operands<T> o = {x, weight, bias, modulation, y, statistics, partials};              \
+        if (width > 1 && kept)                                                                                         \
+            group_norm_forward::forward<T, 16 / sizeof(T), true>(n, o, eps, silu, shared);                             \
+        else if (width > 1)                                                                                            \
+            group_norm_forward::forward<T, 16 / sizeof(T), false>(n, o, eps, silu, shared);                            \
+        else                                                                                                           \
+            group_norm_forward::forward<T, 1, false>(n, o, eps, silu, shared);                                         \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(512, 1) \
+        group_norm_moments_##S(const T *x, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,        \
+                               u32 across, u32 part, u32 width) {                                                      \
+        DYNAMIC_SHARED(float, shared);                                                                                 \
+        const Norm n = {pixels, channels, per_group, slice, across, part};                                             \
+        if (width > 1)                                                                                                 \
+            group_norm_forward::part_moments<T, 16 / sizeof(T)>(n, x, partials, shared);                               \
+        else                                                                                                           \
+            group_norm_forward::part_moments<T, 1>(n, x, partials, shared);                                            \
+    }
+FOR_EACH_FLOAT(GROUP_NORM)

@@ -1,0 +1,83 @@
+// What the passes of group normalisation share. The formulas are in src/ops/group_norm/mod.rs.
+//
+// A block has a slice of the channels, whole groups of them, of one image, or of a part of its pixels. Its threads stand in
+// rows as in columns.cuh: a row reads W channels a thread of one pixel. Grid: slices, parts, images.
+#pragma once
+#include "columns.cuh"
+
+// Sizes that are the same for all blocks.
+struct Norm {
+    u32 pixels, channels, per_group;
+    u32 slice;  // channels of a slice
+    u32 across; // threads in a row
+    u32 part;   // pixels of a part
+};
+
+// Where the block and the thread work.
+struct Site {
+    u32 image, base;       // the image, and the slice's first channel
+    u32 first, pixels;     // the part: its first pixel and their number
+    u32 row, rows, column; // the thread's row of `rows`, and its place there
+    u64 offset;            // of the slice in the part's first pixel
+};
+
+__device__ __forceinline__ Site site(const Norm &n) {
+    Site s;
+    s.image = blockIdx.z;
+    s.base = blockIdx.x * n.slice;
+    s.first = blockIdx.y * n.part;
+    s.pixels = min(n.part, n.pixels - s.first);
+    s.row = threadIdx.x / n.across;
+    s.rows = blockDim.x / n.across;
+    s.column = threadIdx.x % n.across;
+    s.offset = ((u64)s.image * n.pixels + s.first) * n.channels + s.base;
+    return s;
+}
+
+// Hands out dynamic shared memory, in multiples of 16 bytes; src/ops/group_norm/cuda.rs counts the same.
+struct Carve {
+    float *next;
+    __device__ __forceinline__ float *take(u32 floats) {
+        float *taken = next;
+        next += (floats + 3) / 4 * 4;
+        return taken;
+    }
+};
+
+// For each row i = first, first + step... below `end`: load(b, i), then use(b, i), B rows at a time, so that B loads are under
+// way before the first is used.
+template <int B, typename Load, typename Use>
+__device__ __forceinline__ void batched(u32 first, u32 end, u32 step, Load load, Use use) {
+    for (u32 i = first; i < end; i += B * step) {
+#pragma unroll
+        for (int b = 0; b < B; ++b)
+            if (i + b * step < end) load(b, i + b * step);
+#pragma unroll
+        for (int b = 0; b < B; ++b)
+            if (i + b * step < end) use(b, i + b * step);
+    }
+}
+
+// W numbers of every channel's own, from shared memory.
+template <int W> __device__ __forceinline__ void fetch(float (&to)[W], const float *from) {
+#pragma unroll
+    for (int k = 0; k < W; ++k) to[k] = from[k];
+}
+
+// Weight and bias of a channel with the image's modulation folded in.
+struct Affine {
+    float weight, bias, scale; // `scale` is 1 + the modulation's
+};
+
+template <typename T>
+__device__ __forceinline__ Affine affine(const Norm &n, u32 image, u32 channel, const float *weight, const float *bias,
+                                         const T *modulation) {
+    Affine a = {weight[channel], bias[channel], 1.0f};
+    if (modulation) {
+        const T *of_image = modulation + (u64)image * 2 * n.channels;
+        a.scale = 1.0f + to_float(of_image[channel]);
+        a.weight *= a.scale;
+        a.bias = a.bias * a.scale + to_float(of_image[n.channels + channel]);
+    }
+    return a;
+}

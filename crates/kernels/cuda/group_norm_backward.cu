@@ -1,0 +1,293 @@
+// Group normalisation with scale-shift and SiLU, backward.
+//
+// Where a slice of an image's x, and perhaps of dy, fits into shared memory, they are read once and one launch does it all.
+// Else group_norm_sums sums over the parts, and group_norm_backward puts the sums together and reads x and dy again.
+//
+// The gradients of weight and bias are overwritten or added to, as the caller says: every image's own are left in memory, and
+// the last block of a slice adds them in order.
+#include "group_norm.cuh"
+
+namespace group_norm_backward {
+
+constexpr int BATCH = 2;
+
+template <typename T> struct Operands {
+    const T *x, *dy, *extra;
+    const float *weight, *bias;
+    const T *modulation;
+    const float *statistics;
+    T *dx, *dmodulation;
+    float *dweight, *dbias;
+    float *partials; // [images, parts, 2, C]: sums over the parts, or none
+    float *own;      // [images, 2, C]: each image's gradients of weight and bias
+    u32 *counters;
+    u32 silu, add;
+};
+
+// What the slice's channels need, in shared memory: z = x a + b, the group's mean; then sums over the pixels: of dz, and of
+// dz (x - mean).
+struct Channels {
+    float *a, *b, *mean, *dz, *dz_centred;
+};
+
+// The gradient of z.
+__device__ __forceinline__ float gradient(float x, float dy, float a, float b, u32 silu) {
+    if (!silu) return dy;
+    const float z = x * a + b, s = sigmoid(z);
+    return dy * s * (1.0f + z * (1.0f - s));
+}
+
+template <typename T>
+__device__ __forceinline__ void prepare(const Norm &n, const Site &s, const Operands<T> &o, Channels c) {
+    const u32 all = n.channels / n.per_group;
+    for (u32 i = threadIdx.x; i < n.slice; i += blockDim.x) {
+        const float *of_image = o.statistics + (u64)s.image * 2 * all + (s.base + i) / n.per_group;
+        const Affine of_channel = affine(n, s.image, s.base + i, o.weight, o.bias, o.modulation);
+        c.mean[i] = of_image[0];
+        c.a[i] = of_channel.weight * of_image[all];
+        c.b[i] = of_channel.bias - c.a[i] * c.mean[i];
+    }
+    __syncthreads();
+}
+
+// Moves a row's sums from the threads to the channels.
+template <int W> __device__ __forceinline__ void finish(const Norm &n, u32 first, float (&v)[2 * W], float *scratch, Channels c) {
+    sum_down(v, scratch, n.across);
+    for (u32 i = threadIdx.x; i < n.across * W && first * W + i < n.slice; i += blockDim.x) {
+        const float *sums = scratch + i / W * 2 * W + i % W;
+        c.dz[first * W + i] = sums[0];
+        c.dz_centred[first * W + i] = sums[W];
+    }
+}
+
+// The sums over the block's part, of which KEPT operands (x, then dy) stay in `kept`.
+template <typename T, int W, int KEPT>
+__device__ void sum_pixels(const Norm &n, const Site &s, const Operands<T> &o, Pack<T, W> *kept, float *scratch, Channels c) {
+    const u32 packs = n.slice / W;
+    for (u32 first = 0; first < packs; first += n.across) {
+        const u32 pack = first + s.column;
+        float v[2 * W] = {};
+        if (pack < packs) {
+            float a[W], b[W], mean[W];
+            fetch(a, c.a + pack * W);
+            fetch(b, c.b + pack * W);
+            fetch(mean, c.mean + pack * W);
+            const u64 column = s.offset + pack * W;
+            Pack<T, W> x[BATCH], dy[BATCH];
+            batched<BATCH>(
+                s.row, s.pixels, s.rows,
+                [&](int i, u32 pixel) {
+                    x[i] = load_pack<T, W>(o.x + column + (u64)pixel * n.channels);
+                    dy[i] = load_pack<T, W>(o.dy + column + (u64)pixel * n.channels);
+                },
+                [&](int i, u32 pixel) {
+                    if (KEPT > 0) kept[pixel * packs + pack] = x[i];
+                    if (KEPT > 1) kept[(s.pixels + pixel) * packs + pack] = dy[i];
+#pragma unroll
+                    for (int k = 0; k < W; ++k) {
+                        const float value = to_float(x[i].v[k]);
+                        const float dz = gradient(value, to_float(dy[i].v[k]), a[k], b[k], o.silu);
+                        v[k] += dz;
+                        v[W + k] += dz * (value - mean[k]);
+                    }
+                });
+        }
+        finish<W>(n, first, v, scratch, c);
+    }
+    __syncthreads();
+}
+
+// The sums over the image from those over its parts.
+template <int W>
+__device__ void sum_parts(const Norm &n, const Site &s, const float *partials, float *scratch, Channels c) {
+    const u32 packs = n.slice / W, parts = gridDim.y;
+    partials += (u64)s.image * parts * 2 * n.channels + s.base;
+    for (u32 first = 0; first < packs; first += n.across) {
+        const u32 pack = first + s.column;
+        float v[2 * W] = {};
+        for (u32 part = s.row; part < parts && pack < packs; part += s.rows) {
+            const float *of_part = partials + (u64)part * 2 * n.channels + pack * W;
+#pragma unroll
+            for (int k = 0; k < W; ++k) {
+                v[k] += of_part[k];
+                v[W + k] += of_part[n.channels + k];
+            }
+        }
+        finish<W>(n, first, v, scratch, c);
+    }
+    __syncthreads();
+}
+
+// dx = dz a + x slope + constant, with these for each of the slice's groups, a warp for each:
+// slope = -rstd^2 / count (sum of w dz x^), constant = -rstd / count (sum of w dz) - slope mean, and a = w rstd.
+__device__ __forceinline__ void groups(const Norm &n, const Site &s, const float *statistics, Channels c, float *slope,
+                                       float *constant) {
+    const u32 lane = threadIdx.x % 32, all = n.channels / n.per_group;
+    for (u32 group = threadIdx.x / 32; group < n.slice / n.per_group; group += blockDim.x / 32) {
+        float dz = 0.0f, dz_centred = 0.0f;
+        for (u32 i = lane; i < n.per_group; i += 32) {
+            const u32 channel = group * n.per_group + i;
+            dz += c.a[channel] * c.dz[channel];
+            dz_centred += c.a[channel] * c.dz_centred[channel];
+        }
+        dz = warp_sum(dz);
+        dz_centred = warp_sum(dz_centred);
+        if (lane == 0) {
+            const float *of_image = statistics + (u64)s.image * 2 * all + s.base / n.per_group + group;
+            const float rstd = of_image[all], count = (float)n.per_group * (float)n.pixels;
+            slope[group] = -rstd * rstd * dz_centred / count;
+            constant[group] = -dz / count - slope[group] * of_image[0];
+        }
+    }
+    __syncthreads();
+}
+
+template <typename T, int W, int KEPT>
+__device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const Pack<T, W> *kept, Channels c,
+                      const float *slopes, const float *constants) {
+    const u32 packs = n.slice / W;
+    for (u32 pack = s.column; pack < packs; pack += n.across) {
+        float a[W], b[W], slope[W], constant[W];
+        fetch(a, c.a + pack * W);
+        fetch(b, c.b + pack * W);
+#pragma unroll
+        for (int k = 0; k < W; ++k) {
+            slope[k] = slopes[(pack * W + k) / n.per_group];
+            constant[k] = constants[(pack * W + k) / n.per_group];
+        }
+        const u64 column = s.offset + pack * W;
+        Pack<T, W> x[BATCH], dy[BATCH], extra[BATCH];
+        batched<BATCH>(
+            s.row, s.pixels, s.rows,
+            [&](int i, u32 pixel) {
+                const u64 at = column + (u64)pixel * n.channels;
+                x[i] = KEPT > 0 ? kept[pixel * packs + pack] : load_pack<T, W>(o.x + at);
+                dy[i] = KEPT > 1 ? kept[(s.pixels + pixel) * packs + pack] : load_pack<T, W>(o.dy + at);
+                if (o.extra) extra[i] = load_pack<T, W>(o.extra + at);
+            },
+            [&](int i, u32 pixel) {
+                Pack<T, W> out;
+#pragma unroll
+                for (int k = 0; k < W; ++k) {
+                    const float value = to_float(x[i].v[k]);
+                    const float dz = gradient(value, to_float(dy[i].v[k]), a[k], b[k], o.silu);
+                    const float rest = o.extra ? constant[k] + to_float(extra[i].v[k]) : constant[k];
+                    out.v[k] = from_float<T>(dz * a[k] + (value * slope[k] + rest));
+                }
+                store_pack(o.dx + column + (u64)pixel * n.channels, out);
+            });
+    }
+}
+
+// Leaves the image's gradients of weight and bias in `own`, and writes the modulation's.
+template <typename T>
+__device__ __forceinline__ void image_gradients(const Norm &n, const Site &s, const Operands<T> &o, Channels c) {
+    const u32 all = n.channels / n.per_group;
+    for (u32 i = threadIdx.x; i < n.slice; i += blockDim.x) {
+        const u32 channel = s.base + i;
+        const float rstd = o.statistics[((u64)s.image * 2 + 1) * all + channel / n.per_group];
+        const float dz = c.dz[i], dz_x_hat = c.dz_centred[i] * rstd;
+        const u64 at = (u64)s.image * 2 * n.channels + channel;
+        const float scale = o.modulation ? 1.0f + to_float(o.modulation[at]) : 1.0f;
+        o.own[at] = dz_x_hat * scale;
+        o.own[at + n.channels] = dz * scale;
+        if (o.modulation) {
+            o.dmodulation[at] = from_float<T>(dz_x_hat * o.weight[channel] + dz * o.bias[channel]);
+            o.dmodulation[at + n.channels] = from_float<T>(dz);
+        }
+    }
+}
+
+// The gradients of the slice's weights and biases: the sums of the images', in order. `scratch` holds blockDim.x floats.
+template <typename T>
+__device__ void parameter_gradients(const Norm &n, const Site &s, const Operands<T> &o, float *scratch) {
+    const u32 values = 2 * n.slice, lanes = max(blockDim.x / values, 1u), images = gridDim.z;
+    for (u32 first = 0; first < values * lanes; first += blockDim.x) {
+        const u32 value = (first + threadIdx.x) % values, lane = (first + threadIdx.x) / values;
+        const u32 channel = s.base + value % n.slice;
+        float sum = 0.0f;
+        if (lane < lanes) {
+            const float *of_images = o.own + (value < n.slice ? 0 : n.channels) + channel;
+#pragma unroll 8
+            for (u32 image = lane; image < images; image += lanes) sum += of_images[(u64)image * 2 * n.channels];
+        }
+        __syncthreads(); // scratch's last readers are done
+        scratch[threadIdx.x] = sum;
+        __syncthreads();
+        if (lane > 0) continue;
+        for (u32 other = 1; other < lanes; ++other) sum += scratch[other * values + value];
+        float *to = (value < n.slice ? o.dweight : o.dbias) + channel;
+        *to = o.add ? *to + sum : sum;
+    }
+}
+
+// With `partials`, the sums over the pixels are those; else the block's part is the whole image.
+template <typename T, int W, int KEPT>
+__device__ void backward(const Norm &n, const Operands<T> &o, float *shared) {
+    const Site s = site(n);
+    Carve carve = {shared};
+    const Channels c = {carve.take(n.slice), carve.take(n.slice), carve.take(n.slice), carve.take(n.slice),
+                        carve.take(n.slice)};
+    float *slope = carve.take(n.slice / n.per_group), *constant = carve.take(n.slice / n.per_group);
+    float *scratch = carve.take(max(blockDim.x / 32 * n.across * 2 * W, blockDim.x));
+    Pack<T, W> *kept = reinterpret_cast<Pack<T, W> *>(carve.next);
+    prepare(n, s, o, c);
+    if (o.partials)
+        sum_parts<W>(n, s, o.partials, scratch, c);
+    else
+        sum_pixels<T, W, KEPT>(n, s, o, kept, scratch, c);
+    groups(n, s, o.statistics, c, slope, constant);
+    apply<T, W, KEPT>(n, s, o, kept, c, slope, constant);
+    if (blockIdx.y > 0) return;
+    image_gradients(n, s, o, c);
+    if (last_block(o.counters + blockIdx.x, gridDim.z)) parameter_gradients(n, s, o, scratch);
+}
+
+// Writes the sums over the block's part to `partials`.
+template <typename T, int W> __device__ void part_sums(const Norm &n, const Operands<T> &o, float *shared) {
+    const Site s = site(n);
+    Carve carve = {shared};
+    const Channels c = {carve.take(n.slice), carve.take(n.slice), carve.take(n.slice), carve.take(n.slice),
+                        carve.take(n.slice)};
+    prepare(n, s, o, c);
+    sum_pixels<T, W, 0>(n, s, o, nullptr, carve.take(blockDim.x / 32 * n.across * 2 * W), c);
+    float *partials = o.partials + ((u64)s.image * gridDim.y + blockIdx.y) * 2 * n.channels + s.base;
+    for (u32 i = threadIdx.x; i < n.slice; i += blockDim.x) {
+        partials[i] = c.dz[i];
+        partials[n.channels + i] = c.dz_centred[i];
+    }
+}
+
+} // namespace group_norm_backward
+
+#define GROUP_NORM_OPERANDS(T)                                                                                        \
+    const T *x, const T *dy, const T *extra, const float *weight, const float *bias, const T *modulation,              \
+        const float *statistics, T *dx, T *dmodulation, float *dweight, float *dbias, float *partials, float *own,     \
+        u32 *counters, u32 silu, u32 add, u32 pixels, u32 channels, u32 per_group, u32 slice, u32 across, u32 part,    \
+        u32 width, u32 kept
+#define GROUP_NORM_GATHER(T)                                                                                           \
+    DYNAMIC_SHARED(float, shared);                                                                                     \
+    const Norm n = {pixels, channels, per_group, slice, across, part};                                                 \
+    const group_norm_backward::Operands<T> o = {x,       dy,     extra, weight,   bias, modulation, statistics, dx,    \
+                                                dmodulation, dweight, dbias, partials, own,  counters,   silu,       add}
+
+#define GROUP_NORM_BACKWARD(T, S)                                                                          \
+    extern "C" __global__ void __launch_bounds__(512, 1) group_norm_backward_##S(GROUP_NORM_OPERANDS(T)) {    \
+        GROUP_NORM_GATHER(T);                                                                              \
+        if (width > 1 && kept > 1)                                                                         \
+            group_norm_backward::backward<T, 16 / sizeof(T), 2>(n, o, shared);                             \
+        else if (width > 1 && kept > 0)                                                                    \
+            group_norm_backward::backward<T, 16 / sizeof(T), 1>(n, o, shared);                             \
+        else if (width > 1)                                                                                \
+            group_norm_backward::backward<T, 16 / sizeof(T), 0>(n, o, shared);                             \
+        else                                                                                               \
+            group_norm_backward::backward<T, 1, 0>(n, o, shared);                                          \
+    }                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(512, 1) group_norm_sums_##S(GROUP_NORM_OPERANDS(T)) {        \
+        GROUP_NORM_GATHER(T);                                                                              \
+        if (width > 1)                                                                                     \
+            group_norm_backward::part_sums<T, 16 / sizeof(T)>(n, o, shared);                               \
+        else                                                                                               \
+            group_norm_backward::part_sums<T, 1>(n, o, shared);                                            \
+    }
+FOR_EACH_FLOAT(GROUP_NORM_BACKWARD)

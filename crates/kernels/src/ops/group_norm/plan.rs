@@ -1,0 +1,206 @@
+//! How a group normalisation is split among the blocks of a GPU.
+//!
+//! A block has a slice of the channels of one image: whole groups, and where it can be the 32 to 128 neighbouring bytes of
+//! every pixel that memory moves at once. If the slice fits into shared memory, it is read from memory once and one launch
+//! does everything. Else, the pixels are split too, so that few large images fill the GPU, and it takes two launches.
+
+/// Threads of a block, and of one that has a multiprocessor to itself.
+const THREADS: usize = 256;
+const ALONE: usize = 512;
+/// Bytes of a pixel a block should read: fewer waste what memory moves, more leave too few blocks.
+const NARROW: usize = 32;
+const WIDE: usize = 128;
+/// Shared memory of a block that leaves room for others.
+const COMFORTABLE: usize = 72 * 1024;
+/// From here on a block is alone on its multiprocessor.
+const CROWDED: usize = 100 * 1024;
+/// A slice small enough for one block even on an empty GPU.
+const SMALL: usize = 64 * 1024;
+/// Parts of an image at most: every block of the second launch reads what all of them found.
+const PARTS: usize = 64;
+
+/// The sizes of a normalisation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub(super) images: usize,
+    pub(super) pixels: usize,
+    pub(super) channels: usize,
+    pub(super) groups: usize,
+    /// Bytes of an element.
+    pub(super) size: usize,
+    /// Elements a thread takes at once: as many as 16 bytes hold, or 1 where the channels do not allow it.
+    pub(super) width: usize,
+}
+
+/// What a multiprocessor has, and how many there are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    pub(super) multiprocessors: usize,
+    /// Shared memory a block may have, in bytes.
+    pub(super) shared: usize,
+}
+
+/// Which pass: forward, or backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    Forward,
+    Backward,
+}
+
+impl Pass {
+    /// Tensors that are read twice.
+    fn tensors(self) -> usize {
+        match self {
+            Self::Forward => 1,
+            Self::Backward => 2,
+        }
+    }
+
+    /// Floats of every channel in shared memory.
+    fn floats(self) -> usize {
+        match self {
+            Self::Forward => 4,
+            Self::Backward => 5,
+        }
+    }
+}
+
+/// The split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Channels of a slice.
+    pub(super) slice: usize,
+    /// Threads in a row: a power of two.
+    pub(super) across: usize,
+    /// Pixels of a part.
+    pub(super) part: usize,
+    pub(super) parts: usize,
+    /// Tensors that stay in shared memory.
+    pub(super) kept: usize,
+    pub(super) threads: usize,
+    /// Dynamic shared memory in bytes.
+    pub(super) shared: usize,
+    /// Whether the parts' sums are found by a launch of their own.
+    pub(super) split: bool,
+}
+
+impl Plan {
+    pub(super) fn new(pass: Pass, sizes: Sizes, room: Room) -> Self {
+        let slices = slices(sizes);
+        let whole = (1..=pass.tensors()).rev().find_map(|kept| whole_image(pass, sizes, room, &slices, kept));
+        whole.unwrap_or_else(|| split_image(pass, sizes, room, slices[0]))
+    }
+
+    fn of_slice(pass: Pass, sizes: Sizes, slice: usize, parts: usize, kept: usize) -> Self {
+        let across = (slice / sizes.width).next_power_of_two().min(32);
+        let part = sizes.pixels.div_ceil(parts);
+        let staged = kept * part * slice * sizes.size;
+        let most = if staged > CROWDED { ALONE } else { THREADS };
+        let threads = (across * part).next_multiple_of(32).clamp(128, most);
+        // As the device code's `Carve` hands it out.
+        let per_group = sizes.channels / sizes.groups;
+        let scratch = (threads / 32 * across * 2 * sizes.width).max(threads);
+        let takes = [pass.floats() * slice.next_multiple_of(4), 2 * (slice / per_group).next_multiple_of(4), scratch];
+        let shared = takes.iter().map(|floats| floats.next_multiple_of(4) * size_of::<f32>()).sum::<usize>() + staged;
+        Self { slice, across, part, parts: sizes.pixels.div_ceil(part), kept, threads, shared, split: false }
+    }
+}
+
+/// The slices worth considering, from wide to narrow.
+fn slices(sizes: Sizes) -> Vec<usize> {
+    let per_group = sizes.channels / sizes.groups;
+    let unit = per_group / greatest_common_divisor(per_group, sizes.width) * sizes.width;
+    let units = sizes.channels / unit;
+    let fits: Vec<usize> = (1..=units)
+        .rev()
+        .filter(|count| units.is_multiple_of(*count))
+        .map(|count| count * unit)
+        .filter(|slice| *slice == unit || slice * sizes.size <= WIDE)
+        .collect();
+    let wide_enough: Vec<usize> = fits.iter().copied().filter(|slice| slice * sizes.size >= NARROW).collect();
+    if wide_enough.is_empty() { fits } else { wide_enough }
+}
+
+fn greatest_common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
+}
+
+/// One launch with `kept` tensors in shared memory, if they fit and there are blocks enough.
+fn whole_image(pass: Pass, sizes: Sizes, room: Room, slices: &[usize], kept: usize) -> Option<Plan> {
+    let blocks = |plan: &Plan| sizes.images * (sizes.channels / plan.slice);
+    // Single elements are read again rather than kept: such channels are rare.
+    let kept_now = if sizes.width == 1 { 0 } else { kept };
+    let bytes = |slice: usize| kept * sizes.pixels * slice * sizes.size;
+    let plans: Vec<Plan> = slices
+        .iter()
+        .map(|&slice| Plan::of_slice(pass, sizes, slice, 1, kept_now))
+        .filter(|p| bytes(p.slice) < room.shared && p.shared <= room.shared)
+        .collect();
+    let filling = |limit: usize| {
+        let fits = move |plan: &&Plan| bytes(plan.slice) <= limit;
+        plans.iter().find(move |plan| fits(plan) && blocks(plan) >= room.multiprocessors)
+    };
+    let narrowest = plans.last().filter(|plan| 2 * blocks(plan) >= room.multiprocessors || bytes(plan.slice) <= SMALL);
+    filling(COMFORTABLE).or_else(|| filling(room.shared)).or(narrowest).copied()
+}
+
+/// Two launches over parts of the images.
+fn split_image(pass: Pass, sizes: Sizes, room: Room, slice: usize) -> Plan {
+    let blocks = sizes.images * (sizes.channels / slice);
+    let across = (slice / sizes.width).next_power_of_two().min(32);
+    let worthwhile = sizes.pixels.div_ceil(THREADS / across);
+    let parts = (2 * room.multiprocessors).div_ceil(blocks).clamp(1, PARTS.min(worthwhile));
+    Plan { split: true, ..Plan::of_slice(pass, sizes, slice, parts, 0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H100: Room = Room { multiprocessors: 132, shared: 227 * 1024 };
+
+    fn sizes(images: usize, side: usize, channels: usize, groups: usize) -> Sizes {
+        let width = if channels.is_multiple_of(8) { 8 } else { 1 };
+        Sizes { images, pixels: side * side, channels, groups, size: 2, width }
+    }
+
+    fn plan(pass: Pass, sizes: Sizes) -> Plan {
+        let plan = Plan::new(pass, sizes, H100);
+        assert_eq!(sizes.channels % plan.slice, 0, "{sizes:?} {plan:?}");
+        assert_eq!(plan.slice % (sizes.channels / sizes.groups), 0, "{sizes:?} {plan:?}");
+        assert_eq!(plan.slice % sizes.width, 0, "{sizes:?} {plan:?}");
+        assert!(plan.part * plan.parts >= sizes.pixels && plan.part * (plan.parts - 1) < sizes.pixels, "{plan:?}");
+        assert!(plan.shared <= H100.shared && plan.threads.is_multiple_of(32), "{plan:?}");
+        assert!(plan.split || plan.parts == 1, "{plan:?}");
+        plan
+    }
+
+    #[test]
+    fn the_layers_of_the_cifar10_network_take_one_launch_and_read_once() {
+        for (side, channels) in [(32, 128), (32, 256), (32, 384), (16, 256), (16, 512), (8, 512), (4, 256)] {
+            let forward = plan(Pass::Forward, sizes(128, side, channels, 32));
+            let backward = plan(Pass::Backward, sizes(128, side, channels, 32));
+            assert!(!forward.split && forward.kept == 1, "{side} {channels}: {forward:?}");
+            assert!(!backward.split && backward.kept == 2, "{side} {channels}: {backward:?}");
+            assert!(forward.slice * 2 >= NARROW && backward.slice * 2 >= NARROW, "{forward:?} {backward:?}");
+        }
+    }
+
+    #[test]
+    fn few_large_images_are_split_until_they_fill_the_gpu() {
+        for pass in [Pass::Forward, Pass::Backward] {
+            let plan = plan(pass, sizes(16, 256, 128, 32));
+            assert!(plan.split && 16 * plan.parts * 128 / plan.slice >= 2 * 132, "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn any_channels_and_groups_are_split_without_a_rest() {
+        for (channels, groups) in [(3, 1), (3, 3), (17, 17), (17, 1), (24, 8), (192, 32), (2048, 1), (40, 5), (8, 8)] {
+            for (images, side) in [(1, 1), (2, 7), (128, 16), (3, 100)] {
+                plan(Pass::Forward, sizes(images, side, channels, groups));
+                plan(Pass::Backward, sizes(images, side, channels, groups));
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Convolutions: cuDNN's engines, what is done in parts where they cannot fuse, and our own plain kernels.
+
+use candle_core::DType;
+use ddpm_kernels::gemm::Write;
+use ddpm_kernels::ops::conv2d::{self, Algorithm, Conv2d};
+
+use crate::common::{FORMATS, Slots, assert_close, exactly, normals, tolerance};
+
+fn check(dtype: DType, conv: Conv2d, [n, h, w, ci, co]: [usize; 5], with_residual: bool) {
+    let what = format!("{conv:?} {dtype:?} [{n}, {h}, {w}, {ci}] to {co}, residual {with_residual}");
+    let k = conv.kernel;
+    let (x, weight) = (normals(1, &[n, h, w, ci], dtype), normals(2, &[co, k, k, ci], dtype));
+    let bias = normals(3, &[co], dtype);
+    let side = |side: usize| (side + conv.pad_before + conv.pad_after - k) / conv.stride + 1;
+    let out = [n, side(h), side(w), co];
+    let dy = normals(5, &out, dtype);
+    let residual = with_residual.then(|| normals(4, &out, dtype));
+    let (y, grads) = exactly(
+        &[&x.exact, &weight.exact, &bias.exact],
+        |_| dy.exact.clone(),
+        |t| conv2d::reference::forward(&conv, &t[0], &t[1], &t[2], residual.as_ref().map(|r| &r.exact)),
+    );
+    let residual = residual.as_ref().map(|r| &r.device);
+    let found = conv2d::forward(&conv, &x.device, &weight.device, &bias.device, residual).unwrap();
+    assert_close(&what, &found, &y, tolerance(dtype));
+    for (write, need_dx, gap) in [(Write::Assign, true, 8), (Write::Add, true, 8), (Write::Assign, false, 5)] {
+        let slots = Slots::new(co * k * k * ci, co, gap);
+        let grads_to = slots.grads(write);
+        let dx = conv2d::backward(&conv, &x.device, &weight.device, &dy.device, need_dx, &grads_to).unwrap();
+        slots.check(&what, write, &grads[1], &grads[2], tolerance(dtype));
+        assert_eq!(dx.is_some(), need_dx);
+        if let Some(dx) = dx {
+            assert_close(&format!("{what}: dx"), &dx, &grads[0], tolerance(dtype));
+        }
+    }
+}
+
+fn shapes(check: impl Fn(Conv2d, [usize; 5], bool)) {
+    for residual in [false, true] {
+        check(Conv2d::same(3), [2, 8, 8, 16, 32], residual);
+        check(Conv2d::same(3), [1, 5, 7, 3, 8], residual);
+        check(Conv2d::same(3), [3, 4, 4, 24, 3], residual);
+        check(Conv2d::same(1), [2, 5, 3, 16, 24], residual);
+        check(Conv2d::downsample(0), [2, 8, 8, 16, 16], residual);
+        check(Conv2d::downsample(1), [2, 6, 6, 8, 16], residual);
+    }
+    check(Conv2d::same(3), [1, 1, 1, 8, 8], false);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_conv2d() {
+    for dtype in FORMATS {
+        shapes(|conv, sizes, residual| check(dtype, conv, sizes, residual));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_conv2d_by_our_own_kernels() {
+    for dtype in FORMATS {
+        shapes(|conv, sizes, residual| {
+            check(dtype, Conv2d { algorithm: Algorithm::Exact, ..conv }, sizes, residual);
+        });
+    }
+}
