@@ -71,13 +71,13 @@ fn gpu_attention_survives_scores_that_would_overflow_an_exponential() {
 #[ignore = "needs a GPU"]
 fn gpu_attention_ignores_what_pads_the_last_tile() {
     for dtype in FORMATS {
-        for (heads, d) in [(1, 64), (2, 24), (1, 160)] {
+        for (heads, d) in [(1, 64), (2, 24), (1, 128)] {
             let shape = [1, 65, 3 * heads * d];
             let mut values = download(&normals(5, &shape, dtype).exact);
             for (i, value) in values.iter_mut().enumerate() {
                 match i / (heads * d) % 3 {
-                    0 => *value = 6.0 + value.abs(),
-                    1 => *value = -6.0 - value.abs(),
+                    0 => *value = 4.5 + value.abs(),
+                    1 => *value = -4.5 - value.abs(),
                     _ => {}
                 }
             }
@@ -85,8 +85,8 @@ fn gpu_attention_ignores_what_pads_the_last_tile() {
             let dy = normals(6, &[1, 65, heads * d], dtype);
             let (y, dqkv) = exact(&qkv, heads, &dy);
             let (found, kept) = attention::forward(&qkv.device, heads).unwrap();
-            // Scores of -400 are rounded to a digit of their probabilities' logarithms where they are stored.
-            let tolerance = if d == 160 { 30.0 } else { 3.0 } * tolerance(dtype);
+            // Scores of -300 are rounded in f32, and so are the probabilities' logarithms.
+            let tolerance = 3.0 * tolerance(dtype);
             assert_close(&format!("padded {d} {dtype:?}"), &found, &y, tolerance);
             let found = attention::backward(&qkv.device, heads, &kept, &dy.device).unwrap();
             assert_close(&format!("padded {d} {dtype:?}: gradient"), &found, &dqkv, tolerance);
