@@ -130,7 +130,11 @@ impl FlatBuffer {
             #[cfg(feature = "cuda")]
             Device::Cuda(_) => {
                 let gpu = crate::cuda::Gpu::of(self.device())?;
-                crate::cuda::zero(&gpu, self.address(&gpu)?.offset(range.start, DType::F32), range.len() * size_of::<f32>())
+                crate::cuda::zero(
+                    &gpu,
+                    self.address(&gpu)?.offset(range.start, DType::F32),
+                    range.len() * size_of::<f32>(),
+                )
             }
             _ => self.with_mut(|all| all[range].fill(0.0)),
         }

@@ -103,7 +103,8 @@ pub(crate) fn write(gpu: &Gpu, op: &'static str, tensor: &Tensor, values: &[f64]
     let at = operand(gpu, op, tensor, DType::F64)?;
     // SAFETY: the tensor's memory has room for as many numbers as there are; values in pageable memory are copied before
     // the call returns.
-    unsafe { result::memcpy_htod_async(at.0, values, gpu.stream.cu_stream()) }.map_err(super::refused("writing a tensor"))
+    unsafe { result::memcpy_htod_async(at.0, values, gpu.stream.cu_stream()) }
+        .map_err(super::refused("writing a tensor"))
 }
 
 /// Queues zeros over `bytes` from an address on.

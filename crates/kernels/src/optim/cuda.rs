@@ -60,12 +60,8 @@ pub(super) fn queue_norm(gpu: &Gpu, buffer: &FlatBuffer, result: Address, judgem
 
 pub(super) fn queue_step(gpu: &Gpu, step: &StepAddresses) -> Result<()> {
     let (copy, dtype) = step.compute.unwrap_or((Address::NONE, DType::BF16));
-    let mut launch = gpu
-        .float_kernel(STEP, dtype)?
-        .arg(step.parameters)
-        .arg(step.gradients)
-        .arg(step.exp_avg)
-        .arg(step.exp_avg_sq);
+    let mut launch =
+        gpu.float_kernel(STEP, dtype)?.arg(step.parameters).arg(step.gradients).arg(step.exp_avg).arg(step.exp_avg_sq);
     for average in step.averages {
         launch = launch.arg(average);
     }
@@ -114,18 +110,8 @@ pub(super) fn check_count(averages: usize) -> Result<()> {
 fn words(f: Factors, decays: &[f64]) -> Result<[f32; FACTORS]> {
     check_count(decays.len())?;
     let mut words = [0.0; FACTORS];
-    let known = [
-        1.0,
-        f.beta1,
-        f.rest1,
-        f.beta2,
-        f.rest2,
-        f.gradient_scale,
-        f.keep,
-        f.step_size,
-        f.root_correction,
-        f.eps,
-    ];
+    let known =
+        [1.0, f.beta1, f.rest1, f.beta2, f.rest2, f.gradient_scale, f.keep, f.step_size, f.root_correction, f.eps];
     words[..known.len()].copy_from_slice(&known);
     for (word, decay) in words[known.len()..].iter_mut().zip(decays) {
         *word = (1.0 - decay) as f32;

@@ -210,7 +210,8 @@ impl DeviceStep {
 impl DeviceBuffers<'_> {
     fn check(&self) -> Result<()> {
         let len = self.parameters.len();
-        let refuse = |tensor, found| Err(KernelError::Shape { op: OP, tensor, found: vec![found], expected: vec![len] });
+        let refuse =
+            |tensor, found| Err(KernelError::Shape { op: OP, tensor, found: vec![found], expected: vec![len] });
         let averages = self.averages.iter().map(|average| ("average", average.len()));
         let others = [("gradients", self.gradients), ("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)];
         let mut lengths = others.into_iter().map(|(name, buffer)| (name, buffer.len())).chain(averages);

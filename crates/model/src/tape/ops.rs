@@ -224,7 +224,7 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: weight.index_select(labels, 0)?, id: None });
         }
-        let y = elementwise::embedding_rows(weight, labels)?;
+        let y = elementwise::embedding_rows(weight, labels, self.dtype())?;
         let (rows, labels) = (weight.dim(0)?, labels.clone());
         Ok(self.record(y, move |dy, flow| {
             let (buffer, offset, write) = flow.params.single(table);

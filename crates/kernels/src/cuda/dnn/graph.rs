@@ -101,9 +101,9 @@ impl Parts<'_> {
 
     fn forward(&mut self, convolution: usize, bias: bool, residual: bool) -> Answer<()> {
         let r = self.request;
-        let [x, weight] = self.operands(r.dtype)?;
+        let [x, weight] = self.operands()?;
         let last = if residual { WITH_RESIDUAL } else { CONVOLVED };
-        let y = self.tensor(Y, r.y, r.y_dtype, r.alignment[2])?;
+        let y = self.tensor(Y, r.y, r.dtype, r.alignment[2])?;
         let convolved = if bias || residual { self.virtual_tensor(CONVOLVED, r.y)? } else { y };
         self.operation(
             Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
@@ -131,7 +131,7 @@ impl Parts<'_> {
 
     fn input_gradient(&mut self, convolution: usize) -> Answer<()> {
         let r = self.request;
-        let [dx, weight] = self.operands(r.dtype)?;
+        let [dx, weight] = self.operands()?;
         let dy = self.tensor(Y, r.y, r.dtype, r.alignment[2])?;
         self.operation(
             Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR,
@@ -150,7 +150,7 @@ impl Parts<'_> {
 
     fn weight_gradient(&mut self, convolution: usize) -> Answer<()> {
         let r = self.request;
-        let [x, dw] = self.operands(r.y_dtype)?;
+        let [x, dw] = self.operands()?;
         let dy = self.tensor(Y, r.y, r.dtype, r.alignment[2])?;
         self.operation(
             Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR,
@@ -167,12 +167,12 @@ impl Parts<'_> {
         )
     }
 
-    /// x, or its gradient, and the weight, or its gradient of `weight_dtype`.
-    fn operands(&mut self, weight_dtype: DType) -> Answer<[usize; 2]> {
+    /// x, or its gradient, and the weight, or its gradient.
+    fn operands(&mut self) -> Answer<[usize; 2]> {
         let r = self.request;
         let x = self.tensor(X, r.x, r.dtype, r.alignment[0])?;
         let kernel = [r.y[3], r.kernel, r.kernel, r.x[3]];
-        Ok([x, self.tensor(WEIGHT, kernel, weight_dtype, r.alignment[1])?])
+        Ok([x, self.tensor(WEIGHT, kernel, r.dtype, r.alignment[1])?])
     }
 
     fn operation(&mut self, kind: Kind, [alpha, beta]: [Name; 2], links: &[(Name, usize)]) -> Answer<()> {

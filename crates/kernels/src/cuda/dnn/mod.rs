@@ -1,5 +1,9 @@
-//! Convolutions by cuDNN's graph interface, channels last: bias and residual are part of the graph, paddings may differ from
-//! side to side, and a gradient of the weight may be f32 where the activations are not.
+//! Convolutions by cuDNN's graph interface, channels last: bias and residual are part of the graph, and paddings may differ
+//! from side to side.
+//!
+//! What cuDNN has engines for was asked of the library itself, described a GPU (`scripts/cudnn-engines`): precompiled ones
+//! for tensor cores take the convolution, then the residual, then the bias, in this order and all in the activations'
+//! format; a weight's gradient comes in that format too.
 //!
 //! For each shape the engines that the library's heuristics name are timed once; the fastest is kept. A graph that no
 //! engine takes is remembered as such, and the operation does it in parts, or by our own kernels.
@@ -49,10 +53,8 @@ pub(crate) struct Request {
     pub(crate) stride: usize,
     pub(crate) pad_before: usize,
     pub(crate) pad_after: usize,
-    /// Of what is read.
+    /// Of all tensors.
     pub(crate) dtype: DType,
-    /// Of what is written.
-    pub(crate) y_dtype: DType,
     /// In bytes, of x, weight, y, bias, residual.
     pub(crate) alignment: [u32; 5],
 }

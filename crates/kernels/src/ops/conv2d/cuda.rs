@@ -11,7 +11,7 @@ use crate::gemm::Write;
 use crate::ops::linear;
 
 impl Geometry {
-    fn request(&self, pass: Pass, dtype: DType, y_dtype: DType, operands: &Operands) -> Request {
+    fn request(&self, pass: Pass, dtype: DType, operands: &Operands) -> Request {
         let addresses = [operands.x, operands.weight, operands.y, operands.bias, operands.residual];
         Request {
             pass,
@@ -22,7 +22,6 @@ impl Geometry {
             pad_before: self.conv.pad_before,
             pad_after: self.conv.pad_after,
             dtype,
-            y_dtype,
             // The engines tell apart what is aligned to 16 bytes and what is not.
             alignment: addresses.map(|address| address.alignment().min(16)),
         }
@@ -75,10 +74,10 @@ pub(super) fn forward(
     let fused = Pass::Forward { bias: true, residual: residual.is_some() };
     let plain = Pass::Forward { bias: false, residual: false };
     let elements = y.elem_count();
-    if !g.exact() && gpu.convolve(&g.request(fused, dtype, dtype, &operands), &operands)? {
+    if !g.exact() && gpu.convolve(&g.request(fused, dtype, &operands), &operands)? {
         return Ok(y);
     }
-    if !g.exact() && gpu.convolve(&g.request(plain, dtype, dtype, &operands), &operands)? {
+    if !g.exact() && gpu.convolve(&g.request(plain, dtype, &operands), &operands)? {
         let launch = gpu.float_kernel("bias_residual", dtype)?.arg(operands.y).arg(operands.bias);
         launch.arg(operands.residual).arg(g.co).arg(elements).over(elements)?;
         return Ok(y);
@@ -122,7 +121,7 @@ pub(super) fn backward(
 }
 
 fn input_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands) -> Result<()> {
-    if !g.exact() && gpu.convolve(&g.request(Pass::InputGradient, dtype, dtype, &operands), &operands)? {
+    if !g.exact() && gpu.convolve(&g.request(Pass::InputGradient, dtype, &operands), &operands)? {
         return Ok(());
     }
     let elements = g.n * g.h * g.w * g.ci;
@@ -130,24 +129,23 @@ fn input_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands) -> 
     g.pass_to(launch).arg(elements).over(elements)
 }
 
-/// Straight into the flat buffer where an engine writes f32 and nothing is there to add to; else by way of a tensor of its own.
+/// Straight into the flat buffer where it can be; cuDNN has no fast engine that reads half the bits and writes f32, so there
+/// the gradient goes by way of a tensor of the activations' format.
 fn weight_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands, dw: Address, write: Write) -> Result<()> {
     let elements = g.co * g.patch();
-    let convolve = |y_dtype, weight| -> Result<bool> {
+    let convolve = |weight| -> Result<bool> {
         let operands = Operands { weight, ..operands };
-        gpu.convolve(&g.request(Pass::WeightGradient, dtype, y_dtype, &operands), &operands)
+        gpu.convolve(&g.request(Pass::WeightGradient, dtype, &operands), &operands)
     };
     if !g.exact() {
-        if write == Write::Assign && convolve(DType::F32, dw)? {
+        if dtype == DType::F32 && write == Write::Assign && convolve(dw)? {
             return Ok(());
         }
-        for format in [DType::F32, dtype] {
-            let part = empty(gpu, format, elements)?;
-            let at = operand(gpu, OP, &part, format)?;
-            if convolve(format, at)? {
-                let launch = gpu.float_kernel("accumulate", format)?.arg(at).arg(dw);
-                return launch.arg(u32::from(write == Write::Add)).arg(elements).over(elements);
-            }
+        let part = empty(gpu, dtype, elements)?;
+        let at = operand(gpu, OP, &part, dtype)?;
+        if convolve(at)? {
+            let launch = gpu.float_kernel("accumulate", dtype)?.arg(at).arg(dw);
+            return launch.arg(u32::from(write == Write::Add)).arg(elements).over(elements);
         }
     }
     let launch = gpu.float_kernel("conv2d_weight_gradient", dtype)?.arg(operands.x).arg(operands.y).arg(dw);

@@ -88,14 +88,8 @@ impl Products<'_> {
         };
         for round in 0..rounds {
             let at = |family: &Family| family.at.offset(round * step(family, false), self.dtype);
-            let operands = Operands {
-                a: at(&a),
-                b: at(&b),
-                c: None,
-                y: at(&y),
-                vector: Address::NONE,
-                alpha: form.alpha,
-            };
+            let operands =
+                Operands { a: at(&a), b: at(&b), c: None, y: at(&y), vector: Address::NONE, alpha: form.alpha };
             self.gpu.matmul(&product, &operands)?;
         }
         Ok(())

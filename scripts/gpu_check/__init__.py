@@ -1,0 +1,1 @@
+"""The parts of scripts/gpu-check. Standard library only: it runs wherever PyTorch does."""
