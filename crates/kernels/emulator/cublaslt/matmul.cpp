@@ -36,7 +36,10 @@ static int check(const Operation* o, const Layout* a, const Layout* b, const Lay
     if (p.k != (o->transb ? b->columns : b->rows) || d->rows != p.m || d->columns != p.n || c->rows != p.m || c->columns != p.n)
         return refuse(INVALID_VALUE, f, "the shapes do not fit");
     p.batches = (size_t)d->batches;
-    if (p.batches > 1 && d->stride < (int64_t)((p.n - 1) * (size_t)d->ld + p.m)) return refuse(INVALID_VALUE, f, "the batches of D overlap");
+    // One after the other, or side by side within the rows.
+    const int64_t after = (int64_t)((p.n - 1) * (size_t)d->ld + p.m), beside = (int64_t)((p.batches - 1) * (size_t)d->stride + p.m);
+    if (p.batches > 1 && d->stride < after && (d->stride < (int64_t)p.m || beside > (int64_t)d->ld))
+        return refuse(INVALID_VALUE, f, "the batches of D overlap");
     p.bias = p.d;
     if (o->epilogue != DEFAULT) {
         if (o->epilogue != BIAS && o->epilogue != BGRADA && o->epilogue != BGRADB)

@@ -36,6 +36,28 @@ pub(super) fn keep_freed(device: &CudaDevice) -> Result<()> {
     set_pool(device, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &mut all)
 }
 
+impl Gpu {
+    /// Gives back to the driver what nobody uses, after waiting for all that is queued: before a recording, whose memory is
+    /// its own, and after the memory was full.
+    ///
+    /// # Errors
+    /// Something queued before has failed.
+    pub fn give_back_unused(&self) -> Result<()> {
+        self.synchronize()?;
+        // SAFETY: the device's own pool.
+        unsafe { result::mem_pool::trim_to(default_pool(self.device())?, 0) }.map_err(refused("giving memory back"))
+    }
+
+    /// Bytes that the process holds of the GPU's memory, and all it has.
+    ///
+    /// # Errors
+    /// The driver does not answer.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        let (free, total) = self.stream().context().mem_get_info().map_err(refused("asking for free memory"))?;
+        Ok((total - free.min(total), total))
+    }
+}
+
 fn set_pool(device: &CudaDevice, attribute: sys::CUmemPool_attribute, value: &mut u64) -> Result<()> {
     let pool = default_pool(device)?;
     // SAFETY: both attributes we set are 64 bits wide, and the pool is the device's own.

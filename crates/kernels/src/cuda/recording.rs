@@ -27,7 +27,7 @@ impl Gpu {
     ///
     /// # Errors
     /// The work fails, or does what cannot be recorded, such as to wait.
-    pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Recording> {
+    pub fn record<E: From<KernelError>>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Recording, E> {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream().begin_capture(mode).map_err(refused("beginning a recording"))?;
         let worked = work();
@@ -37,7 +37,9 @@ impl Gpu {
         worked?;
         match graph.map_err(refused("ending a recording"))? {
             Some(graph) => Ok(Recording { graph }),
-            None => Err(KernelError::Gpu { what: "recording".to_owned(), error: "nothing was queued".to_owned() }),
+            None => {
+                Err(KernelError::Gpu { what: "recording".to_owned(), error: "nothing was queued".to_owned() }.into())
+            }
         }
     }
 }

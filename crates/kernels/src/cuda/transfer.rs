@@ -5,13 +5,14 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use candle_core::cuda_backend::CudaStorage;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr, PinnedHostSlice, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr, PinnedHostSlice, result, sys};
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Storage, Tensor};
 
 use super::address::alloc;
 use super::{Address, Gpu, operand, refused};
 use crate::error::{KernelError, Result};
+use crate::ops::check;
 
 /// Every part begins at a multiple of it, as if it had been allocated on its own.
 const ALIGNMENT: usize = 256;
@@ -134,22 +135,24 @@ impl Numbers<'_> {
     }
 }
 
-/// Results of the last steps on their way to the host.
+/// Results of the last steps on their way to the host: a few tensors a step.
 #[derive(Debug)]
 pub struct Download {
     gpu: Arc<Gpu>,
-    slots: Vec<PinnedHostSlice<f64>>,
+    /// By step, then by tensor.
+    slots: Vec<Vec<PinnedHostSlice<f64>>>,
     asked: usize,
     read: usize,
 }
 
 impl Download {
-    /// For results of `len` numbers a step.
+    /// For tensors of so many numbers each.
     ///
     /// # Errors
     /// No page-locked memory.
-    pub fn new(gpu: &Arc<Gpu>, len: usize) -> Result<Self> {
-        let slots = (0..IN_FLIGHT).map(|_| pinned(gpu, len)).collect::<Result<_>>()?;
+    pub fn new(gpu: &Arc<Gpu>, lens: &[usize]) -> Result<Self> {
+        let slot = |_| lens.iter().map(|&len| pinned(gpu, len)).collect();
+        let slots = (0..IN_FLIGHT).map(slot).collect::<Result<_>>()?;
         Ok(Self { gpu: gpu.clone(), slots, asked: 0, read: 0 })
     }
 
@@ -158,21 +161,15 @@ impl Download {
         self.asked - self.read
     }
 
-    /// Queues the copy of `results` (f64); at most [`IN_FLIGHT`] may be pending.
+    /// Queues the copies of `results` (f64); at most [`IN_FLIGHT`] may be pending.
     ///
     /// # Errors
     /// A tensor that is no f64 on this GPU, or a GPU that fails.
-    pub fn ask(&mut self, results: &Tensor) -> Result<()> {
-        const OP: &str = "a download";
-        operand(&self.gpu, OP, results, DType::F64)?;
-        let (storage, layout) = results.storage_and_layout();
-        let Storage::Cuda(storage) = &*storage else {
-            return Err(KernelError::Device { op: OP, device: results.device().location() });
-        };
-        let start = layout.start_offset();
-        let numbers = storage.as_cuda_slice::<f64>()?.slice(start..start + results.elem_count());
+    pub fn ask(&mut self, results: &[&Tensor]) -> Result<()> {
         let slot = self.asked % self.slots.len();
-        self.gpu.stream().memcpy_dtoh(&numbers, &mut self.slots[slot]).map_err(refused("downloading results"))?;
+        for (results, host) in results.iter().zip(&mut self.slots[slot]) {
+            copy_to_host(&self.gpu, results, host)?;
+        }
         self.asked += 1;
         Ok(())
     }
@@ -181,13 +178,42 @@ impl Download {
     ///
     /// # Errors
     /// The GPU fails: what was queued before may have failed too.
-    pub fn read(&mut self) -> Result<Option<&[f64]>> {
+    pub fn read(&mut self) -> Result<Option<Vec<&[f64]>>> {
         if self.pending() == 0 {
             return Ok(None);
         }
         let slot = self.read % self.slots.len();
         self.read += 1;
-        self.slots[slot].as_slice().map(Some).map_err(refused("waiting for results"))
+        let read = |host| PinnedHostSlice::as_slice(host).map_err(refused("waiting for results"));
+        self.slots[slot].iter().map(read).collect::<Result<_>>().map(Some)
+    }
+}
+
+fn copy_to_host(gpu: &Gpu, from: &Tensor, to: &mut PinnedHostSlice<f64>) -> Result<()> {
+    const OP: &str = "a download";
+    operand(gpu, OP, from, DType::F64)?;
+    let (storage, layout) = from.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        return Err(KernelError::Device { op: OP, device: from.device().location() });
+    };
+    let start = layout.start_offset();
+    let numbers = storage.as_cuda_slice::<f64>()?.slice(start..start + from.elem_count());
+    gpu.stream().memcpy_dtoh(&numbers, to).map_err(refused("downloading results"))
+}
+
+impl Gpu {
+    /// Queues a copy of one f64 tensor over another of as many numbers.
+    ///
+    /// # Errors
+    /// Tensors that are not f64 here, or differ in size.
+    pub fn copy(&self, from: &Tensor, to: &Tensor) -> Result<()> {
+        const OP: &str = "a copy";
+        let (source, target) = (operand(self, OP, from, DType::F64)?, operand(self, OP, to, DType::F64)?);
+        check::shape(OP, "the target", to, from.dims())?;
+        let bytes = from.elem_count() * DType::F64.size_in_bytes();
+        // SAFETY: both hold so many bytes, and the stream orders the copy after what writes the source.
+        unsafe { result::memcpy_dtod_async(target.0, source.0, bytes, self.stream().cu_stream()) }
+            .map_err(refused("copying on the GPU"))
     }
 }
 

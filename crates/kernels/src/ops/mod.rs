@@ -11,6 +11,8 @@ pub mod activation;
 pub mod attention;
 pub(crate) mod check;
 pub mod conv2d;
+#[cfg(feature = "cuda")]
+pub mod diffusion;
 pub mod dropout;
 pub mod elementwise;
 pub mod group_norm;

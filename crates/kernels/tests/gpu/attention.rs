@@ -1,9 +1,9 @@
 //! Attention of one head and of several, whichever way the GPU takes.
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use ddpm_kernels::ops::attention;
 
-use crate::common::{Both, FORMATS, assert_close, download, normals, tolerance};
+use crate::common::{Both, FORMATS, assert_close, both, download, normals, tolerance};
 
 /// Images, tokens, heads, and the channels of each head.
 type Sizes = (usize, usize, usize, usize);
@@ -24,7 +24,7 @@ fn check((n, tokens, heads, d): Sizes, dtype: DType) {
     let (y, dqkv) = exact(&qkv, heads, &dy);
     let (found, kept) = attention::forward(&qkv.device, heads).unwrap();
     assert_close(&what, &found, &y, tolerance(dtype));
-    let found = attention::backward(&qkv.device, heads, &kept, &dy.device).unwrap();
+    let found = attention::backward(&qkv.device, heads, &kept, &dy.device).unwrap().to_device(&Device::Cpu).unwrap();
     // Queries, keys and values apart: one's gradient may be much smaller than another's.
     for (part, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
         let of = |t: &Tensor| t.narrow(2, part * heads * d, heads * d).unwrap().contiguous().unwrap();
@@ -57,10 +57,39 @@ fn gpu_attention_survives_scores_that_would_overflow_an_exponential() {
     for dtype in FORMATS {
         for (heads, d) in [(1, 16), (1, 160)] {
             let qkv = normals(3, &[1, 33, 3 * heads * d], dtype);
-            let large = (qkv.device.to_dtype(DType::F32).unwrap() * 30.0).unwrap().to_dtype(dtype).unwrap();
+            let large = both(&(qkv.exact * 30.0).unwrap(), dtype).device;
             let (y, kept) = attention::forward(&large, heads).unwrap();
-            let dqkv = attention::backward(&large, heads, &kept, &y).unwrap();
+            let dy = normals(4, &[1, 33, heads * d], dtype).device;
+            let dqkv = attention::backward(&large, heads, &kept, &dy).unwrap();
             assert!(download(&y).iter().chain(&download(&dqkv)).all(|v| v.is_finite()), "{dtype:?}, {d}");
+        }
+    }
+}
+
+/// Padding beyond the last token has the score 0: it must not count, though it is far above all that are there.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_attention_ignores_what_pads_the_last_tile() {
+    for dtype in FORMATS {
+        for (heads, d) in [(1, 64), (2, 24), (1, 128)] {
+            let shape = [1, 65, 3 * heads * d];
+            let mut values = download(&normals(5, &shape, dtype).exact);
+            for (i, value) in values.iter_mut().enumerate() {
+                match i / (heads * d) % 3 {
+                    0 => *value = 4.5 + value.abs(),
+                    1 => *value = -4.5 - value.abs(),
+                    _ => {}
+                }
+            }
+            let qkv = both(&Tensor::from_vec(values, &shape, &Device::Cpu).unwrap(), dtype);
+            let dy = normals(6, &[1, 65, heads * d], dtype);
+            let (y, dqkv) = exact(&qkv, heads, &dy);
+            let (found, kept) = attention::forward(&qkv.device, heads).unwrap();
+            // Scores of -300 are rounded in f32, and so are the probabilities' logarithms.
+            let tolerance = 3.0 * tolerance(dtype);
+            assert_close(&format!("padded {d} {dtype:?}"), &found, &y, tolerance);
+            let found = attention::backward(&qkv.device, heads, &kept, &dy.device).unwrap();
+            assert_close(&format!("padded {d} {dtype:?}: gradient"), &found, &dqkv, tolerance);
         }
     }
 }

@@ -7,10 +7,12 @@
 mod attention;
 mod common;
 mod conv2d;
+mod diffusion;
 mod dropout;
 mod elementwise;
 mod embedding;
 mod group_norm;
 mod linear;
+mod optim;
 mod random;
 mod resample;

@@ -61,11 +61,8 @@ impl Loss {
 
     /// The loss of every sample, and the gradient of their weighted mean.
     pub fn compute(&self, process: &DiffusionProcess, inputs: &LossInputs<'_>) -> Result<LossValue, DiffusionError> {
-        // A process of other settings than `new` saw could lack the variance channels that the bound reads.
-        self.config.validate(process.config())?;
         check(process, inputs)?;
-        let terms =
-            inputs.t.iter().map(|&t| SampleLoss::new(&self.config, process, t)).collect::<Result<Vec<_>, _>>()?;
+        let terms = inputs.t.iter().map(|&t| self.at(process, t)).collect::<Result<Vec<_>, _>>()?;
 
         let output = on_host(inputs.model_output)?;
         let images = [on_host(inputs.x_start)?, on_host(inputs.x_t)?, on_host(inputs.noise)?];
@@ -105,6 +102,13 @@ impl Loss {
             grad,
         })
     }
+
+    /// The loss of a sample at `t`.
+    pub(super) fn at(&self, process: &DiffusionProcess, t: Timestep) -> Result<SampleLoss, DiffusionError> {
+        // A process of other settings than `new` saw could lack the variance channels that the bound reads.
+        self.config.validate(process.config())?;
+        SampleLoss::new(&self.config, process, t)
+    }
 }
 
 fn check(process: &DiffusionProcess, inputs: &LossInputs<'_>) -> Result<(), DiffusionError> {
@@ -142,19 +146,19 @@ struct SampleParts {
 }
 
 /// The loss at one t: `mse_weight * mse + bound.weight * L_t`.
-struct SampleLoss {
+pub(super) struct SampleLoss {
     /// The prediction's target, as factors of x_0 and eps.
-    target: (f64, f64),
-    mse_weight: f64,
-    bound: Option<WeightedBound>,
+    pub(super) target: (f64, f64),
+    pub(super) mse_weight: f64,
+    pub(super) bound: Option<WeightedBound>,
 }
 
-struct WeightedBound {
-    term: BoundTerm,
+pub(super) struct WeightedBound {
+    pub(super) term: BoundTerm,
     /// Per bit and dimension.
-    weight: f64,
+    pub(super) weight: f64,
     /// Whether only the variance learns from the bound.
-    mean_detached: bool,
+    pub(super) mean_detached: bool,
 }
 
 impl SampleLoss {

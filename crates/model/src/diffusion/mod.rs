@@ -8,6 +8,7 @@
 //! | `process` | q(x_t given x_0), the posterior, what a network's output means |
 //! | `likelihood`, `vlb`, `bits_per_dim` | the decoder, the terms of the variational bound, and their sum over t |
 //! | `loss` | what training minimises, with its gradient |
+//! | `constants` | the same for a GPU, as numbers in its memory (feature `cuda`) |
 //! | `respacing`, `samplers` | which timesteps a sampler visits, and what it does there |
 //!
 //! Sources: Ho et al. 2020 (DDPM, arXiv 2006.11239), Nichol & Dhariwal 2021 (improved DDPM, 2102.09672), Song et al.
@@ -17,6 +18,8 @@
 
 mod bits_per_dim;
 mod config;
+#[cfg(feature = "cuda")]
+mod constants;
 mod error;
 mod likelihood;
 mod loss;

@@ -182,7 +182,7 @@ impl DiffusionProcess {
     }
 
     /// (sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t)).
-    fn signal_and_noise(&self, t: usize) -> (f64, f64) {
+    pub(super) fn signal_and_noise(&self, t: usize) -> (f64, f64) {
         let bar = self.schedule.alphas_cumprod()[t];
         (bar.sqrt(), (1.0 - bar).sqrt())
     }

@@ -80,12 +80,12 @@ pub(super) struct ElementTerm {
 /// `L_t` at one t: everything that does not depend on the image.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BoundTerm {
-    is_decoder: bool,
-    x_start: Linear,
-    mean_coef1: f64,
-    mean_coef2: f64,
-    posterior: LogVariance,
-    log_variance: LogVarianceRange,
+    pub(super) is_decoder: bool,
+    pub(super) x_start: Linear,
+    pub(super) mean_coef1: f64,
+    pub(super) mean_coef2: f64,
+    pub(super) posterior: LogVariance,
+    pub(super) log_variance: LogVarianceRange,
 }
 
 impl BoundTerm {

@@ -3,8 +3,12 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use candle_core::Tensor;
 use ddpm_kernels::buffer::FlatBuffer;
 use ddpm_kernels::optim::{AdamW, AdamWBuffers, adamw_step, norm};
+#[cfg(feature = "cuda")]
+use ddpm_kernels::optim::{DeviceBuffers, DeviceStep, StepSettings};
 
 use crate::error::{ModelError, Result};
 use crate::params::{Gradients, ParamLayout, Params};
@@ -101,6 +105,47 @@ impl Optimizer {
     /// Where each parameter lies.
     pub fn layout(&self) -> &Arc<ParamLayout> {
         &self.layout
+    }
+
+    /// Counts the step about to be queued on a GPU, and says what it is to be done with.
+    #[cfg(feature = "cuda")]
+    pub fn count_step(&mut self, lr: f64) -> StepSettings {
+        self.step += 1;
+        let warm_up = ema_warm_up(self.step);
+        StepSettings {
+            lr,
+            betas: self.config.betas,
+            eps: self.config.eps,
+            weight_decay: self.config.weight_decay,
+            clip_grad_norm: self.config.clip_grad_norm,
+            step: self.step,
+            decays: self.averages.iter().map(|average| average.decay.min(warm_up)).collect(),
+        }
+    }
+
+    /// Queues one step down the gradient on a GPU, with the settings in `settings` at the time it runs; see
+    /// [`DeviceStep::queue`].
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(feature = "cuda")]
+    pub fn queue(
+        &self,
+        step: &DeviceStep,
+        settings: &Tensor,
+        params: &Params,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let averages: Vec<&FlatBuffer> = self.averages.iter().map(|average| average.params.buffer()).collect();
+        let buffers = DeviceBuffers {
+            parameters: params.buffer(),
+            gradients: gradients.complete()?,
+            exp_avg: &self.exp_avg,
+            exp_avg_sq: &self.exp_avg_sq,
+            averages: &averages,
+            compute: params.compute_copy(),
+        };
+        Ok(step.queue(settings, &buffers)?)
     }
 
     /// One step down the gradient.

@@ -13,7 +13,7 @@ mod ops;
 
 pub use ops::LayerParams;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::ops::conv2d::Algorithm;
 use ddpm_kernels::ops::dropout::Dropout;
 use ddpm_kernels::ops::elementwise;
@@ -34,6 +34,19 @@ impl Var {
     /// The numbers.
     pub fn value(&self) -> &Tensor {
         &self.value
+    }
+
+    /// The numbers in f32 on the CPU, whatever and wherever the network computes.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn to_host(&self) -> Result<Tensor> {
+        let value = if self.value.dtype() == DType::F64 {
+            self.value.clone()
+        } else {
+            elementwise::cast(&self.value, DType::F32)?
+        };
+        Ok(value.to_device(&Device::Cpu)?)
     }
 }
 
@@ -59,6 +72,8 @@ pub struct Tape<'p> {
     weights: Weights<'p>,
     recording: bool,
     dropout: Option<DropoutStream>,
+    /// The optimizer step where the GPU keeps it, instead of the one in `dropout`.
+    step: Option<Tensor>,
     dropout_layers: u32,
     algorithm: Algorithm,
     nodes: Vec<Node<'p>>,
@@ -100,7 +115,7 @@ impl Flow<'_> {
 impl<'p> Tape<'p> {
     fn new(weights: Weights<'p>, recording: bool, dropout: Option<DropoutStream>) -> Self {
         let algorithm = Algorithm::Fastest;
-        Self { weights, recording, dropout, dropout_layers: 0, algorithm, nodes: Vec::new(), values: 0 }
+        Self { weights, recording, dropout, step: None, dropout_layers: 0, algorithm, nodes: Vec::new(), values: 0 }
     }
 
     /// A tape that only computes.
@@ -130,10 +145,29 @@ impl<'p> Tape<'p> {
         self
     }
 
+    /// Reads the step of the dropout masks from `step` (u32 `[2]`: low half, high half) when the masks are drawn, so that a
+    /// recorded pass draws others each time it is replayed.
+    #[must_use]
+    pub fn stepping_at(mut self, step: &Tensor) -> Self {
+        self.step = Some(step.clone());
+        self
+    }
+
+    /// Where the network computes.
+    pub fn device(&self) -> Device {
+        match self.weights {
+            Weights::Fast(params) => params.buffer().device().clone(),
+            Weights::Reference(_) => Device::Cpu,
+        }
+    }
+
     /// A value no gradient flows to.
     pub fn input(&self, value: &Tensor) -> Result<Var> {
         let value = match self.weights {
-            Weights::Fast(_) => elementwise::cast(&value.contiguous()?, self.dtype())?,
+            Weights::Fast(params) => {
+                let value = value.contiguous()?.to_device(params.buffer().device())?;
+                elementwise::cast(&value, self.dtype())?
+            }
             Weights::Reference(_) => value.to_dtype(self.dtype())?.contiguous()?,
         };
         Ok(Var { value, id: None })

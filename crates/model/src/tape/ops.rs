@@ -235,8 +235,12 @@ impl<'p> Tape<'p> {
     /// Dropout while training, nothing otherwise.
     pub fn dropout(&mut self, x: &Var, probability: f64) -> Result<Var> {
         let Some(mask) = self.next_dropout(probability) else { return Ok(x.clone()) };
-        let y = dropout::apply(&mask, &x.value)?;
-        let id = x.id;
-        Ok(self.record(y, move |dy, flow| flow.accumulate(id, dropout::apply(&mask, dy)?)))
+        let step = self.step.clone();
+        let apply = move |x: &Tensor| match &step {
+            Some(step) => dropout::apply_at(&mask, step, x),
+            None => dropout::apply(&mask, x),
+        };
+        let (y, id) = (apply(&x.value)?, x.id);
+        Ok(self.record(y, move |dy, flow| flow.accumulate(id, apply(dy)?)))
     }
 }

@@ -105,7 +105,8 @@ impl UNet {
     /// # Errors
     /// Inputs that do not fit the network, or an operation that fails.
     pub fn forward(&self, tape: &mut Tape<'_>, x_t: &Tensor, timesteps: &[f32], labels: Option<&[u32]>) -> Result<Var> {
-        self.forward_at(tape, x_t, &self.condition(timesteps, labels, x_t.device())?)
+        let condition = self.condition(timesteps, labels, &tape.device())?;
+        self.forward_at(tape, x_t, &condition)
     }
 
     /// Timesteps and labels as [`forward_at`](Self::forward_at) takes them, on `device`.

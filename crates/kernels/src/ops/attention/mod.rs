@@ -3,8 +3,9 @@
 //! `qkv` `[N, L, 3C]` holds queries, keys and values side by side, as one linear layer writes them; `C` is split into
 //! `heads` heads. `o = softmax(q k^T / sqrt(d)) v` with `d = C / heads`, result `[N, L, C]`.
 //!
-//! The probabilities `[N, heads, L, L]` are kept for the backward pass: at the sizes a pixel UNet attends at (64 to
-//! 1024 tokens) they are smaller than what making them again would cost in time.
+//! On the CPU the probabilities `[N, heads, L, L]` are kept for the backward pass: at the sizes a pixel UNet attends at (64
+//! to 1024 tokens) they are smaller than what making them again would cost in time. A GPU makes them again where its tensor
+//! cores do that faster than its memory could hand them over.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -25,6 +26,28 @@ const OP: &str = "attention";
 pub enum Kept {
     /// The probabilities `[N, heads, L, L]`.
     Probabilities(Tensor),
+    /// What they can be made from again.
+    #[cfg(feature = "cuda")]
+    LogSums {
+        /// The result `[N, L, C]`.
+        out: Tensor,
+        /// The logarithm to the base 2 of the sum of every row's exponentials, f32 `[N, heads, L]`.
+        log_sums: Tensor,
+    },
+}
+
+impl Kept {
+    /// Refuses what another shape's forward pass kept.
+    fn check(&self, s: Shape) -> Result<()> {
+        match self {
+            Self::Probabilities(p) => check::shape(OP, "probabilities", p, &[s.n, s.heads, s.tokens, s.tokens]),
+            #[cfg(feature = "cuda")]
+            Self::LogSums { out, log_sums } => {
+                check::shape(OP, "out", out, &[s.n, s.tokens, s.channels])?;
+                check::shape(OP, "log_sums", log_sums, &[s.n, s.heads, s.tokens])
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -79,15 +102,14 @@ pub fn forward(qkv: &Tensor, heads: usize) -> Result<(Tensor, Kept)> {
 pub fn backward(qkv: &Tensor, heads: usize, kept: &Kept, d_out: &Tensor) -> Result<Tensor> {
     let s = Shape::new(qkv, heads)?;
     check::shape(OP, "d_out", d_out, &[s.n, s.tokens, s.channels])?;
-    let Kept::Probabilities(probabilities) = kept;
-    check::shape(OP, "probabilities", probabilities, &[s.n, s.heads, s.tokens, s.tokens])?;
-    match qkv.device() {
-        Device::Cpu => {
+    kept.check(s)?;
+    match (qkv.device(), kept) {
+        (Device::Cpu, Kept::Probabilities(probabilities)) => {
             let dqkv = cpu::backward(s, &cpu_slice(OP, qkv)?, &cpu_slice(OP, probabilities)?, &cpu_slice(OP, d_out)?);
             cpu_tensor(dqkv, qkv.dims())
         }
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => cuda::backward(s, qkv, probabilities, d_out),
-        other => Err(KernelError::Device { op: OP, device: other.location() }),
+        (Device::Cuda(_), kept) => cuda::backward(s, qkv, kept, d_out),
+        (other, _) => Err(KernelError::Device { op: OP, device: other.location() }),
     }
 }

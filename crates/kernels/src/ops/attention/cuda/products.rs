@@ -1,4 +1,4 @@
-//! The bodies for a GPU that hold for any head dimension: batched products by the library around an own softmax.
+//! The way that holds for any head dimension: batched products by the library around an own softmax.
 //!
 //! Queries, keys, values and their gradients are strided views of `qkv`, so nothing is copied. Scores and probabilities have
 //! the activations' number format; the softmax itself is f32. A batch runs over the images of one head, or over the heads of
@@ -6,10 +6,11 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Kept, OP, Shape};
+use super::super::{Kept, OP, Shape};
+use super::length;
 use crate::cuda::matmul::{Epilogue, Matrix, Operands, Product};
 use crate::cuda::{Address, Gpu, empty, operand};
-use crate::error::{KernelError, Result};
+use crate::error::Result;
 
 /// A family of equal matrices, one per image and head.
 #[derive(Clone, Copy)]
@@ -100,15 +101,6 @@ fn warps(rows: usize) -> usize {
     rows * 32
 }
 
-fn row_length(tokens: usize) -> Result<u32> {
-    u32::try_from(tokens).map_err(|_| KernelError::Shape {
-        op: OP,
-        tensor: "qkv",
-        found: vec![tokens],
-        expected: vec![u32::MAX as usize],
-    })
-}
-
 pub(super) fn forward(s: Shape, qkv: &Tensor) -> Result<(Tensor, Kept)> {
     let gpu = Gpu::of(qkv.device())?;
     let (l, d, dtype) = (s.tokens, s.head_dim(), qkv.dtype());
@@ -122,7 +114,7 @@ pub(super) fn forward(s: Shape, qkv: &Tensor) -> Result<(Tensor, Kept)> {
     let scores = Form { rows: l, columns: l, inner: d, transposed: [false, true], alpha: s.scale() };
     products.queue(scores, q, k, p)?;
     let rows = s.n * s.heads * l;
-    gpu.float_kernel("attention_softmax", dtype)?.arg(p.at).arg(rows).arg(row_length(l)?).over(warps(rows))?;
+    gpu.float_kernel("attention_softmax", dtype)?.arg(p.at).arg(rows).arg(length(l)?).over(warps(rows))?;
     products.queue(Form { rows: l, columns: d, inner: l, transposed: [false, false], alpha: 1.0 }, p, v, o)?;
     Ok((out, Kept::Probabilities(probabilities)))
 }
@@ -149,7 +141,7 @@ pub(super) fn backward(s: Shape, qkv: &Tensor, probabilities: &Tensor, d_out: &T
         .arg(p.at)
         .arg(ds.at)
         .arg(rows)
-        .arg(row_length(l)?)
+        .arg(length(l)?)
         .over(warps(rows))?;
     // The scores' scale enters here, where sums are f32: scaled first, small gradients would vanish in f16.
     let alpha = s.scale();

@@ -1,0 +1,124 @@
+// The diffusion process on a batch of 8-bit images: the noisy images a network sees, the loss of what it makes of them with
+// its gradient, and the sinusoids of time.
+//
+// Noise is never stored: the loss makes it again from its place. What depends on the step is read from device memory.
+#include "diffusion.cuh"
+
+template <typename T> __device__ void q_sample(const Images &images, T *x_t, u64 n) {
+    u64 blocks = (images.values + 3) / 4;
+    for (u64 i = global_thread(); i < n * blocks; i += global_threads()) {
+        u64 image = i / blocks, block = i % blocks;
+        Four four = four_values(images, image, block);
+        T *out = x_t + image * images.values + 4 * block;
+        if (images.values % 4 == 0) {
+            Pack<T, 4> pack;
+            for (int k = 0; k < 4; ++k) pack.v[k] = from_float<T>(four.x_t[k]);
+            store_pack<T, 4>(out, pack);
+        } else {
+            for (u32 k = 0; k < four.count; ++k) out[k] = from_float<T>(four.x_t[k]);
+        }
+    }
+}
+
+// Sums over an image: squared errors, and nats of the bound.
+struct Sums {
+    double squares, nats;
+};
+
+// One element's share of both sums; its gradient is written. `at` is its place in the output's first half.
+template <typename T>
+__device__ __forceinline__ void element_loss(const SampleConstants &s, double loss_scale, double values, u32 channels,
+                                             float x_start, float noise, float x_t, const T *output, T *grad, u64 at,
+                                             Sums &sums) {
+    double prediction = (double)to_float(output[at]);
+    double error = prediction - (s.target_x_start * (double)x_start + s.target_noise * (double)noise);
+    sums.squares += error * error;
+    double scale = s.scale * loss_scale;
+    float gradient = (float)(2.0 * scale * s.mse_weight / values * error);
+    if (s.bound != 0.0) {
+        double variance_value = (double)to_float(output[at + channels]);
+        BoundTerm term = bound_term(s, (double)x_start, (double)x_t, prediction, variance_value);
+        sums.nats += term.nats;
+        double of_nats = scale * s.bound_weight / (values * 0.69314718055994530942);
+        if (s.bound == 1.0) gradient += (float)(of_nats * term.d_prediction);
+        grad[at + channels] = from_float<T>((float)(of_nats * term.d_variance_value));
+    }
+    grad[at] = from_float<T>(gradient);
+}
+
+// The sums over the blocks of one image, in their order, make its results: loss, mean squared error, bits of the bound.
+__device__ __forceinline__ void image_results(const SampleConstants &s, const Sums *partials, u32 blocks, double values,
+                                              double *results) {
+    Sums total = {0.0, 0.0};
+    for (u32 block = 0; block < blocks; ++block) {
+        total.squares += partials[block].squares;
+        total.nats += partials[block].nats;
+    }
+    double mse = total.squares / values, bits = total.nats / (values * 0.69314718055994530942);
+    results[0] = s.mse_weight * mse + (s.bound != 0.0 ? s.bound_weight * bits : 0.0);
+    results[1] = mse;
+    results[2] = bits;
+}
+
+// gridDim.y images of `halves` times `channels` output channels. loss_scale may be none. partials [N, gridDim.x],
+// counters [N], results [N, 3].
+template <typename T>
+__device__ void diffusion_loss(const Images &images, const T *output, u32 channels, u32 halves, const double *loss_scale,
+                               T *grad, Sums *partials, u32 *counters, double *results) {
+    u64 image = blockIdx.y, values = images.values;
+    const SampleConstants s = images.samples[image];
+    double scale = loss_scale ? *loss_scale : 1.0;
+    const T *of_image = output + image * values * halves;
+    T *grad_of_image = grad + image * values * halves;
+    Sums sums = {0.0, 0.0};
+    for (u64 block = global_thread(); 4 * block < values; block += global_threads()) {
+        Four four = four_values(images, image, block);
+        for (u32 k = 0; k < four.count; ++k) {
+            u64 i = 4 * block + k;
+            u64 at = halves == 1 ? i : i / channels * (halves * channels) + i % channels;
+            element_loss<T>(s, scale, (double)values, channels, four.x_start[k], four.noise[k], four.x_t[k], of_image,
+                            grad_of_image, at, sums);
+            // A variance that the loss does not use has no gradient.
+            if (halves == 2 && s.bound == 0.0) grad_of_image[at + channels] = from_float<T>(0.0f);
+        }
+    }
+    sums = {block_sum(sums.squares), block_sum(sums.nats)};
+    Sums *of_blocks = partials + image * gridDim.x;
+    if (threadIdx.x == 0) of_blocks[blockIdx.x] = sums;
+    if (last_block(counters + image, gridDim.x) && threadIdx.x == 0)
+        image_results(s, of_blocks, gridDim.x, (double)values, results + 3 * image);
+}
+
+// [N, 2 half]: sin(t f_i), cos(t f_i) with f_i = 10000^(-i / (half - shift)), or the cosines first. In f32 as PyTorch has
+// it, every function rounded from double: at t = 1000 a digit of f is four of the angle's.
+template <typename T>
+__device__ void sinusoids(const float *numbers, T *y, u64 n, u64 half, u32 flip, float ln, float divisor) {
+    for (u64 i = global_thread(); i < n * half; i += global_threads()) {
+        u64 row = i / half, column = i % half;
+        float frequency = (float)exp((double)(__fmul_rn(ln, (float)column) / divisor));
+        double angle = (double)__fmul_rn(numbers[row], frequency);
+        T *of_row = y + row * 2 * half;
+        of_row[column + (flip ? half : 0)] = from_float<T>((float)sin(angle));
+        of_row[column + (flip ? 0 : half)] = from_float<T>((float)cos(angle));
+    }
+}
+
+#define DIFFUSION(T, S)                                                                                               \
+    extern "C" __global__ void diffusion_q_sample_##S(const unsigned char *bytes, const SampleConstants *samples,     \
+                                                      u64 key, const u32 *step, u64 position, u64 values, T *x_t,     \
+                                                      u64 n) {                                                        \
+        q_sample<T>(Images{bytes, samples, key, step, position, values}, x_t, n);                                     \
+    }                                                                                                                 \
+    extern "C" __global__ void diffusion_loss_##S(const unsigned char *bytes, const SampleConstants *samples,         \
+                                                  u64 key, const u32 *step, u64 position, u64 values,                 \
+                                                  const T *output, u32 channels, u32 halves,                          \
+                                                  const double *loss_scale, T *grad, Sums *partials, u32 *counters,   \
+                                                  double *results) {                                                  \
+        diffusion_loss<T>(Images{bytes, samples, key, step, position, values}, output, channels, halves, loss_scale,  \
+                          grad, partials, counters, results);                                                         \
+    }                                                                                                                 \
+    extern "C" __global__ void diffusion_sinusoids_##S(const float *numbers, T *y, u64 n, u64 half, u32 flip,         \
+                                                       float ln, float divisor) {                                     \
+        sinusoids<T>(numbers, y, n, half, flip, ln, divisor);                                                         \
+    }
+FOR_EACH_FLOAT(DIFFUSION)

@@ -1,0 +1,162 @@
+//! The diffusion process on a GPU, one launch each: 8-bit images to noisy ones, the loss of a network's output with its
+//! gradient, and the sinusoids of time.
+//!
+//! Nothing of a step is known to the host when it is queued: the step's number and what the samples' t mean are read from
+//! device memory, so that a captured graph can be replayed with others. The noise is a function of its place
+//! ([`Philox::fill_normal`]) and is made in registers wherever it is needed, never stored.
+//!
+//! On the CPU the same formulas are tensor operations and loops of the model crate, which says what the constants mean.
+
+mod cuda;
+
+use candle_core::{DType, Tensor};
+
+use crate::error::{KernelError, Result};
+use crate::ops::check;
+use crate::philox::Philox;
+
+/// What a sample's t means to its noise and its loss: a row of [`NoisyImages::samples`].
+///
+/// The loss is `mse_weight * mse + bound_weight * bits`, where the bound's term in bits per dimension counts if `bound` is
+/// not zero.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SampleConstants {
+    /// Factor of `x_0` in `x_t`.
+    pub signal: f64,
+    /// Factor of the noise in `x_t`.
+    pub noise: f64,
+    /// Factor of `x_0` in what the network should predict.
+    pub target_x_start: f64,
+    /// Factor of the noise in what the network should predict.
+    pub target_noise: f64,
+    /// Weight of the mean squared error in the loss.
+    pub mse_weight: f64,
+    /// Weight of the sample's loss in what is minimised: its weight over the size of the whole batch.
+    pub scale: f64,
+    /// 0: the loss has no bound in it; 1: it has; 2: it has, and only the variance learns from it.
+    pub bound: f64,
+    /// Weight of the bound's term, per bit and dimension.
+    pub bound_weight: f64,
+    /// 1 where the bound's term is the decoder's, 0 where it is a divergence.
+    pub decoder: f64,
+    /// Factor of `x_t` in the `x_0` that a prediction stands for.
+    pub x_start_x_t: f64,
+    /// Factor of the prediction in it.
+    pub x_start_prediction: f64,
+    /// Factor of `x_0` in the mean of the posterior.
+    pub mean_coef1: f64,
+    /// Factor of `x_t` in the mean of the posterior.
+    pub mean_coef2: f64,
+    /// Logarithm of the posterior's variance, clipped.
+    pub posterior_log_variance: f64,
+    /// The model's log variance at an output of -1.
+    pub log_variance_lower: f64,
+    /// How much larger it is at an output of 1.
+    pub log_variance_width: f64,
+}
+
+impl SampleConstants {
+    /// Numbers of a sample.
+    pub const WORDS: usize = size_of::<Self>() / size_of::<f64>();
+
+    /// The numbers in the order of the fields, as device memory holds them.
+    pub fn words(&self) -> [f64; Self::WORDS] {
+        [
+            self.signal,
+            self.noise,
+            self.target_x_start,
+            self.target_noise,
+            self.mse_weight,
+            self.scale,
+            self.bound,
+            self.bound_weight,
+            self.decoder,
+            self.x_start_x_t,
+            self.x_start_prediction,
+            self.mean_coef1,
+            self.mean_coef2,
+            self.posterior_log_variance,
+            self.log_variance_lower,
+            self.log_variance_width,
+        ]
+    }
+}
+
+/// A micro-batch of images and the noise they get, all in the GPU's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct NoisyImages<'a> {
+    /// `[N, H, W, C]`, u8.
+    pub images: &'a Tensor,
+    /// [`SampleConstants::words`] of each, f64 `[N, SampleConstants::WORDS]`.
+    pub samples: &'a Tensor,
+    /// The stream of the noise: element `i` of image `k` is that of `(step, first_position + k, i)`.
+    pub noise: Philox,
+    /// The step's number, u32 `[2]`: its low half, then its high one.
+    pub step: &'a Tensor,
+    /// The place of the first image in the whole batch.
+    pub first_position: u64,
+}
+
+impl NoisyImages<'_> {
+    /// The number of images and of their values, if everything has its shape.
+    fn check(&self, op: &'static str) -> Result<(usize, usize)> {
+        let [n, height, width, channels] = check::dims(op, "images", self.images)?;
+        check::shape(op, "samples", self.samples, &[n, SampleConstants::WORDS])?;
+        check::shape(op, "step", self.step, &[2])?;
+        Ok((n, height * width * channels))
+    }
+}
+
+/// The loss of a micro-batch, and its gradient.
+#[derive(Clone, Debug)]
+pub struct LossOnDevice {
+    /// d/d model_output of the sum of `scale * loss` over the samples, times the loss scale where there is one; shaped like
+    /// the output, in its number format.
+    pub grad: Tensor,
+    /// Of each sample: the loss, the mean squared error of the prediction, the bound's term in bits per dimension (0 where
+    /// the loss has none). f64 `[N, 3]`.
+    pub samples: Tensor,
+}
+
+/// `x_t = signal x_0 + noise eps` `[N, H, W, C]` in `dtype`, where `x_0` are the images in [-1, 1].
+///
+/// # Errors
+/// Tensors of other shapes or types than [`NoisyImages`] says, not on a GPU, or one whose memory is full.
+pub fn q_sample(images: &NoisyImages<'_>, dtype: DType) -> Result<Tensor> {
+    cuda::q_sample(images, dtype)
+}
+
+/// The loss of `model_output` `[N, H, W, C]`, or `[N, H, W, 2C]` where the network learns the variance, with its gradient.
+/// `loss_scale`, an f64 in device memory (the first number of a larger tensor will do), multiplies the gradient alone.
+///
+/// # Errors
+/// As [`q_sample`], or an output of another shape.
+pub fn loss_and_grad(
+    images: &NoisyImages<'_>,
+    model_output: &Tensor,
+    loss_scale: Option<&Tensor>,
+) -> Result<LossOnDevice> {
+    cuda::loss_and_grad(images, model_output, loss_scale)
+}
+
+/// `[N, channels]` in `dtype` of `numbers` (f32, N): `sin(t f_i), cos(t f_i)` with `f_i = 10000^(-i / (half - freq_shift))`
+/// and `half = channels / 2`, or the cosines first where `flip_sin_to_cos` says so; computed in f32.
+///
+/// # Errors
+/// An odd number of channels or none, a tensor that is no f32 row on a GPU, or memory that is full.
+pub fn sinusoids(
+    numbers: &Tensor,
+    channels: usize,
+    flip_sin_to_cos: bool,
+    freq_shift: f64,
+    dtype: DType,
+) -> Result<Tensor> {
+    const OP: &str = "sinusoids";
+    let [_] = check::dims(OP, "numbers", numbers)?;
+    if channels == 0 || channels % 2 != 0 {
+        let (found, expected) = (vec![channels], vec![(channels + 1) / 2 * 2]);
+        return Err(KernelError::Shape { op: OP, tensor: "a row of the result", found, expected });
+    }
+    cuda::sinusoids(numbers, channels / 2, flip_sin_to_cos, freq_shift, dtype)
+}

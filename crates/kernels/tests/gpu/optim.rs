@@ -1,0 +1,228 @@
+//! The norm and AdamW against the CPU's, and the step that decides on its own: divergence, loss scale.
+
+use candle_core::{DType, Device, Tensor};
+use ddpm_kernels::buffer::FlatBuffer;
+use ddpm_kernels::optim::{AdamW, AdamWBuffers, DeviceBuffers, DeviceStep, StepSettings, StepState, adamw_step, norm};
+
+use crate::common::{download, gpu};
+
+/// No multiple of a wide load, and more than a block.
+const LEN: usize = 10_007;
+const DECAYS: [f64; 2] = [0.75, 0.9];
+/// Numbers are about 1: a few roundings of f32 in five steps.
+const TOLERANCE: f64 = 2e-6;
+
+fn gradient(step: u64) -> Vec<f32> {
+    (0..LEN).map(|i| ((i as f32 + step as f32 * 3.0) * 0.11).cos()).collect()
+}
+
+fn scaled(values: &[f32], factor: f32) -> Vec<f32> {
+    values.iter().map(|v| v * factor).collect()
+}
+
+/// A training's buffers on one device.
+struct Training {
+    parameters: FlatBuffer,
+    exp_avg: FlatBuffer,
+    exp_avg_sq: FlatBuffer,
+    averages: [(FlatBuffer, f64); 2],
+    compute: Option<Tensor>,
+}
+
+impl Training {
+    fn new(device: &Device) -> Self {
+        let start: Vec<f32> = (0..LEN).map(|i| (i as f32 * 0.37).sin()).collect();
+        let buffer = || FlatBuffer::from_vec(start.clone(), device).unwrap();
+        let zeros = || FlatBuffer::zeros(LEN, device).unwrap();
+        let averages = DECAYS.map(|decay| (buffer(), decay));
+        Self { parameters: buffer(), exp_avg: zeros(), exp_avg_sq: zeros(), averages, compute: None }
+    }
+
+    fn with_copy(dtype: DType) -> Self {
+        // Of any values: the step writes all of them.
+        let compute = Some(Tensor::zeros(LEN, dtype, gpu()).unwrap());
+        Self { compute, ..Self::new(gpu()) }
+    }
+
+    /// A step whose scalars the host knows.
+    fn step(&self, step: u64, gradient: &[f32], gradient_scale: f64) {
+        let gradients = FlatBuffer::from_vec(gradient.to_vec(), self.parameters.device()).unwrap();
+        let adamw = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, step, gradient_scale };
+        let buffers = AdamWBuffers {
+            parameters: &self.parameters,
+            gradients: &gradients,
+            exp_avg: &self.exp_avg,
+            exp_avg_sq: &self.exp_avg_sq,
+            averages: &self.averages,
+        };
+        adamw_step(&adamw, &buffers).unwrap();
+    }
+
+    /// The same step, decided by the GPU.
+    fn queue(&self, memory: &DeviceStep, step: u64, gradient: &[f32], clip: f64) {
+        let gradients = FlatBuffer::from_vec(gradient.to_vec(), gpu()).unwrap();
+        let settings = StepSettings {
+            lr: 0.01,
+            betas: [0.9, 0.99],
+            eps: 1e-8,
+            weight_decay: 0.1,
+            clip_grad_norm: clip,
+            step,
+            decays: DECAYS.to_vec(),
+        };
+        let settings = Tensor::new(&settings.words().unwrap()[..], gpu()).unwrap();
+        let averages = [&self.averages[0].0, &self.averages[1].0];
+        let buffers = DeviceBuffers {
+            parameters: &self.parameters,
+            gradients: &gradients,
+            exp_avg: &self.exp_avg,
+            exp_avg_sq: &self.exp_avg_sq,
+            averages: &averages,
+            compute: self.compute.as_ref(),
+        };
+        memory.queue(&settings, &buffers).unwrap();
+    }
+
+    fn all(&self) -> Vec<f32> {
+        let buffers = [&self.parameters, &self.exp_avg, &self.exp_avg_sq, &self.averages[0].0, &self.averages[1].0];
+        buffers.iter().flat_map(|buffer| buffer.to_vec().unwrap()).collect()
+    }
+}
+
+#[track_caller]
+fn assert_same(found: &Training, want: &Training) {
+    for (i, (f, w)) in found.all().iter().zip(want.all()).enumerate() {
+        assert!(f64::from((f - w).abs()) <= TOLERANCE, "number {i}: {f}, on the CPU {w}");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_norm_is_the_cpus_and_sees_what_is_not_finite() {
+    for len in [1, 3, 4, LEN, 200_001] {
+        let data: Vec<f32> = (0..len).map(|i| (i as f32 * 0.7).cos() * 1e25).collect();
+        let of = |data: &[f32], device: &Device| norm(&FlatBuffer::from_vec(data.to_vec(), device).unwrap()).unwrap();
+        let (found, want) = (of(&data, gpu()), of(&data, &Device::Cpu));
+        assert!((found / want - 1.0).abs() < 1e-12, "{len}: {found}, {want}");
+        assert_eq!(found, of(&data, gpu()));
+        let mut data = data;
+        data[len - 1] = f32::NAN;
+        assert!(of(&data, gpu()).is_nan());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_adamw_is_the_cpus() {
+    let (found, want) = (Training::new(gpu()), Training::new(&Device::Cpu));
+    for step in 1..=5 {
+        found.step(step, &gradient(step), 0.5);
+        want.step(step, &gradient(step), 0.5);
+        assert_same(&found, &want);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_device_steps_clip_as_the_cpu_does_and_write_the_copy() {
+    for dtype in [DType::BF16, DType::F16] {
+        let (found, want) = (Training::with_copy(dtype), Training::new(&Device::Cpu));
+        let memory = DeviceStep::new(gpu(), &StepState::unscaled()).unwrap();
+        for step in 1..=5 {
+            let gradient = gradient(step);
+            let norm = norm(&FlatBuffer::from_vec(gradient.clone(), &Device::Cpu).unwrap()).unwrap();
+            // The first steps are clipped, the others not.
+            let clip = if step < 3 { 0.5 * norm } else { 2.0 * norm };
+            found.queue(&memory, step, &gradient, clip);
+            want.step(step, &gradient, (clip / norm).min(1.0));
+            assert_same(&found, &want);
+            assert!((memory.state().unwrap().norm / norm - 1.0).abs() < 1e-12);
+        }
+        let parameters = Tensor::new(found.parameters.to_vec().unwrap(), &Device::Cpu).unwrap();
+        let rounded = download(&parameters.to_dtype(dtype).unwrap());
+        assert_eq!(download(found.compute.as_ref().unwrap()), rounded);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_divergence_is_kept_until_the_host_has_seen_it() {
+    let training = Training::with_copy(DType::BF16);
+    let memory = DeviceStep::new(gpu(), &StepState::unscaled()).unwrap();
+    training.queue(&memory, 1, &gradient(1), 0.0);
+    let before = training.all();
+    let mut bad = gradient(2);
+    bad[LEN - 1] = f32::INFINITY;
+    training.queue(&memory, 2, &bad, 1.0);
+    training.queue(&memory, 3, &gradient(3), 1.0);
+    assert_eq!(training.all(), before);
+    let state = memory.state().unwrap();
+    assert_eq!((state.diverged, state.norm), (Some(2), f64::INFINITY));
+
+    memory.set_state(&StepState::unscaled()).unwrap();
+    training.queue(&memory, 2, &gradient(2), 0.0);
+    let want = Training::new(&Device::Cpu);
+    (1..=2).for_each(|step| want.step(step, &gradient(step), 1.0));
+    assert_same(&training, &want);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_loss_scale_halves_on_overflow_and_doubles_after_a_while() {
+    let (training, want) = (Training::with_copy(DType::F16), Training::new(&Device::Cpu));
+    let memory = DeviceStep::new(gpu(), &StepState::scaled(1024.0)).unwrap();
+    // An overflow in the first step: it does not count, so the second one's bias is that of a first step.
+    training.queue(&memory, 1, &[f32::INFINITY; LEN], 1.0);
+    let state = memory.state().unwrap();
+    assert_eq!((state.loss_scale, state.skipped, state.diverged), (512.0, 1, None));
+    training.queue(&memory, 2, &scaled(&gradient(1), 512.0), 0.0);
+    want.step(1, &gradient(1), 1.0);
+    assert_same(&training, &want);
+
+    memory.set_state(&StepState { steady_steps: 1_999, ..memory.state().unwrap() }).unwrap();
+    training.queue(&memory, 3, &scaled(&gradient(2), 512.0), 0.0);
+    want.step(2, &gradient(2), 1.0);
+    assert_same(&training, &want);
+    let state = memory.state().unwrap();
+    assert_eq!((state.loss_scale, state.steady_steps), (1024.0, 0));
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_loss_scale_of_one_cannot_be_blamed() {
+    let training = Training::with_copy(DType::F16);
+    let memory = DeviceStep::new(gpu(), &StepState::scaled(1.5)).unwrap();
+    for step in 1..=3 {
+        training.queue(&memory, step, &[f32::NAN; LEN], 1.0);
+    }
+    let state = memory.state().unwrap();
+    assert_eq!((state.loss_scale, state.skipped, state.diverged), (1.0, 1, Some(2)));
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_buffers_of_other_lengths_are_refused() {
+    let training = Training::new(gpu());
+    let memory = DeviceStep::new(gpu(), &StepState::unscaled()).unwrap();
+    let short = FlatBuffer::zeros(3, gpu()).unwrap();
+    let settings = Tensor::zeros(StepSettings::WORDS, DType::F64, gpu()).unwrap();
+    let buffers = DeviceBuffers {
+        parameters: &training.parameters,
+        gradients: &short,
+        exp_avg: &training.exp_avg,
+        exp_avg_sq: &training.exp_avg_sq,
+        averages: &[],
+        compute: None,
+    };
+    let error = memory.queue(&settings, &buffers).unwrap_err().to_string();
+    assert_eq!(error, "optimizer step: gradients has shape [3], expected [10007]");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_range_of_a_buffer_is_zeroed() {
+    let buffer = FlatBuffer::from_vec(vec![1.0; 9], gpu()).unwrap();
+    buffer.fill_zero(2..7).unwrap();
+    buffer.fill_zero(9..9).unwrap();
+    assert_eq!(buffer.to_vec().unwrap(), [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]);
+}

@@ -1,0 +1,198 @@
+//! What the model crate computes on a GPU against what it computes on the CPU.
+//!
+//! They need a GPU, or the emulator: `cargo test -p ddpm-model --features cuda --test gpu -- --ignored gpu`.
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::sync::OnceLock;
+
+use candle_core::{DType, Device, Tensor};
+use ddpm_kernels::ops::diffusion::{LossOnDevice, NoisyImages, SampleConstants, loss_and_grad};
+use ddpm_kernels::philox::{Philox, Purpose};
+use ddpm_model::diffusion::{
+    DiffusionConfig, DiffusionProcess, Loss, LossConfig, LossInputs, LossKind, LossValue, PredictionType, Timestep,
+    VarianceType,
+};
+
+const STEP: u64 = 11;
+const POSITION: u64 = 4;
+const GLOBAL_BATCH: usize = 8;
+const PREDICTIONS: [PredictionType; 3] = [PredictionType::Epsilon, PredictionType::Sample, PredictionType::VPrediction];
+
+fn gpu() -> &'static Device {
+    static GPU: OnceLock<Device> = OnceLock::new();
+    GPU.get_or_init(|| ddpm_kernels::cuda::open(0).unwrap())
+}
+
+fn numbers(tensor: &Tensor) -> Vec<f64> {
+    let host = tensor.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+    host.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// A loss and what it is computed of, the same on both devices.
+struct Case {
+    process: DiffusionProcess,
+    loss: Loss,
+    shape: [usize; 4],
+    bytes: Vec<u8>,
+    t: Vec<Timestep>,
+    weights: Vec<f32>,
+    output: Tensor,
+    noise: Philox,
+}
+
+impl Case {
+    fn new(loss: &LossConfig, diffusion: &DiffusionConfig, shape: [usize; 4], dtype: DType) -> Self {
+        let process = DiffusionProcess::new(diffusion).unwrap();
+        let last = process.schedule().len() - 1;
+        // The decoder's term, its neighbour, and the noisiest.
+        let t = (0..shape[0]).map(|i| process.schedule().timestep([0, 1, last, last / 2][i % 4]).unwrap()).collect();
+        let mut output_shape = shape;
+        output_shape[3] = diffusion.variance_type.out_channels(shape[3]);
+        let mut output = vec![0f32; output_shape.iter().product()];
+        Philox::new(1, Purpose::Evaluation).fill_normal(0, 0, &mut output);
+        let output = Tensor::from_vec(output, &output_shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        Self {
+            process,
+            loss: Loss::new(loss, diffusion).unwrap(),
+            shape,
+            // The darkest and the brightest, whose bins are open, and all between.
+            bytes: (0..shape.iter().product::<usize>()).map(|i| (i * 85 % 256) as u8).collect(),
+            t,
+            weights: (0..shape[0]).map(|i| 0.5 + i as f32).collect(),
+            output,
+            noise: Philox::new(5, Purpose::Noise),
+        }
+    }
+
+    /// By the CPU's loops.
+    fn want(&self) -> LossValue {
+        let values: usize = self.shape[1..].iter().product();
+        let mut noise = vec![0f32; values * self.shape[0]];
+        for (image, noise) in noise.chunks_mut(values).enumerate() {
+            self.noise.fill_normal(STEP, POSITION + image as u64, noise);
+        }
+        let noise = Tensor::from_vec(noise, &self.shape, &Device::Cpu).unwrap();
+        let pixels: Vec<f32> = self.bytes.iter().map(|&b| f32::from(b) / 127.5 - 1.0).collect();
+        let x_start = Tensor::from_vec(pixels, &self.shape, &Device::Cpu).unwrap();
+        let x_t = self.process.q_sample(&x_start, &self.t, &noise).unwrap();
+        let inputs = LossInputs {
+            model_output: &self.output,
+            x_start: &x_start,
+            x_t: &x_t,
+            t: &self.t,
+            noise: &noise,
+            weights: &self.weights,
+            global_batch: GLOBAL_BATCH,
+        };
+        self.loss.compute(&self.process, &inputs).unwrap()
+    }
+
+    /// By the one launch.
+    fn found(&self, loss_scale: Option<f64>) -> LossOnDevice {
+        let constants = self.loss.constants(&self.process, &self.t, &self.weights, GLOBAL_BATCH).unwrap();
+        let words: Vec<f64> = constants.iter().flat_map(SampleConstants::words).collect();
+        let samples = Tensor::from_vec(words, (constants.len(), SampleConstants::WORDS), gpu()).unwrap();
+        let images = Tensor::from_vec(self.bytes.clone(), &self.shape, gpu()).unwrap();
+        let step = Tensor::new(&[STEP as u32, 0], gpu()).unwrap();
+        let noisy = NoisyImages {
+            images: &images,
+            samples: &samples,
+            noise: self.noise,
+            step: &step,
+            first_position: POSITION,
+        };
+        let scale = loss_scale.map(|scale| Tensor::new(&[scale, -1.0], gpu()).unwrap());
+        loss_and_grad(&noisy, &self.output.to_device(gpu()).unwrap(), scale.as_ref()).unwrap()
+    }
+}
+
+/// The gradient is rounded to its format; all before is double.
+fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => 1e-6,
+        DType::F16 => 2e-3,
+        _ => 8e-3,
+    }
+}
+
+#[track_caller]
+fn assert_close(what: &str, found: &[f64], want: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), want.len(), "{what}");
+    let smallest = want.iter().fold(0f64, |most, v| most.max(v.abs())) * 1e-3;
+    for (i, (f, w)) in found.iter().zip(want).enumerate() {
+        assert!((f - w).abs() <= tolerance * w.abs().max(smallest), "{what}: {i} is {f}, on the CPU {w}");
+    }
+}
+
+#[track_caller]
+fn check(what: &str, case: &Case) {
+    let (found, want) = (case.found(None), case.want());
+    let tolerance = tolerance(case.output.dtype());
+    assert_close(&format!("{what}: gradient"), &numbers(&found.grad), &numbers(&want.grad), tolerance);
+    let of_samples = numbers(&found.samples);
+    let column = |i: usize| of_samples.iter().skip(i).step_by(3).copied().collect::<Vec<_>>();
+    assert_close(&format!("{what}: loss"), &column(0), &want.per_sample, 1e-9);
+    assert_close(&format!("{what}: mse"), &column(1), &want.mse, 1e-9);
+    let vlb = want.vlb.unwrap_or_else(|| vec![0.0; case.shape[0]]);
+    assert_close(&format!("{what}: bits"), &column(2), &vlb, 1e-9);
+}
+
+fn configs(kind: LossKind, prediction_type: PredictionType) -> (LossConfig, DiffusionConfig) {
+    let learned = matches!(kind, LossKind::Vlb | LossKind::Hybrid);
+    let variance_type = if learned { VarianceType::LearnedRange } else { VarianceType::FixedLarge };
+    let diffusion = DiffusionConfig { prediction_type, variance_type, ..DiffusionConfig::default() };
+    (LossConfig { kind, ..LossConfig::default() }, diffusion)
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_loss_of_every_kind_and_prediction_is_the_cpus() {
+    for kind in [LossKind::Simple, LossKind::VlbWeighted, LossKind::Vlb, LossKind::Hybrid] {
+        for prediction in PREDICTIONS {
+            let (loss, diffusion) = configs(kind, prediction);
+            if loss.validate(&diffusion).is_err() {
+                continue;
+            }
+            for dtype in [DType::F32, DType::BF16, DType::F16] {
+                let what = format!("{kind:?}, {prediction:?}, {dtype:?}");
+                check(&what, &Case::new(&loss, &diffusion, [4, 5, 7, 3], dtype));
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_loss_of_one_image_of_many_blocks_and_of_one_value_is_the_cpus() {
+    for kind in [LossKind::Simple, LossKind::Hybrid] {
+        let (loss, diffusion) = configs(kind, PredictionType::Epsilon);
+        check("many blocks", &Case::new(&loss, &diffusion, [1, 41, 40, 3], DType::F32));
+        check("one value", &Case::new(&loss, &diffusion, [2, 1, 1, 1], DType::F32));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_loss_with_min_snr_and_a_variance_it_does_not_use_is_the_cpus() {
+    let (loss, diffusion) = configs(LossKind::Simple, PredictionType::VPrediction);
+    let loss = LossConfig { min_snr_gamma: Some(5.0), ..loss };
+    check("min snr", &Case::new(&loss, &diffusion, [4, 3, 3, 3], DType::F32));
+    let diffusion = DiffusionConfig { variance_type: VarianceType::LearnedRange, ..diffusion };
+    if loss.validate(&diffusion).is_ok() {
+        check("unused variance", &Case::new(&loss, &diffusion, [4, 3, 3, 3], DType::F32));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_loss_scale_multiplies_the_gradient_alone_and_runs_repeat_to_the_bit() {
+    let (loss, diffusion) = configs(LossKind::Hybrid, PredictionType::Epsilon);
+    let case = Case::new(&loss, &diffusion, [3, 16, 16, 3], DType::F32);
+    let (plain, again, scaled) = (case.found(None), case.found(None), case.found(Some(1024.0)));
+    assert_eq!(numbers(&plain.grad), numbers(&again.grad));
+    assert_eq!(numbers(&plain.samples), numbers(&again.samples));
+    assert_eq!(numbers(&plain.samples), numbers(&scaled.samples));
+    let expected: Vec<f64> = numbers(&plain.grad).iter().map(|g| g * 1024.0).collect();
+    assert_eq!(numbers(&scaled.grad), expected);
+}
