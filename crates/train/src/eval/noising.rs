@@ -258,6 +258,7 @@ fn normal_cdf(x: f64) -> f64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use candle_core::Device;
     use ddpm_model::diffusion::DiffusionConfig;
 
     fn noise(count: usize) -> Vec<f32> {
