@@ -119,15 +119,20 @@ fn check(process: &DiffusionProcess, inputs: &LossInputs<'_>) -> Result<(), Diff
     process.check_output(NAME, inputs.model_output, image)?;
     check_count(NAME, "t", inputs.t.len(), inputs.x_start)?;
     check_count(NAME, "weights", inputs.weights.len(), inputs.x_start)?;
-    if inputs.global_batch < inputs.t.len() {
-        return Err(DiffusionError::setting(
-            "global_batch",
-            &inputs.global_batch,
-            format!("at least the {} samples of the micro-batch", inputs.t.len()),
-            "count the samples of all micro-batches",
-        ));
+    check_global_batch(inputs.global_batch, inputs.t.len())
+}
+
+/// Refuses a whole batch smaller than a part of it.
+pub(super) fn check_global_batch(global_batch: usize, samples: usize) -> Result<(), DiffusionError> {
+    if global_batch >= samples {
+        return Ok(());
     }
-    Ok(())
+    Err(DiffusionError::setting(
+        "global_batch",
+        &global_batch,
+        format!("at least the {samples} samples of the micro-batch"),
+        "count the samples of all micro-batches",
+    ))
 }
 
 /// One sample's slices; `output` has one or two values for each of the others'.
