@@ -211,8 +211,7 @@ fn allowed(gpu: &Gpu, request: &Request, configuration: &Descriptor) -> bool {
     let full_precision = request.dtype == DType::F32 && !gpu.tf32();
     let varies = gpu.deterministic() && has(Note::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC);
     let rounds = full_precision && has(Note::CUDNN_NUMERICAL_NOTE_TENSOR_CORE);
-    !varies && !rounds
-        && !has(Note::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
+    !varies && !rounds && !has(Note::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
 }
 
 /// Nothing where the library has no way to do it; an error where it fails.
