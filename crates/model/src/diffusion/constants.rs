@@ -20,6 +20,7 @@ impl Loss {
         weights: &[f32],
         global_batch: usize,
     ) -> Result<Vec<SampleConstants>, DiffusionError> {
+        self.fits(process)?;
         if weights.len() != t.len() {
             let (found, expected) = (vec![weights.len()], vec![t.len()]);
             return Err(DiffusionError::Shape { operation: "loss", name: "weights", found, expected });

@@ -61,6 +61,7 @@ impl Loss {
 
     /// The loss of every sample, and the gradient of their weighted mean.
     pub fn compute(&self, process: &DiffusionProcess, inputs: &LossInputs<'_>) -> Result<LossValue, DiffusionError> {
+        self.fits(process)?;
         check(process, inputs)?;
         let terms = inputs.t.iter().map(|&t| self.at(process, t)).collect::<Result<Vec<_>, _>>()?;
 
@@ -103,10 +104,13 @@ impl Loss {
         })
     }
 
+    /// Refuses a process of other settings than `new` saw: it could lack the variance channels that the bound reads.
+    pub(super) fn fits(&self, process: &DiffusionProcess) -> Result<(), DiffusionError> {
+        self.config.validate(process.config())
+    }
+
     /// The loss of a sample at `t`.
     pub(super) fn at(&self, process: &DiffusionProcess, t: Timestep) -> Result<SampleLoss, DiffusionError> {
-        // A process of other settings than `new` saw could lack the variance channels that the bound reads.
-        self.config.validate(process.config())?;
         SampleLoss::new(&self.config, process, t)
     }
 }
