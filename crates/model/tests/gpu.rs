@@ -196,3 +196,14 @@ fn gpu_loss_scale_multiplies_the_gradient_alone_and_runs_repeat_to_the_bit() {
     let expected: Vec<f64> = numbers(&plain.grad).iter().map(|g| g * 1024.0).collect();
     assert_eq!(numbers(&scaled.grad), expected);
 }
+
+#[test]
+fn weights_and_batches_that_do_not_fit_the_timesteps_are_refused() {
+    let (loss, diffusion) = configs(LossKind::Simple, PredictionType::Epsilon);
+    let process = DiffusionProcess::new(&diffusion).unwrap();
+    let loss = Loss::new(&loss, &diffusion).unwrap();
+    let t = [process.schedule().timestep(3).unwrap(); 2];
+    assert!(loss.constants(&process, &t, &[1.0], 2).is_err());
+    assert!(loss.constants(&process, &t, &[1.0; 2], 1).is_err());
+    assert_eq!(loss.constants(&process, &t, &[1.0; 2], 2).unwrap().len(), 2);
+}

@@ -2,7 +2,7 @@
 //!
 //! They need a GPU, or the emulator: `cargo test -p ddpm-kernels --features cuda --test gpu -- --ignored gpu`.
 #![cfg(feature = "cuda")]
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod attention;
 mod common;

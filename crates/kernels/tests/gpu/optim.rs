@@ -1,7 +1,9 @@
 //! The norm and AdamW against the CPU's, and the step that decides on its own: divergence, loss scale.
 
 use candle_core::{DType, Device, Tensor};
+use ddpm_kernels::KernelError;
 use ddpm_kernels::buffer::FlatBuffer;
+use ddpm_kernels::cuda::{Gpu, Numbers, Upload};
 use ddpm_kernels::optim::{AdamW, AdamWBuffers, DeviceBuffers, DeviceStep, StepSettings, StepState, adamw_step, norm};
 
 use crate::common::{download, gpu};
@@ -18,6 +20,14 @@ fn gradient(step: u64) -> Vec<f32> {
 
 fn scaled(values: &[f32], factor: f32) -> Vec<f32> {
     values.iter().map(|v| v * factor).collect()
+}
+
+/// A step's settings, as the GPU finds them.
+fn settings(step: u64, clip_grad_norm: f64) -> [f64; StepSettings::WORDS] {
+    let decays = DECAYS.to_vec();
+    let settings =
+        StepSettings { lr: 0.01, betas: [0.9, 0.99], eps: 1e-8, weight_decay: 0.1, clip_grad_norm, step, decays };
+    settings.words().unwrap()
 }
 
 /// A training's buffers on one device.
@@ -61,26 +71,22 @@ impl Training {
     /// The same step, decided by the GPU.
     fn queue(&self, memory: &DeviceStep, step: u64, gradient: &[f32], clip: f64) {
         let gradients = FlatBuffer::from_vec(gradient.to_vec(), gpu()).unwrap();
-        let settings = StepSettings {
-            lr: 0.01,
-            betas: [0.9, 0.99],
-            eps: 1e-8,
-            weight_decay: 0.1,
-            clip_grad_norm: clip,
-            step,
-            decays: DECAYS.to_vec(),
-        };
-        let settings = Tensor::new(&settings.words().unwrap()[..], gpu()).unwrap();
+        let settings = Tensor::new(&settings(step, clip)[..], gpu()).unwrap();
+        self.queue_at(memory, &settings, &gradients).unwrap();
+    }
+
+    /// The same, wherever settings and gradients lie.
+    fn queue_at(&self, memory: &DeviceStep, settings: &Tensor, gradients: &FlatBuffer) -> Result<(), KernelError> {
         let averages = [&self.averages[0].0, &self.averages[1].0];
         let buffers = DeviceBuffers {
             parameters: &self.parameters,
-            gradients: &gradients,
+            gradients,
             exp_avg: &self.exp_avg,
             exp_avg_sq: &self.exp_avg_sq,
             averages: &averages,
             compute: self.compute.as_ref(),
         };
-        memory.queue(&settings, &buffers).unwrap();
+        memory.queue(settings, &buffers)
     }
 
     fn all(&self) -> Vec<f32> {
@@ -141,6 +147,27 @@ fn gpu_device_steps_clip_as_the_cpu_does_and_write_the_copy() {
         let parameters = Tensor::new(found.parameters.to_vec().unwrap(), &Device::Cpu).unwrap();
         let rounded = download(&parameters.to_dtype(dtype).unwrap());
         assert_eq!(download(found.compute.as_ref().unwrap()), rounded);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_recorded_step_reads_its_settings_when_it_is_replayed() {
+    let (found, want) = (Training::with_copy(DType::BF16), Training::new(&Device::Cpu));
+    let memory = DeviceStep::new(gpu(), &StepState::unscaled()).unwrap();
+    let gpu = Gpu::of(gpu()).unwrap();
+    let mut upload = Upload::new(&gpu, &[(DType::F64, vec![StepSettings::WORDS])]).unwrap();
+    let gradients = FlatBuffer::from_vec(gradient(1), found.parameters.device()).unwrap();
+    // The first step is taken as it is queued, the others are replayed.
+    upload.send(&[Numbers::F64(&settings(1, 0.0))]).unwrap();
+    found.queue_at(&memory, upload.tensor(0), &gradients).unwrap();
+    let mut recording = gpu.record(|| found.queue_at(&memory, upload.tensor(0), &gradients)).unwrap();
+    want.step(1, &gradient(1), 1.0);
+    for step in 2..=5 {
+        upload.send(&[Numbers::F64(&settings(step, 0.0))]).unwrap();
+        recording.replay().unwrap();
+        want.step(step, &gradient(1), 1.0);
+        assert_same(&found, &want);
     }
 }
 
@@ -216,6 +243,21 @@ fn gpu_buffers_of_other_lengths_are_refused() {
     };
     let error = memory.queue(&settings, &buffers).unwrap_err().to_string();
     assert_eq!(error, "optimizer step: gradients has shape [3], expected [10007]");
+}
+
+#[test]
+fn more_averages_than_a_step_keeps_are_refused() {
+    let settings = StepSettings {
+        lr: 0.1,
+        betas: [0.9, 0.99],
+        eps: 1e-8,
+        weight_decay: 0.0,
+        clip_grad_norm: 0.0,
+        step: 1,
+        decays: vec![0.9; 5],
+    };
+    let error = settings.words().unwrap_err().to_string();
+    assert_eq!(error, "adamw: averages has shape [5], expected [4]");
 }
 
 #[test]

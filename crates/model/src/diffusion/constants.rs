@@ -2,7 +2,7 @@
 
 use ddpm_kernels::ops::diffusion::SampleConstants;
 
-use super::loss::SampleLoss;
+use super::loss::{SampleLoss, check_global_batch};
 use super::{DiffusionError, DiffusionProcess, Loss, Timestep};
 
 impl Loss {
@@ -11,7 +11,8 @@ impl Loss {
     /// [`Loss::compute`] does.
     ///
     /// # Errors
-    /// A timestep the process has not, a weight too many or too few, or a loss that does not fit the process.
+    /// A timestep the process has not, a weight too many or too few, a whole batch smaller than this part of it, or a loss
+    /// that does not fit the process.
     pub fn constants(
         &self,
         process: &DiffusionProcess,
@@ -19,10 +20,12 @@ impl Loss {
         weights: &[f32],
         global_batch: usize,
     ) -> Result<Vec<SampleConstants>, DiffusionError> {
+        self.fits(process)?;
         if weights.len() != t.len() {
             let (found, expected) = (vec![weights.len()], vec![t.len()]);
             return Err(DiffusionError::Shape { operation: "loss", name: "weights", found, expected });
         }
+        check_global_batch(global_batch, t.len())?;
         let of_samples = t.iter().zip(weights);
         of_samples.map(|(&t, &weight)| self.sample(process, t, f64::from(weight) / global_batch as f64)).collect()
     }

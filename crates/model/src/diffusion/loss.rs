@@ -61,6 +61,7 @@ impl Loss {
 
     /// The loss of every sample, and the gradient of their weighted mean.
     pub fn compute(&self, process: &DiffusionProcess, inputs: &LossInputs<'_>) -> Result<LossValue, DiffusionError> {
+        self.fits(process)?;
         check(process, inputs)?;
         let terms = inputs.t.iter().map(|&t| self.at(process, t)).collect::<Result<Vec<_>, _>>()?;
 
@@ -103,10 +104,13 @@ impl Loss {
         })
     }
 
+    /// Refuses a process of other settings than `new` saw: it could lack the variance channels that the bound reads.
+    pub(super) fn fits(&self, process: &DiffusionProcess) -> Result<(), DiffusionError> {
+        self.config.validate(process.config())
+    }
+
     /// The loss of a sample at `t`.
     pub(super) fn at(&self, process: &DiffusionProcess, t: Timestep) -> Result<SampleLoss, DiffusionError> {
-        // A process of other settings than `new` saw could lack the variance channels that the bound reads.
-        self.config.validate(process.config())?;
         SampleLoss::new(&self.config, process, t)
     }
 }
@@ -119,15 +123,20 @@ fn check(process: &DiffusionProcess, inputs: &LossInputs<'_>) -> Result<(), Diff
     process.check_output(NAME, inputs.model_output, image)?;
     check_count(NAME, "t", inputs.t.len(), inputs.x_start)?;
     check_count(NAME, "weights", inputs.weights.len(), inputs.x_start)?;
-    if inputs.global_batch < inputs.t.len() {
-        return Err(DiffusionError::setting(
-            "global_batch",
-            &inputs.global_batch,
-            format!("at least the {} samples of the micro-batch", inputs.t.len()),
-            "count the samples of all micro-batches",
-        ));
+    check_global_batch(inputs.global_batch, inputs.t.len())
+}
+
+/// Refuses a whole batch smaller than a part of it.
+pub(super) fn check_global_batch(global_batch: usize, samples: usize) -> Result<(), DiffusionError> {
+    if global_batch >= samples {
+        return Ok(());
     }
-    Ok(())
+    Err(DiffusionError::setting(
+        "global_batch",
+        &global_batch,
+        format!("at least the {samples} samples of the micro-batch"),
+        "count the samples of all micro-batches",
+    ))
 }
 
 /// One sample's slices; `output` has one or two values for each of the others'.

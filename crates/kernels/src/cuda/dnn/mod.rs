@@ -209,9 +209,9 @@ fn allowed(gpu: &Gpu, request: &Request, configuration: &Descriptor) -> bool {
     let Ok(notes) = notes() else { return false };
     let has = |note| notes.contains(&note);
     let full_precision = request.dtype == DType::F32 && !gpu.tf32();
-    !(gpu.deterministic() && has(Note::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC))
-        && !(full_precision && has(Note::CUDNN_NUMERICAL_NOTE_TENSOR_CORE))
-        && !has(Note::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
+    let varies = gpu.deterministic() && has(Note::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC);
+    let rounds = full_precision && has(Note::CUDNN_NUMERICAL_NOTE_TENSOR_CORE);
+    !varies && !rounds && !has(Note::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
 }
 
 /// Nothing where the library has no way to do it; an error where it fails.

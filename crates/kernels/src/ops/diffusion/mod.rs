@@ -154,8 +154,8 @@ pub fn sinusoids(
 ) -> Result<Tensor> {
     const OP: &str = "sinusoids";
     let [_] = check::dims(OP, "numbers", numbers)?;
-    if channels == 0 || channels % 2 != 0 {
-        let (found, expected) = (vec![channels], vec![(channels + 1) / 2 * 2]);
+    if channels == 0 || !channels.is_multiple_of(2) {
+        let (found, expected) = (vec![channels], vec![channels.next_multiple_of(2).max(2)]);
         return Err(KernelError::Shape { op: OP, tensor: "a row of the result", found, expected });
     }
     cuda::sinusoids(numbers, channels / 2, flip_sin_to_cos, freq_shift, dtype)

@@ -27,7 +27,7 @@ const KEYS: [&str; 3] = ["attention_flash_keys_32", "attention_flash_keys_64", "
 /// Whether the kernels can do this: they read 16 bytes at a time, of numbers that tensor cores multiply.
 pub(super) fn fits(s: Shape, qkv: &Tensor) -> Result<bool> {
     let d = s.head_dim();
-    let numbers = matches!(qkv.dtype(), DType::BF16 | DType::F16) && d % 8 == 0;
+    let numbers = matches!(qkv.dtype(), DType::BF16 | DType::F16) && d.is_multiple_of(8);
     if !numbers || width(d).is_none() || s.n > MOST || s.heads > MOST {
         return Ok(false);
     }

@@ -69,10 +69,9 @@ impl Products<'_> {
         let over_images = n >= heads;
         let (batch, rounds) = if over_images { (n, heads) } else { (heads, n) };
         let step = |family: &Family, batched: bool| if batched == over_images { family.image } else { family.head };
-        let matrix = |family: &Family, transposed| Matrix {
-            stride: family.stride,
-            batch_stride: step(family, true),
-            transposed,
+        let matrix = |family: &Family, transposed: bool| {
+            let one = if transposed { Matrix::transposed } else { Matrix::rows };
+            one(family.stride).batched(step(family, true))
         };
         let product = Product {
             rows: form.rows,
