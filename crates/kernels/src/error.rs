@@ -57,4 +57,4 @@ pub enum KernelError {
 }
 
 /// A kernel's result.
-pub type Result<T> = std::result::Result<T, KernelError>;
+pub type Result<T, E = KernelError> = std::result::Result<T, E>;

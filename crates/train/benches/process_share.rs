@@ -106,7 +106,7 @@ impl Step {
         let (size, channels) = (config.data.image_size, config.data.channels);
         let dims = [train.batch_size, size, size, channels];
         let noise = Philox::new(config.run.seed, Purpose::Noise);
-        let x_start = (normals(noise, u64::MAX, 0, &dims, &device)? * 0.5)?;
+        let x_start = (normals(noise, u64::MAX, 0, &dims)? * 0.5)?;
         let out_channels = config.diffusion.variance_type.out_channels(channels);
         let gradient = Tensor::full(1e-4f32, (dims[0], size, size, out_channels), &device)?;
         let ready = (gradient, (0..dims[0]).map(|k| (k * 31) as f32).collect());
@@ -135,7 +135,7 @@ impl Step {
         self.number += 1;
         let count = self.x_start.dims()[0];
         let drawn = self.timestep_sampler.draw(self.number, 0, count);
-        let noise = normals(self.noise, self.number, 0, self.x_start.dims(), self.x_start.device())?;
+        let noise = normals(self.noise, self.number, 0, self.x_start.dims())?;
         let x_t = self.process.q_sample(&self.x_start, &drawn.timesteps, &noise)?;
         let timesteps: Vec<f32> = drawn.timesteps.iter().map(|t| t.index() as f32).collect();
         let mut within = start.elapsed();

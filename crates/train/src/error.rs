@@ -80,6 +80,10 @@ impl From<ModelError> for Failure {
             ModelError::MissingTensor { .. } | ModelError::TensorShape { .. } => {
                 Self::from_error(ExitCode::Checkpoint, &error)
             }
+            ModelError::Kernel(KernelError::OutOfMemory { .. }) => Self::from_error(ExitCode::Device, &error)
+                .hint("compute fewer images at once: a smaller train.micro_batch or --batch-size"),
+            ModelError::Kernel(KernelError::Gpu { .. }) => Self::from_error(ExitCode::Device, &error)
+                .hint("`ddpm doctor` shows which of NVIDIA's libraries are there; --device cpu needs none"),
             _ => Self::from_error(ExitCode::Other, &error),
         }
     }

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaSlice, CudaStream};
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{DType, Device};
@@ -60,6 +60,11 @@ pub struct Gpu {
     shared_memory: usize,
     deterministic: AtomicBool,
     tf32: AtomicBool,
+}
+
+/// Whether there is a GPU that a driver answers for.
+pub fn is_there() -> bool {
+    CudaContext::device_count().is_ok_and(|count| count > 0)
 }
 
 /// Opens the GPU of this number: memory that is freed stays with the process, and nothing is tracked between streams, for

@@ -98,9 +98,16 @@ impl StepState {
         [self.loss_scale, dynamic, self.steady_steps as f64, self.skipped as f64, diverged, self.norm]
     }
 
-    fn from_words(words: &[f64]) -> Option<Self> {
-        let &[loss_scale, dynamic, steady_steps, skipped, diverged, norm] = words else { return None };
-        Some(Self {
+    /// The state from the numbers of [`DeviceStep::state_tensor`].
+    ///
+    /// # Errors
+    /// Another number of them.
+    pub fn from_numbers(numbers: &[f64]) -> Result<Self> {
+        let &[loss_scale, dynamic, steady_steps, skipped, diverged, norm] = numbers else {
+            let (found, expected) = (vec![numbers.len()], vec![STATE]);
+            return Err(KernelError::Shape { op: OP, tensor: "state", found, expected });
+        };
+        Ok(Self {
             loss_scale,
             dynamic: dynamic != 0.0,
             steady_steps: steady_steps as u64,
@@ -156,13 +163,7 @@ impl DeviceStep {
     /// # Errors
     /// Something queued before has failed.
     pub fn state(&self) -> Result<StepState> {
-        let words = self.state.to_vec1::<f64>()?;
-        StepState::from_words(&words).ok_or_else(|| KernelError::Shape {
-            op: OP,
-            tensor: "state",
-            found: vec![words.len()],
-            expected: vec![STATE],
-        })
+        StepState::from_numbers(&self.state.to_vec1::<f64>()?)
     }
 
     /// Overwrites the state in place, where graphs that were captured find it: after a divergence, or on resuming.

@@ -181,6 +181,13 @@ pub enum LossKind {
     Hybrid,
 }
 
+impl LossKind {
+    /// Whether the variational bound is a part of it.
+    pub fn has_bound(self) -> bool {
+        matches!(self, Self::Vlb | Self::Hybrid)
+    }
+}
+
 /// How t is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

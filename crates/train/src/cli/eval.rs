@@ -42,7 +42,7 @@ pub(super) fn nll(args: &NllArgs, output: &Output) -> Result<Outcome, Failure> {
     let request = NllRequest { kept: &kept, batch_size: args.batch_size, seed: args.seed };
 
     let mut counter = output.counter(passes(&images, &request), "passes");
-    let nll = evaluate(&model, &images, &request, &device, &mut |passes, bits| {
+    let nll = evaluate(&model, &images, &request, &mut |passes, bits| {
         let status = bits.map_or_else(String::new, |bits| format!("{bits:.4} bits/dim so far"));
         counter.set(passes as u64, &status);
     });

@@ -16,7 +16,7 @@ pub(super) fn export(args: &ExportArgs, output: &Output) -> Result<(), Failure> 
     model.skipped.iter().for_each(|message| output.warn(message));
     let options = ExportOptions { epsilon_only: args.epsilon_only, samples: args.samples };
     let mut counter = output.counter(args.samples, "images");
-    let exported = exchange::export(&model, &args.to, options, &device, &mut |done| counter.set(done as u64, ""));
+    let exported = exchange::export(&model, &args.to, options, &mut |done| counter.set(done as u64, ""));
     drop(counter);
     let exported = exported?;
     let files: Vec<_> = exported.files.iter().map(|file| args.to.join(file)).collect();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::{DiffusionProcess, SamplerConfig, invert, sample};
 use serde::Serialize;
@@ -55,7 +55,6 @@ pub(super) fn run(
     source: &str,
     model: &Model,
     sampler: &SamplerConfig,
-    device: &Device,
     output: &Output,
 ) -> Result<(), Failure> {
     if args.guidance != 0.0 {
@@ -75,9 +74,9 @@ pub(super) fn run(
     // A clamp cannot be undone.
     let process = model.process.unclamped();
     let mut parts = Vec::new();
-    for batch in images.batches(args.batch_size, device)? {
+    for batch in images.batches(args.batch_size)? {
         let batch = batch?;
-        parts.push(round_trip(args.refine, &batch, model, &process, sampler, device)?);
+        parts.push(round_trip(args.refine, &batch, model, &process, sampler)?);
         counter.set((batch.first + batch.x_start.dims()[0]) as u64, "");
     }
     drop(counter);
@@ -104,10 +103,9 @@ fn round_trip(
     model: &Model,
     process: &DiffusionProcess,
     sampler: &SamplerConfig,
-    device: &Device,
 ) -> Result<RoundTrip, Failure> {
     let images = batch.x_start.clone();
-    let mut denoise = |x_t: &Tensor, t| model.painter(device).denoise(x_t, t, batch.labels.as_deref(), None);
+    let mut denoise = |x_t: &Tensor, t| model.painter().denoise(x_t, t, batch.labels.as_deref(), None);
     let latents = invert::<Failure>(process, sampler, images.clone(), refinements as usize, &mut denoise)?;
     let mut no_noise = |_| Err(Failure::new(ExitCode::Other, "a deterministic sampler asked for noise"));
     let returned = sample(process, sampler, latents.clone(), &mut no_noise, &mut denoise)?;

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::Device;
 use ddpm_model::diffusion::{SamplerConfig, SamplerKind, Spacing};
 use serde_json::json;
 
@@ -33,7 +32,7 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
     let sampler = sampler(args, model.process.schedule().len());
     let steps = sampler.kept_timesteps(model.process.schedule().len())?.len();
     if let Some(source) = &args.invert {
-        return invert::run(args, source, &model, &sampler, &device, output);
+        return invert::run(args, source, &model, &sampler, output);
     }
     let num = args.num.unwrap_or(SAMPLE_IMAGES);
     let request = Request {
@@ -52,7 +51,7 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
 
     let start = Instant::now();
     let mut trajectory = args.trajectory.as_ref().map(|_| Trajectory::new(num, steps));
-    let images = draw(&request, &model, &device, trajectory.as_mut(), output)?;
+    let images = draw(&request, &model, trajectory.as_mut(), output)?;
     let seconds = start.elapsed().as_secs_f64();
     let mut files = write_images(&images, &args.out, layout)?;
     if let Some((path, trajectory)) = args.trajectory.as_ref().zip(trajectory) {
@@ -81,12 +80,11 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
 fn draw(
     request: &Request<'_>,
     model: &Model,
-    device: &Device,
     mut trajectory: Option<&mut Trajectory>,
     output: &Output,
 ) -> Result<Images, Failure> {
     let mut counter = output.counter(request.num, "images");
-    let images = model.painter(device).draw(
+    let images = model.painter().draw(
         request,
         &mut Onlooker {
             progress: &mut |done| counter.set(done as u64, ""),

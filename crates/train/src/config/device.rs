@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use candle_core::Device;
-use candle_core::utils::cuda_is_available;
 
 use crate::error::{ExitCode, Failure};
 
@@ -46,10 +45,10 @@ impl fmt::Display for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// Whether this ends on the CPU, as far as can be told without opening a device.
+    /// Whether this ends on the CPU.
     pub fn is_cpu(self) -> bool {
         match self {
-            Self::Auto => !cuda_is_available(),
+            Self::Auto => !gpu_is_there(),
             Self::Cpu => true,
             Self::Cuda(_) => false,
         }
@@ -62,21 +61,33 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Device, Failure> {
         match self {
             Self::Cuda(number) => open_cuda(number),
-            Self::Auto if cuda_is_available() => open_cuda(0),
+            Self::Auto if gpu_is_there() => open_cuda(0),
             Self::Auto | Self::Cpu => Ok(Device::Cpu),
         }
     }
 }
 
+/// Whether this build can use a GPU and there is one.
+fn gpu_is_there() -> bool {
+    #[cfg(feature = "cuda")]
+    return ddpm_kernels::cuda::is_there();
+    #[cfg(not(feature = "cuda"))]
+    false
+}
+
+#[cfg(feature = "cuda")]
 fn open_cuda(number: usize) -> Result<Device, Failure> {
-    if !cuda_is_available() {
-        let message = format!("device cuda:{number}: this build of ddpm computes on the CPU only");
-        return Err(Failure::new(ExitCode::Device, message).hint("use --device cpu, or --device auto"));
-    }
-    Device::new_cuda(number).map_err(|error| {
+    ddpm_kernels::cuda::open(number).map_err(|error| {
         Failure::caused_by(ExitCode::Device, format!("device cuda:{number} cannot be opened"), &error)
             .hint("`ddpm doctor` shows what is there; --device cpu needs no GPU")
     })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(number: usize) -> Result<Device, Failure> {
+    let message = format!("device cuda:{number}: this build of ddpm computes on the CPU only");
+    let hint = "build with --features cuda (docs/cuda.md), or use --device cpu or --device auto";
+    Err(Failure::new(ExitCode::Device, message).hint(hint))
 }
 
 #[cfg(test)]

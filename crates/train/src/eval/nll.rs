@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::diffusion::{BitsPerDim, Timestep, bits_per_dim};
 use serde::Serialize;
@@ -66,19 +66,18 @@ pub fn evaluate(
     model: &Model,
     images: &EvalImages,
     request: &NllRequest<'_>,
-    device: &Device,
     progress: &mut dyn FnMut(usize, Option<f64>),
 ) -> Result<Nll, Failure> {
     let start = Instant::now();
     let process = model.process.respaced(request.kept)?;
     let (mut sums, mut in_network, mut passes) = (Sums::new(request.kept.len()), Duration::ZERO, 0);
     let philox = Philox::new(request.seed, Purpose::Evaluation);
-    for batch in images.batches(request.batch_size, device)? {
+    for batch in images.batches(request.batch_size)? {
         let EvalBatch { x_start, labels, first } = batch?;
-        let mut noise = |t: Timestep| Ok(normals(philox, t.index() as u64, first, x_start.dims(), device)?);
+        let mut noise = |t: Timestep| Ok(normals(philox, t.index() as u64, first, x_start.dims())?);
         let mut denoise = |x_t: &Tensor, t: Timestep| {
             let entered = Instant::now();
-            let output = model.painter(device).denoise(x_t, t, labels.as_deref(), None);
+            let output = model.painter().denoise(x_t, t, labels.as_deref(), None);
             in_network += entered.elapsed();
             passes += 1;
             progress(passes, sums.mean());

@@ -18,7 +18,7 @@
 
 use std::f64::consts::FRAC_1_SQRT_2;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::{DiffusionProcess, Schedule, Timestep, prior_bits};
@@ -144,7 +144,7 @@ pub fn measure(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Noising, Failure> {
     let philox = Philox::new(seed, Purpose::Evaluation);
-    let batches = images.batches(BATCH, &Device::Cpu)?.collect::<Result<Vec<EvalBatch>, Failure>>()?;
+    let batches = images.batches(BATCH)?.collect::<Result<Vec<EvalBatch>, Failure>>()?;
     let images_statistics = statistics(&batches, |batch| Ok(batch.x_start.clone()))?;
     let mut noised = Vec::with_capacity(timesteps.len());
     for &t in timesteps {
@@ -179,7 +179,7 @@ fn ks_limit(values: usize) -> f64 {
 
 fn x_t(process: &DiffusionProcess, batch: &EvalBatch, t: Timestep, philox: Philox) -> Result<Tensor, Failure> {
     let dims = batch.x_start.dims();
-    let noise = normals(philox, t.index() as u64, batch.first, dims, &Device::Cpu)?;
+    let noise = normals(philox, t.index() as u64, batch.first, dims)?;
     Ok(process.q_sample(&batch.x_start, &vec![t; dims[0]], &noise)?)
 }
 

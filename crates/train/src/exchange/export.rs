@@ -5,7 +5,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use ddpm_model::diffusion::{DiffusionConfig, PredictionType, SamplerConfig, SamplerKind, VarianceType};
 use ddpm_model::unet::UNetConfig;
 use serde_json::json;
@@ -52,7 +51,6 @@ pub fn export(
     model: &Model,
     to: &Path,
     options: ExportOptions,
-    device: &Device,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Exported, Failure> {
     refuse_taken(to)?;
@@ -74,7 +72,7 @@ pub fn export(
     }
     let samples = options.samples;
     if samples > 0 {
-        files.push((PathBuf::from(SAMPLES_FILE), draw(model, samples, device, progress)?));
+        files.push((PathBuf::from(SAMPLES_FILE), draw(model, samples, progress)?));
     }
     let parameters = model.unet.layout().parameters() - shape.removed;
     let card = card(&Card { facts: facts.as_ref(), shape: (&shape.unet, &shape.diffusion), parameters, samples });
@@ -160,7 +158,7 @@ fn index() -> String {
 }
 
 /// A grid of samples as PNG: DDIM, so that the variance, and with it --epsilon-only, changes nothing.
-fn draw(model: &Model, num: usize, device: &Device, progress: &mut dyn FnMut(usize)) -> Result<Vec<u8>, Failure> {
+fn draw(model: &Model, num: usize, progress: &mut dyn FnMut(usize)) -> Result<Vec<u8>, Failure> {
     let sampler = SamplerConfig {
         sampler: SamplerKind::Ddim,
         steps: Some(sample_steps(model.process.schedule().len())),
@@ -176,7 +174,7 @@ fn draw(model: &Model, num: usize, device: &Device, progress: &mut dyn FnMut(usi
         batch_size: BATCH,
     };
     let onlooker = &mut Onlooker { progress, proceed: &|| Ok(()), glimpse: &mut |_| Ok(()) };
-    let images = model.painter(device).draw(&request, onlooker)?;
+    let images = model.painter().draw(&request, onlooker)?;
     let [_, height, width, _] = images.shape;
     Ok(encode(&grid(&images.pixels, images.shape, Layout::visible(height, width))?)?.bytes)
 }

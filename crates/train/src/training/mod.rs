@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`step`] | one optimizer step |
+//! | [`step`] | one optimizer step; `gpu` (with the feature `cuda`): the same, queued, recorded and replayed |
 //! | [`run`] | the life of a run; beside it `context` (what stays the same), `resume` (where it starts), `observe` (metrics, checkpoints, pictures) |
 //! | [`state`] | a trainer to and from a checkpoint |
 //! | [`window`] | the means between two logged steps |
@@ -15,6 +15,8 @@
 
 mod context;
 pub mod estimate;
+#[cfg(feature = "cuda")]
+mod gpu;
 pub mod measure;
 pub mod model;
 pub mod noise;

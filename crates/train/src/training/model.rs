@@ -9,6 +9,7 @@ use ddpm_model::unet::UNet;
 
 use super::pictures::Painter;
 use super::state::{checkpoint_config, read_params};
+use super::step::compute_dtype;
 use crate::checkpoint::{Checkpoint, MANIFEST_FILE, MODEL_FILE, Skipped, ema_file, newest_good};
 use crate::config::TrainConfig;
 use crate::error::{ExitCode, Failure};
@@ -57,7 +58,8 @@ impl Model {
             _ => "those of the last step".to_owned(),
         };
         Ok(Self {
-            params: read_params(&checkpoint, &file, &unet, device)?,
+            params: read_params(&checkpoint, &file, &unet, device)?
+                .computing_in(compute_dtype(config.train.precision, device))?,
             facts: Facts::of_checkpoint(&checkpoint, &config, weights),
             process: DiffusionProcess::new(&config.diffusion)?,
             unet,
@@ -92,9 +94,9 @@ pub fn all_classes(config: &TrainConfig) -> Option<Vec<u32>> {
 }
 
 impl Model {
-    /// To draw from it, on `device`.
-    pub fn painter<'a>(&'a self, device: &'a Device) -> Painter<'a> {
-        Painter { unet: &self.unet, params: &self.params, process: &self.process, device }
+    /// To draw from it.
+    pub fn painter(&self) -> Painter<'_> {
+        Painter { unet: &self.unet, params: &self.params, process: &self.process }
     }
 
     /// Gives a model that does not learn its variance another one.

@@ -120,6 +120,9 @@ impl<'a> Observers<'a> {
         let log = plan.log_cadence().is_due(step);
         let (save, draw) = (plan.checkpoint_cadence().is_due(step), plan.sample_cadence().is_due(step));
         self.take_outcomes(trainer, log || save || draw)?;
+        for notice in trainer.take_notices() {
+            self.reporter.warn(&notice);
+        }
         self.reporter.step(step);
         if log && let Some(outcome) = &self.last {
             let images = plan.images(step);
@@ -209,12 +212,8 @@ impl<'a> Observers<'a> {
             guidance: None,
             batch_size: BATCH,
         };
-        let painter = Painter {
-            unet: trainer.unet(),
-            params: trainer.sampling_params(),
-            process: trainer.process(),
-            device: self.context.device,
-        };
+        let params = trainer.sampling_params()?;
+        let painter = Painter { unet: trainer.unet(), params: &params, process: trainer.process() };
         let Some(images) = painter.draw_unless(&request, &|| self.stop.is_over())? else { return Ok(false) };
         let layout = Layout::visible(images.shape[1], images.shape[2]);
         let step = trainer.steps_taken();

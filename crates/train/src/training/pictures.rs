@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::{DiffusionProcess, SamplerConfig, Timestep, sample_observed, slerp};
@@ -28,8 +28,6 @@ pub struct Painter<'a> {
     pub params: &'a Params,
     /// The diffusion process.
     pub process: &'a DiffusionProcess,
-    /// Where to compute.
-    pub device: &'a Device,
 }
 
 /// What to draw.
@@ -156,7 +154,7 @@ impl Painter<'_> {
             Start::Seed(seed) | Start::Between(seed, _) => seed,
         };
         let philox = Philox::new(seed, Purpose::Sample);
-        let mut noise = |step| Ok(normals(philox, step as u64 + 1, first, &shape, self.device)?);
+        let mut noise = |step| Ok(normals(philox, step as u64 + 1, first, &shape)?);
         let x_t = self.start(request, first, &shape)?;
         let mut observe = |t, x_start: &Tensor| (onlooker.glimpse)(Glimpse { first, t, x_start });
         sample_observed(self.process, request.sampler, x_t, &mut noise, &mut denoise, &mut observe)
@@ -164,8 +162,7 @@ impl Painter<'_> {
 
     /// x_T of the images `first..`.
     fn start(&self, request: &Request<'_>, first: usize, shape: &[usize; 4]) -> Result<Tensor, Failure> {
-        let noise =
-            |seed, first, dims: &[usize]| normals(Philox::new(seed, Purpose::Sample), 0, first, dims, self.device);
+        let noise = |seed, first, dims: &[usize]| normals(Philox::new(seed, Purpose::Sample), 0, first, dims);
         let (from, to) = match request.start {
             Start::Seed(seed) => return Ok(noise(seed, first, shape)?),
             Start::Between(from, to) => (from, to),
@@ -193,7 +190,7 @@ impl Painter<'_> {
         let timesteps = vec![t.index() as f32; count];
         let predict = |labels: Option<&[u32]>| -> Result<Tensor, Failure> {
             let mut tape = Tape::inference(self.params);
-            Ok(self.unet.forward(&mut tape, x_t, &timesteps, labels)?.value().clone())
+            Ok(self.unet.forward(&mut tape, x_t, &timesteps, labels)?.to_host()?)
         };
         let conditional = predict(labels)?;
         let Some(Guidance { weight, none }) = guidance else { return Ok(conditional) };
@@ -234,6 +231,7 @@ fn room_for(shape: [usize; 4]) -> Result<Vec<u8>, Failure> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use candle_core::Device;
 
     #[test]
     fn guidance_exaggerates_the_prediction_and_leaves_a_learned_variance() {

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use ddpm_data::Batch;
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::ModelError;
@@ -18,9 +18,12 @@ use ddpm_model::params::{Gradients, Params};
 use ddpm_model::tape::{DropoutStream, Tape};
 use ddpm_model::unet::UNet;
 
+#[cfg(feature = "cuda")]
+use super::gpu::GpuSteps;
 use super::noise::normals;
 use super::pixels::normalise;
 use crate::config::TrainPlan;
+use crate::config::types::Precision;
 use crate::error::{ExitCode, Failure};
 use crate::exchange::Imported;
 use crate::memory;
@@ -31,18 +34,20 @@ pub struct Trainer {
     pub(super) unet: UNet,
     pub(super) params: Params,
     pub(super) optimizer: Optimizer,
-    gradients: Gradients,
-    process: Arc<DiffusionProcess>,
-    loss: Loss,
+    pub(super) gradients: Gradients,
+    pub(super) process: Arc<DiffusionProcess>,
+    pub(super) loss: Loss,
     pub(super) timestep_sampler: TimestepSampler,
-    lr: LrConfig,
+    pub(super) lr: LrConfig,
     label_dropout: Option<LabelDropout>,
-    noise: Philox,
-    seed: u64,
-    micro_batch: usize,
+    pub(super) noise: Philox,
+    pub(super) seed: u64,
+    pub(super) micro_batch: usize,
     device: Device,
     /// What steps did that nobody has asked about.
-    finished: VecDeque<StepOutcome>,
+    pub(super) finished: VecDeque<StepOutcome>,
+    #[cfg(feature = "cuda")]
+    gpu: Option<Box<GpuSteps>>,
     /// What the run was imported from; goes into every checkpoint.
     pub(super) imported: Option<Imported>,
 }
@@ -110,6 +115,7 @@ impl Trainer {
         optimizer: Optimizer,
     ) -> Result<Self, Failure> {
         let config = plan.config();
+        let params = params.computing_in(compute_dtype(config.train.precision, device))?;
         let process = Arc::new(DiffusionProcess::new(&config.diffusion)?);
         let timesteps = config.diffusion.num_train_timesteps;
         let label_dropout = plan
@@ -132,6 +138,8 @@ impl Trainer {
             micro_batch: plan.micro_batch().map_or(config.train.batch_size, usize::from),
             device: device.clone(),
             finished: VecDeque::new(),
+            #[cfg(feature = "cuda")]
+            gpu: if device.is_cuda() { Some(Box::new(GpuSteps::new(plan, device)?)) } else { None },
             unet,
             params,
             optimizer,
@@ -155,9 +163,16 @@ impl Trainer {
         &self.unet
     }
 
-    /// The weights that pictures are drawn with: the first moving average, or without one the raw weights.
-    pub fn sampling_params(&self) -> &Params {
-        self.optimizer.averages().first().map_or(&self.params, |average| &average.params)
+    /// The weights that pictures are drawn with: the first moving average, or without one the raw weights; in the format
+    /// that the network computes in.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn sampling_params(&self) -> Result<Params, ModelError> {
+        match self.optimizer.averages().first() {
+            Some(average) => average.params.computing_in(self.params.dtype()),
+            None => Ok(self.params.clone()),
+        }
     }
 
     /// Learns from `batch`, the batch of this step: on a GPU by queueing what is to be computed. See
@@ -166,17 +181,39 @@ impl Trainer {
     /// # Errors
     /// Exit code 5 if the loss or the gradient is not finite; the weights are then those of the step before.
     pub fn step(&mut self, batch: &Batch) -> Result<(), Failure> {
+        #[cfg(feature = "cuda")]
+        if let Some(mut gpu) = self.gpu.take() {
+            let queued = self.queue_step(&mut gpu, batch);
+            self.gpu = Some(gpu);
+            return queued;
+        }
         let outcome = self.learn(batch)?;
         self.finished.push_back(outcome);
         Ok(())
     }
 
-    /// What the steps did since this was asked last, oldest first; without `all`, those that have been computed.
+    /// What the steps did since this was asked last, oldest first; with `all`, also those that a GPU is still computing.
     ///
     /// # Errors
     /// As [`step`](Self::step), found out only now.
-    pub fn outcomes(&mut self, _all: bool) -> Result<Vec<StepOutcome>, Failure> {
+    pub fn outcomes(&mut self, all: bool) -> Result<Vec<StepOutcome>, Failure> {
+        #[cfg(feature = "cuda")]
+        if all && let Some(mut gpu) = self.gpu.take() {
+            let read = self.read_steps(&mut gpu, 0);
+            self.gpu = Some(gpu);
+            read?;
+        }
+        let _ = all;
         Ok(self.finished.drain(..).collect())
+    }
+
+    /// What happened that a user should know, since this was asked last.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &mut self.gpu {
+            return std::mem::take(&mut gpu.notices);
+        }
+        Vec::new()
     }
 
     fn learn(&mut self, batch: &Batch) -> Result<StepOutcome, Failure> {
@@ -225,7 +262,7 @@ impl Trainer {
         let x_start = self.x_start(batch, &samples)?;
         let labels = self.labels(step, batch, &samples);
         let drawn = self.timestep_sampler.draw(step, samples.start, samples.len());
-        let noise = normals(self.noise, step, samples.start, x_start.dims(), &self.device)?;
+        let noise = normals(self.noise, step, samples.start, x_start.dims())?;
         let x_t = self.process.q_sample(&x_start, &drawn.timesteps, &noise)?;
 
         let dropout = DropoutStream { seed: self.seed, step, first_position: samples.start as u64 };
@@ -271,7 +308,7 @@ impl Trainer {
     }
 
     /// The labels, some of them dropped where guidance is to be learned.
-    fn labels(&self, step: u64, batch: &Batch, samples: &Range<usize>) -> Option<Vec<u32>> {
+    pub(super) fn labels(&self, step: u64, batch: &Batch, samples: &Range<usize>) -> Option<Vec<u32>> {
         let mut labels = batch.labels.as_ref()?[samples.clone()].to_vec();
         if let Some(dropout) = self.label_dropout {
             let philox = Philox::new(self.seed, Purpose::LabelDropout);
@@ -282,6 +319,16 @@ impl Trainer {
             }
         }
         Some(labels)
+    }
+}
+
+/// The format a network of this precision computes in on `device`.
+pub(crate) fn compute_dtype(precision: Precision, device: &Device) -> DType {
+    match precision {
+        _ if device.is_cpu() => DType::F32,
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::BF16,
+        Precision::F16 => DType::F16,
     }
 }
 
@@ -311,7 +358,7 @@ fn require_room(parameters: usize, averages: usize) -> Result<(), Failure> {
     }
 }
 
-fn diverged(step: u64, what: &str) -> Failure {
+pub(super) fn diverged(step: u64, what: &str) -> Failure {
     Failure::new(ExitCode::Diverged, format!("training diverged at step {}: {what}", step + 1)).hint(
         "start another run (--run-dir DIR) with a lower train.lr, a longer train.warmup_steps or a lower train.clip_grad_norm; \
          the checkpoints so far are as they were",

@@ -1,0 +1,267 @@
+//! The training step on a GPU: Algorithm 1 once more, as work that is queued, recorded and replayed.
+//!
+//! Everything that changes from step to step (images, timesteps, the step's number, the learning rate) is uploaded in one
+//! piece to tensors that keep their places. All the rest reads those: noise is made where it is used, the loss and its
+//! gradient are one kernel, the optimizer judges the gradient's norm itself. So the host never waits, and the whole step is
+//! recorded once and replayed by one call.
+//!
+//! The first step runs as it is: it finds the fastest algorithms for its shapes, and whether its memory suffices. The
+//! second is recorded.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use ddpm_data::Batch;
+use ddpm_kernels::KernelError;
+use ddpm_kernels::cuda::{Download, Gpu, IN_FLIGHT, Numbers, Recording, Upload};
+use ddpm_kernels::ops::diffusion::{NoisyImages, SampleConstants, loss_and_grad, q_sample};
+use ddpm_kernels::optim::{DeviceStep, StepSettings, StepState};
+use ddpm_model::ModelError;
+use ddpm_model::diffusion::DrawnTimesteps;
+use ddpm_model::tape::{DropoutStream, Tape};
+use ddpm_model::unet::{ClassEmbedType, Condition};
+
+use super::step::{Phases, StepOutcome, Trainer, diverged};
+use crate::config::TrainPlan;
+use crate::config::types::Precision;
+use crate::error::{ExitCode, Failure};
+
+/// Where f16's loss scale starts, as PyTorch's.
+const FIRST_LOSS_SCALE: f64 = 65_536.0;
+/// Results of a sample: its loss, its mean squared error, its term of the bound.
+const RESULTS: usize = 3;
+
+/// The parts of an upload, in their order; labels come last, where there are any.
+const IMAGES: usize = 0;
+const SAMPLES: usize = 1;
+const TIMESTEPS: usize = 2;
+const STEP: usize = 3;
+const SETTINGS: usize = 4;
+const LABELS: usize = 5;
+
+/// What a trainer needs besides to train on a GPU.
+#[derive(Debug)]
+pub(super) struct GpuSteps {
+    gpu: Arc<Gpu>,
+    upload: Upload,
+    /// Of the whole batch, f64 `[N, RESULTS]`.
+    results: Tensor,
+    download: Download,
+    device_step: DeviceStep,
+    recording: Option<Recording>,
+    /// Whether a step ran, so that the next one can be recorded.
+    warm: bool,
+    /// Steps whose results have not been read, oldest first.
+    pending: VecDeque<Pending>,
+    /// Whether the number of images computed at once may be made smaller where memory does not suffice.
+    may_halve: bool,
+    has_labels: bool,
+    /// Whether classes are embedded as numbers, as timesteps are.
+    labels_are_numbers: bool,
+    vlb: bool,
+    last: Instant,
+    /// What happened that a user should know.
+    pub(super) notices: Vec<String>,
+}
+
+/// A step that was queued.
+#[derive(Debug)]
+struct Pending {
+    drawn: DrawnTimesteps,
+    lr: f64,
+    phases: Phases,
+}
+
+impl GpuSteps {
+    /// For a run of `plan` on a GPU.
+    pub(super) fn new(plan: &TrainPlan, device: &Device) -> Result<Self, Failure> {
+        let gpu = Gpu::of(device)?;
+        gpu.set_deterministic(plan.config().train.deterministic);
+        let data = &plan.config().data;
+        let n = plan.config().train.batch_size;
+        let mut shapes = vec![
+            (DType::U8, vec![n, data.image_size, data.image_size, data.channels]),
+            (DType::F64, vec![n, SampleConstants::WORDS]),
+            (DType::F32, vec![n]),
+            (DType::U32, vec![2]),
+            (DType::F64, vec![StepSettings::WORDS]),
+        ];
+        let has_labels = plan.classes().is_some();
+        let numbers = plan.config().model.class_embed_type == Some(ClassEmbedType::Timestep);
+        shapes.extend(has_labels.then(|| (if numbers { DType::F32 } else { DType::U32 }, vec![n])));
+        let state = match plan.config().train.precision {
+            Precision::F16 => StepState::scaled(FIRST_LOSS_SCALE),
+            Precision::F32 | Precision::Bf16 => StepState::unscaled(),
+        };
+        let device_step = DeviceStep::new(device, &state)?;
+        let results = Tensor::zeros((n, RESULTS), DType::F64, device).map_err(ModelError::from)?;
+        let lens = [results.elem_count(), device_step.state_tensor().elem_count()];
+        Ok(Self {
+            upload: Upload::new(&gpu, &shapes)?,
+            download: Download::new(&gpu, &lens)?,
+            gpu,
+            results,
+            device_step,
+            recording: None,
+            warm: false,
+            pending: VecDeque::new(),
+            may_halve: plan.micro_batch().is_none(),
+            has_labels,
+            labels_are_numbers: numbers,
+            vlb: plan.config().loss.kind.has_bound(),
+            last: Instant::now(),
+            notices: Vec::new(),
+        })
+    }
+}
+
+impl Trainer {
+    /// Queues the step that learns from `batch`.
+    pub(super) fn queue_step(&mut self, gpu: &mut GpuSteps, batch: &Batch) -> Result<(), Failure> {
+        // A sampler that learns from the losses must have seen those of the step before.
+        let (step, n) = (self.steps_taken(), batch.shape[0]);
+        let most = if self.timestep_sampler.history().is_some() { 0 } else { IN_FLIGHT - 1 };
+        self.read_steps(gpu, most)?;
+        let drawn = self.timestep_sampler.draw(step, 0, n);
+        let labels = self.labels(step, batch, &(0..n)).filter(|_| gpu.has_labels);
+        let samples = self.loss.constants(&self.process, &drawn.timesteps, &drawn.weights, n)?;
+        let samples: Vec<f64> = samples.iter().flat_map(SampleConstants::words).collect();
+        let timesteps: Vec<f32> = drawn.timesteps.iter().map(|t| t.index() as f32).collect();
+        let lr = self.lr.at(step);
+        let settings = self.optimizer.count_step(lr).words()?;
+        let halves = [step as u32, (step >> 32) as u32];
+        let mut numbers = vec![
+            Numbers::U8(&batch.images),
+            Numbers::F64(&samples),
+            Numbers::F32(&timesteps),
+            Numbers::U32(&halves),
+            Numbers::F64(&settings),
+        ];
+        let label_numbers: Option<Vec<f32>> = labels.as_ref().map(|labels| labels.iter().map(|&l| l as f32).collect());
+        numbers.extend(match gpu.labels_are_numbers {
+            true => label_numbers.as_deref().map(Numbers::F32),
+            false => labels.as_deref().map(Numbers::U32),
+        });
+        gpu.upload.send(&numbers)?;
+        self.run_or_replay(gpu, n)?;
+        gpu.download.ask(&[&gpu.results, gpu.device_step.state_tensor()])?;
+        let phases = Phases { forward: gpu.last.elapsed(), ..Phases::default() };
+        gpu.last = Instant::now();
+        gpu.pending.push_back(Pending { drawn, lr, phases });
+        Ok(())
+    }
+
+    fn run_or_replay(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), Failure> {
+        if let Some(recording) = &mut gpu.recording {
+            return Ok(recording.replay()?);
+        }
+        if !gpu.warm {
+            self.run_first(gpu, n)?;
+            gpu.warm = true;
+            return Ok(());
+        }
+        // What the first step used belongs to the process; a recording has memory of its own.
+        gpu.gpu.give_back_unused()?;
+        let device = gpu.gpu.clone();
+        let mut recording = device.record(|| self.queue_work(gpu, n))?;
+        recording.replay()?;
+        gpu.recording = Some(recording);
+        Ok(())
+    }
+
+    /// Runs a step as it is, with fewer images at once for as long as memory does not suffice.
+    fn run_first(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), Failure> {
+        loop {
+            let queued = self.queue_work(gpu, n).and_then(|()| Ok(gpu.gpu.synchronize()?));
+            match queued {
+                Err(ModelError::Kernel(KernelError::OutOfMemory { .. })) if gpu.may_halve && self.micro_batch > 1 => {
+                    let half = self.micro_batch.div_ceil(2);
+                    let all = self.micro_batch;
+                    gpu.notices
+                        .push(format!("{all} images at once do not fit into the GPU's memory: {half} at a time"));
+                    self.micro_batch = half;
+                    gpu.gpu.give_back_unused()?;
+                }
+                Err(ModelError::Kernel(error @ KernelError::OutOfMemory { .. })) => {
+                    return Err(does_not_fit(self, &error));
+                }
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// One whole step, queued: Algorithm 1 of Ho et al. 2020, a micro-batch at a time.
+    fn queue_work(&mut self, gpu: &GpuSteps, n: usize) -> Result<(), ModelError> {
+        self.gradients.reset();
+        for first in (0..n).step_by(self.micro_batch) {
+            self.queue_micro_batch(gpu, first..(first + self.micro_batch).min(n))?;
+        }
+        let settings = gpu.upload.tensor(SETTINGS);
+        self.optimizer.queue(&gpu.device_step, settings, &self.params, &mut self.gradients)
+    }
+
+    fn queue_micro_batch(&mut self, gpu: &GpuSteps, samples: Range<usize>) -> Result<(), ModelError> {
+        let part = |number: usize| gpu.upload.tensor(number).narrow(0, samples.start, samples.len());
+        let (images, constants, step) = (part(IMAGES)?, part(SAMPLES)?, gpu.upload.tensor(STEP));
+        let first_position = samples.start as u64;
+        let noisy = NoisyImages { images: &images, samples: &constants, noise: self.noise, step, first_position };
+        let x_t = q_sample(&noisy, self.params.dtype())?;
+
+        let dropout = DropoutStream { seed: self.seed, step: 0, first_position };
+        let mut tape = Tape::training(&self.params, dropout).stepping_at(step);
+        let labels = gpu.has_labels.then(|| part(LABELS)).transpose()?;
+        let condition = Condition { timesteps: part(TIMESTEPS)?, labels };
+        let output = self.unet.forward_at(&mut tape, &x_t, &condition)?;
+        let loss = loss_and_grad(&noisy, output.value(), Some(gpu.device_step.state_tensor()))?;
+        gpu.gpu.copy(&loss.samples, &gpu.results.narrow(0, samples.start, samples.len())?)?;
+
+        tape.backward(output, loss.grad, &mut self.gradients)
+    }
+
+    /// Reads the results of the oldest steps until `most` are left, waiting for them.
+    pub(super) fn read_steps(&mut self, gpu: &mut GpuSteps, most: usize) -> Result<(), Failure> {
+        while gpu.download.pending() > most {
+            let Some(results) = gpu.download.read()? else { break };
+            let Some(Pending { drawn, lr, phases }) = gpu.pending.pop_front() else { break };
+            let [samples, state] = results[..] else { break };
+            let state = StepState::from_numbers(state)?;
+            let column = |at: usize| samples.iter().skip(at).step_by(RESULTS).copied();
+            if let Some(step) = state.diverged {
+                let what = match column(0).find(|loss| !loss.is_finite()) {
+                    Some(loss) => format!("the loss is {loss}"),
+                    None => format!("the gradient's norm is {}", state.norm),
+                };
+                return Err(diverged(step - 1, &what));
+            }
+            let timesteps = self.process.schedule().len();
+            let unweighted: Vec<f64> = column(0).collect();
+            self.timestep_sampler.observe(&drawn.timesteps, &unweighted);
+            self.finished.push_back(StepOutcome {
+                losses: unweighted.iter().zip(&drawn.weights).map(|(l, w)| l * f64::from(*w)).collect(),
+                quartiles: drawn.timesteps.iter().map(|t| t.index() * 4 / timesteps).collect(),
+                timesteps: drawn.timesteps,
+                unweighted,
+                mse: column(1).collect(),
+                vlb: gpu.vlb.then(|| column(2).collect()),
+                lr,
+                grad_norm: state.norm,
+                phases,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn does_not_fit(trainer: &Trainer, error: &KernelError) -> Failure {
+    let images = trainer.micro_batch;
+    let message = format!(
+        "a step with {images} image{} at once does not fit into the GPU's memory",
+        if images == 1 { "" } else { "s" }
+    );
+    let hint = "set train.micro_batch = 0 to have the largest number that fits found; where 1 does not fit, make \
+                model.block_out_channels narrower, or train.precision = \"bf16\"";
+    Failure::caused_by(ExitCode::Device, message, error).hint(hint)
+}
