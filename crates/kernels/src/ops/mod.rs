@@ -4,6 +4,9 @@
 //! Memory policy: `forward` and the gradient of an input are returned as new tensors; the gradient of a parameter
 //! is written straight into the flat gradient buffer, overwriting or adding as the caller says.
 //!
+//! On the CPU tensors are f32. On a GPU activations may be f32, bf16 or f16, all of one operation alike; operations compute in
+//! f32 whatever they are, and gradients of parameters are f32.
+//!
 //! Every split of work into parts is a function of the shapes and the number of threads alone, and partial sums are
 //! added in order: the same machine gives the same bits, however its threads are scheduled.
 

@@ -9,43 +9,43 @@ use ddpm_kernels::gemm::Write;
 use ddpm_kernels::philox::{Philox, Purpose};
 
 /// The number formats activations may have.
-pub const FORMATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+pub(crate) const FORMATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
 /// The GPU, opened once.
-pub fn gpu() -> &'static Device {
+pub(crate) fn gpu() -> &'static Device {
     static GPU: OnceLock<Device> = OnceLock::new();
     GPU.get_or_init(|| ddpm_kernels::cuda::open(0).unwrap())
 }
 
 /// A tensor of `shape` that the CPU and the GPU hold alike: normals, rounded to `dtype`.
-pub struct Both {
+pub(crate) struct Both {
     /// In f64 on the CPU, for the twin.
-    pub exact: Tensor,
+    pub(crate) exact: Tensor,
     /// In `dtype` on the GPU.
-    pub device: Tensor,
+    pub(crate) device: Tensor,
 }
 
 /// Standard normals, a function of `seed`.
-pub fn normals(seed: u64, shape: &[usize], dtype: DType) -> Both {
+pub(crate) fn normals(seed: u64, shape: &[usize], dtype: DType) -> Both {
     let mut data = vec![0f32; shape.iter().product()];
     Philox::new(seed, Purpose::Evaluation).fill_normal(0, 0, &mut data);
     both(&Tensor::from_vec(data, shape, &Device::Cpu).unwrap(), dtype)
 }
 
 /// `tensor`, rounded to `dtype`.
-pub fn both(tensor: &Tensor, dtype: DType) -> Both {
+pub(crate) fn both(tensor: &Tensor, dtype: DType) -> Both {
     let rounded = tensor.to_dtype(dtype).unwrap();
     Both { exact: rounded.to_dtype(DType::F64).unwrap(), device: rounded.to_device(gpu()).unwrap() }
 }
 
 /// A result's numbers on the CPU.
-pub fn download(tensor: &Tensor) -> Vec<f64> {
+pub(crate) fn download(tensor: &Tensor) -> Vec<f64> {
     let host = tensor.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
     host.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// How far a result may be off, relative to the largest number of the exact one: a few roundings of the format.
-pub fn tolerance(dtype: DType) -> f64 {
+pub(crate) fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => 2e-5,
         DType::F16 => 4e-3,
@@ -55,7 +55,7 @@ pub fn tolerance(dtype: DType) -> f64 {
 
 /// Compares a result on the GPU with the exact one.
 #[track_caller]
-pub fn assert_close(what: &str, found: &Tensor, exact: &Tensor, tolerance: f64) {
+pub(crate) fn assert_close(what: &str, found: &Tensor, exact: &Tensor, tolerance: f64) {
     assert_eq!(found.dims(), exact.dims(), "{what}: shape");
     let (found, exact) = (download(found), download(exact));
     let largest = exact.iter().fold(1e-6f64, |most, v| most.max(v.abs()));
@@ -65,7 +65,7 @@ pub fn assert_close(what: &str, found: &Tensor, exact: &Tensor, tolerance: f64) 
 }
 
 /// A twin's result and its gradients by `inputs`, in f64, for the gradient `dy` of the result.
-pub fn exactly(
+pub(crate) fn exactly(
     inputs: &[&Tensor],
     dy: impl FnOnce(&Tensor) -> Tensor,
     twin: impl FnOnce(&[Tensor]) -> candle_core::Result<Tensor>,
@@ -79,7 +79,7 @@ pub fn exactly(
 }
 
 /// The places of a weight's and a bias' gradient in a flat buffer on the GPU that is full of other numbers.
-pub struct Slots {
+pub(crate) struct Slots {
     buffer: FlatBuffer,
     weight: Range<usize>,
     bias: Range<usize>,
@@ -88,7 +88,7 @@ pub struct Slots {
 
 impl Slots {
     /// `gap` elements lie before, between and behind them.
-    pub fn new(weight: usize, bias: usize, gap: usize) -> Self {
+    pub(crate) fn new(weight: usize, bias: usize, gap: usize) -> Self {
         let weight = gap..gap + weight;
         let bias = weight.end + gap..weight.end + gap + bias;
         let before: Vec<f32> = (0..bias.end + gap).map(|i| (i as f32 * 0.7).sin()).collect();
@@ -96,13 +96,13 @@ impl Slots {
     }
 
     /// Where an operation is to write them.
-    pub fn grads(&self, write: Write) -> ParamGrads<'_> {
+    pub(crate) fn grads(&self, write: Write) -> ParamGrads<'_> {
         ParamGrads { buffer: &self.buffer, weight: self.weight.clone(), bias: self.bias.clone(), write }
     }
 
     /// Compares both with the exact ones, and everything around them with what was there.
     #[track_caller]
-    pub fn check(&self, what: &str, write: Write, weight: &Tensor, bias: &Tensor, tolerance: f64) {
+    pub(crate) fn check(&self, what: &str, write: Write, weight: &Tensor, bias: &Tensor, tolerance: f64) {
         let after = self.buffer.to_vec().unwrap();
         for (range, exact) in [(&self.weight, weight), (&self.bias, bias)] {
             let earlier = |i: usize| if write == Write::Add { f64::from(self.before[i]) } else { 0.0 };
