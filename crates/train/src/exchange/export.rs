@@ -27,12 +27,16 @@ use crate::training::state::named_tensors;
 const SAMPLE_SEED: u64 = 0;
 
 /// What to export.
-#[derive(Clone, Copy, Debug)]
-pub struct ExportOptions {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ExportOptions<'a> {
     /// Leave the variance head out.
     pub epsilon_only: bool,
     /// Images on the card; 0: none.
     pub samples: usize,
+    /// Where on the hub it will be, for the commands on the card.
+    pub repo: Option<&'a str>,
+    /// The licence that the card states.
+    pub licence: Option<&'a str>,
 }
 
 /// What was written.
@@ -51,7 +55,7 @@ pub struct Exported {
 pub fn export(
     model: &Model,
     to: &Path,
-    options: ExportOptions,
+    options: ExportOptions<'_>,
     device: &Device,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Exported, Failure> {
@@ -60,7 +64,7 @@ pub fn export(
     let facts = model
         .facts
         .clone()
-        .map(|facts| facts.with_loss(&model.origin))
+        .map(|facts| facts.with_run(&model.origin))
         .map(|facts| Facts { epsilon_only: facts.epsilon_only || shape.is_cut, ..facts });
     let weights = weights(model, &shape)?;
     let mut files = vec![
@@ -77,7 +81,14 @@ pub fn export(
         files.push((PathBuf::from(SAMPLES_FILE), draw(model, samples, device, progress)?));
     }
     let parameters = model.unet.layout().len() - shape.removed;
-    let card = card(&Card { facts: facts.as_ref(), shape: (&shape.unet, &shape.diffusion), parameters, samples });
+    let card = card(&Card {
+        facts: facts.as_ref(),
+        shape: (&shape.unet, &shape.diffusion),
+        parameters,
+        samples,
+        repo: options.repo,
+        licence: options.licence,
+    });
     files.push((PathBuf::from(CARD_FILE), card.into_bytes()));
     let bytes = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
     write_folder(to, &files)?;
@@ -109,7 +120,7 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(model: &Model, options: ExportOptions) -> Result<Self, Failure> {
+    fn of(model: &Model, options: ExportOptions<'_>) -> Result<Self, Failure> {
         let (mut unet, mut diffusion) = (model.config.model.clone(), model.config.diffusion.clone());
         if !options.epsilon_only {
             return Ok(Self { unet, diffusion, is_cut: false, removed: 0 });

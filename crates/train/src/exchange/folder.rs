@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::config::{read_scheduler, read_unet};
 use super::{
-    FACTS_FILE, Facts, INDEX_FILE, MODELS, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
+    FACTS_FILE, Facts, INDEX_FILE, MODELS, PICKLES, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
     unreadable,
 };
 use crate::checkpoint::{NamedTensor, tensors};
@@ -36,9 +36,6 @@ const LIMITS: [(&str, u64); 7] = [
     ("block_out_channels", 65_536),
 ];
 const MAX_LEVELS: usize = 12;
-
-/// The formats that run code when read.
-const PICKLES: [&str; 3] = ["diffusion_pytorch_model.bin", "pytorch_model.bin", "model.ckpt"];
 
 /// A model in diffusers' layout.
 #[derive(Debug)]
