@@ -1,0 +1,124 @@
+//! Repositories.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use sha1::{Digest as _, Sha1};
+use sha2::Sha256;
+
+/// All of a hub.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) repos: BTreeMap<String, Repo>,
+    pub(super) has_xet: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { repos: BTreeMap::new(), has_xet: true }
+    }
+}
+
+/// A repository.
+#[derive(Clone, Debug)]
+pub struct Repo {
+    /// Only for those who have the token.
+    pub private: bool,
+    /// Commits, oldest first.
+    pub branches: BTreeMap<String, Vec<Commit>>,
+}
+
+/// All files at one time.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// 40 hexadecimal digits.
+    pub id: String,
+    /// What it says.
+    pub message: String,
+    pub(super) files: BTreeMap<String, File>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct File {
+    pub(super) bytes: Arc<Vec<u8>>,
+    pub(super) is_large: bool,
+}
+
+impl Repo {
+    pub(super) fn new(private: bool) -> Self {
+        let mut repo = Self { private, branches: BTreeMap::new() };
+        repo.branches.insert("main".into(), Vec::new());
+        repo.add("main", "initial commit", &[(".gitattributes", b"*.safetensors filter=lfs\n")]);
+        repo
+    }
+
+    /// The newest commit of a branch, or the commit of this name.
+    pub(super) fn head(&self, revision: &str) -> Option<&Commit> {
+        let named = || self.branches.values().flatten().find(|commit| commit.id == revision);
+        self.branches.get(revision).and_then(|commits| commits.last()).or_else(named)
+    }
+
+    /// A commit of small files on top of a branch.
+    pub fn add(&mut self, branch: &str, message: &str, files: &[(&str, &[u8])]) {
+        let files = files.iter().map(|(path, bytes)| {
+            ((*path).to_owned(), Some(File { bytes: Arc::new(bytes.to_vec()), is_large: false }))
+        });
+        self.commit(branch, message, files.collect());
+    }
+
+    /// A commit; a file that is none is removed.
+    pub(super) fn commit(&mut self, branch: &str, message: &str, changes: Vec<(String, Option<File>)>) -> String {
+        let commits = self.branches.get_mut(branch).unwrap();
+        let mut files = commits.last().map(|commit| commit.files.clone()).unwrap_or_default();
+        for (path, file) in changes {
+            match file {
+                Some(file) => files.insert(path, file),
+                None => files.remove(&path),
+            };
+        }
+        let mut hasher = Sha1::new().chain_update(format!("{branch} {} {message}", commits.len()));
+        files.iter().for_each(|(path, file)| hasher.update(format!("{path} {}\n", file.git_sha1())));
+        let id = hex(&hasher.finalize());
+        commits.push(Commit { id: id.clone(), message: message.to_owned(), files });
+        id
+    }
+}
+
+impl File {
+    /// Of the file, or of the pointer to it that git has.
+    fn git_sha1(&self) -> String {
+        let blob = |bytes: &[u8]| {
+            hex(&Sha1::new().chain_update(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize())
+        };
+        if self.is_large { blob(self.pointer().as_bytes()) } else { blob(&self.bytes) }
+    }
+
+    fn pointer(&self) -> String {
+        let (oid, size) = (self.sha256(), self.bytes.len());
+        format!("version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n")
+    }
+
+    pub(super) fn sha256(&self) -> String {
+        hex(&Sha256::digest(self.bytes.as_slice()))
+    }
+
+    /// As a listing has it.
+    pub(super) fn entry(&self, path: &str) -> Value {
+        let size = self.bytes.len();
+        let mut entry = json!({"type": "file", "oid": self.git_sha1(), "size": size, "path": path});
+        if self.is_large {
+            entry["lfs"] = json!({"oid": self.sha256(), "size": size, "pointerSize": self.pointer().len()});
+        }
+        entry
+    }
+
+    /// What names the content: a header of `resolve`.
+    pub(super) fn etag(&self) -> String {
+        if self.is_large { self.sha256() } else { self.git_sha1() }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
