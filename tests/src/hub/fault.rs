@@ -32,6 +32,7 @@ enum Kind {
     Stall,
     Drop,
     DropAfter,
+    StallAfter,
     StatusAfter(u16),
     Short,
     Damaged,
@@ -42,48 +43,54 @@ enum Kind {
 pub struct Fault {
     pub(super) route: Route,
     kind: Kind,
+    skipped: usize,
     times: usize,
 }
 
 impl Fault {
     /// Every request of this route is refused.
     pub fn status(route: Route, status: u16) -> Self {
-        Self { route, kind: Kind::Status(status, None), times: usize::MAX }
+        Self { route, kind: Kind::Status(status, None), skipped: 0, times: usize::MAX }
     }
 
     /// Every request of this route is refused for so many seconds, it says.
     pub fn busy(route: Route, seconds: u64) -> Self {
-        Self { route, kind: Kind::Status(429, Some(seconds)), times: usize::MAX }
+        Self { route, kind: Kind::Status(429, Some(seconds)), skipped: 0, times: usize::MAX }
     }
 
     /// No request of this route is ever answered.
     pub fn stall(route: Route) -> Self {
-        Self { route, kind: Kind::Stall, times: usize::MAX }
+        Self { route, kind: Kind::Stall, skipped: 0, times: usize::MAX }
     }
 
     /// The connection breaks before anything is done.
     pub fn drop(route: Route) -> Self {
-        Self { route, kind: Kind::Drop, times: usize::MAX }
+        Self { route, kind: Kind::Drop, skipped: 0, times: usize::MAX }
     }
 
     /// The request is served, and then the connection breaks instead of an answer.
     pub fn drop_after(route: Route) -> Self {
-        Self { route, kind: Kind::DropAfter, times: usize::MAX }
+        Self { route, kind: Kind::DropAfter, skipped: 0, times: usize::MAX }
+    }
+
+    /// The request is served, and never answered.
+    pub fn stall_after(route: Route) -> Self {
+        Self { route, kind: Kind::StallAfter, skipped: 0, times: usize::MAX }
     }
 
     /// The request is served, and then refused.
     pub fn status_after(route: Route, status: u16) -> Self {
-        Self { route, kind: Kind::StatusAfter(status), times: usize::MAX }
+        Self { route, kind: Kind::StatusAfter(status), skipped: 0, times: usize::MAX }
     }
 
     /// Half of the bytes come, as if that were all.
     pub fn short(route: Route) -> Self {
-        Self { route, kind: Kind::Short, times: usize::MAX }
+        Self { route, kind: Kind::Short, skipped: 0, times: usize::MAX }
     }
 
     /// All bytes come, one of them wrong.
     pub fn damaged(route: Route) -> Self {
-        Self { route, kind: Kind::Damaged, times: usize::MAX }
+        Self { route, kind: Kind::Damaged, skipped: 0, times: usize::MAX }
     }
 
     /// So often, and then no more.
@@ -92,9 +99,19 @@ impl Fault {
         Self { times, ..self }
     }
 
-    /// Counts a request; none is left when the fault is over.
-    pub(super) fn used(self) -> Option<Self> {
-        (self.times > 1).then(|| Self { times: if self.times == usize::MAX { self.times } else { self.times - 1 }, ..self })
+    /// Not the first so many.
+    #[must_use]
+    pub fn after_first(self, skipped: usize) -> Self {
+        Self { skipped, ..self }
+    }
+
+    /// Counts a request: whether it fails, and what is left of the fault.
+    pub(super) fn count(self) -> (bool, Option<Self>) {
+        if self.skipped > 0 {
+            return (false, Some(Self { skipped: self.skipped - 1, ..self }));
+        }
+        let left = if self.times == usize::MAX { self.times } else { self.times - 1 };
+        (true, Some(Self { times: left, ..self }).filter(|_| left > 0))
     }
 
     /// Instead of serving the request, where that is the fault.
@@ -108,9 +125,10 @@ impl Fault {
     }
 
     /// Instead of the answer of a request that was served.
-    pub(super) fn after(self, answer: Response) -> Response {
+    pub(super) async fn instead_of(self, answer: Response) -> Response {
         match self.kind {
             Kind::DropAfter => break_connection(),
+            Kind::StallAfter => std::future::pending().await,
             Kind::StatusAfter(status) => refusal(status, None),
             _ => answer,
         }

@@ -27,7 +27,7 @@ use crate::{Ddpm, Place};
 pub const TOKEN: &str = "hf_of_the_tests";
 
 /// Seconds of silence that commands wait for it.
-pub const TIMEOUT: f64 = 1.5;
+pub const TIMEOUT: f64 = 1.0;
 
 /// See the module. It goes with the value.
 #[derive(Debug)]

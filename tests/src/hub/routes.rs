@@ -60,10 +60,9 @@ impl Shared {
         let mut faults = self.faults.lock().unwrap();
         let at = faults.iter().position(|fault| fault.route == route)?;
         let fault = faults.remove(at);
-        if let Some(rest) = fault.used() {
-            faults.insert(at, rest);
-        }
-        Some(fault)
+        let (is_due, left) = fault.count();
+        faults.splice(at..at, left);
+        is_due.then_some(fault)
     }
 
     /// Looks something up in a repository that the asker may see.
@@ -102,7 +101,7 @@ async fn serve(hub: &Shared, route: Route, work: impl AsyncFnOnce() -> Answer) -
     }
     let answer = work().await.unwrap_or_else(|refusal| refusal);
     match fault {
-        Some(fault) => fault.after(answer),
+        Some(fault) => fault.instead_of(answer).await,
         None => answer,
     }
 }

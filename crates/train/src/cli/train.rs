@@ -37,6 +37,8 @@ fn dry_run(args: &TrainArgs, options: RunOptions, output: &Output) -> Result<Out
     let setting = |key: &str, value: String| Setting { key: key.to_owned(), value };
     let mut settings = args.settings();
     settings.push(setting("run.dir", dir.path().join("run").display().to_string()));
+    // Nobody wants a model of one step on the hub.
+    settings.push(setting("hub.repo", "\"\"".to_owned()));
     settings.push(setting("log.every", "1".to_owned()));
     settings.push(setting("sample.num", "1".to_owned()));
     settings.push(setting("sample.steps", "2".to_owned()));
