@@ -117,8 +117,14 @@ impl FakeHub {
     #[track_caller]
     pub fn files(&self, name: &str) -> Vec<(String, Vec<u8>)> {
         let repo = self.repo(name).unwrap_or_else(|| panic!("no repository {name}"));
-        let head = repo.head("main").unwrap();
-        head.files.iter().map(|(path, file)| (path.clone(), file.bytes.to_vec())).collect()
+        let read = async || {
+            let mut files = Vec::new();
+            for (path, file) in &repo.head("main").unwrap().files {
+                files.push((path.clone(), self.shared.bytes(file).await));
+            }
+            files
+        };
+        self.runtime.as_ref().unwrap().block_on(read())
     }
 
     /// The requests so far, as `POST /api/repos/create`.

@@ -65,6 +65,14 @@ impl Shared {
         is_due.then_some(fault)
     }
 
+    /// A file's bytes.
+    pub(super) async fn bytes(&self, file: &File) -> Vec<u8> {
+        match file {
+            File::Small(bytes) => bytes.to_vec(),
+            File::Large(sha256, size) => xet::read(self.large.path(), sha256, *size).await,
+        }
+    }
+
     /// Looks something up in a repository that the asker may see.
     fn read<T>(&self, name: &str, headers: &HeaderMap, look: impl FnOnce(&Repo) -> T) -> Result<T, Response> {
         let state = self.state.lock().unwrap();
@@ -220,15 +228,14 @@ async fn commit(hub: Hub, Path((owner, name, rev)): InRepo, headers: HeaderMap, 
                 "deletedFile" => changes.push((path, None)),
                 "file" => {
                     let bytes = STANDARD.decode(value["content"].as_str().unwrap()).unwrap();
-                    changes.push((path, Some(File { bytes: Arc::new(bytes), is_large: false })));
+                    changes.push((path, Some(File::Small(Arc::new(bytes)))));
                 }
                 "lfsFile" => {
                     let (oid, size) = (value["oid"].as_str().unwrap(), value["size"].as_u64().unwrap());
-                    let bytes = xet::read(hub.large.path(), oid, size).await;
-                    let missing = || refuse(StatusCode::BAD_REQUEST, "", &format!("{path}: not uploaded"));
-                    let file = File { bytes: Arc::new(bytes.ok_or_else(missing)?), is_large: true };
-                    assert_eq!(file.sha256(), oid);
-                    changes.push((path, Some(file)));
+                    if !xet::has(hub.large.path(), oid) {
+                        return Err(refuse(StatusCode::BAD_REQUEST, "", &format!("{path}: not uploaded")));
+                    }
+                    changes.push((path, Some(File::Large(oid.to_owned(), size))));
                 }
                 other => panic!("a line of the kind {other}"),
             }
@@ -259,7 +266,11 @@ async fn resolve(
     let find = |repo: &Repo| Some(repo.head(&rev)?.files.get(&path)?.clone());
     match hub.read(&format!("{owner}/{name}"), &headers, find) {
         Ok(Some(file)) => {
-            let bytes = fault.map_or_else(|| file.bytes.to_vec(), |fault| fault.bytes(file.bytes.to_vec()));
+            let bytes = hub.bytes(&file).await;
+            let bytes = match fault {
+                Some(fault) => fault.bytes(bytes),
+                None => bytes,
+            };
             ([("etag", format!("\"{}\"", file.etag()))], bytes).into_response()
         }
         Ok(None) => refuse(StatusCode::NOT_FOUND, "EntryNotFound", "Entry not found"),

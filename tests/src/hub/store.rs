@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use sha1::{Digest as _, Sha1};
-use sha2::Sha256;
 
 /// All of a hub.
 #[derive(Debug)]
@@ -40,9 +39,11 @@ pub struct Commit {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct File {
-    pub(super) bytes: Arc<Vec<u8>>,
-    pub(super) is_large: bool,
+pub(super) enum File {
+    /// In the repository.
+    Small(Arc<Vec<u8>>),
+    /// A pointer to what was uploaded: SHA-256 and size.
+    Large(String, u64),
 }
 
 impl Repo {
@@ -62,7 +63,7 @@ impl Repo {
     /// A commit of small files on top of a branch.
     pub fn add(&mut self, branch: &str, message: &str, files: &[(&str, &[u8])]) {
         let files = files.iter().map(|(path, bytes)| {
-            ((*path).to_owned(), Some(File { bytes: Arc::new(bytes.to_vec()), is_large: false }))
+            ((*path).to_owned(), Some(File::Small(Arc::new(bytes.to_vec()))))
         });
         self.commit(branch, message, files.collect());
     }
@@ -91,34 +92,42 @@ impl File {
         let blob = |bytes: &[u8]| {
             hex(&Sha1::new().chain_update(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize())
         };
-        if self.is_large { blob(self.pointer().as_bytes()) } else { blob(&self.bytes) }
+        match self {
+            Self::Small(bytes) => blob(bytes),
+            Self::Large(..) => blob(self.pointer().as_bytes()),
+        }
     }
 
     fn pointer(&self) -> String {
-        let (oid, size) = (self.sha256(), self.bytes.len());
-        format!("version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n")
-    }
-
-    pub(super) fn sha256(&self) -> String {
-        hex(&Sha256::digest(self.bytes.as_slice()))
+        match self {
+            Self::Small(_) => String::new(),
+            Self::Large(oid, size) => {
+                format!("version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n")
+            }
+        }
     }
 
     /// As a listing has it.
     pub(super) fn entry(&self, path: &str) -> Value {
-        let size = self.bytes.len();
-        let mut entry = json!({"type": "file", "oid": self.git_sha1(), "size": size, "path": path});
-        if self.is_large {
-            entry["lfs"] = json!({"oid": self.sha256(), "size": size, "pointerSize": self.pointer().len()});
+        let oid = self.git_sha1();
+        match self {
+            Self::Small(bytes) => json!({"type": "file", "oid": oid, "size": bytes.len(), "path": path}),
+            Self::Large(sha256, size) => {
+                let lfs = json!({"oid": sha256, "size": size, "pointerSize": self.pointer().len()});
+                json!({"type": "file", "oid": oid, "size": size, "path": path, "lfs": lfs})
+            }
         }
-        entry
     }
 
     /// What names the content: a header of `resolve`.
     pub(super) fn etag(&self) -> String {
-        if self.is_large { self.sha256() } else { self.git_sha1() }
+        match self {
+            Self::Small(_) => self.git_sha1(),
+            Self::Large(sha256, _) => sha256.clone(),
+        }
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -5,20 +5,30 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
 use xet::xet_session::{XetFileInfo, XetSessionBuilder};
 use xet_core_structures::merklehash::MerkleHash;
 use xet_core_structures::metadata_shard::MDBShardInfo;
 
-/// The bytes whose SHA-256 is `sha256`, if they were uploaded.
-pub(super) async fn read(folder: &Path, sha256: &str, size: u64) -> Option<Vec<u8>> {
-    let hash = hash_of(folder, sha256)?;
+use super::store::hex;
+
+/// Whether such bytes were uploaded.
+pub(super) fn has(folder: &Path, sha256: &str) -> bool {
+    hash_of(folder, sha256).is_some()
+}
+
+/// The bytes whose SHA-256 is `sha256`. Not while a push still runs: the folder then is the library's alone.
+pub(super) async fn read(folder: &Path, sha256: &str, size: u64) -> Vec<u8> {
+    let hash = hash_of(folder, sha256).unwrap();
     let to = tempfile::NamedTempFile::new().unwrap();
     let session = XetSessionBuilder::new().build().unwrap();
     let group = session.new_file_download_group().unwrap();
     let group = group.with_endpoint(endpoint(folder)).build().await.unwrap();
     group.download_file_to_path(XetFileInfo::new(hash, size), to.path().to_owned()).await.unwrap();
     group.finish().await.unwrap();
-    Some(std::fs::read(to.path()).unwrap())
+    let bytes = std::fs::read(to.path()).unwrap();
+    assert_eq!(hex(&Sha256::digest(&bytes)), sha256);
+    bytes
 }
 
 /// Where uploads go.
