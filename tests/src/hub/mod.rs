@@ -91,7 +91,12 @@ impl FakeHub {
         self.shared.faults.lock().unwrap().clear();
     }
 
-    /// Has `large` answers for large files be `basic`, as a hub without xet storage.
+    /// Large files are to be sent there instead.
+    pub fn stores_at(&self, url: Option<&str>) {
+        self.state().storage = url.map(str::to_owned);
+    }
+
+    /// It takes large files as a hub without xet storage does.
     pub fn has_no_xet(&self) {
         self.state().has_xet = false;
     }

@@ -11,11 +11,13 @@ use sha1::{Digest as _, Sha1};
 pub(super) struct State {
     pub(super) repos: BTreeMap<String, Repo>,
     pub(super) has_xet: bool,
+    /// Another place for large files than a folder of the test.
+    pub(super) storage: Option<String>,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { repos: BTreeMap::new(), has_xet: true }
+        Self { repos: BTreeMap::new(), has_xet: true, storage: None }
     }
 }
 
@@ -62,9 +64,7 @@ impl Repo {
 
     /// A commit of small files on top of a branch.
     pub fn add(&mut self, branch: &str, message: &str, files: &[(&str, &[u8])]) {
-        let files = files.iter().map(|(path, bytes)| {
-            ((*path).to_owned(), Some(File::Small(Arc::new(bytes.to_vec()))))
-        });
+        let files = files.iter().map(|(path, bytes)| ((*path).to_owned(), Some(File::Small(Arc::new(bytes.to_vec())))));
         self.commit(branch, message, files.collect());
     }
 

@@ -153,6 +153,23 @@ fn a_silent_hub_is_given_up_wherever_it_falls_silent() {
 }
 
 #[test]
+fn a_storage_of_large_files_that_is_silent_or_away_is_given_up() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for storage in [silent.local_addr().unwrap(), away] {
+        let (place, hub) = place();
+        hub.stores_at(Some(&format!("http://{storage}")));
+        let start = Instant::now();
+        hub.ddpm(&place, PUSH).run().has_code(7).stderr_has("help: ");
+        assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
+        assert_eq!((spools(&place).len(), commits(&hub)), (1, 0));
+        hub.stores_at(None);
+        hub.ddpm(&place, PUSH).succeeds();
+        assert_eq!(hub.messages("me/clothes", "main"), COMMITS);
+    }
+}
+
+#[test]
 fn no_hub_at_all() {
     let (place, hub) = place();
     let gone = hub.endpoint();

@@ -108,13 +108,16 @@ fn the_cache_is_where_python_has_it() {
     let sample = hub.ddpm(&place, "sample hf://me/clothes --num 1 --steps 2");
     sample.clone().env("HF_HOME", place.path("home").to_str().unwrap()).succeeds();
     sample.env("HUGGINGFACE_HUB_CACHE", place.path("other").to_str().unwrap()).succeeds();
-    assert!(place.exists("home/hub/models--me--clothes/refs/main") && place.exists("other/models--me--clothes/refs/main"));
+    assert!(
+        place.exists("home/hub/models--me--clothes/refs/main") && place.exists("other/models--me--clothes/refs/main")
+    );
     assert!(!place.exists(CACHE));
 }
 
 #[test]
 fn a_body_that_is_short_or_wrong_is_fetched_again_or_refused_and_never_kept() {
-    for (fault, told) in [(Fault::short(Route::Resolve), "bytes came"), (Fault::damaged(Route::Resolve), "another hash")]
+    for (fault, told) in
+        [(Fault::short(Route::Resolve), "bytes came"), (Fault::damaged(Route::Resolve), "another hash")]
     {
         let (place, hub) = pushed();
         let sample = hub.ddpm(&place, "sample hf://me/clothes --num 1 --steps 2");

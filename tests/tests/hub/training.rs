@@ -17,10 +17,7 @@ fn run() -> Place {
 }
 
 fn train(run: &Place, hub: &FakeHub) -> Ddpm {
-    run.train()
-        .env("HF_ENDPOINT", &hub.endpoint())
-        .env("HF_TOKEN", TOKEN)
-        .env("DDPM_HUB_TIMEOUT", &TIMEOUT.to_string())
+    run.train().env("HF_ENDPOINT", &hub.endpoint()).env("HF_TOKEN", TOKEN).env("DDPM_HUB_TIMEOUT", &TIMEOUT.to_string())
 }
 
 /// The losses of a run.
@@ -51,7 +48,8 @@ fn a_hub_that_is_down_stops_nothing_and_push_sends_what_is_left() {
     let (run, hub) = (run(), FakeHub::start());
     hub.fails(Fault::status(Route::Revision, 503));
     let trained = train(&run, &hub).succeeds().stderr_has("warning: no upload to me/clothes");
-    let _ = trained.stderr_has("503").stderr_has("`ddpm push runs/tiny` sends what is left").stdout_has("done: step 40");
+    let _ =
+        trained.stderr_has("503").stderr_has("`ddpm push runs/tiny` sends what is left").stdout_has("done: step 40");
     assert!(run.text("runs/tiny/log.jsonl").contains("no upload to me/clothes"));
     assert_eq!(run.names("runs/tiny/hub"), ["LOCK", "me--clothes"]);
     hub.recovers();

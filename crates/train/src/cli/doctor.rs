@@ -228,7 +228,9 @@ fn endpoint(hub: &Result<Settings, Failure>) -> Finding {
         Ok(_) if !cfg!(feature = "hub") => {
             Finding::absent(NAME, "not in this build", "build with the feature `hub` to push and pull")
         }
-        Ok(hub) if hub.offline => Finding::absent(NAME, "not used: HF_HUB_OFFLINE is set", "unset it to use the network"),
+        Ok(hub) if hub.offline => {
+            Finding::absent(NAME, "not used: HF_HUB_OFFLINE is set", "unset it to use the network")
+        }
         Ok(hub) if hub.endpoint == DEFAULT_ENDPOINT => Finding::found(NAME, DEFAULT_ENDPOINT),
         Ok(hub) => Finding::found(NAME, format!("{} (HF_ENDPOINT)", hub.endpoint)),
     }

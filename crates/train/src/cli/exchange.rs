@@ -14,8 +14,7 @@ pub(super) fn export(args: &ExportArgs, output: &Output) -> Result<(), Failure> 
     let device = args.device.open()?;
     let model = Model::open(&args.model, args.raw, &device, &|text| output.note(text))?;
     model.skipped.iter().for_each(|message| output.warn(message));
-    let options =
-        ExportOptions { epsilon_only: args.epsilon_only, samples: args.samples, ..ExportOptions::default() };
+    let options = ExportOptions { epsilon_only: args.epsilon_only, samples: args.samples, ..ExportOptions::default() };
     let mut counter = output.counter(args.samples, "images");
     let exported = exchange::export(&model, &args.to, options, &device, &mut |done| counter.set(done as u64, ""));
     drop(counter);

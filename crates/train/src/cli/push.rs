@@ -55,7 +55,8 @@ mod with_hub {
         }
         output.note(&format!("pushing {} to {}/{}", format_bytes(sent.bytes), settings.endpoint, target.repo));
         let pushed = spool.push(settings)?;
-        output.result(&sent.document(&target, &model.origin, Some(&pushed), None), || text(&target.repo, &sent, &pushed))
+        output
+            .result(&sent.document(&target, &model.origin, Some(&pushed), None), || text(&target.repo, &sent, &pushed))
     }
 
     fn target(args: &PushArgs, model: &Model) -> Result<Target, Failure> {

@@ -113,7 +113,10 @@ pub(super) fn card(card: &Card<'_>) -> String {
     text += &training(card.facts);
     text += "\n## Licence\n\n";
     text += &card.licence.map_or_else(
-        || "Not stated: whoever publishes this model has to choose one, with the data's own licence in mind.\n".to_owned(),
+        || {
+            "Not stated: whoever publishes this model has to choose one, with the data's own licence in mind.\n"
+                .to_owned()
+        },
         |licence| format!("{}\n", escaped(licence)),
     );
     text += card.facts.map_or("", |facts| credit(&facts.config.data.source));

@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use super::config::{read_scheduler, read_unet};
 use super::{
-    FACTS_FILE, Facts, INDEX_FILE, MODELS, PICKLES, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
-    unreadable,
+    FACTS_FILE, Facts, INDEX_FILE, MODELS, PICKLES, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR,
+    WEIGHTS_FILE, unreadable,
 };
 use crate::checkpoint::{NamedTensor, tensors};
 use crate::config::TrainConfig;

@@ -136,7 +136,8 @@ impl HubError {
             }
             Self::Answer { .. } => "is HF_ENDPOINT the address of a hub? (`ddpm doctor`)".into(),
             Self::Damaged { .. } => {
-                "nothing of it is kept: run the same command again; if it stays so, the file on the hub is damaged".into()
+                "nothing of it is kept: run the same command again; if it stays so, the file on the hub is damaged"
+                    .into()
             }
             Self::TooLarge { .. } => "push to a hub with xet storage, as huggingface.co has".into(),
             Self::Public { .. } => {

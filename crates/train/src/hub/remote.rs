@@ -48,10 +48,9 @@ impl Hub {
             let Some(url) = next else { return Ok(tree) };
             let (answer, further) =
                 self.patiently(|| self.json(&doing, self.request(Method::GET, url.clone()))).await?;
-            let entries = answer.as_array().ok_or_else(|| HubError::Answer {
-                doing: doing.clone(),
-                what: "it is no list of files".into(),
-            })?;
+            let entries = answer
+                .as_array()
+                .ok_or_else(|| HubError::Answer { doing: doing.clone(), what: "it is no list of files".into() })?;
             tree.extend(entries.iter().filter_map(file));
             next = further;
         }
@@ -112,8 +111,7 @@ impl Hub {
             return Err(too_large());
         }
 
-        let objects: Vec<_> =
-            large.iter().map(|(_, file)| json!({"oid": file.sha256, "size": file.size})).collect();
+        let objects: Vec<_> = large.iter().map(|(_, file)| json!({"oid": file.sha256, "size": file.size})).collect();
         let body = json!({
             "operation": "upload",
             "transfers": ["basic", "multipart", "xet"],

@@ -165,7 +165,9 @@ impl Spool {
         };
         let applied = Hub::new(settings, repo.clone()).and_then(|hub| hub.commit(&wanted)).map_err(|error| {
             let mut failure = Failure::from(error);
-            failure.causes.push(format!("nothing is lost: {} waits for the next push of this model", self.place.display()));
+            failure
+                .causes
+                .push(format!("nothing is lost: {} waits for the next push of this model", self.place.display()));
             failure
         })?;
         self.remove()?;

@@ -107,10 +107,11 @@ impl<'a> Observers<'a> {
         let clock = Clock::start(context.plan.images(first));
         let (saved, longest) = (resumed, Longest::default());
         #[cfg(feature = "hub")]
-        let uploader = Uploader::start(context.plan.config(), context.run_dir.paths(), first)?.map(|(uploader, amiss)| {
-            amiss.into_iter().for_each(|amiss| reporter.warn(&amiss));
-            uploader
-        });
+        let uploader =
+            Uploader::start(context.plan.config(), context.run_dir.paths(), first)?.map(|(uploader, amiss)| {
+                amiss.into_iter().for_each(|amiss| reporter.warn(&amiss));
+                uploader
+            });
         Ok(Self {
             context,
             stop,

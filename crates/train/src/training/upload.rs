@@ -56,7 +56,11 @@ impl Uploader {
     ///
     /// # Errors
     /// Exit code 2 for an environment that cannot be.
-    pub(super) fn start(config: &TrainConfig, run: &RunPaths, first: u64) -> Result<Option<(Self, Option<String>)>, Failure> {
+    pub(super) fn start(
+        config: &TrainConfig,
+        run: &RunPaths,
+        first: u64,
+    ) -> Result<Option<(Self, Option<String>)>, Failure> {
         let hub = &config.hub;
         let Ok(repo) = hub.repo.parse::<RepoName>() else { return Ok(None) };
         let settings = Settings::from_environment()?;
@@ -83,8 +87,18 @@ impl Uploader {
             .spawn(move || work(&wanted, &sender, &root, &target, &settings))
             .map_err(|error| Failure::caused_by(ExitCode::Other, "no thread for uploads", &error))?;
         let run = run.root().to_owned();
-        let uploader =
-            Self { every: hub.push_every, repo, run, patience, seen: first, handed: None, pending: 0, steps, reports, _thread };
+        let uploader = Self {
+            every: hub.push_every,
+            repo,
+            run,
+            patience,
+            seen: first,
+            handed: None,
+            pending: 0,
+            steps,
+            reports,
+            _thread,
+        };
         Ok(Some((uploader, amiss)))
     }
 
