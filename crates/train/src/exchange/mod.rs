@@ -118,3 +118,15 @@ fn locate_on_hub(text: &str, _: &dyn Fn(&str)) -> Result<Located, Failure> {
 fn unreadable(message: impl Into<String>) -> Failure {
     Failure::new(ExitCode::Checkpoint, message)
 }
+
+#[cfg(all(test, not(feature = "hub")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_the_hub_its_models_are_refused_with_another_way() {
+        let failure = locate(Path::new("hf://me/clothes"), &|_| {}).expect_err("there is no hub");
+        let text = failure.to_string();
+        assert!(text.contains("without the feature `hub`") && text.contains("hf download me/clothes"), "{text}");
+    }
+}
