@@ -51,6 +51,23 @@ fn the_card_tells_what_the_hub_wants_to_know() {
 }
 
 #[test]
+fn what_was_measured_is_on_the_card() {
+    let (place, hub) = place();
+    let nll = place.ddpm("eval nll theirs --data images --num 2 --steps 2 --json").succeeds().stdout;
+    place.write("nll.json", &nll);
+    hub.ddpm(&place, &format!("{PUSH} --metrics nll.json")).succeeds();
+    let card = hub.files("me/clothes").into_iter().find(|(path, _)| path == "README.md").unwrap().1;
+    let bits = serde_json::from_str::<serde_json::Value>(&nll).unwrap()["bits_per_dim"].as_f64().unwrap();
+    let told = format!("## Quality\n\n{bits:.4} +- ");
+    assert!(String::from_utf8_lossy(&card).contains(&told), "{told} in {}", String::from_utf8_lossy(&card));
+    for text in ["", "{}", "[1]", r#"{"bits_per_dim":"few"}"#] {
+        place.write("bad.json", text);
+        let refused = hub.ddpm(&place, &format!("{PUSH} --metrics bad.json")).fails_with(2);
+        let _ = refused.stderr_has("--metrics bad.json: cannot be read").stderr_has("ddpm eval nll");
+    }
+}
+
+#[test]
 fn pushing_the_same_model_again_changes_nothing() {
     let (place, hub) = place();
     hub.ddpm(&place, PUSH).succeeds().stdout_has("pushed: ");

@@ -75,6 +75,8 @@ fn a_stopped_run_waits_for_no_hub() {
     hub.fails(Fault::stall(Route::Commit));
     let mut running = train(&run, &hub).set("train.steps=100000").env("DDPM_HUB_TIMEOUT", "60").spawn();
     assert!(running.wait_until(|| hub.requests().iter().any(|it| it.contains("/commit/"))));
+    let second = hub.ddpm(&run, "push runs/tiny").fails_with(8);
+    let _ = second.stderr_has("runs/tiny/hub/LOCK: held by process").stderr_has("another process pushes from there");
     running.signal("TERM");
     let start = Instant::now();
     let stopped = running.wait(Duration::from_secs(60)).has_code(75).stderr_has("had not ended");

@@ -22,6 +22,7 @@ mod with_hub {
     use serde_json::{Value, json};
 
     use super::{ExitCode, Failure, Output, PushArgs};
+    use crate::exchange::Measured;
     use crate::hub::{Pushed, RepoName, Settings, Spool, Target};
     use crate::memory::format_bytes;
     use crate::training::model::Model;
@@ -29,10 +30,11 @@ mod with_hub {
     /// Makes the folder, sends it, and says where it is.
     pub(in crate::cli) fn run(args: &PushArgs, output: &Output) -> Result<(), Failure> {
         let settings = Settings::from_environment()?;
+        let measured = args.metrics.as_deref().map(Measured::read).transpose()?;
         let device = args.device.open()?;
         let model = Model::open(&args.model, args.raw, &device, &|text| output.note(text))?;
         model.skipped.iter().for_each(|message| output.warn(message));
-        let target = target(args, &model)?;
+        let target = target(args, &model, measured)?;
         let mut counter = output.counter(target.samples, "images");
         let spool = Spool::of(&model, target.clone(), &device, &mut |done| counter.set(done as u64, ""));
         drop(counter);
@@ -59,7 +61,7 @@ mod with_hub {
             .result(&sent.document(&target, &model.origin, Some(&pushed), None), || text(&target.repo, &sent, &pushed))
     }
 
-    fn target(args: &PushArgs, model: &Model) -> Result<Target, Failure> {
+    fn target(args: &PushArgs, model: &Model, measured: Option<Measured>) -> Result<Target, Failure> {
         let configured = &model.config.hub;
         let repo = match &args.repo {
             Some(repo) => repo.clone(),
@@ -74,7 +76,8 @@ mod with_hub {
         };
         let private = args.private || (args.repo.is_none() && configured.private);
         let (revision, licence) = (args.revision.clone(), args.licence.clone());
-        Ok(Target { repo, revision, private, samples: args.samples, epsilon_only: args.epsilon_only, licence })
+        let (samples, epsilon_only) = (args.samples, args.epsilon_only);
+        Ok(Target { repo, revision, private, samples, epsilon_only, licence, measured })
     }
 
     /// What goes, or went.

@@ -9,7 +9,7 @@ use std::path::Path;
 use ddpm_model::diffusion::{BetaSchedule, DiffusionConfig};
 use ddpm_model::unet::UNetConfig;
 
-use super::{Facts, SAMPLES_FILE};
+use super::{Facts, Measured, SAMPLES_FILE};
 use crate::config::{Resolved, TrainConfig};
 use crate::hub::SCHEME;
 
@@ -28,6 +28,8 @@ pub(super) struct Card<'a> {
     pub(super) repo: Option<&'a str>,
     /// Its licence, as the hub names it.
     pub(super) licence: Option<&'a str>,
+    /// What was measured of it.
+    pub(super) measured: Option<&'a Measured>,
 }
 
 const USE: &str = r#"## Use
@@ -111,6 +113,7 @@ pub(super) fn card(card: &Card<'_>) -> String {
     text += "\n";
     text += &usage(unet, diffusion, card.repo);
     text += &training(card.facts);
+    text += &quality(card.measured);
     text += "\n## Licence\n\n";
     text += &card.licence.map_or_else(
         || {
@@ -227,9 +230,20 @@ fn training(facts: Option<&Facts>) -> String {
     if let Some(command) = &facts.command {
         let _ = write!(text, "\nThe run began with\n\n{}", fenced("sh", command));
     }
-    text +=
-        "\nNo measure of quality was computed beside the training loss; `ddpm eval nll` gives bits per dimension.\n";
     text
+}
+
+fn quality(measured: Option<&Measured>) -> String {
+    let Some(Measured { bits_per_dim, standard_error, images, steps, data }) = measured else {
+        return "\nNo measure of quality was computed beside the training loss; `ddpm eval nll` gives bits per dimension.\n"
+            .to_owned();
+    };
+    let error = standard_error.map_or_else(String::new, |error| format!(" +- {error:.4} (standard error)"));
+    format!(
+        "\n## Quality\n\n{bits_per_dim:.4}{error} bits per dimension, an upper bound: {images} of the images of {}, {steps} \
+         timesteps.\n",
+        escaped(data)
+    )
 }
 
 /// A block of code, in a fence longer than any run of backticks in it, so that nothing in it ends it.

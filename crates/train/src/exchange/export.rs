@@ -13,8 +13,8 @@ use serde_json::json;
 use super::card::{Card, card, sample_steps};
 use super::config::{pretty, scheduler_json, unet_json};
 use super::{
-    CARD_FILE, DIFFUSERS_VERSION, FACTS_FILE, Facts, INDEX_FILE, SAMPLES_FILE, SCHEDULER_CONFIG, SCHEDULER_DIR,
-    UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
+    CARD_FILE, DIFFUSERS_VERSION, FACTS_FILE, Facts, INDEX_FILE, Measured, SAMPLES_FILE, SCHEDULER_CONFIG,
+    SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
 };
 use crate::checkpoint::{TensorFile, tensors};
 use crate::durable::{parent_of, replace_file, sync_dir};
@@ -37,6 +37,8 @@ pub struct ExportOptions<'a> {
     pub repo: Option<&'a str>,
     /// The licence that the card states.
     pub licence: Option<&'a str>,
+    /// What was measured of it.
+    pub measured: Option<&'a Measured>,
 }
 
 /// What was written.
@@ -88,6 +90,7 @@ pub fn export(
         samples,
         repo: options.repo,
         licence: options.licence,
+        measured: options.measured,
     });
     files.push((PathBuf::from(CARD_FILE), card.into_bytes()));
     let bytes = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();

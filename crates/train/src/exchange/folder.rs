@@ -211,7 +211,7 @@ fn read_json(path: &Path) -> Result<Value, Failure> {
     serde_json::from_slice(&bytes).map_err(|error| damaged(&error, "not JSON"))
 }
 
-fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_JSON_BYTES {

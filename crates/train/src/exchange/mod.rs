@@ -20,6 +20,7 @@
 //! | `folder` | a folder, read and checked |
 //! | `facts` | what is known of a model's training |
 //! | `export`, `card` | the folder, written |
+//! | `measured` | what a card tells of a model's quality |
 //! | `import` | the folder as the start of a run |
 
 mod card;
@@ -28,6 +29,7 @@ mod export;
 mod facts;
 mod folder;
 mod import;
+mod measured;
 
 use std::path::{Path, PathBuf};
 
@@ -36,6 +38,7 @@ pub(crate) use facts::IMPORTED;
 pub use facts::{Facts, Imported};
 pub use folder::Folder;
 pub use import::import;
+pub use measured::Measured;
 
 use crate::error::{ExitCode, Failure};
 use crate::hub::SCHEME;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use hf_hub::HFError;
 
 use crate::durable::io_help;
-use crate::error::{ExitCode, Failure};
 
 /// Why the hub did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +126,8 @@ impl HubError {
         if let Self::Status { retry_after, .. } = self { *retry_after } else { None }
     }
 
-    fn help(&self) -> String {
+    /// What to do about it.
+    pub(crate) fn help(&self) -> String {
         match self {
             Self::Status { status, retry_after, .. } => status_help(*status, *retry_after),
             Self::Silent { .. } => "try again later; DDPM_HUB_TIMEOUT=SECONDS allows a longer silence".into(),
@@ -172,11 +172,4 @@ fn status_help(status: u16, retry_after: Option<Duration>) -> String {
 pub(super) fn short(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
     line.chars().filter(|letter| !letter.is_control()).take(200).collect()
-}
-
-impl From<HubError> for Failure {
-    fn from(error: HubError) -> Self {
-        let code = if matches!(error, HubError::Disk { .. }) { ExitCode::Other } else { ExitCode::Hub };
-        Self::from_error(code, &error).hint(error.help())
-    }
 }

@@ -38,6 +38,8 @@ pub use name::{HubModel, RepoName, Revision, SCHEME};
 pub use settings::{DEFAULT_ENDPOINT, Settings, Token};
 
 #[cfg(feature = "hub")]
+pub(crate) use error::HubError;
+#[cfg(feature = "hub")]
 pub use pull::{Pulled, pull};
 #[cfg(feature = "hub")]
 pub use spool::{Pushed, Spool, Target};

@@ -27,9 +27,9 @@ use super::name::{RepoName, Revision};
 use super::settings::Settings;
 use crate::checkpoint::parse_dir_name;
 use crate::durable::replace_file;
-use crate::error::Failure;
-use crate::exchange::{ExportOptions, export};
-use crate::run_dir::{RunLock, RunPaths};
+use crate::error::{ExitCode, Failure};
+use crate::exchange::{ExportOptions, Measured, export};
+use crate::run_dir::{RunDirError, RunLock, RunPaths};
 use crate::training::model::Model;
 
 const FORMAT_VERSION: u32 = 1;
@@ -51,6 +51,8 @@ pub struct Target {
     pub epsilon_only: bool,
     /// The licence to state, as the hub names it.
     pub licence: Option<String>,
+    /// What was measured of the model.
+    pub measured: Option<Measured>,
 }
 
 /// `push.json`.
@@ -101,7 +103,11 @@ impl Spool {
     ) -> Result<Self, Failure> {
         let root = root_of(&model.origin);
         fs::create_dir_all(&root).map_err(disk("made", &root))?;
-        let lock = RunLock::acquire(&root)?;
+        let lock = RunLock::acquire(&root).map_err(|error| match error {
+            RunDirError::Locked { .. } => Failure::from_error(ExitCode::Locked, &error)
+                .hint("another process pushes from there: wait until it has ended, or stop it"),
+            other => other.into(),
+        })?;
         let place = root.join(folder_name(&target));
         let fingerprint = fingerprint(model, &target)?;
         if let Some(record) = verified(&place, &fingerprint) {
@@ -119,6 +125,7 @@ impl Spool {
             samples: target.samples,
             repo: Some(&repo),
             licence: target.licence.as_deref(),
+            measured: target.measured.as_ref(),
         };
         let exported = export(model, &folder, options, device, progress)?;
         let mut files = BTreeMap::new();
@@ -215,9 +222,9 @@ fn fingerprint(model: &Model, target: &Target) -> Result<String, Failure> {
     for value in model.params.buffer().to_vec()? {
         hasher.update(&value.to_le_bytes());
     }
-    let Target { repo, samples, epsilon_only, licence, .. } = target;
+    let Target { repo, samples, epsilon_only, licence, measured, .. } = target;
     let facts = model.facts.clone().map(|facts| facts.with_run(&model.origin));
-    let rest = json!([env!("CARGO_PKG_VERSION"), repo.to_string(), samples, epsilon_only, licence, facts, {
+    let rest = json!([env!("CARGO_PKG_VERSION"), repo.to_string(), samples, epsilon_only, licence, measured, facts, {
         "model": model.config.model,
         "diffusion": model.config.diffusion,
     }]);

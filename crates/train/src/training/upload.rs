@@ -77,6 +77,7 @@ impl Uploader {
             samples: CARD_SAMPLES,
             epsilon_only: false,
             licence: None,
+            measured: None,
         };
         let patience = WAITS * settings.timeout;
         let (steps, wanted) = channel();

@@ -58,6 +58,9 @@ pub struct PushArgs {
     /// The licence that the card states, by the hub's name for it: mit, apache-2.0, cc-by-4.0, ...
     #[arg(long, value_name = "NAME", visible_alias = "license", value_parser = licence)]
     pub licence: Option<String>,
+    /// Bits per dimension for the card: what `ddpm eval nll --json` printed
+    #[arg(long, value_name = "JSON")]
+    pub metrics: Option<PathBuf>,
     /// Leave a learned variance out, as `ddpm export` does
     #[arg(long)]
     pub epsilon_only: bool,
