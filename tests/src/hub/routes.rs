@@ -136,9 +136,13 @@ async fn create(hub: Hub, headers: HeaderMap, body: Bytes) -> Response {
 
 async fn revision(hub: Hub, Path((owner, name, rev)): InRepo, headers: HeaderMap) -> Response {
     serve(&hub, Route::Revision, async || {
-        let head = |repo: &Repo| repo.head(&rev).map(|commit| (commit.id.clone(), repo.private));
-        let (sha, private) = hub.read(&format!("{owner}/{name}"), &headers, head)?.ok_or_else(no_revision)?;
-        Ok(answer(&json!({"id": format!("{owner}/{name}"), "sha": sha, "private": private})))
+        let id = format!("{owner}/{name}");
+        let describe = |repo: &Repo| {
+            let commit = repo.head(&rev)?;
+            let siblings: Vec<_> = commit.files.keys().map(|path| json!({"rfilename": path})).collect();
+            Some(json!({"id": id, "sha": commit.id, "private": repo.private, "siblings": siblings}))
+        };
+        Ok(answer(&hub.read(&id, &headers, describe)?.ok_or_else(no_revision)?))
     })
     .await
 }
@@ -266,15 +270,19 @@ async fn resolve(
     {
         return instead;
     }
-    let find = |repo: &Repo| Some(repo.head(&rev)?.files.get(&path)?.clone());
+    let find = |repo: &Repo| {
+        let commit = repo.head(&rev)?;
+        Some((commit.id.clone(), commit.files.get(&path)?.clone()))
+    };
     match hub.read(&format!("{owner}/{name}"), &headers, find) {
-        Ok(Some(file)) => {
+        Ok(Some((commit, file))) => {
             let bytes = hub.bytes(&file).await;
             let bytes = match fault {
                 Some(fault) => fault.bytes(bytes),
                 None => bytes,
             };
-            ([("etag", format!("\"{}\"", file.etag()))], bytes).into_response()
+            let etag = format!("\"{}\"", file.etag());
+            ([("etag", etag.clone()), ("x-linked-etag", etag), ("x-repo-commit", commit)], bytes).into_response()
         }
         Ok(None) => refuse(StatusCode::NOT_FOUND, "EntryNotFound", "Entry not found"),
         Err(refusal) => refusal,

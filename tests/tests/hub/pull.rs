@@ -75,6 +75,8 @@ fn a_revision_is_a_branch_or_a_commit_and_a_commit_needs_no_hub_twice() {
     let asked = hub.requests().len();
     sample(&format!("hf://me/clothes@{first}")).succeeds();
     assert_eq!(hub.requests().len(), asked);
+    place.truncate(&format!("{CACHE}/snapshots/{first}/{WEIGHTS}"));
+    sample(&format!("hf://me/clothes@{first}")).succeeds().stderr_has("fetching 1 files");
     sample("hf://me/clothes@other").fails_with(7).stderr_has("the hub answered 404");
 }
 

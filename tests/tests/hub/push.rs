@@ -1,5 +1,9 @@
 //! What a push sends, and what it refuses.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+
 use ddpm_tests::diffusers::{WEIGHTS, files};
 use ddpm_tests::hub::{FakeHub, TOKEN};
 use ddpm_tests::{assert_fields, fresh_run, trained_run};
@@ -177,4 +181,37 @@ fn the_doctor_says_where_the_token_is_and_never_what_it_is() {
     hub.without_token(&place, "doctor").succeeds().stdout_has("set HF_TOKEN");
     let wrong = place.ddpm("doctor").env("DDPM_HUB_TIMEOUT", "soon").succeeds();
     wrong.stdout_has("DDPM_HUB_TIMEOUT = soon: expected seconds");
+}
+
+/// A storage for large files that refuses everything, and what it was asked.
+fn refusing_storage() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Arc::<Mutex<Vec<String>>>::default();
+    let noted = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            let _ = BufReader::new(&stream).read_line(&mut line);
+            noted.lock().unwrap().push(line);
+            let _ = stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        }
+    });
+    (format!("http://{address}"), asked)
+}
+
+#[test]
+fn nothing_is_reported_of_an_upload_unless_the_user_wants_it() {
+    let (place, hub) = place();
+    for (wanted, reports) in [(None, false), (Some("0"), true)] {
+        let (storage, asked) = refusing_storage();
+        hub.stores_at(Some(&storage));
+        let push = hub.ddpm(&place, PUSH);
+        let push = wanted.map_or(push.clone(), |value| push.env("HF_HUB_DISABLE_TELEMETRY", value));
+        let _ = push.run().has_code(7);
+        let asked = asked.lock().unwrap();
+        assert!(!asked.is_empty());
+        assert_eq!(asked.iter().any(|line| line.contains("telemetry")), reports, "{asked:?}");
+    }
 }

@@ -51,8 +51,9 @@ pub fn pull(model: &HubModel, settings: Settings, tell: &dyn Fn(&str)) -> Result
         let offline = HubError::Offline { doing: format!("looking for {model}") };
         return cache.latest(model)?.ok_or_else(|| cache.missing(offline));
     }
+    // A copy that is damaged is mended below.
     if model.revision.is_commit()
-        && let Some(pulled) = cache.latest(model)?
+        && let Ok(Some(pulled)) = cache.latest(model)
     {
         return Ok(pulled);
     }
@@ -219,9 +220,9 @@ impl Cache {
 
     /// The failure of a model that neither the hub nor the cache gives.
     fn missing(&self, error: HubError) -> Failure {
-        let mut failure = Failure::from(error);
-        failure.causes.push(format!("and no copy of it is in {}", self.root.display()));
-        failure
+        let failure = Failure::from(error);
+        let hint = failure.hint.clone().unwrap_or_default();
+        failure.hint(format!("{hint}\nno copy of it is in {}", self.root.display()))
     }
 }
 

@@ -160,7 +160,7 @@ impl Spool {
     /// Sends it, and removes it once the hub has it.
     ///
     /// # Errors
-    /// Exit code 7, with the place of the spool among the causes: it stays.
+    /// Exit code 7, with the place of the spool, which stays.
     pub fn push(self, settings: Settings) -> Result<Pushed, Failure> {
         let (repo, endpoint) = (self.target.repo.clone(), settings.endpoint.clone());
         let wanted = Wanted {
@@ -171,11 +171,10 @@ impl Spool {
             message: &self.record.message,
         };
         let applied = Hub::new(settings, repo.clone()).and_then(|hub| hub.commit(&wanted)).map_err(|error| {
-            let mut failure = Failure::from(error);
-            failure
-                .causes
-                .push(format!("nothing is lost: {} waits for the next push of this model", self.place.display()));
-            failure
+            let failure = Failure::from(error);
+            let hint = failure.hint.clone().unwrap_or_default();
+            let place = self.place.display();
+            failure.hint(format!("{hint}\nnothing is lost: {place} waits for the next push of this model"))
         })?;
         self.remove()?;
         Ok(Pushed { commit: applied.commit, was_there: applied.was_there, url: format!("{endpoint}/{repo}") })
