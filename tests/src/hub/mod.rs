@@ -26,13 +26,17 @@ use crate::{Ddpm, Place};
 /// The token that may write.
 pub const TOKEN: &str = "hf_of_the_tests";
 
-/// Seconds of silence that commands wait for it.
-pub const TIMEOUT: f64 = 1.0;
+/// Seconds of silence that commands wait for it: more than a busy machine needs for an answer.
+const PATIENCE: &str = "20";
+
+/// The same where there is silence on purpose.
+const IMPATIENCE: &str = "1.5";
 
 /// See the module. It goes with the value.
 #[derive(Debug)]
 pub struct FakeHub {
     address: SocketAddr,
+    timeout: &'static str,
     shared: Arc<Shared>,
     runtime: Option<Runtime>,
 }
@@ -62,7 +66,19 @@ impl FakeHub {
         let address = listener.local_addr().unwrap();
         let app = routes::router(Arc::clone(&shared));
         runtime.spawn(async move { axum::serve(listener, app).await });
-        Self { address, shared, runtime: Some(runtime) }
+        Self { address, timeout: PATIENCE, shared, runtime: Some(runtime) }
+    }
+
+    /// The same, whose commands wait for no more than a moment.
+    #[must_use]
+    pub fn impatient(mut self) -> Self {
+        self.timeout = IMPATIENCE;
+        self
+    }
+
+    /// The variables of a command that talks to it as nobody.
+    pub fn environment(&self) -> [(&'static str, String); 2] {
+        [("HF_ENDPOINT", self.endpoint()), ("DDPM_HUB_TIMEOUT", self.timeout.to_owned())]
     }
 
     /// Its address, for `HF_ENDPOINT`.
@@ -77,7 +93,7 @@ impl FakeHub {
 
     /// A command that talks to it as nobody.
     pub fn without_token(&self, place: &Place, line: &str) -> Ddpm {
-        place.ddpm(line).env("HF_ENDPOINT", &self.endpoint()).env("DDPM_HUB_TIMEOUT", &TIMEOUT.to_string())
+        self.environment().iter().fold(place.ddpm(line), |command, (name, value)| command.env(name, value))
     }
 
     /// Lets the next requests of a route fail.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ddpm_tests::hub::{FakeHub, Fault, Route};
 use ddpm_tests::{Finished, Place};
 
-use super::{COMMITS, PUSH, place, spools};
+use super::{COMMITS, PUSH, failing_place, spools};
 
 /// No failure takes longer: some silences, and the pauses between attempts.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// The push succeeds in spite of the fault, with one commit.
 #[track_caller]
 fn survives(fault: Fault) -> FakeHub {
-    let (place, hub) = place();
+    let (place, hub) = failing_place();
     hub.fails(fault);
     hub.ddpm(&place, PUSH).succeeds();
     assert_eq!(hub.messages("me/clothes", "main"), COMMITS);
@@ -25,7 +25,7 @@ fn survives(fault: Fault) -> FakeHub {
 /// The push fails within its time, and the same command succeeds once the hub is well.
 #[track_caller]
 fn fails(fault: Fault) -> (Finished, FakeHub) {
-    let (place, hub) = place();
+    let (place, hub) = failing_place();
     let failed = fails_at(&place, &hub, fault);
     hub.recovers();
     hub.ddpm(&place, PUSH).succeeds().stderr_has("finishing a push that waits in ").stdout_has("me/clothes");
@@ -67,7 +67,7 @@ fn a_token_that_may_not_write_403() {
 
 #[test]
 fn a_repository_that_somebody_else_makes_or_changes_meanwhile_409() {
-    let (place, hub) = place();
+    let (place, hub) = failing_place();
     hub.fails(Fault::status_after(Route::Create, 409).times(1));
     hub.ddpm(&place, PUSH).succeeds();
     assert_eq!(hub.messages("me/clothes", "main"), COMMITS);
@@ -130,7 +130,7 @@ fn a_connection_that_breaks_before_the_commit_is_tried_again() {
 
 #[test]
 fn a_commit_nobody_knows_of_is_found_by_the_next_push() {
-    let (place, hub) = place();
+    let (place, hub) = failing_place();
     // Served, but neither the answer nor a look at the repository comes through.
     hub.fails(Fault::drop_after(Route::Commit)).fails(Fault::status(Route::Revision, 503).after_first(2));
     hub.ddpm(&place, PUSH).run().has_code(7).stderr_has("the connection broke");
@@ -157,7 +157,7 @@ fn a_storage_of_large_files_that_is_silent_or_away_is_given_up() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for storage in [silent.local_addr().unwrap(), away] {
-        let (place, hub) = place();
+        let (place, hub) = failing_place();
         hub.stores_at(Some(&format!("http://{storage}")));
         let start = Instant::now();
         hub.ddpm(&place, PUSH).run().has_code(7).stderr_has("help: ");
@@ -171,7 +171,7 @@ fn a_storage_of_large_files_that_is_silent_or_away_is_given_up() {
 
 #[test]
 fn no_hub_at_all() {
-    let (place, hub) = place();
+    let (place, hub) = failing_place();
     let gone = hub.endpoint();
     drop(hub);
     let failed = place.ddpm(PUSH).env("HF_ENDPOINT", &gone).env("HF_TOKEN", "hf_x").env("DDPM_HUB_TIMEOUT", "0.5");
@@ -181,14 +181,14 @@ fn no_hub_at_all() {
 
 #[test]
 fn what_is_no_hub_is_told() {
-    let (place, hub) = place();
+    let (place, hub) = failing_place();
     let failed = hub.ddpm(&place, PUSH).env("HF_ENDPOINT", &format!("{}/nowhere", hub.endpoint()));
     failed.fails_with(7).stderr_has("the hub answered 501").stderr_has("later");
 }
 
 #[test]
 fn a_damaged_spool_is_made_anew() {
-    let (place, hub) = place();
+    let (place, hub) = failing_place();
     fails_at(&place, &hub, Fault::status(Route::Commit, 413));
     hub.recovers();
     place.write(".cache/ddpm/hub/me--clothes/files/README.md", "half of");

@@ -21,6 +21,12 @@ fn place() -> (Place, FakeHub) {
     (published(), FakeHub::start())
 }
 
+/// The same with a hub that is about to fail.
+fn failing_place() -> (Place, FakeHub) {
+    let (place, hub) = place();
+    (place, hub.impatient())
+}
+
 /// The pushes that wait, of models that are no run's.
 fn spools(place: &Place) -> Vec<String> {
     let mut names = place.names(".cache/ddpm/hub");

@@ -95,10 +95,11 @@ fn offline_the_cache_is_enough_and_nothing_else_is_there() {
 #[test]
 fn a_hub_that_is_away_is_replaced_by_the_cache() {
     let (place, hub) = pushed();
+    let hub = hub.impatient();
     let sample = "sample hf://me/clothes --num 1 --steps 2";
     hub.ddpm(&place, sample).succeeds();
     hub.fails(Fault::stall(Route::Revision));
-    hub.ddpm(&place, sample).succeeds().stderr_has("silent for 1 s: taking hf://me/clothes@");
+    hub.ddpm(&place, sample).succeeds().stderr_has("silent for 1.5 s: taking hf://me/clothes@");
     hub.recovers();
     hub.fails(Fault::status(Route::Revision, 401));
     hub.ddpm(&place, sample).fails_with(7).stderr_has("the hub answered 401");
@@ -122,6 +123,7 @@ fn a_body_that_is_short_or_wrong_is_fetched_again_or_refused_and_never_kept() {
         [(Fault::short(Route::Resolve), "bytes came"), (Fault::damaged(Route::Resolve), "another hash")]
     {
         let (place, hub) = pushed();
+        let hub = hub.impatient();
         let sample = hub.ddpm(&place, "sample hf://me/clothes --num 1 --steps 2");
         hub.fails(fault);
         sample.fails_with(7).stderr_has(told).stderr_has("expected ").stderr_has("nothing of it is kept");
@@ -136,11 +138,12 @@ fn a_body_that_is_short_or_wrong_is_fetched_again_or_refused_and_never_kept() {
 #[test]
 fn a_silent_or_broken_download_ends_in_time() {
     for (fault, told) in [
-        (Fault::stall(Route::Resolve), "was silent for 1 s"),
+        (Fault::stall(Route::Resolve), "was silent for 1.5 s"),
         (Fault::drop(Route::Resolve), "the connection broke"),
         (Fault::status(Route::Resolve, 503), "the hub answered 503"),
     ] {
         let (place, hub) = pushed();
+        let hub = hub.impatient();
         hub.fails(fault);
         let start = Instant::now();
         let failed = hub.ddpm(&place, "sample hf://me/clothes").run().has_code(7).stderr_has(told);

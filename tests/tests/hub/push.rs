@@ -8,7 +8,7 @@ use ddpm_tests::diffusers::{WEIGHTS, files};
 use ddpm_tests::hub::{FakeHub, TOKEN};
 use ddpm_tests::{assert_fields, fresh_run, trained_run};
 
-use super::{COMMITS, PUSH, place, spools};
+use super::{COMMITS, PUSH, failing_place, place, spools};
 
 #[test]
 fn a_push_makes_the_repository_with_one_commit_of_everything() {
@@ -203,7 +203,7 @@ fn refusing_storage() -> (String, Arc<Mutex<Vec<String>>>) {
 
 #[test]
 fn nothing_is_reported_of_an_upload_unless_the_user_wants_it() {
-    let (place, hub) = place();
+    let (place, hub) = failing_place();
     for (wanted, reports) in [(None, false), (Some("0"), true)] {
         let (storage, asked) = refusing_storage();
         hub.stores_at(Some(&storage));

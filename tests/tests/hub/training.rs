@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ddpm_tests::hub::{FakeHub, Fault, Route, TIMEOUT, TOKEN};
+use ddpm_tests::hub::{FakeHub, Fault, Route, TOKEN};
 use ddpm_tests::{Ddpm, Place, fresh_run};
 
 fn run() -> Place {
@@ -17,7 +17,8 @@ fn run() -> Place {
 }
 
 fn train(run: &Place, hub: &FakeHub) -> Ddpm {
-    run.train().env("HF_ENDPOINT", &hub.endpoint()).env("HF_TOKEN", TOKEN).env("DDPM_HUB_TIMEOUT", &TIMEOUT.to_string())
+    let train = run.train().env("HF_TOKEN", TOKEN);
+    hub.environment().iter().fold(train, |train, (name, value)| train.env(name, value))
 }
 
 /// The losses of a run.
@@ -45,7 +46,7 @@ fn checkpoints_are_pushed_as_they_come_and_the_last_one_for_certain() {
 
 #[test]
 fn a_hub_that_is_down_stops_nothing_and_push_sends_what_is_left() {
-    let (run, hub) = (run(), FakeHub::start());
+    let (run, hub) = (run(), FakeHub::start().impatient());
     hub.fails(Fault::status(Route::Revision, 503));
     let trained = train(&run, &hub).succeeds().stderr_has("warning: no upload to me/clothes");
     let _ =
@@ -61,7 +62,7 @@ fn a_hub_that_is_down_stops_nothing_and_push_sends_what_is_left() {
 
 #[test]
 fn a_silent_hub_delays_the_end_of_a_run_by_a_bounded_time() {
-    let (run, hub) = (run(), FakeHub::start());
+    let (run, hub) = (run(), FakeHub::start().impatient());
     hub.fails(Fault::stall(Route::Commit));
     let start = Instant::now();
     train(&run, &hub).succeeds().stderr_has("the hub was silent for ");
