@@ -25,6 +25,7 @@ type InRepo = Path<(String, String, String)>;
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/api/repos/create", post(create))
+        .route("/api/models/{owner}/{name}", get(newest))
         .route("/api/models/{owner}/{name}/revision/{rev}", get(revision))
         .route("/api/models/{owner}/{name}/tree/{rev}", get(tree))
         .route("/api/models/{owner}/{name}/branch/{rev}", post(branch))
@@ -132,6 +133,11 @@ async fn create(hub: Hub, headers: HeaderMap, body: Bytes) -> Response {
         Ok(answer(&json!({"url": format!("https://hub/{name}")})))
     })
     .await
+}
+
+/// Not asked by `ddpm`, but by Python's client, with which this hub was compared.
+async fn newest(hub: Hub, Path((owner, name)): Path<(String, String)>, headers: HeaderMap) -> Response {
+    revision(hub, Path((owner, name, "main".to_owned())), headers).await
 }
 
 async fn revision(hub: Hub, Path((owner, name, rev)): InRepo, headers: HeaderMap) -> Response {

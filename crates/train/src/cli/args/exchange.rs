@@ -93,7 +93,7 @@ fn licence(text: &str) -> Result<String, String> {
   ddpm import hf://me/clothes --to runs/mine
   ddpm train runs/mine/config.toml --set data.source=photos --set train.lr=1e-5")]
 pub struct ImportArgs {
-    /// A diffusers folder (unet/config.json and unet/diffusion_pytorch_model.safetensors) or hf://owner/name[@revision]
+    /// A diffusers folder (unet/config.json and unet/diffusion_pytorch_model.safetensors) or hf://owner/name, hf://owner/name@revision
     #[arg(value_name = "FOLDER")]
     pub folder: PathBuf,
     /// The run directory to make; an existing one is left alone
