@@ -165,7 +165,8 @@ async fn tree(hub: Hub, Path((owner, name, rev)): InRepo, headers: HeaderMap, ur
         let page: Vec<_> = entries.iter().skip(first).take(2).collect();
         let mut response = answer(&json!(page));
         if first + 2 < entries.len() {
-            let link = format!("<{}?recursive=true&cursor={}>; rel=\"next\"", uri.path(), first + 2);
+            let host = headers["host"].to_str().unwrap();
+            let link = format!("<http://{host}{}?recursive=true&cursor={}>; rel=\"next\"", uri.path(), first + 2);
             response.headers_mut().insert("link", link.parse().unwrap());
         }
         Ok(response)
