@@ -17,6 +17,7 @@
 //! | `process` | a command while it runs: signals, kills, time limits |
 //! | `diffusers` | a model as diffusers publishes it |
 //! | `fixtures` | images, tensors and forged checkpoints |
+//! | `hub` | a Hugging Face hub on this machine, and its failures |
 
 // A test that cannot read its own files has nothing better to do than to panic.
 #![allow(clippy::unwrap_used)]
@@ -25,6 +26,7 @@ mod binary;
 mod command;
 pub mod diffusers;
 pub mod fixtures;
+pub mod hub;
 mod place;
 mod process;
 

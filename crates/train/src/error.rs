@@ -16,6 +16,8 @@ use ddpm_model::unet::UNetConfigError;
 use serde_json::json;
 
 use crate::checkpoint::CheckpointError;
+#[cfg(feature = "hub")]
+use crate::hub::HubError;
 use crate::report::ReportError;
 use crate::run_dir::RunDirError;
 
@@ -92,6 +94,15 @@ impl From<ModelError> for Failure {
 impl From<CheckpointError> for Failure {
     fn from(error: CheckpointError) -> Self {
         Self::from_error(ExitCode::Checkpoint, &error).hint(error.help())
+    }
+}
+
+#[cfg(feature = "hub")]
+impl From<HubError> for Failure {
+    fn from(error: HubError) -> Self {
+        // A full disk is not the hub's.
+        let code = if matches!(error, HubError::Disk { .. }) { ExitCode::Other } else { ExitCode::Hub };
+        Self::from_error(code, &error).hint(error.help())
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`report`] | metrics, progress, pictures |
 //! | [`memory`] | memory and disk, there and used |
 //! | [`exchange`] | models to and from diffusers |
+//! | [`hub`] | the Hugging Face hub, both ways |
 //! | [`training`] | the step, and the life of a run |
 //! | [`error`] | failures and exit codes |
 
@@ -19,7 +20,9 @@ mod durable;
 pub mod error;
 pub mod eval;
 pub mod exchange;
+pub mod hub;
 pub mod memory;
 pub mod report;
 pub mod run_dir;
+mod shell;
 pub mod training;

@@ -11,5 +11,10 @@ const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 fn main() -> std::process::ExitCode {
     // SAFETY: sets a number in mimalloc's table of options, before any other thread exists; -1 means never.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+    // SAFETY: still no other thread exists.
+    #[cfg(feature = "hub")]
+    unsafe {
+        ddpm_train::hub::disable_telemetry();
+    }
     ddpm_train::cli::main()
 }

@@ -13,7 +13,7 @@ mod sample;
 mod schedule;
 
 pub use eval::{EvalCommand, NllArgs};
-pub use exchange::{ExportArgs, ImportArgs};
+pub use exchange::{ExportArgs, ImportArgs, PushArgs};
 pub use sample::{SAMPLE_IMAGES, SampleArgs};
 pub use schedule::ScheduleArgs;
 
@@ -73,6 +73,8 @@ pub enum Command {
     Forward(ForwardArgs),
     /// Write a model as a folder that diffusers loads
     Export(ExportArgs),
+    /// Publish a model on the Hugging Face hub
+    Push(PushArgs),
     /// Start a run from a model that diffusers wrote
     Import(ImportArgs),
 }
@@ -254,7 +256,7 @@ Example:
   ddpm forward runs/quickstart --input in.safetensors --to out.safetensors"
 )]
 pub struct ForwardArgs {
-    /// A run directory, a checkpoint or a diffusers folder
+    /// A run directory, a checkpoint, a diffusers folder or hf://owner/name
     pub model: PathBuf,
     /// The tensors to read
     #[arg(long, value_name = "IN.safetensors")]

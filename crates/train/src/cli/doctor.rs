@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::{Align, Output, Table};
 use crate::error::Failure;
+use crate::hub::{DEFAULT_ENDPOINT, Settings};
 use crate::memory::{disk_free, format_bytes};
 
 /// Below this a run is likely to meet a full disk.
@@ -70,6 +71,7 @@ impl Finding {
 pub(super) fn run(output: &Output) -> Result<(), Failure> {
     let driver = driver();
     let has_gpu = driver.status == Status::Found;
+    let hub = Settings::from_environment();
     let findings = [
         cpu(),
         vectors(),
@@ -80,8 +82,8 @@ pub(super) fn run(output: &Output) -> Result<(), Failure> {
         library("cuDNN", "libcudnn.so", has_gpu),
         library("NCCL", "libnccl.so", has_gpu),
         build(has_gpu),
-        token(),
-        endpoint(),
+        token(&hub),
+        endpoint(&hub),
     ];
     let version = env!("CARGO_PKG_VERSION");
     output.result(&json!({"version": version, "findings": findings}), || {
@@ -212,23 +214,25 @@ fn build(has_gpu: bool) -> Finding {
     Finding::found("this build", "CPU only")
 }
 
-fn token() -> Finding {
-    let variable = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter().find(|name| env::var_os(name).is_some());
-    if let Some(variable) = variable {
-        return Finding::found("hub token", format!("in {variable}"));
-    }
-    let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/huggingface"));
-    let file = env::var_os("HF_HOME").map(PathBuf::from).or(home).map(|folder| folder.join("token"));
-    match file.filter(|file| file.is_file()) {
-        Some(file) => Finding::found("hub token", format!("in {}", file.display())),
-        None => Finding::absent("hub token", "not found", "only uploads need one: set HF_TOKEN"),
+fn token(hub: &Result<Settings, Failure>) -> Finding {
+    match hub {
+        Ok(Settings { token: Some(token), .. }) => Finding::found("hub token", format!("in {}", token.place)),
+        _ => Finding::absent("hub token", "not found", "only uploads and private models need one: set HF_TOKEN"),
     }
 }
 
-fn endpoint() -> Finding {
-    match env::var("HF_ENDPOINT") {
-        Ok(endpoint) => Finding::found("hub endpoint", format!("{endpoint} (HF_ENDPOINT)")),
-        Err(_) => Finding::found("hub endpoint", "https://huggingface.co"),
+fn endpoint(hub: &Result<Settings, Failure>) -> Finding {
+    const NAME: &str = "hub endpoint";
+    match hub {
+        Err(failure) => Finding::problem(NAME, &failure.message, failure.hint.as_deref().unwrap_or_default()),
+        Ok(_) if !cfg!(feature = "hub") => {
+            Finding::absent(NAME, "not in this build", "build with the feature `hub` to push and pull")
+        }
+        Ok(hub) if hub.offline => {
+            Finding::absent(NAME, "not used: HF_HUB_OFFLINE is set", "unset it to use the network")
+        }
+        Ok(hub) if hub.endpoint == DEFAULT_ENDPOINT => Finding::found(NAME, DEFAULT_ENDPOINT),
+        Ok(hub) => Finding::found(NAME, format!("{} (HF_ENDPOINT)", hub.endpoint)),
     }
 }
 

@@ -31,7 +31,7 @@ struct Document<'a> {
 /// Evaluates, and prints the bound with its parts.
 pub(super) fn nll(args: &NllArgs, output: &Output) -> Result<Outcome, Failure> {
     let device = args.device.open()?;
-    let model = Model::open(&args.model, args.raw, &device)?.with_variance(args.variance)?;
+    let model = Model::open(&args.model, args.raw, &device, &|text| output.note(text))?.with_variance(args.variance)?;
     model.skipped.iter().for_each(|message| output.warn(message));
     let spacing = args.spacing.clone().unwrap_or_default();
     let kept = spacing.kept_timesteps(args.steps, model.process.schedule().len())?;

@@ -12,6 +12,7 @@ mod forward;
 mod invert;
 pub mod output;
 mod places;
+mod push;
 mod sample;
 mod schedule;
 mod schedule_plot;
@@ -61,6 +62,7 @@ fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
         Command::Schedule(args) => schedule::run(&args, output)?,
         Command::Forward(args) => forward::run(&args, output)?,
         Command::Export(args) => exchange::export(&args, output)?,
+        Command::Push(args) => push::run(&args, output)?,
         Command::Import(args) => exchange::import(&args, output)?,
     }
     Ok(Outcome::Done)

@@ -27,7 +27,7 @@ const MOST_COLUMNS: usize = 16;
 /// Draws images and writes them; with `--invert`, turns given ones into latents and back.
 pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
     let device = args.device.open()?;
-    let model = Model::open(&args.model, args.raw, &device)?.with_variance(args.variance)?;
+    let model = Model::open(&args.model, args.raw, &device, &|text| output.note(text))?.with_variance(args.variance)?;
     model.skipped.iter().for_each(|message| output.warn(message));
     let sampler = sampler(args, model.process.schedule().len());
     let steps = sampler.kept_timesteps(model.process.schedule().len())?.len();

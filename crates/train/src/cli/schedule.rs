@@ -14,7 +14,7 @@ use crate::config::{MAX_TERMINAL_SIGNAL, Resolved, TrainConfig};
 use crate::error::Failure;
 use crate::eval::images::{EvalImages, Selection};
 use crate::eval::noising::{self, Noising, ValueStatistics};
-use crate::exchange::{Folder, refuse_hub};
+use crate::exchange::{Folder, locate};
 use crate::report::pictures;
 use crate::training::model::is_diffusers_folder;
 
@@ -35,7 +35,7 @@ struct Document<'a> {
 /// Shows the schedule of a configuration, respaced where steps are asked for; noises images with the schedule of the
 /// training where there are any.
 pub(super) fn run(args: &ScheduleArgs, output: &Output) -> Result<(), Failure> {
-    let config = config_of(&args.config)?;
+    let config = config_of(&args.config, output)?;
     let trained = Schedule::new(&config.diffusion)?;
     let spacing = args.spacing.clone().unwrap_or_default();
     let kept = spacing.kept_timesteps(args.steps, trained.len())?;
@@ -91,8 +91,8 @@ fn tables(visited: &Schedule, kept: &[Timestep]) -> Value {
 }
 
 /// A config file, with the environment over it; or what a run directory, a checkpoint in one, or a diffusers folder says.
-fn config_of(path: &Path) -> Result<TrainConfig, Failure> {
-    refuse_hub(path)?;
+fn config_of(named: &Path, output: &Output) -> Result<TrainConfig, Failure> {
+    let path = &locate(named, &|text| output.note(text))?.path;
     if is_diffusers_folder(path) {
         return Ok(Folder::read(path)?.config);
     }

@@ -9,6 +9,7 @@ use super::output::Output;
 use crate::config::{Resolved, Setting, TrainPlan};
 use crate::error::{ExitCode, Failure, Outcome};
 use crate::report::progress::{Verbosity, format_duration};
+use crate::shell;
 use crate::training::run::{RunOptions, Summary, train};
 
 /// Trains, and says where everything is.
@@ -17,7 +18,7 @@ pub(super) fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure>
         resume: args.resume.clone(),
         max_steps: args.max_steps,
         max_hours: args.max_hours,
-        command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
+        command: this_command(),
         verbosity: output.verbosity(),
     };
     if args.dry_run {
@@ -36,6 +37,8 @@ fn dry_run(args: &TrainArgs, options: RunOptions, output: &Output) -> Result<Out
     let setting = |key: &str, value: String| Setting { key: key.to_owned(), value };
     let mut settings = args.settings();
     settings.push(setting("run.dir", dir.path().join("run").display().to_string()));
+    // Nobody wants a model of one step on the hub.
+    settings.push(setting("hub.repo", "\"\"".to_owned()));
     settings.push(setting("log.every", "1".to_owned()));
     settings.push(setting("sample.num", "1".to_owned()));
     settings.push(setting("sample.steps", "2".to_owned()));
@@ -63,16 +66,9 @@ fn document(summary: &Summary) -> serde_json::Value {
     })
 }
 
-/// `arg`, quoted where a shell needs it.
-fn quoted(arg: String) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+%@".contains(c);
-    if !arg.is_empty() && arg.chars().all(plain) { arg } else { format!("'{}'", arg.replace('\'', r"'\''")) }
-}
-
 /// The command as it was given.
-fn same_command() -> String {
-    let args = std::env::args_os().skip(1).map(|arg| quoted(arg.to_string_lossy().into_owned()));
-    std::iter::once("ddpm".to_owned()).chain(args).collect::<Vec<_>>().join(" ")
+fn this_command() -> Vec<String> {
+    std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect()
 }
 
 fn text(summary: &Summary) -> String {
@@ -90,9 +86,9 @@ fn text(summary: &Summary) -> String {
     place("metrics", Some(format!("{run}/metrics.jsonl")));
     lines.push("next:".to_owned());
     if summary.stopped.is_some() {
-        lines.push(format!("  {}    # the same command goes on from here", same_command()));
+        lines.push(format!("  {}    # the same command goes on from here", shell::command(&this_command())));
     }
-    let quoted = |path: &Path| quoted(path.display().to_string());
+    let quoted = |path: &Path| shell::quoted(&path.display().to_string());
     lines.push(format!("  ddpm sample {} --num 64 --out samples.png", quoted(&summary.run_dir)));
     lines.push(format!("  tensorboard --logdir {}", quoted(&summary.run_dir.join("events"))));
     lines.join("\n")

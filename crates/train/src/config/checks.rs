@@ -9,6 +9,7 @@ use super::device::DeviceChoice;
 use super::error::{ConfigError, Origin};
 use super::layers::Resolved;
 use super::types::{Precision, TrainConfig};
+use crate::hub::RepoName;
 
 /// The checks, section by section.
 pub(super) struct Checks<'a> {
@@ -189,8 +190,7 @@ impl<'a> Checks<'a> {
         let expected = format!("1 to diffusion.num_train_timesteps ({timesteps})");
         self.require("sample.steps", steps, (1..=timesteps).contains(&steps), &expected, "50 is usual with ddim")?;
         if !hub.repo.is_empty() {
-            let message = format!("hub.repo = \"{}\": this version does not upload yet", hub.repo);
-            return Err(self.impossible("hub.repo", message, "leave hub.repo out; the run directory keeps everything"));
+            self.uploads(&hub.repo)?;
         }
         if !log.metrics_addr.is_empty() {
             let message =
@@ -202,6 +202,17 @@ impl<'a> Checks<'a> {
             ));
         }
         Ok(())
+    }
+
+    fn uploads(&self, repo: &str) -> Result<(), ConfigError> {
+        if !cfg!(feature = "hub") {
+            let message = format!("hub.repo = \"{repo}\": this program was built without the feature `hub`");
+            return Err(self.impossible("hub.repo", message, "leave hub.repo out; the run directory keeps everything"));
+        }
+        repo.parse::<RepoName>().map(drop).map_err(|expected| {
+            let message = format!("hub.repo = \"{repo}\": {expected}");
+            self.impossible("hub.repo", message, "name a repository of yours on the hub, or leave hub.repo out")
+        })
     }
 
     fn require(&self, key: &str, found: impl Display, ok: bool, expected: &str, help: &str) -> Result<(), ConfigError> {

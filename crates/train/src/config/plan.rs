@@ -184,6 +184,9 @@ fn warnings(config: &TrainConfig, schedule: &Schedule) -> Vec<Warning> {
     if config.checkpoint.every == 0 || config.checkpoint.every > train.steps {
         warn("checkpoint.every", "only the end is saved: a crash loses the whole run".to_owned());
     }
+    if config.hub.push_every > 0 && config.hub.repo.is_empty() {
+        warn("hub.push_every", "hub.repo is not set: nothing is pushed".to_owned());
+    }
     if train.ema_decays.is_empty() {
         warn("train.ema_decays", "samples are taken from the raw weights, which gives noisier images".to_owned());
     }
@@ -238,9 +241,12 @@ mod tests {
     #[test]
     fn settings_that_are_probably_not_meant_are_warned_about() {
         let plan = plan(
-            "[train]\nsteps = 100\nema_decays = []\n[checkpoint]\nevery = 0\n[loss]\ntimestep_sampler = \"loss_second_moment\"",
+            "[train]\nsteps = 100\nema_decays = []\n[checkpoint]\nevery = 0\n[loss]\ntimestep_sampler = \"loss_second_moment\"\n[hub]\npush_every = 5",
         );
         let keys: Vec<&str> = plan.warnings().iter().map(|warning| warning.key).collect();
-        assert_eq!(keys, ["train.warmup_steps", "loss.timestep_sampler", "checkpoint.every", "train.ema_decays"]);
+        assert_eq!(
+            keys,
+            ["train.warmup_steps", "loss.timestep_sampler", "checkpoint.every", "hub.push_every", "train.ema_decays"]
+        );
     }
 }

@@ -9,8 +9,9 @@ use std::path::Path;
 use ddpm_model::diffusion::{BetaSchedule, DiffusionConfig};
 use ddpm_model::unet::UNetConfig;
 
-use super::{Facts, SAMPLES_FILE};
+use super::{Facts, Measured, SAMPLES_FILE};
 use crate::config::{Resolved, TrainConfig};
+use crate::hub::SCHEME;
 
 /// How the samples on the card are drawn.
 const SAMPLE_STEPS: usize = 50;
@@ -23,6 +24,12 @@ pub(super) struct Card<'a> {
     pub(super) parameters: usize,
     /// Images in `samples.png`.
     pub(super) samples: usize,
+    /// Its name on the hub.
+    pub(super) repo: Option<&'a str>,
+    /// Its licence, as the hub names it.
+    pub(super) licence: Option<&'a str>,
+    /// What was measured of it.
+    pub(super) measured: Option<&'a Measured>,
 }
 
 const USE: &str = r#"## Use
@@ -32,7 +39,7 @@ From Python, with [diffusers](https://github.com/huggingface/diffusers):
 ```python
 from diffusers import DDPMPipeline
 
-pipeline = DDPMPipeline.from_pretrained("DIR")  # this folder, or its name on the hub
+pipeline = DDPMPipeline.from_pretrained("{DIR}"){WHAT}
 pipeline(batch_size=4, num_inference_steps=ALL).images[0].save("sample.png")
 ```
 "#;
@@ -59,7 +66,7 @@ const USE_CLASSES: &str = r#"From Python, with [diffusers](https://github.com/hu
 from diffusers import DDPMPipeline
 import torch
 
-pipeline = DDPMPipeline.from_pretrained("DIR")  # this folder, or its name on the hub
+pipeline = DDPMPipeline.from_pretrained("{DIR}"){WHAT}
 unet, scheduler = pipeline.unet, pipeline.scheduler
 scheduler.set_timesteps(ALL)
 x = torch.randn(4, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
@@ -74,8 +81,8 @@ const USE_DDPM: &str = r#"
 With ddpm, without Python:
 
 ```sh
-ddpm sample DIR --num 16 --out samples.png
-ddpm import DIR --to runs/mine    # and train on: a fine-tuning
+ddpm sample {MODEL} --num 16 --out samples.png
+ddpm import {MODEL} --to runs/mine    # and train on: a fine-tuning
 ```
 "#;
 
@@ -86,7 +93,7 @@ pub(super) fn card(card: &Card<'_>) -> String {
     let channels = unet.in_channels.unwrap_or_default();
     let kind = if unet.num_class_embeds.is_some() { "class-conditional" } else { "unconditional" };
     let name = card.facts.map(|facts| facts.config.run.name.as_str()).filter(|name| !name.is_empty());
-    let mut text = front_matter(unet.num_class_embeds.is_some());
+    let mut text = front_matter(unet.num_class_embeds.is_some(), card.licence);
     let _ = write!(
         text,
         "\n# {}\n\nA diffusion model (DDPM) of {size}x{size} images with {channels} channel{}, {kind}: {} parameters.\n",
@@ -104,9 +111,17 @@ pub(super) fn card(card: &Card<'_>) -> String {
         );
     }
     text += "\n";
-    text += &usage(unet, diffusion);
+    text += &usage(unet, diffusion, card.repo);
     text += &training(card.facts);
-    text += "\n## Licence\n\nNot stated: whoever publishes this model has to choose one, with the data's own licence in mind.\n";
+    text += &quality(card.measured);
+    text += "\n## Licence\n\n";
+    text += &card.licence.map_or_else(
+        || {
+            "Not stated: whoever publishes this model has to choose one, with the data's own licence in mind.\n"
+                .to_owned()
+        },
+        |licence| format!("{}\n", escaped(licence)),
+    );
     text += card.facts.map_or("", |facts| credit(&facts.config.data.source));
     text
 }
@@ -127,12 +142,13 @@ fn credit(source: &str) -> &'static str {
     }
 }
 
-fn front_matter(has_classes: bool) -> String {
+fn front_matter(has_classes: bool, licence: Option<&str>) -> String {
     let task = if has_classes { "" } else { "pipeline_tag: unconditional-image-generation\n" };
-    format!("---\nlibrary_name: diffusers\n{task}tags:\n- ddpm\n- diffusion\n- image-generation\n---\n")
+    let licence = licence.map_or_else(String::new, |licence| format!("license: {licence}\n"));
+    format!("---\nlibrary_name: diffusers\n{licence}{task}tags:\n- ddpm\n- diffusion\n- image-generation\n---\n")
 }
 
-fn usage(unet: &UNetConfig, diffusion: &DiffusionConfig) -> String {
+fn usage(unet: &UNetConfig, diffusion: &DiffusionConfig, repo: Option<&str>) -> String {
     let learned = unet.out_channels != unet.in_channels;
     let mut text = if unet.num_class_embeds.is_some() { format!("## Use\n\n{USE_CLASSES}") } else { USE.to_owned() };
     // diffusers' DDIMScheduler knows no sigmoid schedule.
@@ -145,6 +161,11 @@ fn usage(unet: &UNetConfig, diffusion: &DiffusionConfig) -> String {
     let timesteps = diffusion.num_train_timesteps;
     text = text.replace("ALL", &timesteps.to_string()).replace("FEW", &sample_steps(timesteps).to_string());
     text += USE_DDPM;
+    let words = match repo {
+        Some(repo) => [("{DIR}", repo), ("{MODEL}", &format!("{SCHEME}{repo}")), ("{WHAT}", "")],
+        None => [("{DIR}", "DIR"), ("{MODEL}", "DIR"), ("{WHAT}", "  # this folder, or its name on the hub")],
+    };
+    text = words.iter().fold(text, |text, (word, value)| text.replace(word, value));
     let _ = write!(
         text,
         "\nThe noise schedule is {}, over {} timesteps; the network predicts {}; the variance is {}.\n",
@@ -201,13 +222,33 @@ fn training(facts: Option<&Facts>) -> String {
     }
     row("trained with", escaped(&format!("ddpm {}", facts.program_version)));
     let config = Resolved::from_config(Path::new("config.toml"), facts.config.clone()).to_toml();
-    // Longer than any run of backticks in it, so that no value ends it.
-    let fence = "`".repeat(3.max(1 + config.split(|letter| letter != '`').map(str::len).max().unwrap_or(0)));
     let _ = write!(
         text,
-        "\n<details><summary>The exact configuration</summary>\n\n{fence}toml\n{config}{fence}\n\n</details>\n"
+        "\n<details><summary>The exact configuration</summary>\n\n{}\n</details>\n",
+        fenced("toml", &config)
     );
-    text +=
-        "\nNo measure of quality was computed beside the training loss; `ddpm eval nll` gives bits per dimension.\n";
+    if let Some(command) = &facts.command {
+        let _ = write!(text, "\nThe run began with\n\n{}", fenced("sh", command));
+    }
     text
+}
+
+fn quality(measured: Option<&Measured>) -> String {
+    let Some(Measured { bits_per_dim, standard_error, images, steps, data }) = measured else {
+        return "\nNo measure of quality was computed beside the training loss; `ddpm eval nll` gives bits per dimension.\n"
+            .to_owned();
+    };
+    let error = standard_error.map_or_else(String::new, |error| format!(" +- {error:.4} (standard error)"));
+    format!(
+        "\n## Quality\n\n{bits_per_dim:.4}{error} bits per dimension, an upper bound: {images} of the images of {}, {steps} \
+         timesteps.\n",
+        escaped(data)
+    )
+}
+
+/// A block of code, in a fence longer than any run of backticks in it, so that nothing in it ends it.
+fn fenced(language: &str, code: &str) -> String {
+    let code = code.trim_end_matches('\n');
+    let fence = "`".repeat(3.max(1 + code.split(|letter| letter != '`').map(str::len).max().unwrap_or(0)));
+    format!("{fence}{language}\n{code}\n{fence}\n")
 }

@@ -12,8 +12,8 @@ use serde_json::json;
 use super::card::{Card, card, sample_steps};
 use super::config::{pretty, scheduler_json, unet_json};
 use super::{
-    CARD_FILE, DIFFUSERS_VERSION, FACTS_FILE, Facts, INDEX_FILE, SAMPLES_FILE, SCHEDULER_CONFIG, SCHEDULER_DIR,
-    UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
+    CARD_FILE, DIFFUSERS_VERSION, FACTS_FILE, Facts, INDEX_FILE, Measured, SAMPLES_FILE, SCHEDULER_CONFIG,
+    SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
 };
 use crate::checkpoint::{TensorFile, tensors};
 use crate::durable::{parent_of, replace_file, sync_dir};
@@ -26,12 +26,18 @@ use crate::training::state::named_tensors;
 const SAMPLE_SEED: u64 = 0;
 
 /// What to export.
-#[derive(Clone, Copy, Debug)]
-pub struct ExportOptions {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ExportOptions<'a> {
     /// Leave the variance head out.
     pub epsilon_only: bool,
     /// Images on the card; 0: none.
     pub samples: usize,
+    /// Where on the hub it will be, for the commands on the card.
+    pub repo: Option<&'a str>,
+    /// The licence that the card states.
+    pub licence: Option<&'a str>,
+    /// What was measured of it.
+    pub measured: Option<&'a Measured>,
 }
 
 /// What was written.
@@ -50,7 +56,7 @@ pub struct Exported {
 pub fn export(
     model: &Model,
     to: &Path,
-    options: ExportOptions,
+    options: ExportOptions<'_>,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Exported, Failure> {
     refuse_taken(to)?;
@@ -58,7 +64,7 @@ pub fn export(
     let facts = model
         .facts
         .clone()
-        .map(|facts| facts.with_loss(&model.origin))
+        .map(|facts| facts.with_run(&model.origin))
         .map(|facts| Facts { epsilon_only: facts.epsilon_only || shape.is_cut, ..facts });
     let weights = weights(model, &shape)?;
     let mut files = vec![
@@ -75,7 +81,15 @@ pub fn export(
         files.push((PathBuf::from(SAMPLES_FILE), draw(model, samples, progress)?));
     }
     let parameters = model.unet.layout().parameters() - shape.removed;
-    let card = card(&Card { facts: facts.as_ref(), shape: (&shape.unet, &shape.diffusion), parameters, samples });
+    let card = card(&Card {
+        facts: facts.as_ref(),
+        shape: (&shape.unet, &shape.diffusion),
+        parameters,
+        samples,
+        repo: options.repo,
+        licence: options.licence,
+        measured: options.measured,
+    });
     files.push((PathBuf::from(CARD_FILE), card.into_bytes()));
     let bytes = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
     write_folder(to, &files)?;
@@ -107,7 +121,7 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(model: &Model, options: ExportOptions) -> Result<Self, Failure> {
+    fn of(model: &Model, options: ExportOptions<'_>) -> Result<Self, Failure> {
         let (mut unet, mut diffusion) = (model.config.model.clone(), model.config.diffusion.clone());
         if !options.epsilon_only {
             return Ok(Self { unet, diffusion, is_cut: false, removed: 0 });

@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, parse_dir_name};
 use crate::config::TrainConfig;
-use crate::run_dir::RunPaths;
+use crate::run_dir::{RunPaths, RunRecord};
+use crate::shell;
 
 /// The field of a checkpoint's state that holds an [`Imported`].
 pub(crate) const IMPORTED: &str = "imported";
@@ -32,6 +33,9 @@ pub struct Facts {
     pub loss: Option<f64>,
     /// The variance head was left out.
     pub epsilon_only: bool,
+    /// The command that began the run.
+    #[serde(default)]
+    pub command: Option<String>,
     /// What the training started from, if not from random weights.
     pub fine_tuned_from: Option<String>,
     /// The configuration of the training, without names and places of this machine.
@@ -75,18 +79,22 @@ impl Facts {
             weights,
             loss: None,
             epsilon_only: false,
+            command: None,
             fine_tuned_from: imported.map(|imported| imported.source),
             config,
         })
     }
 
-    /// Adds the last loss that the run of the checkpoint at `origin` logged up to it, where there is one.
-    pub(super) fn with_loss(mut self, origin: &Path) -> Self {
+    /// Adds what the run of the checkpoint at `origin` knows besides, where there is one: the command that began it, and the
+    /// last loss that it logged up to the checkpoint.
+    pub(crate) fn with_run(mut self, origin: &Path) -> Self {
         let step = origin.file_name().and_then(|name| name.to_str()).and_then(parse_dir_name);
         let run = origin.parent().and_then(Path::parent);
         if let (Some(run), true) = (run, step == Some(self.step)) {
             let metrics = fs::read_to_string(RunPaths::new(run).metrics()).unwrap_or_default();
             self.loss = last_loss(&metrics, self.step).or(self.loss);
+            let record = RunRecord::read(&RunPaths::new(run).record()).ok().flatten();
+            self.command = record.map(|record| shell::command(&record.command)).or(self.command);
         }
         self
     }

@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use super::config::{read_scheduler, read_unet};
 use super::{
-    FACTS_FILE, Facts, INDEX_FILE, MODELS, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
-    unreadable,
+    FACTS_FILE, Facts, INDEX_FILE, MODELS, PICKLES, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR,
+    WEIGHTS_FILE, unreadable,
 };
 use crate::checkpoint::{NamedTensor, tensors};
 use crate::config::TrainConfig;
@@ -36,9 +36,6 @@ const LIMITS: [(&str, u64); 7] = [
     ("block_out_channels", 65_536),
 ];
 const MAX_LEVELS: usize = 12;
-
-/// The formats that run code when read.
-const PICKLES: [&str; 3] = ["diffusion_pytorch_model.bin", "pytorch_model.bin", "model.ckpt"];
 
 /// A model in diffusers' layout.
 #[derive(Debug)]
@@ -214,7 +211,7 @@ fn read_json(path: &Path) -> Result<Value, Failure> {
     serde_json::from_slice(&bytes).map_err(|error| damaged(&error, "not JSON"))
 }
 
-fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_JSON_BYTES {

@@ -10,7 +10,7 @@ use candle_core::Device;
 use serde_json::json;
 
 use super::export::refuse_taken;
-use super::{FACTS_FILE, Folder, IMPORTED, Imported, refuse_hub, unreadable};
+use super::{FACTS_FILE, Folder, IMPORTED, Imported, locate, unreadable};
 use crate::checkpoint::{EpochPosition, Snapshot, State, save};
 use crate::config::types::DataConfig;
 use crate::config::{Resolved, TrainConfig, TrainPlan, config_hash};
@@ -18,14 +18,14 @@ use crate::error::{ExitCode, Failure};
 use crate::run_dir::RunDir;
 use crate::training::state::{CONFIG, untrained_files};
 
-/// Makes the run directory `to` of the folder `from`; returns the checkpoint and the configuration.
+/// Makes the run directory `to` of the folder or the model of the hub `from`, of whose fetching `tell` is told; returns the checkpoint and the configuration.
 ///
 /// # Errors
-/// Exit code 6 if `from` is no model that this version can run, 2 if `to` is taken.
-pub fn import(from: &Path, to: &Path) -> Result<(PathBuf, TrainConfig), Failure> {
-    refuse_hub(from)?;
+/// Exit code 6 if `from` is no model that this version can run, 2 if `to` is taken, 7 if the hub does not give it.
+pub fn import(from: &Path, to: &Path, tell: &dyn Fn(&str)) -> Result<(PathBuf, TrainConfig), Failure> {
     refuse_taken(to)?;
-    let folder = Folder::read(from)?;
+    let located = locate(from, tell)?;
+    let folder = Folder::read(&located.path)?;
     let unet = folder.unet()?;
     let params = folder.params(&unet, &Device::Cpu)?;
     folder.process()?;
@@ -33,7 +33,7 @@ pub fn import(from: &Path, to: &Path) -> Result<(PathBuf, TrainConfig), Failure>
     let config = configuration(folder.config, to);
     check(from, &config)?;
     let mut state = State::new(0, 0, EpochPosition { epoch: 0, images: 0 }, config_hash(&config), String::new());
-    let imported = Imported { source: from.display().to_string(), facts: folder.facts };
+    let imported = Imported { source: located.name.display().to_string(), facts: folder.facts };
     state.extra.insert(CONFIG.to_owned(), json!(config));
     state.extra.insert(IMPORTED.to_owned(), json!(imported));
 

@@ -6,6 +6,7 @@
 //! | [`run`] | the life of a run; beside it `context` (what stays the same), `resume` (where it starts), `observe` (metrics, checkpoints, pictures) |
 //! | [`state`] | a trainer to and from a checkpoint |
 //! | [`window`] | the means between two logged steps |
+//! | `upload` | pushes to the hub, beside the loop |
 //! | [`stop`] | signals and time limits |
 //! | [`noise`] | standard normals, by Philox |
 //! | [`pixels`] | bytes to numbers and back |
@@ -28,4 +29,6 @@ pub mod run;
 pub mod state;
 pub mod step;
 pub mod stop;
+#[cfg(feature = "hub")]
+mod upload;
 pub mod window;

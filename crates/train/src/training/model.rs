@@ -1,4 +1,4 @@
-//! A trained model, read back from a run directory, a checkpoint or a diffusers folder.
+//! A trained model, read back from a run directory, a checkpoint, a diffusers folder or the hub.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use super::step::compute_dtype;
 use crate::checkpoint::{Checkpoint, MANIFEST_FILE, MODEL_FILE, Skipped, ema_file, newest_good};
 use crate::config::TrainConfig;
 use crate::error::{ExitCode, Failure};
-use crate::exchange::{Facts, Folder, MODELS, refuse_hub};
+use crate::exchange::{Facts, Folder, Located, MODELS, locate};
 use crate::run_dir::RunPaths;
 
 /// Everything needed to run a model.
@@ -27,7 +27,7 @@ pub struct Model {
     pub process: DiffusionProcess,
     /// The configuration it was trained under.
     pub config: TrainConfig,
-    /// The checkpoint or the diffusers folder it came from.
+    /// The checkpoint, the diffusers folder or the commit on the hub it came from.
     pub origin: PathBuf,
     /// What is known of its training.
     pub facts: Option<Facts>,
@@ -36,15 +36,17 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads the newest good checkpoint of a run directory, a checkpoint, or a diffusers folder; `raw` takes the weights
-    /// of the last step, where there is a choice.
+    /// Reads the newest good checkpoint of a run directory, a checkpoint, a diffusers folder, or a model of the hub, of
+    /// whose fetching `tell` is told; `raw` takes the weights of the last step, where there is a choice.
     ///
     /// # Errors
-    /// Exit code 6 if there is none, or it cannot be read; 2 for a model of the hub.
-    pub fn open(path: &Path, raw: bool, device: &Device) -> Result<Self, Failure> {
-        refuse_hub(path)?;
+    /// Exit code 6 if there is none, or it cannot be read; 7 if the hub does not give it.
+    pub fn open(named: &Path, raw: bool, device: &Device, tell: &dyn Fn(&str)) -> Result<Self, Failure> {
+        let Located { path, name } = locate(named, tell)?;
+        let path = path.as_path();
         if is_diffusers_folder(path) {
-            return Self::from_folder(Folder::read(path)?, device);
+            let model = Self::from_folder(Folder::read(path)?, device)?;
+            return Ok(Self { origin: name, ..model });
         }
         let (checkpoint, skipped) = find_checkpoint(path)?;
         let config = checkpoint_config(&checkpoint)?;

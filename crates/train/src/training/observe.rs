@@ -1,4 +1,4 @@
-//! What watches a run: metrics, checkpoints, pictures. The loop calls [`Observers::after_step`] and knows no more.
+//! What watches a run: metrics, checkpoints, pictures, uploads. The loop calls [`Observers::after_step`] and knows no more.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -8,7 +8,9 @@ use super::model::all_classes;
 use super::pictures::{BATCH, Painter, Request, Start};
 use super::state::Position;
 use super::step::{Phases, StepOutcome, Trainer};
-use super::stop::StopWatch;
+use super::stop::{StopReason, StopWatch};
+#[cfg(feature = "hub")]
+use super::upload::{Report, Uploader};
 use super::window::Window;
 use crate::checkpoint::{CheckpointError, Outcome, Retention, Writer};
 use crate::config::Cadence;
@@ -29,6 +31,19 @@ pub(super) struct Observers<'a> {
     clock: Clock,
     saved: Saved,
     longest: Longest,
+    #[cfg(feature = "hub")]
+    uploader: Option<Uploader>,
+}
+
+/// How a run comes to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It has made its steps.
+    Reached,
+    /// It was stopped before.
+    Stopped(StopReason),
+    /// It failed.
+    Failed,
 }
 
 /// The longest of each kind so far: what must still fit in before a time limit.
@@ -77,19 +92,41 @@ impl Clock {
 
 impl<'a> Observers<'a> {
     /// `resumed` is the step and the place of the checkpoint that the run went on from.
+    ///
+    /// # Errors
+    /// Exit code 2 for an environment in which nothing can be uploaded as asked.
     pub(super) fn new(
         context: &'a RunContext<'a>,
         stop: &'a StopWatch,
-        reporter: Reporter,
+        #[cfg_attr(not(feature = "hub"), allow(unused_mut))] mut reporter: Reporter,
         window: Window,
         resumed: Saved,
-    ) -> Self {
+    ) -> Result<Self, Failure> {
         let config = &context.plan.config().checkpoint;
         let retention = Retention { keep_last: config.keep_last, keep_every: config.keep_every };
         let writer = Writer::new(context.run_dir.paths().checkpoints(), retention);
-        let clock = Clock::start(context.plan.images(resumed.as_ref().map_or(0, |(step, _)| *step)));
+        let first = resumed.as_ref().map_or(0, |(step, _)| *step);
+        let clock = Clock::start(context.plan.images(first));
         let (saved, longest) = (resumed, Longest::default());
-        Self { context, stop, reporter, writer, window, last: None, clock, saved, longest }
+        #[cfg(feature = "hub")]
+        let uploader =
+            Uploader::start(context.plan.config(), context.run_dir.paths(), first)?.map(|(uploader, amiss)| {
+                amiss.into_iter().for_each(|amiss| reporter.warn(&amiss));
+                uploader
+            });
+        Ok(Self {
+            context,
+            stop,
+            reporter,
+            writer,
+            window,
+            last: None,
+            clock,
+            saved,
+            longest,
+            #[cfg(feature = "hub")]
+            uploader,
+        })
     }
 
     /// How long another step, saving and the last picture may take.
@@ -133,6 +170,8 @@ impl<'a> Observers<'a> {
         if let Some(result) = self.writer.poll() {
             self.saved(result);
         }
+        #[cfg(feature = "hub")]
+        self.tell_of_uploads();
         if save {
             self.save(trainer)?;
         }
@@ -184,6 +223,8 @@ impl<'a> Observers<'a> {
             Ok(outcome) => {
                 self.longest.save = self.longest.save.max(outcome.took);
                 self.reporter.detail(&format!("checkpoint {}", outcome.saved.path.display()));
+                #[cfg(feature = "hub")]
+                self.uploader.iter_mut().for_each(|uploader| uploader.saved(outcome.saved.step));
                 self.saved = Some((outcome.saved.step, outcome.saved.path));
                 if let Err(error) = outcome.removed {
                     self.reporter.warn(&format!("an older checkpoint was not removed: {}", in_one_line(&error)));
@@ -225,11 +266,27 @@ impl<'a> Observers<'a> {
         Ok(true)
     }
 
-    /// Ends the run: a last checkpoint if the last step has none, and with `picture` a last picture.
+    /// Tells what became of uploads.
+    #[cfg(feature = "hub")]
+    fn tell_of_uploads(&mut self) {
+        let reports = self.uploader.as_mut().map(Uploader::reports).unwrap_or_default();
+        reports.into_iter().for_each(|report| self.tell(report));
+    }
+
+    #[cfg(feature = "hub")]
+    fn tell(&mut self, report: Report) {
+        match report {
+            Report::Done(what) => self.reporter.info(&what),
+            Report::Failed(what) => self.reporter.warn(&what),
+        }
+    }
+
+    /// Ends the run: a last checkpoint if the last step has none, a last picture, and an upload of a run that has reached its
+    /// end.
     ///
     /// # Errors
     /// The last checkpoint could not be written: then the run is not safe, and that is what the caller must say.
-    pub(super) fn finish(&mut self, trainer: &mut Trainer, picture: bool) -> Result<Ending, Failure> {
+    pub(super) fn finish(&mut self, trainer: &mut Trainer, end: End) -> Result<Ending, Failure> {
         self.take_outcomes(trainer, true)?;
         if let Some(result) = self.writer.finish() {
             self.saved(result);
@@ -243,10 +300,21 @@ impl<'a> Observers<'a> {
                 None => {}
             }
         }
+        #[cfg(feature = "hub")]
+        if end == End::Reached {
+            self.uploader.iter_mut().for_each(|uploader| uploader.push_last(step));
+        }
+        let picture = matches!(end, End::Reached | End::Stopped(StopReason::TimeLimit));
         // A finished run that is started again has its last picture already, and would draw the same one.
         let last = self.context.run_dir.paths().sample(step);
         let wanted = picture && !last.exists() && self.context.plan.sample_cadence() != Cadence::NEVER;
         let interrupted = wanted && !self.draw(trainer)?;
+        #[cfg(feature = "hub")]
+        if let Some(uploader) = self.uploader.take() {
+            let stop = self.stop;
+            let reports = uploader.finish(&|| end != End::Reached || stop.is_over());
+            reports.into_iter().for_each(|report| self.tell(report));
+        }
         self.reporter.finish();
         let samples = Some(last).filter(|path| path.exists());
         Ok(Ending { checkpoint: self.saved.take().map(|(_, path)| path), samples, interrupted })

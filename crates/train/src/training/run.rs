@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ddpm_data::Loader;
 
 use super::context::{RunContext, device_name, loader_config};
-use super::observe::Observers;
+use super::observe::{End, Observers};
 use super::resume::{choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
 use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
@@ -85,7 +85,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
     announce(&context, &mut reporter, &trainer, checkpoint.as_ref(), end);
 
     let resumed = checkpoint.map(|checkpoint| (first, checkpoint.path));
-    let mut observers = Observers::new(&context, &stop, reporter, window, resumed);
+    let mut observers = Observers::new(&context, &stop, reporter, window, resumed)?;
     let looped =
         observers.catch_up(&trainer).and_then(|()| train_until(end, &mut trainer, &mut loader, &stop, &mut observers));
     drop(loader);
@@ -96,7 +96,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
             return Err(save_what_is_good(&mut observers, &mut trainer, failure));
         }
     };
-    let ending = observers.finish(&mut trainer, stopped != Some(StopReason::Signal))?;
+    let ending = observers.finish(&mut trainer, stopped.map_or(End::Reached, End::Stopped))?;
     let stopped = stopped.or_else(|| stop.reason(Duration::ZERO).filter(|_| ending.interrupted));
     let step = trainer.steps_taken();
     Ok(Summary {
@@ -140,7 +140,7 @@ fn save_what_is_good(observers: &mut Observers<'_>, trainer: &mut Trainer, failu
     if !matches!(failure.code, ExitCode::Data | ExitCode::Usage) || trainer.steps_taken() == 0 {
         return failure;
     }
-    match observers.finish(trainer, false) {
+    match observers.finish(trainer, End::Failed) {
         Ok(_) => failure,
         Err(second) => {
             let mut failure = failure;

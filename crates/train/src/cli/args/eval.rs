@@ -23,7 +23,7 @@ pub enum EvalCommand {
   ddpm eval nll runs/mine --data photos --split [9000:] --plot terms.png    # images that were held out of the training
   ddpm eval nll runs/mine --data photos --steps 50 --json                   # on 50 of the timesteps")]
 pub struct NllArgs {
-    /// A run directory, a checkpoint or a diffusers folder
+    /// A run directory, a checkpoint, a diffusers folder or hf://owner/name
     pub model: PathBuf,
     /// The images: a folder, a .parquet file or folder, or builtin:fashion10k
     #[arg(long, value_name = "SOURCE")]

@@ -21,7 +21,7 @@ pub const SAMPLE_IMAGES: usize = 16;
   ddpm sample runs/quickstart --invert builtin:fashion10k --num 8               # image -> latent -> image
   ddpm sample runs/quickstart --sampler ddpm --num 500 --out images/            # a folder: single PNGs")]
 pub struct SampleArgs {
-    /// A run directory, a checkpoint or a diffusers folder
+    /// A run directory, a checkpoint, a diffusers folder or hf://owner/name
     pub model: PathBuf,
     /// How many images [default: 16]
     #[arg(long, value_parser = count, allow_negative_numbers = true)]

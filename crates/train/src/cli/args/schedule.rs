@@ -16,7 +16,7 @@ use super::count;
   ddpm schedule configs/quickstart.toml --data builtin:fashion10k    # is T large enough for these images?
   ddpm schedule configs/quickstart.toml --json | jq .alphas_cumprod[999]")]
 pub struct ScheduleArgs {
-    /// A configuration (TOML), a run directory, a checkpoint or a diffusers folder
+    /// A configuration (TOML), a run directory, a checkpoint, a diffusers folder or hf://owner/name
     #[arg(value_name = "CONFIG_OR_MODEL")]
     pub config: PathBuf,
     /// How many steps a sampler takes [default: all]

@@ -200,9 +200,17 @@ fn what_this_version_cannot_do_is_refused_before_it_begins() {
         "leave it out; a smaller train.micro_batch saves memory too",
     );
     is_refused(
-        &["hub.repo=me/model"],
-        "hub.repo = \"me/model\": this version does not upload yet",
-        "leave hub.repo out; the run directory keeps everything",
+        &["hub.repo=model"],
+        if cfg!(feature = "hub") {
+            "hub.repo = \"model\": expected owner/name"
+        } else {
+            "hub.repo = \"model\": this program was built without the feature `hub`"
+        },
+        if cfg!(feature = "hub") {
+            "name a repository of yours on the hub, or leave hub.repo out"
+        } else {
+            "leave hub.repo out; the run directory keeps everything"
+        },
     );
     is_refused(
         &["log.metrics_addr=localhost:9000"],

@@ -1,0 +1,159 @@
+//! What goes wrong.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+
+/// A kind of request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// `POST /api/repos/create`
+    Create,
+    /// `GET /api/models/{o}/{n}/revision/{rev}`
+    Revision,
+    /// `GET /api/models/{o}/{n}/tree/{rev}`
+    Tree,
+    /// `POST /api/models/{o}/{n}/preupload/{rev}`
+    Preupload,
+    /// `POST /{o}/{n}.git/info/lfs/objects/batch`
+    Batch,
+    /// `GET /api/models/{o}/{n}/xet-write-token/{rev}`
+    Token,
+    /// `POST /api/models/{o}/{n}/commit/{rev}`
+    Commit,
+    /// `GET /{o}/{n}/resolve/{rev}/{path}`
+    Resolve,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Status(u16, Option<u64>),
+    Stall,
+    Drop,
+    DropAfter,
+    StallAfter,
+    StatusAfter(u16),
+    Short,
+    Damaged,
+}
+
+/// What happens to a request, and to how many of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    pub(super) route: Route,
+    kind: Kind,
+    skipped: usize,
+    times: usize,
+}
+
+impl Fault {
+    /// Every request of this route is refused.
+    pub fn status(route: Route, status: u16) -> Self {
+        Self { route, kind: Kind::Status(status, None), skipped: 0, times: usize::MAX }
+    }
+
+    /// Every request of this route is refused for so many seconds, it says.
+    pub fn busy(route: Route, seconds: u64) -> Self {
+        Self { route, kind: Kind::Status(429, Some(seconds)), skipped: 0, times: usize::MAX }
+    }
+
+    /// No request of this route is ever answered.
+    pub fn stall(route: Route) -> Self {
+        Self { route, kind: Kind::Stall, skipped: 0, times: usize::MAX }
+    }
+
+    /// The connection breaks before anything is done.
+    pub fn drop(route: Route) -> Self {
+        Self { route, kind: Kind::Drop, skipped: 0, times: usize::MAX }
+    }
+
+    /// The request is served, and then the connection breaks instead of an answer.
+    pub fn drop_after(route: Route) -> Self {
+        Self { route, kind: Kind::DropAfter, skipped: 0, times: usize::MAX }
+    }
+
+    /// The request is served, and never answered.
+    pub fn stall_after(route: Route) -> Self {
+        Self { route, kind: Kind::StallAfter, skipped: 0, times: usize::MAX }
+    }
+
+    /// The request is served, and then refused.
+    pub fn status_after(route: Route, status: u16) -> Self {
+        Self { route, kind: Kind::StatusAfter(status), skipped: 0, times: usize::MAX }
+    }
+
+    /// Half of the bytes come, as if that were all.
+    pub fn short(route: Route) -> Self {
+        Self { route, kind: Kind::Short, skipped: 0, times: usize::MAX }
+    }
+
+    /// All bytes come, one of them wrong.
+    pub fn damaged(route: Route) -> Self {
+        Self { route, kind: Kind::Damaged, skipped: 0, times: usize::MAX }
+    }
+
+    /// So often, and then no more.
+    #[must_use]
+    pub fn times(self, times: usize) -> Self {
+        Self { times, ..self }
+    }
+
+    /// Not the first so many.
+    #[must_use]
+    pub fn after_first(self, skipped: usize) -> Self {
+        Self { skipped, ..self }
+    }
+
+    /// Counts a request: whether it fails, and what is left of the fault.
+    pub(super) fn count(self) -> (bool, Option<Self>) {
+        if self.skipped > 0 {
+            return (false, Some(Self { skipped: self.skipped - 1, ..self }));
+        }
+        let left = if self.times == usize::MAX { self.times } else { self.times - 1 };
+        (true, Some(Self { times: left, ..self }).filter(|_| left > 0))
+    }
+
+    /// Instead of serving the request, where that is the fault.
+    pub(super) async fn before(self) -> Option<Response> {
+        match self.kind {
+            Kind::Status(status, seconds) => Some(refusal(status, seconds)),
+            Kind::Stall => std::future::pending().await,
+            Kind::Drop => break_connection(),
+            _ => None,
+        }
+    }
+
+    /// Instead of the answer of a request that was served.
+    pub(super) async fn instead_of(self, answer: Response) -> Response {
+        match self.kind {
+            Kind::DropAfter => break_connection(),
+            Kind::StallAfter => std::future::pending().await,
+            Kind::StatusAfter(status) => refusal(status, None),
+            _ => answer,
+        }
+    }
+
+    /// Bytes on their way.
+    pub(super) fn bytes(self, mut bytes: Vec<u8>) -> Vec<u8> {
+        match self.kind {
+            Kind::Short => bytes.truncate(bytes.len() / 2),
+            Kind::Damaged => bytes[0] ^= 1,
+            _ => {}
+        }
+        bytes
+    }
+}
+
+fn refusal(status: u16, seconds: Option<u64>) -> Response {
+    let mut answer = (StatusCode::from_u16(status).unwrap(), r#"{"error":"as the test wants"}"#).into_response();
+    if let Some(seconds) = seconds {
+        answer.headers_mut().insert("retry-after", Duration::from_secs(seconds).as_secs().into());
+    }
+    answer
+}
+
+/// Unwinds the connection's task, without the message of a panic.
+fn break_connection() -> ! {
+    std::panic::resume_unwind(Box::new("the fault of a test"))
+}
