@@ -272,7 +272,7 @@ static CUresult ask(CUevent event, const char* function) {
     return unsafe_call(function);
 }
 API CUresult cuEventQuery(CUevent e) { return ask(e, "cuEventQuery"); }
-API CUresult cuEventSynchronize(CUevent e) { count("api sync"); return ask(e, "cuEventSynchronize"); }
+API CUresult cuEventSynchronize(CUevent e) { count("api event sync"); return ask(e, "cuEventSynchronize"); }
 API CUresult cuEventElapsedTime(float* ms, CUevent from, CUevent to) {
     Lock lock;
     auto *a = event_of(from), *b = event_of(to);

@@ -9,6 +9,7 @@ mod counts;
 mod training;
 
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::Device;
 use ddpm_data::{Batch, Batcher, LoaderConfig};
@@ -34,6 +35,13 @@ lr = 1e-3
 warmup_steps = 2
 ema_decays = [0.9, 0.99]
 "#;
+
+/// A GPU for one test at a time, for the driver's calls are counted and its memory is shared.
+pub(crate) fn gpu() -> (Device, MutexGuard<'static, ()>) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    (ddpm_kernels::cuda::open(0).unwrap(), turn)
+}
 
 /// The plan of `text`, with these values of keys beside.
 pub(crate) fn plan(text: &str, settings: &[(&str, &str)]) -> TrainPlan {

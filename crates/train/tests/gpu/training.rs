@@ -3,17 +3,13 @@
 use candle_core::Device;
 use ddpm_train::training::step::{StepOutcome, Trainer};
 
-use crate::{TINY, plan, train};
+use crate::{TINY, gpu, plan, train};
 
 const HYBRID: [(&str, &str); 3] = [
     ("diffusion.variance_type", "learned_range"),
     ("loss.kind", "hybrid"),
     ("model.resnet_time_scale_shift", "scale_shift"),
 ];
-
-fn gpu() -> Device {
-    ddpm_kernels::cuda::open(0).unwrap()
-}
 
 fn weights(trainer: &Trainer) -> Vec<f32> {
     trainer.sampling_params().unwrap().buffer().to_vec().unwrap()
@@ -39,11 +35,12 @@ fn assert_close(what: &str, found: &[StepOutcome], expected: &[StepOutcome], tol
 
 /// The CPU's own precision for f32; a network of few channels feels 8 bits of mantissa most in its gradient.
 fn check(settings: &[(&str, &str)], steps: u64) {
+    let (device, _turn) = gpu();
     let (expected, cpu) = train(&plan(TINY, &[settings, &[("run.device", "cpu")]].concat()), &Device::Cpu, steps);
     for (precision, tolerance) in [("f32", 1e-4), ("bf16", 5e-2), ("f16", 1e-2)] {
         let what = format!("{precision} {settings:?}");
         let settings = [settings, &[("run.device", "cuda"), ("train.precision", precision)]].concat();
-        let (found, trainer) = train(&plan(TINY, &settings), &gpu(), steps);
+        let (found, trainer) = train(&plan(TINY, &settings), &device, steps);
         assert_close(&what, &found, &expected, tolerance);
         let off = largest_difference(&weights(&trainer), &weights(&cpu));
         // AdamW moves a weight by about lr a step, whichever sign its gradient has.
@@ -68,27 +65,30 @@ fn gpu_training_with_a_learned_variance_and_classes_is_the_cpus() {
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_fifty_steps_stay_with_the_cpu() {
+    let (device, _turn) = gpu();
     let steps = 50;
     let (expected, _) = train(&plan(TINY, &[("run.device", "cpu")]), &Device::Cpu, steps);
-    let (found, _) = train(&plan(TINY, &[("run.device", "cuda")]), &gpu(), steps);
+    let (found, _) = train(&plan(TINY, &[("run.device", "cuda")]), &device, steps);
     assert_close("50 steps", &found, &expected, 2e-2);
 }
 
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_micro_batches_are_the_whole_batch() {
+    let (device, _turn) = gpu();
     let (expected, _) = train(&plan(TINY, &[("run.device", "cpu")]), &Device::Cpu, 4);
     let settings = [("run.device", "cuda"), ("train.micro_batch", "3")];
-    assert_close("micro-batches", &train(&plan(TINY, &settings), &gpu(), 4).0, &expected, 1e-4);
+    assert_close("micro-batches", &train(&plan(TINY, &settings), &device, 4).0, &expected, 1e-4);
 }
 
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_training_twice_gives_the_same_bits() {
+    let (device, _turn) = gpu();
     for precision in ["f32", "bf16"] {
         let settings = [("run.device", "cuda"), ("train.precision", precision), ("train.deterministic", "true")];
         let plan = plan(TINY, &settings);
-        let (first, second) = (train(&plan, &gpu(), 4), train(&plan, &gpu(), 4));
+        let (first, second) = (train(&plan, &device, 4), train(&plan, &device, 4));
         assert_eq!(weights(&first.1), weights(&second.1), "{precision}");
         let losses = |run: &[StepOutcome]| run.iter().flat_map(|step| step.losses.clone()).collect::<Vec<_>>();
         assert_eq!(losses(&first.0), losses(&second.0), "{precision}");
@@ -98,8 +98,9 @@ fn gpu_training_twice_gives_the_same_bits() {
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_a_diverged_run_says_so_and_keeps_its_weights() {
+    let (device, _turn) = gpu();
     let plan = plan(TINY, &[("run.device", "cuda"), ("train.lr", "1e30"), ("train.warmup_steps", "0")]);
-    let mut trainer = Trainer::new(&plan, &gpu()).unwrap();
+    let mut trainer = Trainer::new(&plan, &device).unwrap();
     let batches = crate::batches(&plan);
     let mut failure = None;
     for step in 0..8 {
