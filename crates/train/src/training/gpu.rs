@@ -98,11 +98,6 @@ impl GpuSteps {
         Ok(())
     }
 
-    /// The GPU that steps run on.
-    pub(super) fn gpu(&self) -> &Gpu {
-        &self.gpu
-    }
-
     /// For a run of `plan` on a GPU.
     pub(super) fn new(plan: &TrainPlan, device: &Device) -> Result<Self, Failure> {
         let gpu = Gpu::of(device)?;

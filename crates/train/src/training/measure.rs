@@ -14,6 +14,7 @@ use super::context::{device_name, loader_config};
 use super::step::{Phases, Trainer};
 use crate::config::TrainPlan;
 use crate::error::Failure;
+use crate::memory;
 
 /// Steps before counting: memory is allocated, caches and clocks warm up; on a GPU the step is also recorded.
 const WARM_UP: usize = 3;
@@ -90,7 +91,7 @@ pub(super) fn measure(
     for _ in 0..repeat.div_ceil(steps) {
         times.block(trainer, steps, &mut next_batch)?;
     }
-    let peak_bytes = trainer.peak_bytes()?;
+    let peak_bytes = memory::peak_on(device)?;
     if !device.is_cpu() {
         times.phases_of_gpu(trainer, &mut next_batch)?;
     }

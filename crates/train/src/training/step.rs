@@ -221,16 +221,6 @@ impl Trainer {
         Ok(phases)
     }
 
-    /// The most memory that was in use at once: of the GPU, by tensors and scratch space
-    /// (`Gpu::peak_memory`), or else resident memory of the process.
-    pub(super) fn peak_bytes(&self) -> Result<Option<u64>, Failure> {
-        #[cfg(feature = "cuda")]
-        if let Some(gpu) = &self.gpu {
-            return Ok(Some(gpu.gpu().peak_memory()?));
-        }
-        Ok(memory::peak_resident())
-    }
-
     /// What happened that a user should know, since this was asked last.
     pub fn take_notices(&mut self) -> Vec<String> {
         #[cfg(feature = "cuda")]
