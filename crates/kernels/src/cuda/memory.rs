@@ -59,7 +59,7 @@ impl Gpu {
     /// The driver does not answer.
     pub fn peak_memory(&self) -> Result<u64> {
         let pool = default_pool(self.device())?;
-        let ask = |attribute| {
+        let ask = |attribute| -> Result<u64> {
             let mut value = 0u64;
             // SAFETY: the device's own pool; both attributes we ask for are 64 bits wide.
             unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut value).cast()) }
