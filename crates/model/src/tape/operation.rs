@@ -115,7 +115,9 @@ impl Operation {
         let (x, y) = (count(&self.x), count(&self.y()));
         let params: usize = self.params().iter().sum();
         let (second, params) = match self.kind {
-            Kind::Conv2d { residual, .. } | Kind::Linear { residual, .. } => (if residual { y } else { 0 }, params * size),
+            Kind::Conv2d { residual, .. } | Kind::Linear { residual, .. } => {
+                (if residual { y } else { 0 }, params * size)
+            }
             // Its parameters are f32.
             Kind::GroupNorm { modulation, .. } => {
                 (if modulation { self.per_channel(2) } else { 0 }, params * size_of::<f32>())
@@ -150,9 +152,7 @@ impl Operation {
             Kind::Concat { .. } => (2 * y * size, 0),
             Kind::Activation(_) | Kind::Silu => (3 * x * size, 0),
             Kind::Embedding { .. } => (y * size + gradients, 0),
-            Kind::Upsample | Kind::Downsample | Kind::Scale { .. } | Kind::Dropout { .. } => {
-                ((x + y) * size, 0)
-            }
+            Kind::Upsample | Kind::Downsample | Kind::Scale { .. } | Kind::Dropout { .. } => ((x + y) * size, 0),
         };
         Work { bytes, flop }
     }
@@ -189,7 +189,8 @@ impl Display for Operation {
             }
             Kind::Linear { residual, .. } => f.write_str(added(residual)),
             Kind::GroupNorm { norm, modulation, .. } => {
-                let (silu, scaled) = (if norm.silu { ", SiLU" } else { "" }, if modulation { ", scale-shift" } else { "" });
+                let (silu, scaled) =
+                    (if norm.silu { ", SiLU" } else { "" }, if modulation { ", scale-shift" } else { "" });
                 write!(f, ", {} groups{silu}{scaled}", norm.groups)
             }
             Kind::Attention { heads, .. } => write!(f, ", heads {heads}"),

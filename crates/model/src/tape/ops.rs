@@ -35,7 +35,15 @@ impl<'p> Tape<'p> {
             let y = conv2d::reference::forward(conv, &x.value, weight, bias, residual_value)?;
             return Ok(Var { value: y, id: None });
         }
-        self.note(&x.value, Kind::Conv2d { conv: *conv, outputs: bias.elem_count(), residual: residual.is_some(), need_dx: x.id.is_some() });
+        self.note(
+            &x.value,
+            Kind::Conv2d {
+                conv: *conv,
+                outputs: bias.elem_count(),
+                residual: residual.is_some(),
+                need_dx: x.id.is_some(),
+            },
+        );
         let conv = Conv2d { algorithm: self.algorithm, ..*conv };
         let y = conv2d::forward(&conv, &x.value, weight, bias, residual_value)?;
         let (x, residual) = (x.clone(), residual.and_then(|r| r.id));
@@ -95,7 +103,10 @@ impl<'p> Tape<'p> {
             let y = linear::reference::forward(&x.value, weight, bias, residual_value)?;
             return Ok(Var { value: y, id: None });
         }
-        self.note(&x.value, Kind::Linear { outputs: bias.elem_count(), residual: residual.is_some(), need_dx: x.id.is_some() });
+        self.note(
+            &x.value,
+            Kind::Linear { outputs: bias.elem_count(), residual: residual.is_some(), need_dx: x.id.is_some() },
+        );
         let y = linear::forward(&x.value, weight, bias, residual_value)?;
         let (x, residual) = (x.clone(), residual.and_then(|r| r.id));
         Ok(self.record(y, move |dy, flow| {

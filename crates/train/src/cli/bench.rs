@@ -86,7 +86,10 @@ fn operations_table(operations: &Operations) -> String {
         table.row(&[&op.name, &op.shape, &op.count, &format!("{:.4}", op.ms), &rate(op.bytes), &rate(op.flop)]);
     }
     let sum: f64 = ops.iter().map(|op| op.ms * op.count as f64).sum();
-    format!("{device}, {precision}, {batch_size} images\n\n{}\nall of them, as often as they run: {sum:.1} ms", table.render())
+    format!(
+        "{device}, {precision}, {batch_size} images\n\n{}\nall of them, as often as they run: {sum:.1} ms",
+        table.render()
+    )
 }
 
 fn peak_row(table: &mut Table, peak_bytes: Option<u64>) {

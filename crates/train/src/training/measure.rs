@@ -97,7 +97,8 @@ pub(super) fn measure(
     }
     let Times { mut steps, waits, phases, batch_size } = times;
     let median_ms = median(&mut steps);
-    let phase = |part: fn(&Phases) -> Duration| median(&mut phases.iter().map(part).map(milliseconds).collect::<Vec<_>>());
+    let phase =
+        |part: fn(&Phases) -> Duration| median(&mut phases.iter().map(part).map(milliseconds).collect::<Vec<_>>());
     Ok(StepMeasurement {
         parameters: trainer.unet().layout().parameters(),
         batch_size,

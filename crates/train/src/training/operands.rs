@@ -157,18 +157,15 @@ fn plain(operation: &Operation, make: &Maker<'_>) -> Result<Runs> {
         Kind::Downsample => {
             both(move || resample::downsample(&x).map(drop), move || resample::downsample_backward(&dy).map(drop))
         }
-        Kind::Scale { factor } => both(
-            move || elementwise::scale(&x, factor).map(drop),
-            move || elementwise::scale(&dy, factor).map(drop),
-        ),
-        Kind::Activation(f) => both(
-            move || activation::forward(f, &x).map(drop),
-            move || activation::backward(f, &x2, &dy).map(drop),
-        ),
-        Kind::Silu => both(
-            move || elementwise::silu(&x).map(drop),
-            move || elementwise::silu_backward(&x2, &dy).map(drop),
-        ),
+        Kind::Scale { factor } => {
+            both(move || elementwise::scale(&x, factor).map(drop), move || elementwise::scale(&dy, factor).map(drop))
+        }
+        Kind::Activation(f) => {
+            both(move || activation::forward(f, &x).map(drop), move || activation::backward(f, &x2, &dy).map(drop))
+        }
+        Kind::Silu => {
+            both(move || elementwise::silu(&x).map(drop), move || elementwise::silu_backward(&x2, &dy).map(drop))
+        }
         Kind::Dropout { probability } => {
             let mask = Dropout { probability, seed: 0, layer: 0, step: 0, first_position: 0 };
             both(move || dropout::apply(&mask, &x).map(drop), move || dropout::apply(&mask, &dy).map(drop))

@@ -105,7 +105,12 @@ fn operations(plan: &TrainPlan, dtype: DType, device: &Device) -> Result<Vec<Ope
     let dropout = DropoutStream { seed: plan.config().run.seed, step: 0, first_position: 0 };
     let mut tape = Tape::training(&params, dropout).noting();
     let label = plan.classes().map(|_| [0]);
-    unet.forward(&mut tape, &x_t.map_err(ddpm_model::ModelError::from)?, &[0.0], label.as_ref().map(|label| &label[..]))?;
+    unet.forward(
+        &mut tape,
+        &x_t.map_err(ddpm_model::ModelError::from)?,
+        &[0.0],
+        label.as_ref().map(|label| &label[..]),
+    )?;
     Ok(tape.operations().to_vec())
 }
 

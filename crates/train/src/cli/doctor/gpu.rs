@@ -11,7 +11,8 @@ const LEAST_CAPABILITY: (i32, i32) = (8, 0);
 const CUDA: i32 = 13;
 /// The cuDNN it calls.
 const CUDNN: usize = 9;
-const PLACES: &str = "put its folder into LD_LIBRARY_PATH or CUDA_LIB_DIRS; CUDA_LAZY_VERBOSE=1 says why it could not be loaded";
+const PLACES: &str =
+    "put its folder into LD_LIBRARY_PATH or CUDA_LIB_DIRS; CUDA_LAZY_VERBOSE=1 says why it could not be loaded";
 
 /// Driver, GPUs, libraries.
 pub(super) fn findings() -> Vec<Finding> {
@@ -33,7 +34,8 @@ fn driver(answer: &Result<((i32, i32), Vec<GpuFacts>), String>) -> Finding {
             Finding::absent(NAME, format!("does not answer: {error}"), advice)
         }
         Ok(((major, minor), gpus)) => {
-            let detail = format!("knows CUDA {major}.{minor}, {} GPU{}", gpus.len(), if gpus.len() == 1 { "" } else { "s" });
+            let detail =
+                format!("knows CUDA {major}.{minor}, {} GPU{}", gpus.len(), if gpus.len() == 1 { "" } else { "s" });
             if gpus.is_empty() {
                 Finding::problem(NAME, detail, "is the GPU passed into this container or machine?")
             } else if *major < CUDA {
@@ -60,9 +62,11 @@ fn gpu((number, facts): (usize, &GpuFacts)) -> Finding {
 fn library(name: &'static str, version: Option<[usize; 3]>, needed: usize, has_gpu: bool) -> Finding {
     match version {
         Some([major, minor, patch]) if major == needed => Finding::found(name, format!("{major}.{minor}.{patch}")),
-        Some([major, minor, patch]) => {
-            Finding::problem(name, format!("{major}.{minor}.{patch}, not {needed}"), &format!("install {name} {needed}: {PLACES}"))
-        }
+        Some([major, minor, patch]) => Finding::problem(
+            name,
+            format!("{major}.{minor}.{patch}, not {needed}"),
+            &format!("install {name} {needed}: {PLACES}"),
+        ),
         None if has_gpu => {
             Finding::problem(name, "could not be loaded", &format!("install {name} {needed}, or {PLACES}"))
         }
