@@ -249,6 +249,27 @@ fn bench_measures_a_step_by_phases() {
 }
 
 #[test]
+fn bench_measures_sampling_reading_and_operations() {
+    let place = fresh_run(&[]);
+    let sample = place.ddpm("bench sample tiny.toml --repeat 1 --set sample.num=2 --set sample.steps=3").json();
+    assert_fields(&sample, "images_per_s, median_ms, steps, batch_size, peak_bytes");
+    assert_eq!((&sample["batch_size"], &sample["steps"]), (&2.into(), &3.into()));
+    let data = place.ddpm("bench data tiny.toml --repeat 2").json();
+    assert_fields(&data, "images_per_s, bytes_per_s, workers, median_batch_ms");
+    let document = place.ddpm("bench ops tiny.toml --repeat 1 --device cpu").json();
+    let ops = document["ops"].as_array().unwrap();
+    for op in ops {
+        assert_fields(op, "name, shape, count, ms, bytes, flop");
+        assert!(op["ms"].as_f64().unwrap() > 0.0 && op["bytes"].as_u64().unwrap() > 0, "{op}");
+    }
+    for name in ["conv2d forward", "conv2d backward", "group_norm backward", "linear forward"] {
+        assert!(ops.iter().any(|op| op["name"] == name), "{name}");
+    }
+    place.ddpm("bench data tiny.toml --repeat 1").succeeds().stdout_has("workers");
+    place.ddpm("bench ops tiny.toml --repeat 1").succeeds().stdout_has("conv2d forward");
+}
+
+#[test]
 fn schedule_has_the_published_numbers() {
     let place = fresh_run(&[]);
     let document = place.ddpm("schedule tiny.toml").json();

@@ -7,6 +7,10 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use candle_core::Device;
+
+use crate::error::Failure;
+
 /// Bytes of this process that are in physical memory now.
 pub fn resident() -> Option<u64> {
     status_field("VmRSS:")
@@ -15,6 +19,20 @@ pub fn resident() -> Option<u64> {
 /// The most bytes of this process that ever were in physical memory.
 pub fn peak_resident() -> Option<u64> {
     status_field("VmHWM:")
+}
+
+/// The most memory that was in use at once: by tensors and scratch space of a GPU (`Gpu::peak_memory`), or else
+/// [resident](peak_resident).
+///
+/// # Errors
+/// A GPU that does not answer.
+pub fn peak_on(device: &Device) -> Result<Option<u64>, Failure> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return Ok(Some(ddpm_kernels::cuda::Gpu::of(device)?.peak_memory()?));
+    }
+    let _ = device;
+    Ok(peak_resident())
 }
 
 /// Bytes of physical memory that this machine has.

@@ -45,7 +45,42 @@ impl Gpu {
     pub fn give_back_unused(&self) -> Result<()> {
         self.synchronize()?;
         // SAFETY: the device's own pool.
-        unsafe { result::mem_pool::trim_to(default_pool(self.device())?, 0) }.map_err(refused("giving memory back"))
+        unsafe { result::mem_pool::trim_to(default_pool(self.device())?, 0) }.map_err(refused("giving memory back"))?;
+        // SAFETY: the device of an open context; only what no recording uses goes.
+        unsafe { sys::cuDeviceGraphMemTrim(self.stream().context().cu_device()) }
+            .result()
+            .map_err(refused("giving back the memory of recordings"))
+    }
+
+    /// The most bytes that tensors and scratch space took at once: in the memory pool, or in the pool and in a recording
+    /// while it was replayed. Neither the context nor what libraries take for themselves is in it.
+    ///
+    /// # Errors
+    /// The driver does not answer.
+    pub fn peak_memory(&self) -> Result<u64> {
+        let pool = default_pool(self.device())?;
+        let ask = |attribute| -> Result<u64> {
+            let mut value = 0u64;
+            // SAFETY: the device's own pool; both attributes we ask for are 64 bits wide.
+            unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut value).cast()) }
+                .result()
+                .map_err(refused("asking the memory pool"))?;
+            Ok(value)
+        };
+        let recorded = self.recorded_memory()?;
+        let highest = ask(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
+        Ok(highest.max(ask(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)? + recorded))
+    }
+
+    /// The most bytes that recordings took at once.
+    fn recorded_memory(&self) -> Result<u64> {
+        let (device, mut value) = (self.stream().context().cu_device(), 0u64);
+        let attribute = sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH;
+        // SAFETY: the device of an open context; the attribute is 64 bits wide.
+        unsafe { sys::cuDeviceGetGraphMemAttribute(device, attribute, (&raw mut value).cast()) }
+            .result()
+            .map_err(refused("asking for the memory of recordings"))?;
+        Ok(value)
     }
 
     /// Bytes that the process holds of the GPU's memory, and all it has.

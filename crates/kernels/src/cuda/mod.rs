@@ -13,6 +13,7 @@ pub(crate) mod matmul;
 pub mod memory;
 pub mod random;
 mod recording;
+pub mod survey;
 mod timing;
 mod transfer;
 
@@ -33,6 +34,7 @@ pub(crate) use self::launch::{Launch, Value};
 use self::matmul::Products;
 use self::memory::Workspace;
 pub use self::recording::Recording;
+pub use self::timing::Mark;
 pub use self::transfer::{Download, IN_FLIGHT, Numbers, Upload};
 use crate::error::{KernelError, Result};
 

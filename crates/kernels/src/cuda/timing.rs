@@ -1,9 +1,11 @@
-//! Which of several ways is the fastest here: asked once per shape.
+//! When the GPU gets where: marks between the things that are queued; and which of several ways is the fastest here, asked
+//! once per shape.
 
+use candle_core::cuda_backend::cudarc::driver::CudaEvent;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUevent_flags, CUstreamCaptureStatus};
 
 use super::{Gpu, refused};
-use crate::error::{KernelError, Result};
+use crate::error::Result;
 
 /// Runs of each way that are timed, after one that is not.
 const RUNS: usize = 3;
@@ -37,13 +39,32 @@ pub(super) fn fastest<'w, W>(
 
 /// How long the GPU takes for what `work` queues.
 pub(super) fn milliseconds(gpu: &Gpu, work: impl FnOnce() -> Result<()>) -> Result<f32> {
-    let fail = |error| -> KernelError { refused("timing on the GPU")(error) };
-    let (context, stream) = (gpu.stream().context(), gpu.stream());
-    let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
-    let (start, end) = (context.new_event(flags).map_err(fail)?, context.new_event(flags).map_err(fail)?);
-    start.record(stream).map_err(fail)?;
+    let start = gpu.mark()?;
     work()?;
-    end.record(stream).map_err(fail)?;
-    end.synchronize().map_err(fail)?;
-    start.elapsed_ms(&end).map_err(fail)
+    gpu.mark()?.milliseconds_since(&start)
+}
+
+/// A place in what is queued, and when the GPU gets there.
+#[derive(Debug)]
+pub struct Mark(CudaEvent);
+
+impl Gpu {
+    /// Marks what is queued next.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn mark(&self) -> Result<Mark> {
+        let event = self.stream().record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+        event.map(Mark).map_err(refused("timing on the GPU"))
+    }
+}
+
+impl Mark {
+    /// The GPU's time from `earlier` to here; waits until the GPU is here.
+    ///
+    /// # Errors
+    /// Something queued before has failed.
+    pub fn milliseconds_since(&self, earlier: &Self) -> Result<f32> {
+        earlier.0.elapsed_ms(&self.0).map_err(refused("timing on the GPU"))
+    }
 }

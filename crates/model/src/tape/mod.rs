@@ -9,8 +9,10 @@
 //! activations as it goes; [`Tape::training`] records; [`Tape::gradients`] records without dropout; and
 //! [`Tape::reference`] runs the operations' plain-candle twins in any dtype under candle's autograd, as the oracle.
 
+mod operation;
 mod ops;
 
+pub use operation::{Kind, Operation, Work};
 pub use ops::LayerParams;
 
 use candle_core::{DType, Device, Tensor};
@@ -78,6 +80,8 @@ pub struct Tape<'p> {
     algorithm: Algorithm,
     nodes: Vec<Node<'p>>,
     values: usize,
+    /// What ran, if that is to be known.
+    noted: Option<Vec<Operation>>,
 }
 
 /// An operation that ran: its output, and what to do with the output's gradient.
@@ -115,7 +119,17 @@ impl Flow<'_> {
 impl<'p> Tape<'p> {
     fn new(weights: Weights<'p>, recording: bool, dropout: Option<DropoutStream>) -> Self {
         let algorithm = Algorithm::Fastest;
-        Self { weights, recording, dropout, step: None, dropout_layers: 0, algorithm, nodes: Vec::new(), values: 0 }
+        Self {
+            weights,
+            recording,
+            dropout,
+            step: None,
+            dropout_layers: 0,
+            algorithm,
+            nodes: Vec::new(),
+            values: 0,
+            noted: None,
+        }
     }
 
     /// A tape that only computes.
@@ -143,6 +157,24 @@ impl<'p> Tape<'p> {
     pub fn exact(mut self) -> Self {
         self.algorithm = Algorithm::Exact;
         self
+    }
+
+    /// Notes which operations run on what.
+    #[must_use]
+    pub fn noting(mut self) -> Self {
+        self.noted = Some(Vec::new());
+        self
+    }
+
+    /// The operations so far, if they were to be [noted](Self::noting).
+    pub fn operations(&self) -> &[Operation] {
+        self.noted.as_deref().unwrap_or_default()
+    }
+
+    fn note(&mut self, x: &Tensor, kind: Kind) {
+        if let Some(noted) = &mut self.noted {
+            noted.push(Operation { x: x.dims().to_vec(), kind });
+        }
     }
 
     /// Reads the step of the dropout masks from `step` (u32 `[2]`: low half, high half) when the masks are drawn, so that a

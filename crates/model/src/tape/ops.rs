@@ -9,7 +9,7 @@ use ddpm_kernels::ops::conv2d::{self, Conv2d};
 use ddpm_kernels::ops::group_norm::{self, GroupNorm};
 use ddpm_kernels::ops::{attention, dropout, elementwise, linear, resample};
 
-use super::{Tape, Var};
+use super::{Kind, Tape, Var};
 use crate::error::Result;
 use crate::params::ParamId;
 
@@ -35,6 +35,15 @@ impl<'p> Tape<'p> {
             let y = conv2d::reference::forward(conv, &x.value, weight, bias, residual_value)?;
             return Ok(Var { value: y, id: None });
         }
+        self.note(
+            &x.value,
+            Kind::Conv2d {
+                conv: *conv,
+                outputs: bias.elem_count(),
+                residual: residual.is_some(),
+                need_dx: x.id.is_some(),
+            },
+        );
         let conv = Conv2d { algorithm: self.algorithm, ..*conv };
         let y = conv2d::forward(&conv, &x.value, weight, bias, residual_value)?;
         let (x, residual) = (x.clone(), residual.and_then(|r| r.id));
@@ -61,6 +70,7 @@ impl<'p> Tape<'p> {
             let y = group_norm::reference::forward(&norm, &x.value, weight, bias, modulation.map(Var::value))?;
             return Ok(Var { value: y, id: None });
         }
+        self.note(&x.value, Kind::GroupNorm { norm, modulation: modulation.is_some() });
         let (y, statistics) = group_norm::forward(&norm, &x.value, weight, bias, modulation.map(Var::value))?;
         let (x, modulation) = (x.clone(), modulation.cloned());
         Ok(self.record(y, move |dy, flow| {
@@ -93,6 +103,10 @@ impl<'p> Tape<'p> {
             let y = linear::reference::forward(&x.value, weight, bias, residual_value)?;
             return Ok(Var { value: y, id: None });
         }
+        self.note(
+            &x.value,
+            Kind::Linear { outputs: bias.elem_count(), residual: residual.is_some(), need_dx: x.id.is_some() },
+        );
         let y = linear::forward(&x.value, weight, bias, residual_value)?;
         let (x, residual) = (x.clone(), residual.and_then(|r| r.id));
         Ok(self.record(y, move |dy, flow| {
@@ -110,6 +124,7 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: attention::reference::forward(&qkv.value, heads)?, id: None });
         }
+        self.note(&qkv.value, Kind::Attention { heads });
         let (y, probabilities) = attention::forward(&qkv.value, heads)?;
         let qkv = qkv.clone();
         Ok(self.record(y, move |dy, flow| {
@@ -133,6 +148,7 @@ impl<'p> Tape<'p> {
             let y = elementwise::reference::add_channels(&x.value, &offset.value)?;
             return Ok(Var { value: y, id: None });
         }
+        self.note(&x.value, Kind::AddChannels);
         let y = elementwise::add_channels(&x.value, &offset.value)?;
         let (x, offset) = (x.id, offset.id);
         Ok(self.record(y, move |dy, flow| {
@@ -146,6 +162,7 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: (&a.value + &b.value)?, id: None });
         }
+        self.note(&a.value, Kind::Add);
         let y = elementwise::add(&a.value, &b.value)?;
         let (a, b) = (a.id, b.id);
         Ok(self.record(y, move |dy, flow| {
@@ -159,6 +176,7 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: Tensor::cat(&[&a.value, &b.value], 3)?, id: None });
         }
+        self.note(&a.value, Kind::Concat { others: b.value.dim(3)? });
         let y = elementwise::concat(&a.value, &b.value)?;
         let (channels, a, b) = (a.value.dim(3)?, a.id, b.id);
         Ok(self.record(y, move |dy, flow| {
@@ -173,6 +191,7 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: resample::reference::upsample(&x.value)?, id: None });
         }
+        self.note(&x.value, Kind::Upsample);
         let y = resample::upsample(&x.value)?;
         let id = x.id;
         Ok(self.record(y, move |dy, flow| flow.accumulate(id, resample::upsample_backward(dy)?)))
@@ -183,6 +202,7 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: resample::reference::downsample(&x.value)?, id: None });
         }
+        self.note(&x.value, Kind::Downsample);
         let y = resample::downsample(&x.value)?;
         let id = x.id;
         Ok(self.record(y, move |dy, flow| flow.accumulate(id, resample::downsample_backward(dy)?)))
@@ -193,6 +213,7 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: (&x.value * factor)?, id: None });
         }
+        self.note(&x.value, Kind::Scale { factor: factor as f32 });
         let (factor, id) = (factor as f32, x.id);
         let y = elementwise::scale(&x.value, factor)?;
         Ok(self.record(y, move |dy, flow| flow.accumulate(id, elementwise::scale(dy, factor)?)))
@@ -203,6 +224,7 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: activation::reference::forward(f, &x.value)?, id: None });
         }
+        self.note(&x.value, Kind::Activation(f));
         let y = activation::forward(f, &x.value)?;
         let x = x.clone();
         Ok(self.record(y, move |dy, flow| flow.accumulate(x.id, activation::backward(f, &x.value, dy)?)))
@@ -213,6 +235,7 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: elementwise::reference::silu(&x.value)?, id: None });
         }
+        self.note(&x.value, Kind::Silu);
         let y = elementwise::silu(&x.value)?;
         let x = x.clone();
         Ok(self.record(y, move |dy, flow| flow.accumulate(x.id, elementwise::silu_backward(&x.value, dy)?)))
@@ -225,6 +248,7 @@ impl<'p> Tape<'p> {
             return Ok(Var { value: weight.index_select(labels, 0)?, id: None });
         }
         let y = elementwise::embedding_rows(weight, labels, self.dtype())?;
+        self.note(&y, Kind::Embedding { rows: weight.dim(0)? });
         let (rows, labels) = (weight.dim(0)?, labels.clone());
         Ok(self.record(y, move |dy, flow| {
             let (buffer, offset, write) = flow.params.single(table);
@@ -235,6 +259,7 @@ impl<'p> Tape<'p> {
     /// Dropout while training, nothing otherwise.
     pub fn dropout(&mut self, x: &Var, probability: f64) -> Result<Var> {
         let Some(mask) = self.next_dropout(probability) else { return Ok(x.clone()) };
+        self.note(&x.value, Kind::Dropout { probability });
         let step = self.step.clone();
         let apply = move |x: &Tensor| match &step {
             Some(step) => dropout::apply_at(&mask, step, x),

@@ -2,16 +2,18 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use ddpm_data::Format;
 
 use crate::config::{DeviceChoice, Setting};
 
+mod bench;
 mod eval;
 mod exchange;
 mod sample;
 mod schedule;
 
+pub use bench::{BenchArgs, BenchKind};
 pub use eval::{EvalCommand, NllArgs};
 pub use exchange::{ExportArgs, ImportArgs, PushArgs};
 pub use sample::{SAMPLE_IMAGES, SampleArgs};
@@ -65,7 +67,7 @@ pub enum Command {
     /// Show what this machine has: CPU, GPU, memory, disk, hub
     #[command(after_help = "Example:\n  ddpm doctor")]
     Doctor,
-    /// Measure how fast this machine trains
+    /// Measure how fast this machine trains, samples and reads
     Bench(BenchArgs),
     /// Show a noise schedule, as a table or as a picture
     Schedule(ScheduleArgs),
@@ -217,33 +219,6 @@ pub struct CheckArgs {
     /// Set a key; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<Setting>,
-}
-
-/// `ddpm bench`
-#[derive(Clone, Debug, Args)]
-#[command(allow_missing_positional = true)]
-#[command(after_help = "Example:
-  ddpm bench step configs/quickstart.toml")]
-pub struct BenchArgs {
-    /// What to measure: step (whole training steps, with the time of their phases)
-    #[arg(value_enum, default_value = "step", hide_possible_values = true)]
-    pub what: BenchKind,
-    /// The configuration (TOML)
-    #[arg(required = true)]
-    pub config: PathBuf,
-    /// Set a key of the configuration; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<Setting>,
-    /// Measured repetitions
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = count)]
-    pub repeat: usize,
-}
-
-/// What `bench` measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BenchKind {
-    /// Whole training steps, with the time of their phases
-    Step,
 }
 
 /// `ddpm forward`

@@ -6,19 +6,37 @@ use crate::config::{Resolved, TrainPlan};
 use crate::error::Failure;
 use crate::memory::format_bytes;
 use crate::training::measure::{StepMeasurement, measure_step};
+use crate::training::operations::{Operations, measure_operations};
+use crate::training::throughput::{DataMeasurement, SampleMeasurement, measure_data, measure_sample};
 
 /// Measures, and prints a table.
 pub(super) fn run(args: &BenchArgs, output: &Output) -> Result<(), Failure> {
-    let plan = TrainPlan::new(&Resolved::load(&args.config, &args.set)?)?;
+    let plan = TrainPlan::new(&Resolved::load(&args.config, &args.settings())?)?;
     match args.what {
         BenchKind::Step => {
             let measurement = measure_step(&plan, args.repeat)?;
-            output.result(&measurement, || table(&measurement))
+            output.result(&measurement, || step_table(&measurement))
+        }
+        BenchKind::Sample => {
+            let measurement = measure_sample(&plan, args.repeat)?;
+            output.result(&measurement, || sample_table(&measurement))
+        }
+        BenchKind::Data => {
+            let measurement = measure_data(&plan, args.repeat)?;
+            output.result(&measurement, || data_table(&measurement))
+        }
+        BenchKind::Ops => {
+            let mut counter = None;
+            let operations = measure_operations(&plan, args.repeat, &mut |done, all| {
+                counter.get_or_insert_with(|| output.counter(all, "operations")).set(done as u64, "");
+            })?;
+            drop(counter);
+            output.result(&operations, || operations_table(&operations))
         }
     }
 }
 
-fn table(m: &StepMeasurement) -> String {
+fn step_table(m: &StepMeasurement) -> String {
     let mut table = Table::new(&[Align::Left, Align::Right]);
     table.row(&[&"parameters", &m.parameters]);
     table.row(&[&"batch size", &m.batch_size]);
@@ -31,8 +49,51 @@ fn table(m: &StepMeasurement) -> String {
     table.row(&[&"forward", &format!("{:.1} ms", m.phases_ms.forward)]);
     table.row(&[&"backward", &format!("{:.1} ms", m.phases_ms.backward)]);
     table.row(&[&"optimizer", &format!("{:.1} ms", m.phases_ms.optimizer)]);
-    if let Some(peak) = m.peak_bytes {
+    peak_row(&mut table, m.peak_bytes);
+    table.render()
+}
+
+fn sample_table(m: &SampleMeasurement) -> String {
+    let mut table = Table::new(&[Align::Left, Align::Right]);
+    table.row(&[&"images at once", &m.batch_size]);
+    table.row(&[&"sampler", &format!("{}, {} steps", m.sampler, m.steps)]);
+    table.row(&[&"precision", &m.precision]);
+    table.row(&[&"device", &m.device]);
+    table.row(&[&"all images, median", &format!("{:.1} ms", m.median_ms)]);
+    table.row(&[&"all images, range", &format!("{:.1} to {:.1} ms", m.min_ms, m.max_ms)]);
+    table.row(&[&"images/s", &format!("{:.2}", m.images_per_s)]);
+    peak_row(&mut table, m.peak_bytes);
+    table.render()
+}
+
+fn data_table(m: &DataMeasurement) -> String {
+    let mut table = Table::new(&[Align::Left, Align::Right]);
+    table.row(&[&"workers", &m.workers]);
+    table.row(&[&"batch size", &m.batch_size]);
+    table.row(&[&"batch, median", &format!("{:.2} ms", m.median_batch_ms)]);
+    table.row(&[&"images/s", &format!("{:.0}", m.images_per_s)]);
+    table.row(&[&"pixels", &format!("{}/s", format_bytes(m.bytes_per_s as u64))]);
+    table.render()
+}
+
+fn operations_table(operations: &Operations) -> String {
+    let Operations { device, precision, batch_size, ops } = operations;
+    let right = Align::Right;
+    let mut table = Table::new(&[Align::Left, Align::Left, right, right, right, right]);
+    table.row(&[&"operation", &"shape", &"count", &"ms", &"GB/s", &"GFLOP/s"]);
+    for op in ops {
+        let rate = |amount: u64| format!("{:.1}", amount as f64 / op.ms / 1e6);
+        table.row(&[&op.name, &op.shape, &op.count, &format!("{:.4}", op.ms), &rate(op.bytes), &rate(op.flop)]);
+    }
+    let sum: f64 = ops.iter().map(|op| op.ms * op.count as f64).sum();
+    format!(
+        "{device}, {precision}, {batch_size} images\n\n{}\nall of them, as often as they run: {sum:.1} ms",
+        table.render()
+    )
+}
+
+fn peak_row(table: &mut Table, peak_bytes: Option<u64>) {
+    if let Some(peak) = peak_bytes {
         table.row(&[&"peak memory", &format_bytes(peak)]);
     }
-    table.render()
 }

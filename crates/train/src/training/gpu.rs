@@ -11,12 +11,12 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_data::Batch;
 use ddpm_kernels::KernelError;
-use ddpm_kernels::cuda::{Download, Gpu, IN_FLIGHT, Numbers, Recording, Upload};
+use ddpm_kernels::cuda::{Download, Gpu, IN_FLIGHT, Mark, Numbers, Recording, Upload};
 use ddpm_kernels::ops::diffusion::{NoisyImages, SampleConstants, loss_and_grad, q_sample};
 use ddpm_kernels::optim::{DeviceStep, StepSettings, StepState};
 use ddpm_model::ModelError;
@@ -54,6 +54,8 @@ pub(super) struct GpuSteps {
     recording: Option<Recording>,
     /// Whether a step ran, so that the next one can be recorded.
     warm: bool,
+    /// While a step is timed: where its parts begin and end.
+    marks: Option<Vec<(Part, Mark)>>,
     /// Steps whose results have not been read, oldest first.
     pending: VecDeque<Pending>,
     /// Whether the number of images computed at once may be made smaller where memory does not suffice.
@@ -67,6 +69,15 @@ pub(super) struct GpuSteps {
     pub(super) notices: Vec<String>,
 }
 
+/// What lies before a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Before,
+    Forward,
+    Backward,
+    Optimizer,
+}
+
 /// A step that was queued.
 #[derive(Debug)]
 struct Pending {
@@ -76,6 +87,17 @@ struct Pending {
 }
 
 impl GpuSteps {
+    /// Marks the end of `part`, while a step is timed; what is before all parts begins it anew.
+    fn mark(&mut self, part: Part) -> Result<(), KernelError> {
+        if let Some(marks) = &mut self.marks {
+            if part == Part::Before {
+                marks.clear();
+            }
+            marks.push((part, self.gpu.mark()?));
+        }
+        Ok(())
+    }
+
     /// For a run of `plan` on a GPU.
     pub(super) fn new(plan: &TrainPlan, device: &Device) -> Result<Self, Failure> {
         let gpu = Gpu::of(device)?;
@@ -107,6 +129,7 @@ impl GpuSteps {
             device_step,
             recording: None,
             warm: false,
+            marks: None,
             pending: VecDeque::new(),
             may_halve: plan.micro_batch().is_none(),
             has_labels,
@@ -154,11 +177,37 @@ impl Trainer {
         Ok(())
     }
 
+    /// Queues the step that learns from `batch` operation by operation, and waits for the times of its parts. A host that
+    /// is slower than the GPU makes them longer than in a step that is replayed.
+    pub(super) fn queue_timed_step(&mut self, gpu: &mut GpuSteps, batch: &Batch) -> Result<Phases, Failure> {
+        self.read_steps(gpu, 0)?;
+        // A recording keeps its memory, and there may be none left for a step beside it.
+        if gpu.recording.take().is_some() {
+            gpu.gpu.give_back_unused()?;
+        }
+        gpu.marks = Some(Vec::new());
+        let queued = self.queue_step(gpu, batch);
+        let marks = gpu.marks.take().unwrap_or_default();
+        queued?;
+        self.read_steps(gpu, 0)?;
+        let mut phases = Phases::default();
+        for ((_, start), (part, end)) in marks.iter().zip(marks.iter().skip(1)) {
+            let time = Duration::from_secs_f64(f64::from(end.milliseconds_since(start)?.max(0.0)) * 1e-3);
+            match part {
+                Part::Before => {}
+                Part::Forward => phases.forward += time,
+                Part::Backward => phases.backward += time,
+                Part::Optimizer => phases.optimizer += time,
+            }
+        }
+        Ok(phases)
+    }
+
     fn run_or_replay(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), Failure> {
         if let Some(recording) = &mut gpu.recording {
             return Ok(recording.replay()?);
         }
-        if !gpu.warm {
+        if !gpu.warm || gpu.marks.is_some() {
             self.run_first(gpu, n)?;
             gpu.warm = true;
             return Ok(());
@@ -194,16 +243,18 @@ impl Trainer {
     }
 
     /// One whole step, queued: Algorithm 1 of Ho et al. 2020, a micro-batch at a time.
-    fn queue_work(&mut self, gpu: &GpuSteps, n: usize) -> Result<(), ModelError> {
+    fn queue_work(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), ModelError> {
+        gpu.mark(Part::Before)?;
         self.gradients.reset();
         for first in (0..n).step_by(self.micro_batch) {
             self.queue_micro_batch(gpu, first..(first + self.micro_batch).min(n))?;
         }
         let settings = gpu.upload.tensor(SETTINGS);
-        self.optimizer.queue(&gpu.device_step, settings, &self.params, &mut self.gradients)
+        self.optimizer.queue(&gpu.device_step, settings, &self.params, &mut self.gradients)?;
+        Ok(gpu.mark(Part::Optimizer)?)
     }
 
-    fn queue_micro_batch(&mut self, gpu: &GpuSteps, samples: Range<usize>) -> Result<(), ModelError> {
+    fn queue_micro_batch(&mut self, gpu: &mut GpuSteps, samples: Range<usize>) -> Result<(), ModelError> {
         let part = |number: usize| gpu.upload.tensor(number).narrow(0, samples.start, samples.len());
         let (images, constants, step) = (part(IMAGES)?, part(SAMPLES)?, gpu.upload.tensor(STEP));
         let first_position = samples.start as u64;
@@ -217,8 +268,10 @@ impl Trainer {
         let output = self.unet.forward_at(&mut tape, &x_t, &condition)?;
         let loss = loss_and_grad(&noisy, output.value(), Some(gpu.device_step.state_tensor()))?;
         gpu.gpu.copy(&loss.samples, &gpu.results.narrow(0, samples.start, samples.len())?)?;
+        gpu.mark(Part::Forward)?;
 
-        tape.backward(output, loss.grad, &mut self.gradients)
+        tape.backward(output, loss.grad, &mut self.gradients)?;
+        Ok(gpu.mark(Part::Backward)?)
     }
 
     /// Reads the results of the oldest steps until `most` are left, waiting for them.

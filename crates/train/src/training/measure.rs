@@ -1,4 +1,8 @@
 //! How long a training step takes on this machine, with real data and by phase.
+//!
+//! On a GPU a step is queued and replayed as a whole, so one step's time on the host says nothing. There, blocks of steps are
+//! timed until the results of the last are here; phases are timed by the GPU, in steps of their own that are queued
+//! operation by operation.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +16,13 @@ use crate::config::TrainPlan;
 use crate::error::Failure;
 use crate::memory;
 
-/// Steps before counting: memory is allocated, caches and clocks warm up.
-const WARM_UP: usize = 2;
+/// Steps before counting: memory is allocated, caches and clocks warm up; on a GPU the step is also recorded.
+const WARM_UP: usize = 3;
+/// Of `repeat` steps, a GPU makes so many blocks, of which the median is taken; more if they would be longer than this.
+const BLOCKS: usize = 3;
+const LONGEST_BLOCK: usize = 10;
+/// Steps whose phases a GPU times, after one that is not counted.
+const TIMED_STEPS: usize = 3;
 
 /// Time by phase, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -35,13 +44,13 @@ pub struct StepMeasurement {
     pub parameters: usize,
     /// Images per step.
     pub batch_size: usize,
-    /// Number format.
+    /// Number format the network computes in, named as `train.precision` is.
     pub precision: String,
     /// The device.
     pub device: String,
     /// Threads the kernels use.
     pub threads: usize,
-    /// Median of the steps.
+    /// Median of the steps; on a GPU, of the blocks of steps, per step. So are the next two.
     pub median_ms: f64,
     /// The fastest.
     pub min_ms: f64,
@@ -49,7 +58,7 @@ pub struct StepMeasurement {
     pub max_ms: f64,
     /// At the median.
     pub images_per_s: f64,
-    /// Largest resident memory of the process so far.
+    /// Most memory in use at once so far: resident memory of the process, or on a GPU what tensors and scratch space took.
     pub peak_bytes: Option<u64>,
     /// Medians by phase.
     pub phases_ms: PhasesMs,
@@ -73,38 +82,92 @@ pub(super) fn measure(
     repeat: usize,
     mut next_batch: impl FnMut() -> Result<Batch, DataError>,
 ) -> Result<StepMeasurement, Failure> {
-    let (mut totals, mut phases) = (Vec::new(), [const { Vec::new() }; 4]);
-    let mut batch_size = 0;
-    for repetition in 0..repeat + WARM_UP {
-        let start = Instant::now();
-        let batch = next_batch()?;
-        let data = start.elapsed();
-        trainer.step(&batch)?;
-        let step = trainer.outcomes(true)?.pop().map_or_else(Phases::default, |outcome| outcome.phases);
-        batch_size = batch.shape[0];
-        if repetition >= WARM_UP {
-            totals.push(milliseconds(start.elapsed()));
-            let parts = [data, step.forward, step.backward, step.optimizer];
-            for (phase, part) in phases.iter_mut().zip(parts) {
-                phase.push(milliseconds(part));
-            }
-        }
+    let mut times = Times::default();
+    for _ in 0..WARM_UP {
+        times.block(trainer, 1, &mut next_batch)?;
     }
-    let median_ms = median(&mut totals);
-    let [data, forward, backward, optimizer] = phases.map(|mut phase| median(&mut phase));
+    times = Times::default();
+    let steps = if device.is_cpu() { 1 } else { repeat.div_ceil(BLOCKS).clamp(1, LONGEST_BLOCK) };
+    for _ in 0..repeat.div_ceil(steps) {
+        times.block(trainer, steps, &mut next_batch)?;
+    }
+    let peak_bytes = memory::peak_on(device)?;
+    if !device.is_cpu() {
+        times.phases_of_gpu(trainer, &mut next_batch)?;
+    }
+    let Times { mut steps, waits, phases, batch_size } = times;
+    let median_ms = median(&mut steps);
+    let phase =
+        |part: fn(&Phases) -> Duration| median(&mut phases.iter().map(part).map(milliseconds).collect::<Vec<_>>());
     Ok(StepMeasurement {
         parameters: trainer.unet().layout().parameters(),
         batch_size,
-        precision: "f32".to_owned(),
+        precision: trainer.params.dtype().as_str().to_owned(),
         device: device_name(device),
         threads: rayon::current_num_threads(),
         median_ms,
-        min_ms: totals.first().copied().unwrap_or(f64::NAN),
-        max_ms: totals.last().copied().unwrap_or(f64::NAN),
+        min_ms: steps.first().copied().unwrap_or(f64::NAN),
+        max_ms: steps.last().copied().unwrap_or(f64::NAN),
         images_per_s: batch_size as f64 / median_ms * 1e3,
-        peak_bytes: memory::peak_resident(),
-        phases_ms: PhasesMs { data, forward, backward, optimizer },
+        peak_bytes,
+        phases_ms: PhasesMs {
+            data: median(&mut waits.into_iter().map(milliseconds).collect::<Vec<_>>()),
+            forward: phase(|phases| phases.forward),
+            backward: phase(|phases| phases.backward),
+            optimizer: phase(|phases| phases.optimizer),
+        },
     })
+}
+
+/// What was measured so far.
+#[derive(Debug, Default)]
+struct Times {
+    /// Milliseconds per step.
+    steps: Vec<f64>,
+    /// For the data of a step.
+    waits: Vec<Duration>,
+    phases: Vec<Phases>,
+    batch_size: usize,
+}
+
+impl Times {
+    /// Makes `steps` steps, until their results are here.
+    fn block(
+        &mut self,
+        trainer: &mut Trainer,
+        steps: usize,
+        next_batch: &mut impl FnMut() -> Result<Batch, DataError>,
+    ) -> Result<(), Failure> {
+        let start = Instant::now();
+        for _ in 0..steps {
+            let waiting = Instant::now();
+            let batch = next_batch()?;
+            self.waits.push(waiting.elapsed());
+            trainer.step(&batch)?;
+            self.batch_size = batch.shape[0];
+        }
+        let outcomes = trainer.outcomes(true)?;
+        self.steps.push(milliseconds(start.elapsed()) / steps as f64);
+        self.phases.extend(outcomes.into_iter().map(|outcome| outcome.phases));
+        Ok(())
+    }
+
+    /// Puts phases that the GPU timed in the place of those that the host saw.
+    fn phases_of_gpu(
+        &mut self,
+        trainer: &mut Trainer,
+        next_batch: &mut impl FnMut() -> Result<Batch, DataError>,
+    ) -> Result<(), Failure> {
+        self.phases.clear();
+        for step in 0..=TIMED_STEPS {
+            let phases = trainer.time_step(&next_batch()?)?;
+            trainer.outcomes(true)?;
+            if step > 0 {
+                self.phases.push(phases);
+            }
+        }
+        Ok(())
+    }
 }
 
 pub(super) fn milliseconds(duration: Duration) -> f64 {
@@ -112,7 +175,7 @@ pub(super) fn milliseconds(duration: Duration) -> f64 {
 }
 
 /// The middle value, or the mean of the two in the middle; leaves `values` sorted.
-fn median(values: &mut [f64]) -> f64 {
+pub(super) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => f64::NAN,

@@ -13,6 +13,8 @@
 //! | [`pictures`] | images drawn from a model, always from the same noise |
 //! | [`model`] | a trained model, read back |
 //! | [`measure`], [`estimate`] | how long a step takes, or would take |
+//! | [`throughput`] | how fast images are drawn and read |
+//! | [`operations`], `operands` | how long each operation of the network takes |
 
 mod context;
 pub mod estimate;
@@ -22,6 +24,8 @@ pub mod measure;
 pub mod model;
 pub mod noise;
 mod observe;
+mod operands;
+pub mod operations;
 pub mod pictures;
 pub mod pixels;
 mod resume;
@@ -29,6 +33,7 @@ pub mod run;
 pub mod state;
 pub mod step;
 pub mod stop;
+pub mod throughput;
 #[cfg(feature = "hub")]
 mod upload;
 pub mod window;

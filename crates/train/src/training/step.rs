@@ -207,6 +207,20 @@ impl Trainer {
         Ok(self.finished.drain(..).collect())
     }
 
+    /// Learns from `batch` part by part; on a GPU, where a step's parts are not seen otherwise, gives their times.
+    pub(super) fn time_step(&mut self, batch: &Batch) -> Result<Phases, Failure> {
+        #[cfg(feature = "cuda")]
+        if let Some(mut gpu) = self.gpu.take() {
+            let timed = self.queue_timed_step(&mut gpu, batch);
+            self.gpu = Some(gpu);
+            return timed;
+        }
+        let outcome = self.learn(batch)?;
+        let phases = outcome.phases;
+        self.finished.push_back(outcome);
+        Ok(phases)
+    }
+
     /// What happened that a user should know, since this was asked last.
     pub fn take_notices(&mut self) -> Vec<String> {
         #[cfg(feature = "cuda")]

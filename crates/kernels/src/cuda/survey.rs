@@ -1,0 +1,76 @@
+//! What the driver and NVIDIA's libraries say of themselves, without a GPU being opened: for reports on a machine.
+
+use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice, CUdevice_attribute};
+use candle_core::cuda_backend::cudarc::driver::{DriverError, result, sys};
+use candle_core::cuda_backend::cudarc::{cublaslt, cudnn};
+
+/// Versions of the libraries have at least this many digits' worth; smaller numbers are the error codes that stand in for a
+/// library that could not be loaded.
+const SMALLEST_VERSION: usize = 10_000;
+
+/// What there is.
+#[derive(Clone, Debug)]
+pub struct Survey {
+    /// The newest CUDA that the driver knows (major, minor) and its GPUs, or why it does not answer.
+    pub driver: Result<((i32, i32), Vec<GpuFacts>), String>,
+    /// cuDNN's version: major, minor, patch.
+    pub cudnn: Option<[usize; 3]>,
+    /// cuBLASLt's.
+    pub cublas_lt: Option<[usize; 3]>,
+}
+
+/// A GPU.
+#[derive(Clone, Debug)]
+pub struct GpuFacts {
+    /// The product.
+    pub name: String,
+    /// Compute capability: major, minor.
+    pub capability: (i32, i32),
+    /// Bytes of memory.
+    pub memory: usize,
+}
+
+/// Asks all of them.
+pub fn survey() -> Survey {
+    // SAFETY: functions without arguments that need no context; a library that is missing answers with a small number.
+    let (cudnn, cublas_lt) = unsafe { (cudnn::sys::cudnnGetVersion(), cublaslt::sys::cublasLtGetVersion()) };
+    Survey { driver: driver().map_err(|error| error.to_string()), cudnn: version(cudnn), cublas_lt: version(cublas_lt) }
+}
+
+fn driver() -> Result<((i32, i32), Vec<GpuFacts>), DriverError> {
+    result::init()?;
+    let mut version = 0;
+    // SAFETY: writes one number, to a place for it.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
+    let gpus = (0..result::device::get_count()?).map(|ordinal| facts(result::device::get(ordinal)?));
+    Ok(((version / 1000, version % 1000 / 10), gpus.collect::<Result<_, _>>()?))
+}
+
+fn facts(device: CUdevice) -> Result<GpuFacts, DriverError> {
+    // SAFETY: a device that the driver has just named.
+    let ask = |attribute| unsafe { result::device::get_attribute(device, attribute) };
+    let major = ask(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = ask(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    // SAFETY: as before.
+    let memory = unsafe { result::device::total_mem(device) }?;
+    Ok(GpuFacts { name: result::device::get_name(device)?, capability: (major, minor), memory })
+}
+
+/// `91900` is 9.19.0, `130100` is 13.1.0. What a missing library answers is an `int`, whose upper half means nothing.
+fn version(number: usize) -> Option<[usize; 3]> {
+    let number = number & 0xFFFF_FFFF;
+    (number >= SMALLEST_VERSION).then(|| [number / 10_000, number / 100 % 100, number % 100])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_and_error_codes_are_none() {
+        assert_eq!(version(91_900), Some([9, 19, 0]));
+        assert_eq!(version(130_102), Some([13, 1, 2]));
+        assert_eq!(version(1001), None);
+        assert_eq!(version(0x7F00_0000_0001), None);
+    }
+}

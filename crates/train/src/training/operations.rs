@@ -1,0 +1,159 @@
+//! How long each operation of a network takes on its own: which ones there are, how often they run, and their times.
+//!
+//! One image goes through the network and the tape notes what runs on what. Then each different operation is done again
+//! with operands of a whole micro-batch, forward and backward: on the CPU by the clock; on a GPU recorded several times over
+//! and replayed, between two marks, so that the host takes no part in it. There the same operands are used again and again,
+//! and those of small operations stay in the GPU's cache.
+
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use ddpm_model::params::Params;
+use ddpm_model::tape::{DropoutStream, Operation, Tape, Work};
+use ddpm_model::unet::UNet;
+use serde::Serialize;
+
+use super::context::device_name;
+use super::measure::{median, milliseconds};
+use super::operands::{Run, Runs, prepare};
+use super::step::compute_dtype;
+use crate::config::TrainPlan;
+use crate::error::Failure;
+
+/// How often an operation is recorded.
+#[cfg(feature = "cuda")]
+const RECORDED: usize = 10;
+
+/// All operations of a network.
+#[derive(Clone, Debug, Serialize)]
+pub struct Operations {
+    /// The device.
+    pub device: String,
+    /// Number format, named as `train.precision` is.
+    pub precision: String,
+    /// Images at once.
+    pub batch_size: usize,
+    /// In the order of the forward pass.
+    pub ops: Vec<TimedOperation>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, Serialize)]
+pub struct TimedOperation {
+    /// The operation and its direction.
+    pub name: String,
+    /// What it works on.
+    pub shape: String,
+    /// How often the network runs it in a pass over the batch.
+    pub count: usize,
+    /// Median time of one run.
+    pub ms: f64,
+    /// Bytes that must be read and written once.
+    pub bytes: u64,
+    /// Two for each multiplication and addition of convolutions and matrix products.
+    pub flop: u64,
+}
+
+/// Times the operations of the network of `plan`, each `repeat` times; `tell` hears how many of how many are done.
+///
+/// # Errors
+/// A device that cannot be opened, an operation that fails.
+pub fn measure_operations(
+    plan: &TrainPlan,
+    repeat: usize,
+    tell: &mut dyn FnMut(usize, usize),
+) -> Result<Operations, Failure> {
+    let device = plan.device().open()?;
+    let config = plan.config();
+    let dtype = compute_dtype(config.train.precision, &device);
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        ddpm_kernels::cuda::Gpu::of(&device)?.set_deterministic(config.train.deterministic);
+    }
+    let batch_size = plan.micro_batch().map_or(config.train.batch_size, usize::from);
+    let counted = counted(operations(plan, dtype, &device)?);
+    let mut ops = Vec::new();
+    for (done, (operation, count)) in counted.iter().enumerate() {
+        tell(done, counted.len());
+        let operation = operation.clone().of_samples(batch_size);
+        let Runs { forward, backward } = prepare(&operation, dtype, &device)?;
+        let mut add = |direction: &str, run: &Run, work: Work| -> Result<(), Failure> {
+            ops.push(TimedOperation {
+                name: format!("{} {direction}", operation.name()),
+                shape: operation.to_string(),
+                count: *count,
+                ms: time(run, &device, repeat)?,
+                bytes: work.bytes,
+                flop: work.flop,
+            });
+            Ok(())
+        };
+        add("forward", &forward, operation.forward_work(dtype.size_in_bytes()))?;
+        if let Some(backward) = &backward {
+            add("backward", backward, operation.backward_work(dtype.size_in_bytes()))?;
+        }
+    }
+    Ok(Operations { device: device_name(&device), precision: dtype.as_str().to_owned(), batch_size, ops })
+}
+
+/// What runs when one image goes through the network.
+fn operations(plan: &TrainPlan, dtype: DType, device: &Device) -> Result<Vec<Operation>, Failure> {
+    let unet = UNet::new(&plan.config().model)?;
+    let params = Params::initialise(unet.layout(), plan.config().run.seed, device)?.computing_in(dtype)?;
+    let image = unet.image_shape();
+    let x_t = Tensor::zeros((1, image.size, image.size, image.in_channels), DType::F32, device);
+    let dropout = DropoutStream { seed: plan.config().run.seed, step: 0, first_position: 0 };
+    let mut tape = Tape::training(&params, dropout).noting();
+    let label = plan.classes().map(|_| [0]);
+    unet.forward(
+        &mut tape,
+        &x_t.map_err(ddpm_model::ModelError::from)?,
+        &[0.0],
+        label.as_ref().map(|label| &label[..]),
+    )?;
+    Ok(tape.operations().to_vec())
+}
+
+/// Each different one once, with how often it is there.
+fn counted(operations: Vec<Operation>) -> Vec<(Operation, usize)> {
+    let mut counted: Vec<(Operation, usize)> = Vec::new();
+    for operation in operations {
+        match counted.iter_mut().find(|(known, _)| *known == operation) {
+            Some((_, count)) => *count += 1,
+            None => counted.push((operation, 1)),
+        }
+    }
+    counted
+}
+
+/// Milliseconds of one run.
+fn time(run: &Run, device: &Device, repeat: usize) -> Result<f64, Failure> {
+    // The first one looks for the fastest algorithm.
+    run()?;
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return time_on_gpu(run, &*ddpm_kernels::cuda::Gpu::of(device)?, repeat);
+    }
+    let _ = device;
+    let mut times = Vec::with_capacity(repeat);
+    for _ in 0..repeat {
+        let start = Instant::now();
+        run()?;
+        times.push(milliseconds(start.elapsed()));
+    }
+    Ok(median(&mut times))
+}
+
+#[cfg(feature = "cuda")]
+fn time_on_gpu(run: &Run, gpu: &ddpm_kernels::cuda::Gpu, repeat: usize) -> Result<f64, Failure> {
+    gpu.give_back_unused()?;
+    let mut recording = gpu.record(|| (0..RECORDED).try_for_each(|_| run()))?;
+    recording.replay()?;
+    let mut times = Vec::with_capacity(repeat);
+    for _ in 0..repeat {
+        let start = gpu.mark()?;
+        recording.replay()?;
+        times.push(f64::from(gpu.mark()?.milliseconds_since(&start)?) / RECORDED as f64);
+    }
+    Ok(median(&mut times))
+}
