@@ -59,7 +59,7 @@ fn facts(device: CUdevice) -> Result<GpuFacts, DriverError> {
 /// `91900` is 9.19.0, `130100` is 13.1.0. What a missing library answers is an `int`, whose upper half means nothing.
 fn version(number: usize) -> Option<[usize; 3]> {
     let number = number & 0xFFFF_FFFF;
-    (number >= SMALLEST_VERSION).then(|| [number / 10_000, number / 100 % 100, number % 100])
+    (number >= SMALLEST_VERSION).then_some([number / 10_000, number / 100 % 100, number % 100])
 }
 
 #[cfg(test)]
