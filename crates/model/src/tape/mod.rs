@@ -9,6 +9,7 @@
 //! activations as it goes; [`Tape::training`] records; [`Tape::gradients`] records without dropout; and
 //! [`Tape::reference`] runs the operations' plain-candle twins in any dtype under candle's autograd, as the oracle.
 
+mod checkpoint;
 mod ops;
 
 pub use ops::LayerParams;
@@ -76,6 +77,7 @@ pub struct Tape<'p> {
     step: Option<Tensor>,
     dropout_layers: u32,
     algorithm: Algorithm,
+    checkpointing: bool,
     nodes: Vec<Node<'p>>,
     values: usize,
 }
@@ -114,8 +116,17 @@ impl Flow<'_> {
 
 impl<'p> Tape<'p> {
     fn new(weights: Weights<'p>, recording: bool, dropout: Option<DropoutStream>) -> Self {
-        let algorithm = Algorithm::Fastest;
-        Self { weights, recording, dropout, step: None, dropout_layers: 0, algorithm, nodes: Vec::new(), values: 0 }
+        Self {
+            weights,
+            recording,
+            dropout,
+            step: None,
+            dropout_layers: 0,
+            algorithm: Algorithm::Fastest,
+            checkpointing: false,
+            nodes: Vec::new(),
+            values: 0,
+        }
     }
 
     /// A tape that only computes.
@@ -218,6 +229,11 @@ impl<'p> Tape<'p> {
         Var { value, id: Some(output) }
     }
 
+    #[cfg(test)]
+    pub(crate) fn recorded(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// Plays the tape back from `output`, whose gradient is `gradient`, and leaves the parameters' gradients in
     /// `params`. Activations are freed on the way.
     ///
@@ -227,11 +243,15 @@ impl<'p> Tape<'p> {
         let mut flow = Flow { values: vec![None; self.values], params };
         flow.accumulate(output.id, gradient)?;
         drop(output);
-        for node in self.nodes.into_iter().rev() {
-            if let Some(gradient) = flow.values[node.output].take() {
-                (node.backward)(&gradient, &mut flow)?;
-            }
-        }
-        Ok(())
+        play_back(self.nodes, &mut flow)
     }
+}
+
+fn play_back(nodes: Vec<Node<'_>>, flow: &mut Flow<'_>) -> Result<()> {
+    for node in nodes.into_iter().rev() {
+        if let Some(gradient) = flow.values[node.output].take() {
+            (node.backward)(&gradient, flow)?;
+        }
+    }
+    Ok(())
 }

@@ -171,11 +171,6 @@ impl<'a> Checks<'a> {
             let message = format!("train.precision = \"{name}\": the CPU computes in f32 only");
             return Err(self.impossible("train.precision", message, "set train.precision = \"f32\", or use a GPU"));
         }
-        if train.gradient_checkpointing {
-            let message = "train.gradient_checkpointing = true: this version keeps all activations".to_owned();
-            let help = "leave it out; a smaller train.micro_batch saves memory too";
-            return Err(self.impossible("train.gradient_checkpointing", message, help));
-        }
         Ok(())
     }
 

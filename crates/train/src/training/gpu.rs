@@ -211,7 +211,7 @@ impl Trainer {
         let x_t = q_sample(&noisy, self.params.dtype())?;
 
         let dropout = DropoutStream { seed: self.seed, step: 0, first_position };
-        let mut tape = Tape::training(&self.params, dropout).stepping_at(step);
+        let mut tape = Tape::training(&self.params, dropout).stepping_at(step).checkpointing(self.checkpointing);
         let labels = gpu.has_labels.then(|| part(LABELS)).transpose()?;
         let condition = Condition { timesteps: part(TIMESTEPS)?, labels };
         let output = self.unet.forward_at(&mut tape, &x_t, &condition)?;

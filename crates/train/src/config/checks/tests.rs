@@ -195,11 +195,6 @@ fn what_this_version_cannot_do_is_refused_before_it_begins() {
         "set train.precision = \"f32\", or use a GPU",
     );
     is_refused(
-        &["train.gradient_checkpointing=true"],
-        "train.gradient_checkpointing = true: this version keeps all activations",
-        "leave it out; a smaller train.micro_batch saves memory too",
-    );
-    is_refused(
         &["hub.repo=model"],
         if cfg!(feature = "hub") {
             "hub.repo = \"model\": expected owner/name"
