@@ -72,9 +72,11 @@ fn normal(shape: &[usize], position: u64) -> Tensor {
 /// Every parameter nonzero, so that every gradient is.
 fn random_params(unet: &UNet) -> Params {
     let mut data = Params::initialise(unet.layout(), 1, &Device::Cpu).unwrap().buffer().to_vec().unwrap();
-    let noise = normal(&[data.len()], 99).to_vec1::<f32>().unwrap();
-    for (v, n) in data.iter_mut().zip(noise) {
-        *v += 0.05 * n;
+    let mut noise = normal(&[unet.layout().parameters()], 99).to_vec1::<f32>().unwrap().into_iter();
+    for spec in unet.layout().specs() {
+        for (v, n) in data[spec.offset..][..spec.len()].iter_mut().zip(&mut noise) {
+            *v += 0.05 * n;
+        }
     }
     Params::from_vec(unet.layout(), data, &Device::Cpu).unwrap()
 }

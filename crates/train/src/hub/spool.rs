@@ -94,11 +94,7 @@ impl Spool {
     ///
     /// # Errors
     /// Exit code 8 if another process pushes from there, 1 if it cannot be written.
-    pub fn of(
-        model: &Model,
-        target: Target,
-        progress: &mut dyn FnMut(usize),
-    ) -> Result<Self, Failure> {
+    pub fn of(model: &Model, target: Target, progress: &mut dyn FnMut(usize)) -> Result<Self, Failure> {
         let root = root_of(&model.origin);
         fs::create_dir_all(&root).map_err(disk("made", &root))?;
         let lock = RunLock::acquire(&root).map_err(|error| match error {

@@ -1,0 +1,76 @@
+//! Training on a GPU against training on the CPU; and what a step asks of the driver.
+//!
+//! They need a GPU, or the emulator: `cargo test -p ddpm-train --features cuda --test gpu -- --ignored gpu`. What counts the
+//! driver's calls needs the emulator, which counts them, and passes over without it.
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod counts;
+mod training;
+
+use std::path::Path;
+
+use candle_core::Device;
+use ddpm_data::{Batch, Batcher, LoaderConfig};
+use ddpm_train::config::{Resolved, Setting, TrainPlan};
+use ddpm_train::training::step::{StepOutcome, Trainer};
+
+/// A small network with everything a UNet has: attention, skip connections, resampling.
+const TINY: &str = r#"
+[data]
+source = "builtin:fashion10k"
+image_size = 8
+channels = 1
+[model]
+block_out_channels = [16, 32]
+layers_per_block = 1
+norm_num_groups = 8
+down_block_types = ["DownBlock2D", "AttnDownBlock2D"]
+up_block_types = ["AttnUpBlock2D", "UpBlock2D"]
+dropout = 0.1
+[train]
+batch_size = 4
+lr = 1e-3
+warmup_steps = 2
+ema_decays = [0.9, 0.99]
+"#;
+
+/// The plan of `text`, with these values of keys beside.
+pub(crate) fn plan(text: &str, settings: &[(&str, &str)]) -> TrainPlan {
+    let setting = |(key, value): &(&str, &str)| Setting { key: (*key).to_owned(), value: (*value).to_owned() };
+    let settings: Vec<_> = settings.iter().map(setting).collect();
+    let resolved = Resolved::from_layers(Path::new("tiny.toml"), text, [], &settings).unwrap();
+    TrainPlan::new(&resolved).unwrap()
+}
+
+/// Batches of a plan's data.
+pub(crate) fn batches(plan: &TrainPlan) -> Batcher {
+    let config = plan.config();
+    let source = ddpm_data::open(&config.data.source, &plan.open_options()).unwrap();
+    let loader = LoaderConfig {
+        seed: config.run.seed,
+        batch_size: config.train.batch_size,
+        image_size: config.data.image_size,
+        channels: config.data.channels,
+        crop: config.data.crop,
+        flip: config.data.flip,
+        num_classes: plan.classes(),
+        on_corrupt: config.data.on_corrupt,
+        max_corrupt: config.data.max_corrupt,
+        workers: 1,
+        prefetch: 1,
+    };
+    Batcher::new(source, loader).unwrap()
+}
+
+/// What so many steps did, and the trainer after them.
+pub(crate) fn train(plan: &TrainPlan, device: &Device, steps: u64) -> (Vec<StepOutcome>, Trainer) {
+    let mut trainer = Trainer::new(plan, device).unwrap();
+    let batches = batches(plan);
+    for step in 0..steps {
+        let batch: Batch = batches.batch_at(step).unwrap();
+        trainer.step(&batch).unwrap();
+    }
+    let outcomes = trainer.outcomes(true).unwrap();
+    (outcomes, trainer)
+}
