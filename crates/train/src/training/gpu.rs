@@ -50,7 +50,7 @@ pub(super) struct GpuSteps {
     /// Of the whole batch, f64 `[N, RESULTS]`.
     results: Tensor,
     download: Download,
-    device_step: DeviceStep,
+    pub(super) device_step: DeviceStep,
     recording: Option<Recording>,
     /// Whether a step ran, so that the next one can be recorded.
     warm: bool,

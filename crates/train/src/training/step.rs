@@ -48,7 +48,7 @@ pub struct Trainer {
     /// What steps did that nobody has asked about.
     pub(super) finished: VecDeque<StepOutcome>,
     #[cfg(feature = "cuda")]
-    gpu: Option<Box<GpuSteps>>,
+    pub(super) gpu: Option<Box<GpuSteps>>,
     /// What the run was imported from; goes into every checkpoint.
     pub(super) imported: Option<Imported>,
 }

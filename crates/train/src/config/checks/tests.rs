@@ -187,6 +187,16 @@ fn impossible_averages_are_refused() {
     );
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+fn more_averages_than_a_gpu_keeps_are_refused() {
+    is_refused(
+        &["train.ema_decays=[0.1, 0.2, 0.3, 0.4, 0.5]", "run.device=cuda:0"],
+        "train.ema_decays has 5 entries: a GPU keeps 4 averages at most",
+        "leave some out; samples use the first",
+    );
+}
+
 #[test]
 fn what_this_version_cannot_do_is_refused_before_it_begins() {
     is_refused(
