@@ -9,6 +9,7 @@
 //! activations as it goes; [`Tape::training`] records; [`Tape::gradients`] records without dropout; and
 //! [`Tape::reference`] runs the operations' plain-candle twins in any dtype under candle's autograd, as the oracle.
 
+mod checkpoint;
 mod operation;
 mod ops;
 
@@ -78,6 +79,7 @@ pub struct Tape<'p> {
     step: Option<Tensor>,
     dropout_layers: u32,
     algorithm: Algorithm,
+    checkpointing: bool,
     nodes: Vec<Node<'p>>,
     values: usize,
     /// What ran, if that is to be known.
@@ -118,14 +120,14 @@ impl Flow<'_> {
 
 impl<'p> Tape<'p> {
     fn new(weights: Weights<'p>, recording: bool, dropout: Option<DropoutStream>) -> Self {
-        let algorithm = Algorithm::Fastest;
         Self {
             weights,
             recording,
             dropout,
             step: None,
             dropout_layers: 0,
-            algorithm,
+            algorithm: Algorithm::Fastest,
+            checkpointing: false,
             nodes: Vec::new(),
             values: 0,
             noted: None,
@@ -250,6 +252,11 @@ impl<'p> Tape<'p> {
         Var { value, id: Some(output) }
     }
 
+    #[cfg(test)]
+    pub(crate) fn recorded(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// Plays the tape back from `output`, whose gradient is `gradient`, and leaves the parameters' gradients in
     /// `params`. Activations are freed on the way.
     ///
@@ -259,11 +266,15 @@ impl<'p> Tape<'p> {
         let mut flow = Flow { values: vec![None; self.values], params };
         flow.accumulate(output.id, gradient)?;
         drop(output);
-        for node in self.nodes.into_iter().rev() {
-            if let Some(gradient) = flow.values[node.output].take() {
-                (node.backward)(&gradient, &mut flow)?;
-            }
-        }
-        Ok(())
+        play_back(self.nodes, &mut flow)
     }
+}
+
+fn play_back(nodes: Vec<Node<'_>>, flow: &mut Flow<'_>) -> Result<()> {
+    for node in nodes.into_iter().rev() {
+        if let Some(gradient) = flow.values[node.output].take() {
+            (node.backward)(&gradient, flow)?;
+        }
+    }
+    Ok(())
 }

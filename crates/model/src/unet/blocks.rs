@@ -14,7 +14,7 @@ use crate::tape::{Tape, Var};
 /// One level on the way down.
 #[derive(Clone, Debug)]
 pub(super) struct DownBlock {
-    layers: Vec<(ResnetBlock, Option<AttentionBlock>)>,
+    layers: Vec<Layer>,
     downsampler: Option<Resampler>,
 }
 
@@ -41,7 +41,7 @@ impl DownBlock {
         let layers = (0..config.layers_per_block)
             .map(|i| {
                 let inputs = if i == 0 { inputs } else { outputs };
-                layer(layout, &name, i, config, inputs, outputs, attends)
+                Layer::new(layout, &name, i, config, inputs, outputs, attends)
             })
             .collect();
         let downsampler = (level + 1 < config.levels()).then(|| {
@@ -60,17 +60,14 @@ impl DownBlock {
     /// `[N, H, W, I] -> [N, H/2, W/2, O]`; every intermediate result goes on `skips`.
     pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &Var, skips: &mut Vec<Var>) -> Result<Var> {
         let mut h = x;
-        for (resnet, attention) in &self.layers {
-            h = resnet.forward(tape, &h, temb)?;
-            if let Some(attention) = attention {
-                h = attention.forward(tape, &h)?;
-            }
+        for layer in &self.layers {
+            h = layer.forward(tape, h, None, temb)?;
             skips.push(h.clone());
         }
         if let Some(downsampler) = &self.downsampler {
             h = match downsampler {
                 Resampler::Conv(conv) => conv.forward(tape, &h, None)?,
-                Resampler::Resnet(resnet) => resnet.forward(tape, &h, temb)?,
+                Resampler::Resnet(resnet) => resnet.forward_block(tape, h, temb)?,
             };
             skips.push(h.clone());
         }
@@ -78,21 +75,47 @@ impl DownBlock {
     }
 }
 
-fn layer(
-    layout: &mut ParamLayout,
-    name: &str,
-    index: usize,
-    config: &UNetConfig,
-    inputs: usize,
-    outputs: usize,
-    attends: bool,
-) -> (ResnetBlock, Option<AttentionBlock>) {
-    let resnet = ResnetBlock::new(layout, &format!("{name}.resnets.{index}"), config, Resize::Keep, inputs, outputs);
-    let attention = attends.then(|| {
-        let name = format!("{name}.attentions.{index}");
-        AttentionBlock::new(layout, &name, config, outputs, Some(config.norm_num_groups))
-    });
-    (resnet, attention)
+/// A residual block and, at some levels, attention.
+#[derive(Clone, Debug)]
+struct Layer {
+    resnet: ResnetBlock,
+    attention: Option<AttentionBlock>,
+}
+
+impl Layer {
+    fn new(
+        layout: &mut ParamLayout,
+        name: &str,
+        index: usize,
+        config: &UNetConfig,
+        inputs: usize,
+        outputs: usize,
+        attends: bool,
+    ) -> Self {
+        let resnet =
+            ResnetBlock::new(layout, &format!("{name}.resnets.{index}"), config, Resize::Keep, inputs, outputs);
+        let attention = attends.then(|| {
+            let name = format!("{name}.attentions.{index}");
+            AttentionBlock::new(layout, &name, config, outputs, Some(config.norm_num_groups))
+        });
+        Self { resnet, attention }
+    }
+
+    /// Takes `skip`, a result of the way down, beside `x`.
+    fn forward(&self, tape: &mut Tape<'_>, x: Var, skip: Option<Var>, temb: &Var) -> Result<Var> {
+        let (layer, temb) = (self.clone(), temb.clone());
+        tape.block(move |tape| {
+            let mut h = x;
+            if let Some(skip) = skip {
+                h = tape.concat(&h, &skip)?;
+            }
+            h = layer.resnet.forward(tape, &h, &temb)?;
+            match &layer.attention {
+                Some(attention) => attention.forward(tape, &h),
+                None => Ok(h),
+            }
+        })
+    }
 }
 
 /// The bottom: residual block, attention, residual block.
@@ -128,15 +151,18 @@ impl MidBlock {
 
     /// `[N, H, W, C] -> [N, H, W, C]`.
     pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &Var) -> Result<Var> {
-        let mut h = self.first.forward(tape, &x, temb)?;
-        drop(x);
-        h = self.scaled(tape, h)?;
-        if let Some(attention) = &self.attention {
-            h = attention.forward(tape, &h)?;
-            h = self.scaled(tape, h)?;
-        }
-        h = self.second.forward(tape, &h, temb)?;
-        self.scaled(tape, h)
+        let (block, temb) = (self.clone(), temb.clone());
+        tape.block(move |tape| {
+            let mut h = block.first.forward(tape, &x, &temb)?;
+            drop(x);
+            h = block.scaled(tape, h)?;
+            if let Some(attention) = &block.attention {
+                h = attention.forward(tape, &h)?;
+                h = block.scaled(tape, h)?;
+            }
+            h = block.second.forward(tape, &h, &temb)?;
+            block.scaled(tape, h)
+        })
     }
 
     fn scaled(&self, tape: &mut Tape<'_>, h: Var) -> Result<Var> {
@@ -147,7 +173,7 @@ impl MidBlock {
 /// One level on the way up.
 #[derive(Clone, Debug)]
 pub(super) struct UpBlock {
-    layers: Vec<(ResnetBlock, Option<AttentionBlock>)>,
+    layers: Vec<Layer>,
     upsampler: Option<Resampler>,
 }
 
@@ -167,7 +193,7 @@ impl UpBlock {
             .map(|i| {
                 let from_below = if i == 0 { below } else { outputs };
                 let skip = if i == last { above } else { outputs };
-                layer(layout, &name, i, config, from_below + skip, outputs, attends)
+                Layer::new(layout, &name, i, config, from_below + skip, outputs, attends)
             })
             .collect();
         let upsampler = (level > 0).then(|| {
@@ -186,21 +212,18 @@ impl UpBlock {
     /// `[N, H, W, I] -> [N, 2H, 2W, O]`; takes its skip connections from the end of `skips`.
     pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &Var, skips: &mut Vec<Var>) -> Result<Var> {
         let mut h = x;
-        for (resnet, attention) in &self.layers {
-            if let Some(skip) = skips.pop() {
-                h = tape.concat(&h, &skip)?;
-            }
-            h = resnet.forward(tape, &h, temb)?;
-            if let Some(attention) = attention {
-                h = attention.forward(tape, &h)?;
-            }
+        for layer in &self.layers {
+            h = layer.forward(tape, h, skips.pop(), temb)?;
         }
         match &self.upsampler {
             Some(Resampler::Conv(conv)) => {
-                h = tape.upsample(&h)?;
-                conv.forward(tape, &h, None)
+                let conv = *conv;
+                tape.block(move |tape| {
+                    let h = tape.upsample(&h)?;
+                    conv.forward(tape, &h, None)
+                })
             }
-            Some(Resampler::Resnet(resnet)) => resnet.forward(tape, &h, temb),
+            Some(Resampler::Resnet(resnet)) => resnet.forward_block(tape, h, temb),
             None => Ok(h),
         }
     }

@@ -83,6 +83,12 @@ impl ResnetBlock {
         }
     }
 
+    /// [`forward`](Self::forward) as a block of the tape.
+    pub(super) fn forward_block(&self, tape: &mut Tape<'_>, x: Var, temb: &Var) -> Result<Var> {
+        let (block, temb) = (self.clone(), temb.clone());
+        tape.block(move |tape| block.forward(tape, &x, &temb))
+    }
+
     /// `x` `[N, H, W, I]`, `temb` `[N, E]` after the activation `-> [N, H', W', O]`.
     pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, temb: &Var) -> Result<Var> {
         let h = self.norm1.forward(tape, x, None)?;

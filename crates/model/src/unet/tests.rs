@@ -238,6 +238,41 @@ fn split_or_whole_a_batch_has_the_same_gradient_also_under_dropout() {
 }
 
 #[test]
+fn checkpointing_changes_no_bit_of_any_gradient() {
+    let configs = [
+        small(TimeScaleShift::Default),
+        small(TimeScaleShift::ScaleShift),
+        small_resnet(TimeScaleShift::ScaleShift, Activation::Mish),
+    ];
+    for config in configs {
+        let unet = UNet::new(&UNetConfig { dropout: 0.3, ..config }).unwrap();
+        let params = random_params(&unet);
+        let (x, dy) = (normal(&[2, 16, 16, 3], 0), normal(&[2, 16, 16, 3], 1));
+        let (recorded, with, without) = {
+            let run = |checkpointing: bool| {
+                let mut gradients = Gradients::new(unet.layout(), &Device::Cpu).unwrap();
+                let mut recorded = 0;
+                // Twice, so that gradients are written over and added to.
+                for step in 0..2 {
+                    let stream = DropoutStream { seed: 1, step, first_position: 0 };
+                    let mut tape = Tape::training(&params, stream).checkpointing(checkpointing);
+                    let y = unet.forward(&mut tape, &x, &[3.0, 700.0], Some(&[2, 0])).unwrap();
+                    recorded = tape.recorded();
+                    tape.backward(y, dy.clone(), &mut gradients).unwrap();
+                }
+                (recorded, gradients.complete().unwrap().to_vec().unwrap())
+            };
+            let ((few, with), (many, without)) = (run(true), run(false));
+            ((few, many), with, without)
+        };
+        assert!(recorded.0 * 3 < recorded.1, "{recorded:?} operations recorded");
+        assert!(without.iter().any(|&g| g != 0.0));
+        let bits = |flat: &[f32]| flat.iter().map(|g| g.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&with) == bits(&without), "{:?}", unet.layout().specs()[0].key);
+    }
+}
+
+#[test]
 fn labels_are_asked_for_refused_and_checked() {
     let unet = UNet::new(&small(TimeScaleShift::Default)).unwrap();
     let params = Params::initialise(unet.layout(), 3, &Device::Cpu).unwrap();

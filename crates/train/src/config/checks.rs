@@ -146,17 +146,25 @@ impl<'a> Checks<'a> {
                 "[0.9, 0.999] is usual",
             )?;
         }
-        self.ema_decays()?;
+        self.ema_decays(device)?;
         self.computing(device)
     }
 
-    fn ema_decays(&self) -> Result<(), ConfigError> {
+    fn ema_decays(&self, device: DeviceChoice) -> Result<(), ConfigError> {
         let decays = &self.config.train.ema_decays;
         let check = |ok, expected| self.require_list("train.ema_decays", decays, ok, expected, "[0.9999] is usual");
         for (at, decay) in decays.iter().enumerate() {
             check((0.0..1.0).contains(decay), "numbers in [0, 1)")?;
             check(!decays[..at].contains(decay), "different numbers")?;
         }
+        #[cfg(feature = "cuda")]
+        if decays.len() > ddpm_kernels::optim::MAX_AVERAGES && !device.is_cpu() {
+            let (found, most) = (decays.len(), ddpm_kernels::optim::MAX_AVERAGES);
+            let message = format!("train.ema_decays has {found} entries: a GPU keeps {most} averages at most");
+            return Err(self.impossible("train.ema_decays", message, "leave some out; samples use the first"));
+        }
+        #[cfg(not(feature = "cuda"))]
+        let _ = device;
         Ok(())
     }
 
@@ -170,11 +178,6 @@ impl<'a> Checks<'a> {
         if let Some(name) = name.filter(|_| device.is_cpu()) {
             let message = format!("train.precision = \"{name}\": the CPU computes in f32 only");
             return Err(self.impossible("train.precision", message, "set train.precision = \"f32\", or use a GPU"));
-        }
-        if train.gradient_checkpointing {
-            let message = "train.gradient_checkpointing = true: this version keeps all activations".to_owned();
-            let help = "leave it out; a smaller train.micro_batch saves memory too";
-            return Err(self.impossible("train.gradient_checkpointing", message, help));
         }
         Ok(())
     }

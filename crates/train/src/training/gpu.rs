@@ -50,7 +50,7 @@ pub(super) struct GpuSteps {
     /// Of the whole batch, f64 `[N, RESULTS]`.
     results: Tensor,
     download: Download,
-    device_step: DeviceStep,
+    pub(super) device_step: DeviceStep,
     recording: Option<Recording>,
     /// Whether a step ran, so that the next one can be recorded.
     warm: bool,
@@ -262,7 +262,7 @@ impl Trainer {
         let x_t = q_sample(&noisy, self.params.dtype())?;
 
         let dropout = DropoutStream { seed: self.seed, step: 0, first_position };
-        let mut tape = Tape::training(&self.params, dropout).stepping_at(step);
+        let mut tape = Tape::training(&self.params, dropout).stepping_at(step).checkpointing(self.checkpointing);
         let labels = gpu.has_labels.then(|| part(LABELS)).transpose()?;
         let condition = Condition { timesteps: part(TIMESTEPS)?, labels };
         let output = self.unet.forward_at(&mut tape, &x_t, &condition)?;

@@ -20,6 +20,8 @@ mod context;
 pub mod estimate;
 #[cfg(feature = "cuda")]
 mod gpu;
+#[cfg(feature = "cuda")]
+mod loss_scale;
 pub mod measure;
 pub mod model;
 pub mod noise;

@@ -24,6 +24,8 @@ use crate::exchange::{IMPORTED, Imported};
 /// The field of the state that holds the configuration.
 pub(crate) const CONFIG: &str = "config";
 const WINDOW: &str = "metrics_window";
+#[cfg(feature = "cuda")]
+const LOSS_SCALE: &str = "loss_scale";
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 const LOSSES: &str = "losses";
 const COUNTS: &str = "counts";
@@ -55,7 +57,11 @@ impl Trainer {
         }
         files.push(TensorFile { name: OPTIMIZER_FILE.to_owned(), tensors });
         files.extend(self.timestep_sampler.history().map(history_file));
-        Ok(Snapshot { files, state: self.state(position) })
+        #[cfg_attr(not(feature = "cuda"), expect(unused_mut, reason = "only a GPU has more to say"))]
+        let mut state = self.state(position);
+        #[cfg(feature = "cuda")]
+        state.extra.extend(self.loss_scale()?.map(|scale| (LOSS_SCALE.to_owned(), scale)));
+        Ok(Snapshot { files, state })
     }
 
     fn state(&self, position: &Position<'_>) -> State {
@@ -112,6 +118,12 @@ impl Trainer {
         };
         let mut trainer = Self::from_parts(plan, device, unet, &params, optimizer)?;
         trainer.imported = Imported::of(checkpoint);
+        #[cfg(feature = "cuda")]
+        if let Some(value) = checkpoint.state.extra.get(LOSS_SCALE)
+            && !trainer.restore_loss_scale(value)?
+        {
+            return Err(unreadable(checkpoint, LOSS_SCALE));
+        }
         if trainer.timestep_sampler.history().is_some() {
             let file = TIMESTEP_SAMPLER_FILE;
             read_history(checkpoint.tensors(file)?)
@@ -207,6 +219,12 @@ fn does_not_fit(checkpoint: &Checkpoint, file: &str, error: &(dyn std::error::Er
     let message = format!("{} does not fit this model", checkpoint.path.join(file).display());
     Failure::caused_by(ExitCode::Checkpoint, message, error)
         .hint("the checkpoint belongs to another model: point to its own run, or start a new one with --run-dir DIR")
+}
+
+#[cfg(feature = "cuda")]
+fn unreadable(checkpoint: &Checkpoint, field: &str) -> Failure {
+    let error = <serde_json::Error as serde::de::Error>::custom("not a loss scale");
+    does_not_fit(checkpoint, &format!("state.json ({field})"), &error)
 }
 
 fn weights_file(name: String, params: &Params) -> Result<TensorFile, Failure> {

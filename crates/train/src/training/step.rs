@@ -43,11 +43,12 @@ pub struct Trainer {
     pub(super) noise: Philox,
     pub(super) seed: u64,
     pub(super) micro_batch: usize,
+    pub(super) checkpointing: bool,
     device: Device,
     /// What steps did that nobody has asked about.
     pub(super) finished: VecDeque<StepOutcome>,
     #[cfg(feature = "cuda")]
-    gpu: Option<Box<GpuSteps>>,
+    pub(super) gpu: Option<Box<GpuSteps>>,
     /// What the run was imported from; goes into every checkpoint.
     pub(super) imported: Option<Imported>,
 }
@@ -136,6 +137,7 @@ impl Trainer {
             noise: Philox::new(config.run.seed, Purpose::Noise),
             seed: config.run.seed,
             micro_batch: plan.micro_batch().map_or(config.train.batch_size, usize::from),
+            checkpointing: config.train.gradient_checkpointing,
             device: device.clone(),
             finished: VecDeque::new(),
             #[cfg(feature = "cuda")]
@@ -280,7 +282,7 @@ impl Trainer {
         let x_t = self.process.q_sample(&x_start, &drawn.timesteps, &noise)?;
 
         let dropout = DropoutStream { seed: self.seed, step, first_position: samples.start as u64 };
-        let mut tape = Tape::training(&self.params, dropout);
+        let mut tape = Tape::training(&self.params, dropout).checkpointing(self.checkpointing);
         let timesteps: Vec<f32> = drawn.timesteps.iter().map(|t| t.index() as f32).collect();
         let output = self.unet.forward(&mut tape, &x_t, &timesteps, labels.as_deref())?;
         let loss = self.loss.compute(

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod counts;
+mod resume;
 mod training;
 
 use std::path::Path;

@@ -187,17 +187,22 @@ fn impossible_averages_are_refused() {
     );
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+fn more_averages_than_a_gpu_keeps_are_refused() {
+    is_refused(
+        &["train.ema_decays=[0.1, 0.2, 0.3, 0.4, 0.5]", "run.device=cuda:0"],
+        "train.ema_decays has 5 entries: a GPU keeps 4 averages at most",
+        "leave some out; samples use the first",
+    );
+}
+
 #[test]
 fn what_this_version_cannot_do_is_refused_before_it_begins() {
     is_refused(
         &["train.precision=bf16", "run.device=cpu"],
         "train.precision = \"bf16\": the CPU computes in f32 only",
         "set train.precision = \"f32\", or use a GPU",
-    );
-    is_refused(
-        &["train.gradient_checkpointing=true"],
-        "train.gradient_checkpointing = true: this version keeps all activations",
-        "leave it out; a smaller train.micro_batch saves memory too",
     );
     is_refused(
         &["hub.repo=model"],

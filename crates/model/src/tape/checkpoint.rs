@@ -1,0 +1,63 @@
+//! Gradient checkpointing (Chen et al. 2016): a block's inside is not kept on the way there but computed again on the way
+//! back, for less memory and one more forward pass.
+//!
+//! What is computed again is what was: the same operations on the same inputs with the same dropout masks. The block's own
+//! tape numbers its values after those that wait in [`Flow`], so that its operations find and add to the gradients of
+//! its inputs in the order in which they would have without all this. The result is the same to the bit.
+
+use super::{Tape, Var, play_back};
+use crate::error::Result;
+
+impl<'p> Tape<'p> {
+    /// Keeps of each [`block`](Self::block) its inputs alone, if `on`.
+    #[must_use]
+    pub fn checkpointing(mut self, on: bool) -> Self {
+        self.checkpointing = on;
+        self
+    }
+
+    /// Runs a part of the network whose inside a [checkpointing](Self::checkpointing) tape does not keep. `run` owns the
+    /// part's inputs, and is all that is kept then.
+    ///
+    /// # Errors
+    /// An operation that fails.
+    pub(crate) fn block<F>(&mut self, run: F) -> Result<Var>
+    where
+        F: FnOnce(&mut Self) -> Result<Var> + Clone + 'p,
+    {
+        if !(self.checkpointing && self.recording) {
+            return run(self);
+        }
+        let mut again = self.empty();
+        self.recording = false;
+        let output = run.clone()(self);
+        self.recording = true;
+        Ok(self.record(output?.value, move |dy, flow| {
+            let first = flow.values.len();
+            again.values = first;
+            let output = run(&mut again)?;
+            flow.values.resize(again.values, None);
+            flow.accumulate(output.id, dy.clone())?;
+            drop(output);
+            play_back(again.nodes, flow)?;
+            flow.values.truncate(first);
+            Ok(())
+        }))
+    }
+
+    /// A tape that goes on where this one is, and records everything.
+    fn empty(&self) -> Self {
+        Self {
+            weights: self.weights,
+            recording: true,
+            dropout: self.dropout,
+            step: self.step.clone(),
+            dropout_layers: self.dropout_layers,
+            algorithm: self.algorithm,
+            checkpointing: false,
+            nodes: Vec::new(),
+            values: 0,
+            noted: None,
+        }
+    }
+}

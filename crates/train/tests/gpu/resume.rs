@@ -1,0 +1,73 @@
+//! What must change no bit of a training on a GPU: a stop on the way, and computing blocks again.
+
+use candle_core::Device;
+use ddpm_train::checkpoint::{Checkpoint, Snapshot, save};
+use ddpm_train::config::TrainPlan;
+use ddpm_train::training::state::Position;
+use ddpm_train::training::step::Trainer;
+use ddpm_train::training::window::Window;
+
+use crate::{TINY, batches, plan, train};
+
+fn gpu() -> Device {
+    ddpm_kernels::cuda::open(0).unwrap()
+}
+
+fn settings(precision: &str) -> [(&str, &str); 3] {
+    [("run.device", "cuda"), ("train.precision", precision), ("train.deterministic", "true")]
+}
+
+fn snapshot(plan: &TrainPlan, trainer: &Trainer) -> Snapshot {
+    let window = Window::default();
+    trainer.snapshot(&Position { plan, data_fingerprint: "none", data_len: 10_000, window: &window }).unwrap()
+}
+
+/// Weights, averages and moments as bits, by file and name, and what else is said about the state.
+fn everything(snapshot: &Snapshot) -> (Vec<(String, Vec<u32>)>, Option<serde_json::Value>) {
+    let tensors = snapshot.files.iter().flat_map(|file| {
+        file.tensors.iter().map(|t| (format!("{} {}", file.name, t.name), t.data.iter().map(|v| v.to_bits()).collect()))
+    });
+    (tensors.collect(), snapshot.state.extra.get("loss_scale").cloned())
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped() {
+    for precision in ["f32", "bf16", "f16"] {
+        let plan = plan(TINY, &settings(precision));
+        let (_, unbroken) = train(&plan, &gpu(), 6);
+        let (_, first) = train(&plan, &gpu(), 3);
+        let dir = tempfile::tempdir().unwrap();
+        let saved = save(dir.path(), &snapshot(&plan, &first)).unwrap();
+        drop(first);
+        let checkpoint = Checkpoint::open(&saved.path).unwrap();
+        let (mut resumed, _) = Trainer::restore(&plan, &gpu(), &checkpoint, "none").unwrap();
+        let batches = batches(&plan);
+        for step in 3..6 {
+            resumed.step(&batches.batch_at(step).unwrap()).unwrap();
+        }
+        resumed.outcomes(true).unwrap();
+        let (found, expected) = (everything(&snapshot(&plan, &resumed)), everything(&snapshot(&plan, &unbroken)));
+        assert_eq!(expected.1.is_some(), precision == "f16");
+        assert_eq!(found.1, expected.1, "{precision}");
+        for (found, expected) in found.0.iter().zip(&expected.0) {
+            assert!(found == expected, "{precision}: {}", expected.0);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_checkpointing_changes_no_bit() {
+    for precision in ["f32", "bf16"] {
+        let settings = settings(precision);
+        let (_, without) = train(&plan(TINY, &settings), &gpu(), 4);
+        let on = [&settings[..], &[("train.gradient_checkpointing", "true")]].concat();
+        let on = plan(TINY, &on);
+        let (_, with) = train(&on, &gpu(), 4);
+        let (found, expected) = (everything(&snapshot(&on, &with)), everything(&snapshot(&on, &without)));
+        for (found, expected) in found.0.iter().zip(&expected.0) {
+            assert!(found == expected, "{precision}: {}", expected.0);
+        }
+    }
+}
