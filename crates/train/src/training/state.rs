@@ -110,7 +110,7 @@ impl Trainer {
             }
             None => Window::default(),
         };
-        let mut trainer = Self::from_parts(plan, device, unet, params, optimizer)?;
+        let mut trainer = Self::from_parts(plan, device, unet, &params, optimizer)?;
         trainer.imported = Imported::of(checkpoint);
         if trainer.timestep_sampler.history().is_some() {
             let file = TIMESTEP_SAMPLER_FILE;
@@ -126,7 +126,7 @@ impl Trainer {
     fn from_import(plan: &TrainPlan, device: &Device, checkpoint: &Checkpoint, unet: UNet) -> Result<Self, Failure> {
         let params = read_params(checkpoint, MODEL_FILE, &unet, device)?;
         let optimizer = Optimizer::new(adamw_config(plan), &params)?;
-        let mut trainer = Self::from_parts(plan, device, unet, params, optimizer)?;
+        let mut trainer = Self::from_parts(plan, device, unet, &params, optimizer)?;
         trainer.imported = Imported::of(checkpoint);
         Ok(trainer)
     }
