@@ -116,7 +116,7 @@ impl Trainer {
             }
             None => Window::default(),
         };
-        let mut trainer = Self::from_parts(plan, device, unet, params, optimizer)?;
+        let mut trainer = Self::from_parts(plan, device, unet, &params, optimizer)?;
         trainer.imported = Imported::of(checkpoint);
         #[cfg(feature = "cuda")]
         if let Some(value) = checkpoint.state.extra.get(LOSS_SCALE)
@@ -138,7 +138,7 @@ impl Trainer {
     fn from_import(plan: &TrainPlan, device: &Device, checkpoint: &Checkpoint, unet: UNet) -> Result<Self, Failure> {
         let params = read_params(checkpoint, MODEL_FILE, &unet, device)?;
         let optimizer = Optimizer::new(adamw_config(plan), &params)?;
-        let mut trainer = Self::from_parts(plan, device, unet, params, optimizer)?;
+        let mut trainer = Self::from_parts(plan, device, unet, &params, optimizer)?;
         trainer.imported = Imported::of(checkpoint);
         Ok(trainer)
     }

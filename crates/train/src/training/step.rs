@@ -104,7 +104,7 @@ impl Trainer {
         require_room(unet.layout().len(), plan.config().train.ema_decays.len())?;
         let params = Params::initialise(unet.layout(), plan.config().run.seed, device)?;
         let optimizer = Optimizer::new(adamw_config(plan), &params)?;
-        Self::from_parts(plan, device, unet, params, optimizer)
+        Self::from_parts(plan, device, unet, &params, optimizer)
     }
 
     /// A trainer around weights and an optimizer that exist.
@@ -112,7 +112,7 @@ impl Trainer {
         plan: &TrainPlan,
         device: &Device,
         unet: UNet,
-        params: Params,
+        params: &Params,
         optimizer: Optimizer,
     ) -> Result<Self, Failure> {
         let config = plan.config();
