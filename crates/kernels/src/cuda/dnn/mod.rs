@@ -14,7 +14,7 @@ mod graph;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use candle_core::cuda_backend::cudarc::cudnn::{result, sys};
 use sys::{
     cudnnBackendAttributeName_t as Name, cudnnBackendDescriptorType_t as Kind, cudnnBackendHeurMode_t as Mode,
@@ -24,7 +24,7 @@ use sys::{
 use self::backend::{Answer, Descriptor};
 use self::graph::{BIAS, Graph, RESIDUAL, WEIGHT, X, Y};
 use super::timing::fastest;
-use super::{Address, Gpu, lock, refused};
+use super::{Address, Gpu, lock, operand, optional, refused};
 use crate::error::{KernelError, Result};
 
 /// Engines that are timed: the heuristics' first is right most of the time, and making one ready can take a second.
@@ -67,6 +67,27 @@ pub(crate) struct Operands {
     pub(crate) y: Address,
     pub(crate) bias: Address,
     pub(crate) residual: Address,
+}
+
+impl Operands {
+    /// Of a layer's way forward, all in the format of `x`.
+    pub(crate) fn forward(
+        gpu: &Gpu,
+        op: &'static str,
+        (x, y): (&Tensor, &Tensor),
+        (weight, bias): (&Tensor, &Tensor),
+        residual: Option<&Tensor>,
+    ) -> Result<Self> {
+        let at = |tensor| operand(gpu, op, tensor, x.dtype());
+        let residual = optional(gpu, op, residual, x.dtype())?;
+        Ok(Self { x: at(x)?, weight: at(weight)?, y: at(y)?, bias: at(bias)?, residual })
+    }
+
+    /// Of a layer's way back: x, weight and dy.
+    pub(crate) fn backward(gpu: &Gpu, op: &'static str, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Self> {
+        let at = |tensor| operand(gpu, op, tensor, x.dtype());
+        Ok(Self { x: at(x)?, weight: at(weight)?, y: at(dy)?, bias: Address::NONE, residual: Address::NONE })
+    }
 }
 
 /// A request with the settings of the moment.

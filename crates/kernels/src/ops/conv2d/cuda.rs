@@ -60,13 +60,7 @@ pub(super) fn forward(
     let gpu = Gpu::of(x.device())?;
     let dtype = x.dtype();
     let y = empty(&gpu, dtype, &[g.n, g.oh(), g.ow(), g.co])?;
-    let operands = Operands {
-        x: operand(&gpu, OP, x, dtype)?,
-        weight: operand(&gpu, OP, weight, dtype)?,
-        y: operand(&gpu, OP, &y, dtype)?,
-        bias: operand(&gpu, OP, bias, dtype)?,
-        residual: optional(&gpu, OP, residual, dtype)?,
-    };
+    let operands = Operands::forward(&gpu, OP, (x, &y), (weight, bias), residual)?;
     if g.is_product() {
         linear::cuda::forward_at(&gpu, g.as_linear(), dtype, &operands)?;
         return Ok(y);
@@ -100,13 +94,7 @@ pub(super) fn backward(
     let dtype = x.dtype();
     let dx = need_dx.then(|| empty(&gpu, dtype, x.dims())).transpose()?;
     let (dw, db) = grads.addresses(&gpu)?;
-    let operands = Operands {
-        x: operand(&gpu, OP, x, dtype)?,
-        weight: operand(&gpu, OP, weight, dtype)?,
-        y: operand(&gpu, OP, dy, dtype)?,
-        bias: Address::NONE,
-        residual: Address::NONE,
-    };
+    let operands = Operands::backward(&gpu, OP, x, weight, dy)?;
     let dx_at = optional(&gpu, OP, dx.as_ref(), dtype)?;
     if g.is_product() {
         linear::cuda::backward_at(&gpu, g.as_linear(), dtype, &operands, dx_at, (dw, db), grads.write)?;

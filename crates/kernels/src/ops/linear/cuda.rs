@@ -6,7 +6,7 @@ use super::{OP, Shape};
 use crate::buffer::ParamGrads;
 use crate::cuda::dnn::Operands;
 use crate::cuda::matmul::{self, Epilogue, Matrix, Product};
-use crate::cuda::{Address, Gpu, column_sum, empty, operand, optional};
+use crate::cuda::{Address, Gpu, column_sum, empty, optional};
 use crate::error::Result;
 use crate::gemm::Write;
 
@@ -21,13 +21,7 @@ pub(super) fn forward(
     let gpu = Gpu::of(x.device())?;
     let dtype = x.dtype();
     let y = empty(&gpu, dtype, dims)?;
-    let operands = Operands {
-        x: operand(&gpu, OP, x, dtype)?,
-        weight: operand(&gpu, OP, weight, dtype)?,
-        y: operand(&gpu, OP, &y, dtype)?,
-        bias: operand(&gpu, OP, bias, dtype)?,
-        residual: optional(&gpu, OP, residual, dtype)?,
-    };
+    let operands = Operands::forward(&gpu, OP, (x, &y), (weight, bias), residual)?;
     forward_at(&gpu, shape, dtype, &operands)?;
     Ok(y)
 }
@@ -43,13 +37,7 @@ pub(super) fn backward(
     let gpu = Gpu::of(x.device())?;
     let dtype = x.dtype();
     let dx = need_dx.then(|| empty(&gpu, dtype, x.dims())).transpose()?;
-    let operands = Operands {
-        x: operand(&gpu, OP, x, dtype)?,
-        weight: operand(&gpu, OP, weight, dtype)?,
-        y: operand(&gpu, OP, dy, dtype)?,
-        bias: Address::NONE,
-        residual: Address::NONE,
-    };
+    let operands = Operands::backward(&gpu, OP, x, weight, dy)?;
     let dx_at = optional(&gpu, OP, dx.as_ref(), dtype)?;
     backward_at(&gpu, shape, dtype, &operands, dx_at, grads.addresses(&gpu)?, grads.write)?;
     Ok(dx)
