@@ -103,6 +103,7 @@ struct Key {
     product: Product,
     adds: bool,
     tf32: bool,
+    deterministic: bool,
     alignment: [u32; 4],
 }
 
@@ -173,8 +174,15 @@ impl Gpu {
 impl Key {
     fn new(gpu: &Gpu, product: &Product, operands: &Operands) -> Self {
         let c = operands.c.unwrap_or(operands.y);
-        let alignment = [operands.b, operands.a, c, operands.y].map(Address::alignment);
-        Self { product: *product, adds: operands.c.is_some(), tf32: gpu.tf32(), alignment }
+        // More than 16 bytes changes nothing, and would have equal layers timed apart.
+        let alignment = [operands.b, operands.a, c, operands.y].map(|address| address.alignment().min(16));
+        Self {
+            product: *product,
+            adds: operands.c.is_some(),
+            tf32: gpu.tf32(),
+            deterministic: gpu.deterministic(),
+            alignment,
+        }
     }
 }
 

@@ -10,6 +10,9 @@ use crate::error::{KernelError, Result};
 /// What scratch space starts with: cuBLASLt's own advice for Hopper.
 const FIRST_WORKSPACE: usize = 32 << 20;
 
+/// It grows by multiples of this.
+const STEP: usize = 2 << 20;
+
 /// Scratch memory that only grows. What it grew out of is kept: a captured graph may still use it.
 #[derive(Debug, Default)]
 pub(super) struct Workspace {
@@ -22,7 +25,7 @@ impl Workspace {
         if let Some(buffer) = fits {
             return Ok(Address::of(buffer, &gpu.stream));
         }
-        let buffer = alloc::<u8>(gpu, bytes.next_power_of_two().max(FIRST_WORKSPACE))?;
+        let buffer = alloc::<u8>(gpu, bytes.next_multiple_of(STEP).max(FIRST_WORKSPACE))?;
         let address = Address::of(&buffer, &gpu.stream);
         self.buffers.push(buffer);
         Ok(address)

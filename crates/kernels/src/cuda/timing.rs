@@ -5,7 +5,7 @@ use candle_core::cuda_backend::cudarc::driver::CudaEvent;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUevent_flags, CUstreamCaptureStatus};
 
 use super::{Gpu, refused};
-use crate::error::Result;
+use crate::error::{KernelError, Result};
 
 /// Runs of each way that are timed, after one that is not.
 const RUNS: usize = 3;
@@ -21,20 +21,32 @@ pub(super) fn fastest<'w, W>(
     mut queue: impl FnMut(&W) -> Result<()>,
 ) -> Result<Option<&'w W>> {
     let capturing = gpu.stream().capture_status().map_err(refused("asking whether the stream is captured"))?;
-    if ways.len() == 1 || capturing != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+    if capturing != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
         return Ok(ways.first());
     }
     let mut best: Option<(&W, f32)> = None;
+    let mut full = None;
     for way in ways {
-        if queue(way).is_err() {
-            continue;
+        match queue(way) {
+            // Which is the fastest differs from run to run, and with it the last bits.
+            Ok(()) if gpu.deterministic() || ways.len() == 1 => return Ok(Some(way)),
+            Ok(()) => {}
+            Err(error @ KernelError::OutOfMemory { .. }) => {
+                full = Some(error);
+                continue;
+            }
+            Err(_) => continue,
         }
         let time = milliseconds(gpu, || (0..RUNS).try_for_each(|_| queue(way)))?;
         if best.is_none_or(|(_, least)| time < least) {
             best = Some((way, time));
         }
     }
-    Ok(best.map(|(way, _)| way))
+    match (best, full) {
+        // That there is no room now must not be remembered as that there is no way.
+        (None, Some(error)) => Err(error),
+        (best, _) => Ok(best.map(|(way, _)| way)),
+    }
 }
 
 /// How long the GPU takes for what `work` queues.

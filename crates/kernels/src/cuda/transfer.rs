@@ -5,7 +5,7 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use candle_core::cuda_backend::CudaStorage;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr, PinnedHostSlice, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaSlice, DeviceRepr, PinnedHostSlice, result, sys};
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Storage, Tensor};
 
@@ -39,8 +39,15 @@ pub struct Upload {
     gpu: Arc<Gpu>,
     block: CudaSlice<u8>,
     parts: Vec<Part>,
-    staging: Vec<PinnedHostSlice<u8>>,
+    staging: Vec<Staging>,
     sent: usize,
+}
+
+/// Memory that a copy reads, and when it has.
+#[derive(Debug)]
+struct Staging {
+    host: PinnedHostSlice<u8>,
+    copied: CudaEvent,
 }
 
 /// A tensor in the block, which owns its memory: so it must never be freed.
@@ -72,7 +79,9 @@ impl Upload {
             Ok(Part { offset, bytes, tensor })
         });
         let parts = parts.collect::<Result<_>>()?;
-        let staging = (0..IN_FLIGHT).map(|_| pinned(gpu, size.max(ALIGNMENT))).collect::<Result<_>>()?;
+        let staging = (0..IN_FLIGHT)
+            .map(|_| Ok(Staging { host: pinned(gpu, size.max(ALIGNMENT))?, copied: event(gpu)? }))
+            .collect::<Result<_>>()?;
         Ok(Self { gpu: gpu.clone(), block, parts, staging, sent: 0 })
     }
 
@@ -89,17 +98,20 @@ impl Upload {
     pub fn send(&mut self, numbers: &[Numbers<'_>]) -> Result<()> {
         let slot = self.sent % self.staging.len();
         self.sent += 1;
-        let host = self.staging[slot].as_mut_slice().map_err(refused("preparing an upload"))?;
+        let Staging { host, copied } = &mut self.staging[slot];
+        // An event of our own: nothing else is tracked on this device, so cudarc does not record its.
+        copied.synchronize().map_err(refused("waiting for an upload"))?;
+        let bytes = host.as_mut_slice().map_err(refused("preparing an upload"))?;
         for (part, numbers) in self.parts.iter().zip(numbers) {
-            let place = &mut host[part.offset..part.offset + part.bytes];
+            let place = &mut bytes[part.offset..part.offset + part.bytes];
             if !numbers.write(place) {
                 let (op, tensor) = ("an upload", "numbers");
                 let (found, expected) = (vec![numbers.len()], part.tensor.dims().to_vec());
                 return Err(KernelError::Shape { op, tensor, found, expected });
             }
         }
-        let staging = &self.staging[slot];
-        self.gpu.stream().memcpy_htod(staging, &mut self.block).map_err(refused("uploading a batch"))
+        self.gpu.stream().memcpy_htod(host, &mut self.block).map_err(refused("uploading a batch"))?;
+        copied.record(self.gpu.stream()).map_err(refused("uploading a batch"))
     }
 }
 
@@ -139,8 +151,8 @@ impl Numbers<'_> {
 #[derive(Debug)]
 pub struct Download {
     gpu: Arc<Gpu>,
-    /// By step, then by tensor.
-    slots: Vec<Vec<PinnedHostSlice<f64>>>,
+    /// By step: by tensor what has arrived, and when it has.
+    slots: Vec<(Vec<PinnedHostSlice<f64>>, CudaEvent)>,
     asked: usize,
     read: usize,
 }
@@ -151,7 +163,7 @@ impl Download {
     /// # Errors
     /// No page-locked memory.
     pub fn new(gpu: &Arc<Gpu>, lens: &[usize]) -> Result<Self> {
-        let slot = |_| lens.iter().map(|&len| pinned(gpu, len)).collect();
+        let slot = |_| Ok((lens.iter().map(|&len| pinned(gpu, len)).collect::<Result<_>>()?, event(gpu)?));
         let slots = (0..IN_FLIGHT).map(slot).collect::<Result<_>>()?;
         Ok(Self { gpu: gpu.clone(), slots, asked: 0, read: 0 })
     }
@@ -167,9 +179,11 @@ impl Download {
     /// A tensor that is no f64 on this GPU, or a GPU that fails.
     pub fn ask(&mut self, results: &[&Tensor]) -> Result<()> {
         let slot = self.asked % self.slots.len();
-        for (results, host) in results.iter().zip(&mut self.slots[slot]) {
+        let (hosts, arrived) = &mut self.slots[slot];
+        for (results, host) in results.iter().zip(hosts) {
             copy_to_host(&self.gpu, results, host)?;
         }
+        arrived.record(self.gpu.stream()).map_err(refused("downloading results"))?;
         self.asked += 1;
         Ok(())
     }
@@ -184,8 +198,10 @@ impl Download {
         }
         let slot = self.read % self.slots.len();
         self.read += 1;
-        let read = |host| PinnedHostSlice::as_slice(host).map_err(refused("waiting for results"));
-        self.slots[slot].iter().map(read).collect::<Result<_>>().map(Some)
+        let (hosts, arrived) = &self.slots[slot];
+        arrived.synchronize().map_err(refused("waiting for results"))?;
+        let read = |host| PinnedHostSlice::as_slice(host).map_err(refused("reading results"));
+        hosts.iter().map(read).collect::<Result<_>>().map(Some)
     }
 }
 
@@ -215,6 +231,12 @@ impl Gpu {
         unsafe { result::memcpy_dtod_async(target.0, source.0, bytes, self.stream().cu_stream()) }
             .map_err(refused("copying on the GPU"))
     }
+}
+
+/// To wait for a copy without keeping a core busy.
+fn event(gpu: &Gpu) -> Result<CudaEvent> {
+    let flags = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC;
+    gpu.stream().context().new_event(Some(flags)).map_err(refused("making an event"))
 }
 
 fn pinned<T: DeviceRepr>(gpu: &Gpu, len: usize) -> Result<PinnedHostSlice<T>> {

@@ -35,6 +35,10 @@ mod with_hub {
         let model = Model::open(&args.model, args.raw, &device, &|text| output.note(text))?;
         model.skipped.iter().for_each(|message| output.warn(message));
         let target = target(args, &model, measured)?;
+        if !args.dry_run {
+            // Before minutes are spent on samples.
+            settings.may_push(&target.repo)?;
+        }
         let mut counter = output.counter(target.samples, "images");
         let spool = Spool::of(&model, target.clone(), &mut |done| counter.set(done as u64, ""));
         drop(counter);

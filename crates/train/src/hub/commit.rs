@@ -48,9 +48,7 @@ impl Hub {
     /// # Errors
     /// The last failure; it does not tell whether the commit was applied, but the next call will see it.
     pub(super) fn commit(&self, wanted: &Wanted<'_>) -> Result<Applied, HubError> {
-        if self.settings.token.is_none() {
-            return Err(HubError::NoToken { doing: format!("pushing to {}", self.repo) });
-        }
+        self.settings.may_push(&self.repo)?;
         self.block_on(async {
             let mut head = self.prepared(wanted).await?;
             if self.has(&head, wanted).await? {

@@ -13,6 +13,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+#[cfg(feature = "hub")]
+use super::{error::HubError, name::RepoName};
 use crate::error::{ExitCode, Failure};
 
 /// The hub that is meant where nobody says otherwise.
@@ -67,6 +69,15 @@ impl Settings {
         Self::read(&|name| std::env::var(name).ok())
     }
 
+    /// Refuses a push that the hub would not take: nobody may write without a token.
+    #[cfg(feature = "hub")]
+    pub(crate) fn may_push(&self, repo: &RepoName) -> Result<(), HubError> {
+        match self.token {
+            Some(_) => Ok(()),
+            None => Err(HubError::NoToken { doing: format!("pushing to {repo}") }),
+        }
+    }
+
     /// Where this user's programs keep what they can make again.
     #[cfg(feature = "hub")]
     pub(super) fn user_cache() -> PathBuf {
@@ -101,11 +112,26 @@ fn endpoint(value: Option<String>) -> Result<String, Failure> {
     let endpoint = value.unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
     let endpoint = endpoint.trim().trim_end_matches('/');
     let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
-    if host.is_none_or(|host| host.is_empty() || host.contains(|letter: char| letter.is_whitespace())) {
-        let message = format!("HF_ENDPOINT = {endpoint}: expected https://HOST");
-        return Err(Failure::new(ExitCode::Usage, message).hint("leave it out for huggingface.co"));
+    let refuse = |message| Err(Failure::new(ExitCode::Usage, message).hint("leave it out for huggingface.co"));
+    let authority = host.map(|host| host.split(['/', '?', '#']).next().unwrap_or_default());
+    match authority {
+        // A name and a password would be sent in the token's place, and shown wherever the address is.
+        Some(authority) if authority.contains('@') => refuse(
+            "HF_ENDPOINT holds a user name or a password: expected https://HOST; the token belongs in HF_TOKEN"
+                .to_owned(),
+        ),
+        Some(authority) if is_authority(authority) => Ok(endpoint.to_owned()),
+        _ => refuse(format!("HF_ENDPOINT = {endpoint}: expected https://HOST or https://HOST:PORT")),
     }
-    Ok(endpoint.to_owned())
+}
+
+/// Whether it names a host, and perhaps a port that can be.
+fn is_authority(authority: &str) -> bool {
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    !host.is_empty() && !host.contains(char::is_whitespace) && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
 fn token(set: &dyn Fn(&str) -> Option<String>, hf_home: &Path) -> Result<Option<Token>, Failure> {
@@ -178,6 +204,8 @@ mod tests {
         for (name, value) in [
             ("HF_ENDPOINT", "huggingface.co"),
             ("HF_ENDPOINT", "https://"),
+            ("HF_ENDPOINT", "http://127.0.0.1:99999"),
+            ("HF_ENDPOINT", "https://me:secret@huggingface.co"),
             ("DDPM_HUB_TIMEOUT", "soon"),
             ("DDPM_HUB_TIMEOUT", "0"),
             ("HF_TOKEN", "two words"),

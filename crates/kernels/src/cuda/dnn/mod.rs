@@ -14,8 +14,8 @@ mod graph;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use candle_core::{DType, Tensor};
 use candle_core::cuda_backend::cudarc::cudnn::{result, sys};
+use candle_core::{DType, Tensor};
 use sys::{
     cudnnBackendAttributeName_t as Name, cudnnBackendDescriptorType_t as Kind, cudnnBackendHeurMode_t as Mode,
     cudnnBackendNumericalNote_t as Note,
@@ -29,6 +29,9 @@ use crate::error::{KernelError, Result};
 
 /// Engines that are timed: the heuristics' first is right most of the time, and making one ready can take a second.
 const CANDIDATES: usize = 4;
+
+/// Scratch memory beyond which an engine is taken only where all want that much.
+const LARGE_WORKSPACE: usize = 256 << 20;
 
 /// Which of a convolution's computations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -166,6 +169,10 @@ impl Plan {
                 let allowed = configurations.into_iter().filter(|configuration| allowed(gpu, request, configuration));
                 plans.extend(allowed.filter_map(|c| Self::new(handle, c, &graph, request).ok()).take(CANDIDATES));
             }
+        }
+        // What an engine needs once stays taken for the run, so one that wants a large part of the memory must be the only one.
+        if plans.iter().any(|plan| plan.workspace <= LARGE_WORKSPACE) {
+            plans.retain(|plan| plan.workspace <= LARGE_WORKSPACE);
         }
         let best = fastest(gpu, &plans, |plan| plan.queue(gpu, handle, operands))?;
         let best = best.map(|best| plans.iter().position(|plan| std::ptr::eq(plan, best)));
