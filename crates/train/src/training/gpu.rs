@@ -141,6 +141,17 @@ impl GpuSteps {
     }
 }
 
+impl GpuSteps {
+    /// Drops the recording and the memory it keeps; whether there was one.
+    pub(super) fn give_back_recording(&mut self) -> Result<bool, Failure> {
+        let there = self.recording.take().is_some();
+        if there {
+            self.gpu.give_back_unused()?;
+        }
+        Ok(there)
+    }
+}
+
 impl Trainer {
     /// Queues the step that learns from `batch`.
     pub(super) fn queue_step(&mut self, gpu: &mut GpuSteps, batch: &Batch) -> Result<(), Failure> {

@@ -136,7 +136,7 @@ impl<'a> Observers<'a> {
     }
 
     /// Draws the picture that was due with the checkpoint the run goes on from, if a kill came before it.
-    pub(super) fn catch_up(&mut self, trainer: &Trainer) -> Result<(), Failure> {
+    pub(super) fn catch_up(&mut self, trainer: &mut Trainer) -> Result<(), Failure> {
         let (step, paths) = (trainer.steps_taken(), self.context.run_dir.paths());
         let here = self.saved.as_ref().is_some_and(|(_, path)| path.starts_with(paths.checkpoints()));
         if here && self.context.plan.sample_cadence().is_due(step) && !paths.sample(step).exists() {
@@ -240,7 +240,7 @@ impl<'a> Observers<'a> {
 
     /// Draws pictures from the moving average and shows them; gives up when the run is to stop, for that may take minutes
     /// and the next start can do it as well. Returns whether there is a picture.
-    fn draw(&mut self, trainer: &Trainer) -> Result<bool, Failure> {
+    fn draw(&mut self, trainer: &mut Trainer) -> Result<bool, Failure> {
         let start = Instant::now();
         let plan = self.context.plan;
         let settings = &plan.config().sample;
@@ -253,9 +253,17 @@ impl<'a> Observers<'a> {
             guidance: None,
             batch_size: BATCH,
         };
-        let params = trainer.sampling_params()?;
-        let painter = Painter { unet: trainer.unet(), params: &params, process: trainer.process() };
-        let Some(images) = painter.draw_unless(&request, &|| self.stop.is_over())? else { return Ok(false) };
+        let paint = |trainer: &Trainer| {
+            let params = trainer.sampling_params()?;
+            let painter = Painter { unet: trainer.unet(), params: &params, process: trainer.process() };
+            painter.draw_unless(&request, &|| self.stop.is_over())
+        };
+        let painted = match paint(trainer) {
+            // A GPU whose memory the training fills may have room once what the training keeps for itself is given back.
+            Err(failure) if failure.code == ExitCode::Device && trainer.give_back_memory()? => paint(trainer),
+            painted => painted,
+        };
+        let Some(images) = painted? else { return Ok(false) };
         let layout = Layout::visible(images.shape[1], images.shape[2]);
         let step = trainer.steps_taken();
         match grid(&images.pixels, images.shape, layout).and_then(|page| encode(&page)) {

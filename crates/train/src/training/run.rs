@@ -86,8 +86,9 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
 
     let resumed = checkpoint.map(|checkpoint| (first, checkpoint.path));
     let mut observers = Observers::new(&context, &stop, reporter, window, resumed)?;
-    let looped =
-        observers.catch_up(&trainer).and_then(|()| train_until(end, &mut trainer, &mut loader, &stop, &mut observers));
+    let looped = observers
+        .catch_up(&mut trainer)
+        .and_then(|()| train_until(end, &mut trainer, &mut loader, &stop, &mut observers));
     drop(loader);
     let stopped = match looped {
         Ok(stopped) => stopped,

@@ -223,6 +223,18 @@ impl Trainer {
         Ok(phases)
     }
 
+    /// Gives back the memory that a GPU's recorded step keeps; the next step records it anew. Whether there was any.
+    ///
+    /// # Errors
+    /// A step queued before has failed.
+    pub fn give_back_memory(&mut self) -> Result<bool, Failure> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &mut self.gpu {
+            return gpu.give_back_recording();
+        }
+        Ok(false)
+    }
+
     /// What happened that a user should know, since this was asked last.
     pub fn take_notices(&mut self) -> Vec<String> {
         #[cfg(feature = "cuda")]
