@@ -5,6 +5,7 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod bench;
 mod counts;
 mod resume;
 mod training;

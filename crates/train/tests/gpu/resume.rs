@@ -1,17 +1,12 @@
 //! What must change no bit of a training on a GPU: a stop on the way, and computing blocks again.
 
-use candle_core::Device;
 use ddpm_train::checkpoint::{Checkpoint, Snapshot, save};
 use ddpm_train::config::TrainPlan;
 use ddpm_train::training::state::Position;
 use ddpm_train::training::step::Trainer;
 use ddpm_train::training::window::Window;
 
-use crate::{TINY, batches, plan, train};
-
-fn gpu() -> Device {
-    ddpm_kernels::cuda::open(0).unwrap()
-}
+use crate::{TINY, batches, gpu, plan, train};
 
 fn settings(precision: &str) -> [(&str, &str); 3] {
     [("run.device", "cuda"), ("train.precision", precision), ("train.deterministic", "true")]
@@ -33,15 +28,16 @@ fn everything(snapshot: &Snapshot) -> (Vec<(String, Vec<u32>)>, Option<serde_jso
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped() {
+    let (device, _turn) = gpu();
     for precision in ["f32", "bf16", "f16"] {
         let plan = plan(TINY, &settings(precision));
-        let (_, unbroken) = train(&plan, &gpu(), 6);
-        let (_, first) = train(&plan, &gpu(), 3);
+        let (_, unbroken) = train(&plan, &device, 6);
+        let (_, first) = train(&plan, &device, 3);
         let dir = tempfile::tempdir().unwrap();
         let saved = save(dir.path(), &snapshot(&plan, &first)).unwrap();
         drop(first);
         let checkpoint = Checkpoint::open(&saved.path).unwrap();
-        let (mut resumed, _) = Trainer::restore(&plan, &gpu(), &checkpoint, "none").unwrap();
+        let (mut resumed, _) = Trainer::restore(&plan, &device, &checkpoint, "none").unwrap();
         let batches = batches(&plan);
         for step in 3..6 {
             resumed.step(&batches.batch_at(step).unwrap()).unwrap();
@@ -59,12 +55,13 @@ fn gpu_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped() {
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_checkpointing_changes_no_bit() {
+    let (device, _turn) = gpu();
     for precision in ["f32", "bf16"] {
         let settings = settings(precision);
-        let (_, without) = train(&plan(TINY, &settings), &gpu(), 4);
+        let (_, without) = train(&plan(TINY, &settings), &device, 4);
         let on = [&settings[..], &[("train.gradient_checkpointing", "true")]].concat();
         let on = plan(TINY, &on);
-        let (_, with) = train(&on, &gpu(), 4);
+        let (_, with) = train(&on, &device, 4);
         let (found, expected) = (everything(&snapshot(&on, &with)), everything(&snapshot(&on, &without)));
         for (found, expected) in found.0.iter().zip(&expected.0) {
             assert!(found == expected, "{precision}: {}", expected.0);
