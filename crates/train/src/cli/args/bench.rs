@@ -44,7 +44,7 @@ impl BenchArgs {
 pub enum BenchKind {
     /// Whole training steps, with the time of their phases
     Step,
-    /// The images of [sample], from noise to bytes
+    /// The images that sampling draws, from noise to bytes
     Sample,
     /// Reading and decoding, as fast as the loader can
     Data,
