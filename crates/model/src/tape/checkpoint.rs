@@ -9,7 +9,7 @@ use super::{Tape, Var, play_back};
 use crate::error::Result;
 
 impl<'p> Tape<'p> {
-    /// Keeps of each [`block`](Self::block) its inputs alone, if `on`.
+    /// Keeps of each block its inputs alone, if `on`.
     #[must_use]
     pub fn checkpointing(mut self, on: bool) -> Self {
         self.checkpointing = on;
