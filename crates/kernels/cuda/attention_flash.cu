@@ -49,8 +49,7 @@ template <typename T, int D>
 __device__ void flash_forward(const T *qkv, T *out, float *log_sums, u32 tokens, u32 heads, u32 d, float scale) {
     DYNAMIC_SHARED(T, tiles); // two stages of keys and values
     const Head h(tokens, heads, d);
-    const u64 stride = 3 * h.channels;
-    copy_tile<T, D>(tiles, qkv + h.part(0), stride, blockIdx.x * TILE, h);
+    copy_tile<T, D>(tiles, qkv + h.part(0), 3 * h.channels, blockIdx.x * TILE, h);
     copies_end();
     copies_wait<0>();
     __syncthreads();
@@ -61,15 +60,11 @@ __device__ void flash_forward(const T *qkv, T *out, float *log_sums, u32 tokens,
     float sums[D / 8][4];
     clear<D>(sums);
     RunningRows rows = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
-    copy_tile<T, D>(tiles, qkv + h.part(1), stride, 0, h);
-    copy_tile<T, D>(tiles + TILE_SIZE<D>, qkv + h.part(2), stride, 0, h);
+    copy_keys_and_values<T, D>(tiles, qkv, 0, h);
     copies_end();
     for (u32 first = 0, stage = 0; first < tokens; first += TILE, stage ^= 1) {
         T *keys = tiles + stage * 2 * TILE_SIZE<D>, *next = tiles + (stage ^ 1) * 2 * TILE_SIZE<D>;
-        if (first + TILE < tokens) {
-            copy_tile<T, D>(next, qkv + h.part(1), stride, first + TILE, h);
-            copy_tile<T, D>(next + TILE_SIZE<D>, qkv + h.part(2), stride, first + TILE, h);
-        }
+        if (first + TILE < tokens) copy_keys_and_values<T, D>(next, qkv, first + TILE, h);
         copies_end();
         copies_wait<1>();
         __syncthreads();
@@ -120,8 +115,7 @@ __device__ void flash_queries(const T *qkv, const T *out, const T *d_out, const 
                               u32 tokens, u32 heads, u32 d, float scale) {
     DYNAMIC_SHARED(T, tiles); // two stages of keys and values
     const Head h(tokens, heads, d);
-    const u64 stride = 3 * h.channels;
-    copy_tile<T, D>(tiles, qkv + h.part(0), stride, blockIdx.x * TILE, h);
+    copy_tile<T, D>(tiles, qkv + h.part(0), 3 * h.channels, blockIdx.x * TILE, h);
     copy_tile<T, D>(tiles + TILE_SIZE<D>, d_out + h.out(), h.channels, blockIdx.x * TILE, h);
     copies_end();
     copies_wait<0>();
@@ -142,15 +136,11 @@ __device__ void flash_queries(const T *qkv, const T *out, const T *d_out, const 
 
     float dq[D / 8][4];
     clear<D>(dq);
-    copy_tile<T, D>(tiles, qkv + h.part(1), stride, 0, h);
-    copy_tile<T, D>(tiles + TILE_SIZE<D>, qkv + h.part(2), stride, 0, h);
+    copy_keys_and_values<T, D>(tiles, qkv, 0, h);
     copies_end();
     for (u32 first = 0, stage = 0; first < tokens; first += TILE, stage ^= 1) {
         T *keys = tiles + stage * 2 * TILE_SIZE<D>, *next = tiles + (stage ^ 1) * 2 * TILE_SIZE<D>;
-        if (first + TILE < tokens) {
-            copy_tile<T, D>(next, qkv + h.part(1), stride, first + TILE, h);
-            copy_tile<T, D>(next + TILE_SIZE<D>, qkv + h.part(2), stride, first + TILE, h);
-        }
+        if (first + TILE < tokens) copy_keys_and_values<T, D>(next, qkv, first + TILE, h);
         copies_end();
         copies_wait<1>();
         __syncthreads();
@@ -172,7 +162,7 @@ __device__ void flash_queries(const T *qkv, const T *out, const T *d_out, const 
         __syncthreads();
     }
     float factor[2] = {scale, scale};
-    store_rows<T, D>(dq, factor, dqkv + h.part(0), stride, mine, h);
+    store_rows<T, D>(dq, factor, dqkv + h.part(0), 3 * h.channels, mine, h);
 }
 
 // A stage of the kernel over keys: queries, gradients, and two numbers of each row.
@@ -197,8 +187,7 @@ __device__ void flash_keys(const T *qkv, const T *d_out, const float *log_sums, 
     __shared__ float numbers[2][2 * TILE];
     const Head h(tokens, heads, d);
     T *stages = tiles + 2 * TILE_SIZE<D>;
-    copy_tile<T, D>(tiles, qkv + h.part(1), 3 * h.channels, blockIdx.x * TILE, h);
-    copy_tile<T, D>(tiles + TILE_SIZE<D>, qkv + h.part(2), 3 * h.channels, blockIdx.x * TILE, h);
+    copy_keys_and_values<T, D>(tiles, qkv, blockIdx.x * TILE, h);
     copy_queries<T, D>(stages, numbers[0], qkv, d_out, log_sums, losses, 0, h);
     copies_end();
 

@@ -37,6 +37,13 @@ __device__ __forceinline__ void copy_tile(T *tile, const T *head, u64 stride, u3
     }
 }
 
+// Begins the copies of a head's keys from row first on to one tile, and of its values to the tile behind.
+template <typename T, int D>
+__device__ __forceinline__ void copy_keys_and_values(T *tiles, const T *qkv, u32 first, const Head &h) {
+    copy_tile<T, D>(tiles, qkv + h.part(1), 3 * h.channels, first, h);
+    copy_tile<T, D>(tiles + TILE_SIZE<D>, qkv + h.part(2), 3 * h.channels, first, h);
+}
+
 // The a of this warp's 16 rows of a tile.
 template <typename T, int D> __device__ __forceinline__ void load_rows(u32 a[D / 16][4], const T *tile) {
     const T *rows = tile + threadIdx.x / 32 * 16 * TILE_STRIDE<D>;

@@ -9,14 +9,6 @@ template <typename T> __device__ void scale(const T *x, T *y, u64 n, float facto
     map(y, n, [=](float x) { return factor * x; }, x);
 }
 
-// out[n] = a[n] x[n] + b[n] y[n]; a row of blocks for each sample.
-template <typename T>
-__device__ void combine(const T *x, const float *a, const T *y, const float *b, T *out, u64 length) {
-    const float factor_x = a[blockIdx.y], factor_y = b[blockIdx.y];
-    const u64 start = blockIdx.y * length;
-    map(out + start, length, [=](float x, float y) { return factor_x * x + factor_y * y; }, x + start, y + start);
-}
-
 template <typename T> __device__ void silu(const T *x, T *y, u64 n) {
     map(y, n, [](float x) { return x * sigmoid(x); }, x);
 }
@@ -64,10 +56,6 @@ template <typename T> __device__ void activation_backward(const T *x, const T *d
 #define ELEMENTWISE(T, S)                                                                                          \
     extern "C" __global__ void add_##S(const T *a, const T *b, T *y, u64 n) { add<T>(a, b, y, n); }                \
     extern "C" __global__ void scale_##S(const T *x, T *y, u64 n, float factor) { scale<T>(x, y, n, factor); }     \
-    extern "C" __global__ void combine_##S(const T *x, const float *a, const T *y, const float *b, T *out,         \
-                                           u64 length) {                                                           \
-        combine<T>(x, a, y, b, out, length);                                                                       \
-    }                                                                                                              \
     extern "C" __global__ void silu_##S(const T *x, T *y, u64 n) { silu<T>(x, y, n); }                             \
     extern "C" __global__ void silu_backward_##S(const T *x, const T *dy, T *dx, u64 n) {                          \
         silu_backward<T>(x, dy, dx, n);                                                                            \

@@ -85,15 +85,6 @@ impl Gpu {
             .map_err(refused("asking for the memory of recordings"))?;
         Ok(value)
     }
-
-    /// Bytes that the process holds of the GPU's memory, and all it has.
-    ///
-    /// # Errors
-    /// The driver does not answer.
-    pub fn memory(&self) -> Result<(usize, usize)> {
-        let (free, total) = self.stream().context().mem_get_info().map_err(refused("asking for free memory"))?;
-        Ok((total - free.min(total), total))
-    }
 }
 
 fn set_pool(device: &CudaDevice, attribute: sys::CUmemPool_attribute, value: &mut u64) -> Result<()> {

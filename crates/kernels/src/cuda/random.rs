@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Gpu, empty, operand};
+use super::{Address, Gpu, Launch, empty, operand};
 use crate::error::Result;
 use crate::ops::check;
 use crate::philox::Philox;
@@ -19,15 +19,7 @@ pub fn bits(philox: &Philox, step: u64, position: u64, shape: &[usize], device: 
     let gpu = Gpu::of(device)?;
     let y = empty(&gpu, DType::U32, shape)?;
     check::not_empty(OP, "y", &y)?;
-    let length = y.elem_count() / y.dim(0)?;
-    gpu.kernel(OP)?
-        .arg(operand(&gpu, OP, &y, DType::U32)?)
-        .arg(y.dim(0)?)
-        .arg(length)
-        .arg(philox.key())
-        .arg(step)
-        .arg(position)
-        .over(y.dim(0)? * length.div_ceil(4))?;
+    fill(gpu.kernel(OP)?, operand(&gpu, OP, &y, DType::U32)?, philox, (step, position), &y)?;
     Ok(y)
 }
 
@@ -47,14 +39,14 @@ pub fn normals(
     let gpu = Gpu::of(device)?;
     let y = empty(&gpu, dtype, shape)?;
     check::not_empty(OP, "y", &y)?;
-    let length = y.elem_count() / y.dim(0)?;
-    gpu.float_kernel(OP, dtype)?
-        .arg(operand(&gpu, OP, &y, dtype)?)
-        .arg(y.dim(0)?)
-        .arg(length)
-        .arg(philox.key())
-        .arg(step)
-        .arg(position)
-        .over(y.dim(0)? * length.div_ceil(4))?;
+    fill(gpu.float_kernel(OP, dtype)?, operand(&gpu, OP, &y, dtype)?, philox, (step, position), &y)?;
     Ok(y)
+}
+
+/// Queues a kernel of `cuda/random.cu` over all of `y`, which begins at `at`.
+fn fill(launch: Launch<'_>, at: Address, philox: &Philox, (step, position): (u64, u64), y: &Tensor) -> Result<()> {
+    let samples = y.dim(0)?;
+    let length = y.elem_count() / samples;
+    let launch = launch.arg(at).arg(samples).arg(length).arg(philox.key()).arg(step).arg(position);
+    launch.over(samples * length.div_ceil(4))
 }

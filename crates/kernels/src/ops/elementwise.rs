@@ -57,36 +57,6 @@ pub fn scale(x: &Tensor, factor: f32) -> Result<Tensor> {
     cpu_tensor(y, x.dims())
 }
 
-/// `out[n] = a[n] x[n] + b[n] y[n]` for each sample of `x` and `y` `[N, ...]`; `a` and `b` are `[N]`, in f32.
-///
-/// # Errors
-/// As [`add`].
-pub fn combine(x: &Tensor, a: &Tensor, y: &Tensor, b: &Tensor) -> Result<Tensor> {
-    const OP: &str = "combine";
-    check::not_empty(OP, "x", x)?;
-    let n = x.dims().first().copied().unwrap_or(1);
-    check::shape(OP, "y", y, x.dims())?;
-    check::shape(OP, "a", a, &[n])?;
-    check::shape(OP, "b", b, &[n])?;
-    #[cfg(feature = "cuda")]
-    if x.device().is_cuda() {
-        return cuda::combine(x, a, y, b);
-    }
-    on_cpu(OP, x)?;
-    let (left, right) = (cpu_slice(OP, x)?, cpu_slice(OP, y)?);
-    let (a, b) = (cpu_slice(OP, a)?, cpu_slice(OP, b)?);
-    let sample = left.len() / n;
-    let mut out = unwritten(left.len());
-    out.par_chunks_mut(sample).zip(left.par_chunks(sample)).zip(right.par_chunks(sample)).enumerate().for_each(
-        |(n, ((out, x), y))| {
-            for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
-                *out = a[n] * x + b[n] * y;
-            }
-        },
-    );
-    cpu_tensor(out, x.dims())
-}
-
 /// `x` rounded to `dtype`, to the nearest number and of two such to the even one; between f32, bf16 and f16.
 ///
 /// # Errors

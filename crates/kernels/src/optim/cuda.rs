@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::device::{FACTORS, MAX_AVERAGES};
+use super::device::{DeviceBuffers, FACTORS, MAX_AVERAGES};
 use super::{AdamWBuffers, Factors};
 use crate::buffer::FlatBuffer;
 use crate::cuda::{Address, Gpu, empty, operand};
@@ -74,19 +74,15 @@ pub(super) fn adamw_step(factors: Factors, buffers: &AdamWBuffers<'_>) -> Result
     let averages: Vec<&FlatBuffer> = buffers.averages.iter().map(|(average, _)| average).collect();
     let words = words(factors, &decays)?;
     let factors = Tensor::from_slice(&words, FACTORS, &Device::Cuda(gpu.device().clone()))?;
-    queue_step(
-        &gpu,
-        &StepAddresses {
-            parameters: buffers.parameters.address(&gpu)?,
-            gradients: buffers.gradients.address(&gpu)?,
-            exp_avg: buffers.exp_avg.address(&gpu)?,
-            exp_avg_sq: buffers.exp_avg_sq.address(&gpu)?,
-            averages: addresses(&gpu, &averages)?,
-            compute: None,
-            factors: operand(&gpu, STEP, &factors, DType::F32)?,
-            len: buffers.parameters.len(),
-        },
-    )
+    let buffers = DeviceBuffers {
+        parameters: buffers.parameters,
+        gradients: buffers.gradients,
+        exp_avg: buffers.exp_avg,
+        exp_avg_sq: buffers.exp_avg_sq,
+        averages: &averages,
+        compute: None,
+    };
+    queue_step(&gpu, &buffers.addresses(&gpu, operand(&gpu, STEP, &factors, DType::F32)?)?)
 }
 
 /// The averages' addresses; those that are missing have none.

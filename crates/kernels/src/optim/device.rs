@@ -191,24 +191,26 @@ impl DeviceStep {
             factors,
         };
         queue_norm(&gpu, buffers.gradients, Address::NONE, &judgement)?;
-        let compute = |copy: &Tensor| Ok::<_, KernelError>((operand(&gpu, OP, copy, copy.dtype())?, copy.dtype()));
-        queue_step(
-            &gpu,
-            &StepAddresses {
-                parameters: buffers.parameters.address(&gpu)?,
-                gradients: buffers.gradients.address(&gpu)?,
-                exp_avg: buffers.exp_avg.address(&gpu)?,
-                exp_avg_sq: buffers.exp_avg_sq.address(&gpu)?,
-                averages: addresses(&gpu, buffers.averages)?,
-                compute: buffers.compute.map(compute).transpose()?,
-                factors,
-                len: buffers.parameters.len(),
-            },
-        )
+        queue_step(&gpu, &buffers.addresses(&gpu, factors)?)
     }
 }
 
 impl DeviceBuffers<'_> {
+    /// What the step's kernel takes, with the factors at `factors`.
+    pub(super) fn addresses(&self, gpu: &Gpu, factors: Address) -> Result<StepAddresses> {
+        let compute = |copy: &Tensor| Ok::<_, KernelError>((operand(gpu, OP, copy, copy.dtype())?, copy.dtype()));
+        Ok(StepAddresses {
+            parameters: self.parameters.address(gpu)?,
+            gradients: self.gradients.address(gpu)?,
+            exp_avg: self.exp_avg.address(gpu)?,
+            exp_avg_sq: self.exp_avg_sq.address(gpu)?,
+            averages: addresses(gpu, self.averages)?,
+            compute: self.compute.map(compute).transpose()?,
+            factors,
+            len: self.parameters.len(),
+        })
+    }
+
     fn check(&self) -> Result<()> {
         let len = self.parameters.len();
         let refuse =

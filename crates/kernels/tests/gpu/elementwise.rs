@@ -1,6 +1,6 @@
 //! Sums, multiples, casts, offsets, concatenation, activations.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use ddpm_kernels::ops::activation::{self, Activation};
 use ddpm_kernels::ops::elementwise::{self, reference};
 
@@ -45,28 +45,6 @@ fn gpu_scale() {
             let x = normals(1, shape, dtype);
             let y = elementwise::scale(&x.device, -0.37).unwrap();
             assert_close("scale", &y, &(&x.exact * -0.37).unwrap(), tolerance(dtype));
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn gpu_combine() {
-    for dtype in FORMATS {
-        for shape in [&[1usize, 1][..], &[3, 5, 7, 11], &[2, 8, 8, 64], &[5, 16]] {
-            let (x, y) = (normals(1, shape, dtype), normals(2, shape, dtype));
-            let (a, b) = (normals(3, &shape[..1], DType::F32), normals(4, &shape[..1], DType::F32));
-            let found = elementwise::combine(&x.device, &a.device, &y.device, &b.device).unwrap();
-            let mut per_sample = vec![1; shape.len()];
-            per_sample[0] = shape[0];
-            let times = |t: &Tensor, f: &Tensor| t.broadcast_mul(&f.reshape(&per_sample[..]).unwrap()).unwrap();
-            let exact = (times(&x.exact, &a.exact) + times(&y.exact, &b.exact)).unwrap();
-            assert_close(&format!("combine {dtype:?} {shape:?}"), &found, &exact, tolerance(dtype));
-            if dtype == DType::F32 {
-                let host = |t: &Tensor| t.to_dtype(DType::F32).unwrap();
-                let (x, y, a, b) = (host(&x.exact), host(&y.exact), host(&a.exact), host(&b.exact));
-                assert_close("combine", &elementwise::combine(&x, &a, &y, &b).unwrap(), &exact, 1e-6);
-            }
         }
     }
 }

@@ -24,7 +24,8 @@ use ddpm_model::diffusion::DrawnTimesteps;
 use ddpm_model::tape::{DropoutStream, Tape};
 use ddpm_model::unet::{ClassEmbedType, Condition};
 
-use super::step::{Phases, StepOutcome, Trainer, diverged};
+use super::outcome::{Phases, SampleLosses, StepOutcome};
+use super::step::{Trainer, diverged};
 use crate::config::TrainPlan;
 use crate::config::types::Precision;
 use crate::error::{ExitCode, Failure};
@@ -139,9 +140,7 @@ impl GpuSteps {
             notices: Vec::new(),
         })
     }
-}
 
-impl GpuSteps {
     /// Drops the recording and the memory it keeps; whether there was one.
     pub(super) fn give_back_recording(&mut self) -> Result<bool, Failure> {
         let there = self.recording.take().is_some();
@@ -174,10 +173,13 @@ impl Trainer {
             Numbers::U32(&halves),
             Numbers::F64(&settings),
         ];
-        let label_numbers: Option<Vec<f32>> = labels.as_ref().map(|labels| labels.iter().map(|&l| l as f32).collect());
-        numbers.extend(match gpu.labels_are_numbers {
-            true => label_numbers.as_deref().map(Numbers::F32),
-            false => labels.as_deref().map(Numbers::U32),
+        let as_numbers: Vec<f32>;
+        numbers.extend(match labels.as_deref() {
+            Some(labels) if gpu.labels_are_numbers => {
+                as_numbers = labels.iter().map(|&label| label as f32).collect();
+                Some(Numbers::F32(&as_numbers))
+            }
+            labels => labels.map(Numbers::U32),
         });
         gpu.upload.send(&numbers)?;
         self.run_or_replay(gpu, n)?;
@@ -193,9 +195,7 @@ impl Trainer {
     pub(super) fn queue_timed_step(&mut self, gpu: &mut GpuSteps, batch: &Batch) -> Result<Phases, Failure> {
         self.read_steps(gpu, 0)?;
         // A recording keeps its memory, and there may be none left for a step beside it.
-        if gpu.recording.take().is_some() {
-            gpu.gpu.give_back_unused()?;
-        }
+        gpu.give_back_recording()?;
         gpu.marks = Some(Vec::new());
         let queued = self.queue_step(gpu, batch);
         let marks = gpu.marks.take().unwrap_or_default();
@@ -300,20 +300,13 @@ impl Trainer {
                 };
                 return Err(diverged(step - 1, &what));
             }
-            let timesteps = self.process.schedule().len();
-            let unweighted: Vec<f64> = column(0).collect();
-            self.timestep_sampler.observe(&drawn.timesteps, &unweighted);
-            self.finished.push_back(StepOutcome {
-                losses: unweighted.iter().zip(&drawn.weights).map(|(l, w)| l * f64::from(*w)).collect(),
-                quartiles: drawn.timesteps.iter().map(|t| t.index() * 4 / timesteps).collect(),
-                timesteps: drawn.timesteps,
-                unweighted,
-                mse: column(1).collect(),
-                vlb: gpu.vlb.then(|| column(2).collect()),
-                lr,
-                grad_norm: state.norm,
-                phases,
-            });
+            let vlb = gpu.vlb.then(|| column(2).collect());
+            let losses = SampleLosses { per_sample: column(0).collect(), mse: column(1).collect(), vlb };
+            let mut outcome = StepOutcome::new(lr, drawn.timesteps.len());
+            outcome.take_in(drawn, losses, self.process.schedule().len());
+            (outcome.grad_norm, outcome.phases) = (state.norm, phases);
+            self.timestep_sampler.observe(&outcome.timesteps, &outcome.unweighted);
+            self.finished.push_back(outcome);
         }
         Ok(())
     }

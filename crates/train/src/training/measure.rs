@@ -11,7 +11,8 @@ use ddpm_data::{Batch, DataError, Loader};
 use serde::Serialize;
 
 use super::context::{device_name, loader_config};
-use super::step::{Phases, Trainer};
+use super::outcome::Phases;
+use super::step::Trainer;
 use crate::config::TrainPlan;
 use crate::error::Failure;
 use crate::memory;

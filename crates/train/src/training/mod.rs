@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`step`] | one optimizer step; `gpu` (with the feature `cuda`): the same, queued, recorded and replayed |
+//! | [`step`] | one optimizer step ([`outcome`]: what it did); `gpu` (with the feature `cuda`): the same, queued, recorded and replayed |
 //! | [`run`] | the life of a run; beside it `context` (what stays the same), `resume` (where it starts), `observe` (metrics, checkpoints, pictures) |
 //! | [`state`] | a trainer to and from a checkpoint |
 //! | [`window`] | the means between two logged steps |
@@ -28,6 +28,7 @@ pub mod noise;
 mod observe;
 mod operands;
 pub mod operations;
+pub mod outcome;
 pub mod pictures;
 pub mod pixels;
 mod resume;

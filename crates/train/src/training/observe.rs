@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::context::{RunContext, sampler_config};
 use super::model::all_classes;
+use super::outcome::{Phases, StepOutcome};
 use super::pictures::{BATCH, Painter, Request, Start};
 use super::state::Position;
-use super::step::{Phases, StepOutcome, Trainer};
+use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
 #[cfg(feature = "hub")]
 use super::upload::{Report, Uploader};

@@ -6,13 +6,13 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_data::Batch;
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::ModelError;
-use ddpm_model::diffusion::{DiffusionProcess, Loss, LossInputs, Timestep, TimestepSampler};
+use ddpm_model::diffusion::{DiffusionProcess, Loss, LossInputs, TimestepSampler};
 use ddpm_model::optim::{AdamWConfig, LrConfig, Optimizer};
 use ddpm_model::params::{Gradients, Params};
 use ddpm_model::tape::{DropoutStream, Tape};
@@ -21,6 +21,7 @@ use ddpm_model::unet::UNet;
 #[cfg(feature = "cuda")]
 use super::gpu::GpuSteps;
 use super::noise::normals;
+use super::outcome::{Phases, SampleLosses, StepOutcome};
 use super::pixels::normalise;
 use crate::config::TrainPlan;
 use crate::config::types::Precision;
@@ -58,40 +59,6 @@ pub struct Trainer {
 struct LabelDropout {
     probability: f64,
     none: u32,
-}
-
-/// What one step did.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StepOutcome {
-    /// The loss of each image, weighted as the timestep sampler says.
-    pub losses: Vec<f64>,
-    /// The timestep of each image.
-    pub timesteps: Vec<Timestep>,
-    /// The loss of each image without that weight.
-    pub unweighted: Vec<f64>,
-    /// The quarter of the timesteps, 0 to 3, that each image's t fell into.
-    pub quartiles: Vec<usize>,
-    /// The plain mean squared error of each image.
-    pub mse: Vec<f64>,
-    /// The variational bound's term of each image in bits per dimension, where the loss has it.
-    pub vlb: Option<Vec<f64>>,
-    /// The learning rate.
-    pub lr: f64,
-    /// Norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// Where the time went.
-    pub phases: Phases,
-}
-
-/// Time by phase.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Phases {
-    /// Noise, network and loss.
-    pub forward: Duration,
-    /// The tape, played back.
-    pub backward: Duration,
-    /// Clipping, AdamW and the averages.
-    pub optimizer: Duration,
 }
 
 impl Trainer {
@@ -247,17 +214,7 @@ impl Trainer {
     fn learn(&mut self, batch: &Batch) -> Result<StepOutcome, Failure> {
         let step = self.steps_taken();
         let global_batch = batch.shape[0];
-        let mut outcome = StepOutcome {
-            losses: Vec::with_capacity(global_batch),
-            timesteps: Vec::with_capacity(global_batch),
-            unweighted: Vec::with_capacity(global_batch),
-            quartiles: Vec::with_capacity(global_batch),
-            mse: Vec::with_capacity(global_batch),
-            vlb: None,
-            lr: self.lr.at(step),
-            grad_norm: 0.0,
-            phases: Phases::default(),
-        };
+        let mut outcome = StepOutcome::new(self.lr.at(step), global_batch);
         self.gradients.reset();
         for first in (0..global_batch).step_by(self.micro_batch) {
             let samples = first..(first + self.micro_batch).min(global_batch);
@@ -315,15 +272,8 @@ impl Trainer {
         tape.backward(output, loss.grad, &mut self.gradients)?;
         outcome.phases.backward += start.elapsed();
 
-        let timesteps = self.process.schedule().len();
-        outcome.losses.extend(loss.per_sample.iter().zip(&drawn.weights).map(|(l, w)| l * f64::from(*w)));
-        outcome.quartiles.extend(drawn.timesteps.iter().map(|t| t.index() * 4 / timesteps));
-        outcome.timesteps.extend(drawn.timesteps);
-        outcome.unweighted.extend(loss.per_sample);
-        outcome.mse.extend(loss.mse);
-        if let Some(vlb) = loss.vlb {
-            outcome.vlb.get_or_insert_default().extend(vlb);
-        }
+        let losses = SampleLosses { per_sample: loss.per_sample, mse: loss.mse, vlb: loss.vlb };
+        outcome.take_in(drawn, losses, self.process.schedule().len());
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::step::StepOutcome;
+use super::outcome::StepOutcome;
 use crate::report::{MetricRecord, Timing};
 
 /// A sum and how many it is of.
@@ -75,7 +75,7 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
-    use super::super::step::Phases;
+    use super::super::outcome::Phases;
     use super::*;
 
     fn outcome(losses: &[f64], quartiles: &[usize]) -> StepOutcome {

@@ -16,7 +16,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use candle_core::Device;
 use ddpm_data::{Batch, Batcher, LoaderConfig};
 use ddpm_train::config::{Resolved, Setting, TrainPlan};
-use ddpm_train::training::step::{StepOutcome, Trainer};
+use ddpm_train::training::outcome::StepOutcome;
+use ddpm_train::training::step::Trainer;
 
 /// A small network with everything a UNet has: attention, skip connections, resampling.
 const TINY: &str = r#"

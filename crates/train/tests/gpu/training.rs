@@ -1,7 +1,8 @@
 //! Losses, norms and weights after some steps: the same on both devices, but for the rounding of the format.
 
 use candle_core::Device;
-use ddpm_train::training::step::{StepOutcome, Trainer};
+use ddpm_train::training::outcome::StepOutcome;
+use ddpm_train::training::step::Trainer;
 
 use crate::{TINY, gpu, plan, train};
 

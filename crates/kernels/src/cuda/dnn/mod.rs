@@ -91,6 +91,18 @@ impl Operands {
         let at = |tensor| operand(gpu, op, tensor, x.dtype());
         Ok(Self { x: at(x)?, weight: at(weight)?, y: at(dy)?, bias: Address::NONE, residual: Address::NONE })
     }
+
+    /// Queues what is left to do to the `elements` of y where a library could not fuse it.
+    pub(crate) fn add_bias_and_residual(
+        &self,
+        gpu: &Gpu,
+        dtype: DType,
+        channels: usize,
+        elements: usize,
+    ) -> Result<()> {
+        let launch = gpu.float_kernel("bias_residual", dtype)?.arg(self.y).arg(self.bias).arg(self.residual);
+        launch.arg(channels).arg(elements).over(elements)
+    }
 }
 
 /// A request with the settings of the moment.

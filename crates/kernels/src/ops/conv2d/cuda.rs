@@ -72,8 +72,7 @@ pub(super) fn forward(
         return Ok(y);
     }
     if !g.exact() && gpu.convolve(&g.request(plain, dtype, &operands), &operands)? {
-        let launch = gpu.float_kernel("bias_residual", dtype)?.arg(operands.y).arg(operands.bias);
-        launch.arg(operands.residual).arg(g.co).arg(elements).over(elements)?;
+        operands.add_bias_and_residual(&gpu, dtype, g.co, elements)?;
         return Ok(y);
     }
     let launch = gpu.float_kernel("conv2d_direct", dtype)?.arg(operands.x).arg(operands.weight);

@@ -50,22 +50,6 @@ pub(super) fn silu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     map("silu_backward", &[x, dy], None)
 }
 
-pub(super) fn combine(x: &Tensor, a: &Tensor, y: &Tensor, b: &Tensor) -> Result<Tensor> {
-    const OP: &str = "combine";
-    let gpu = Gpu::of(x.device())?;
-    let (n, dtype) = (a.elem_count(), x.dtype());
-    let out = empty(&gpu, dtype, x.dims())?;
-    gpu.float_kernel(OP, dtype)?
-        .arg(operand(&gpu, OP, x, dtype)?)
-        .arg(operand(&gpu, OP, a, DType::F32)?)
-        .arg(operand(&gpu, OP, y, dtype)?)
-        .arg(operand(&gpu, OP, b, DType::F32)?)
-        .arg(operand(&gpu, OP, &out, dtype)?)
-        .arg(x.elem_count() / n)
-        .over_each(n, packs(x).div_ceil(n))?;
-    Ok(out)
-}
-
 /// A format's name in those of kernels.
 fn format(op: &'static str, dtype: DType) -> Result<&'static str> {
     match dtype {

@@ -72,9 +72,7 @@ pub(in crate::ops) fn forward_at(gpu: &Gpu, shape: Shape, dtype: DType, operands
     }
     let product = Product { epilogue: Epilogue::None, ..product };
     gpu.matmul(&product, &matmul::Operands { c: None, vector: Address::NONE, ..places })?;
-    let elements = rows * outputs;
-    let launch = gpu.float_kernel("bias_residual", dtype)?.arg(operands.y).arg(operands.bias);
-    launch.arg(operands.residual).arg(outputs).arg(elements).over(elements)
+    operands.add_bias_and_residual(gpu, dtype, outputs, rows * outputs)
 }
 
 /// The gradients; `operands.y` is dy, `dx` may be none.

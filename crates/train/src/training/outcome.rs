@@ -1,0 +1,75 @@
+//! What a step did: losses by image, the gradient's norm, and where the time went.
+
+use std::time::Duration;
+
+use ddpm_model::diffusion::{DrawnTimesteps, Timestep};
+
+/// What one step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepOutcome {
+    /// The loss of each image, weighted as the timestep sampler says.
+    pub losses: Vec<f64>,
+    /// The timestep of each image.
+    pub timesteps: Vec<Timestep>,
+    /// The loss of each image without that weight.
+    pub unweighted: Vec<f64>,
+    /// The quarter of the timesteps, 0 to 3, that each image's t fell into.
+    pub quartiles: Vec<usize>,
+    /// The plain mean squared error of each image.
+    pub mse: Vec<f64>,
+    /// The variational bound's term of each image in bits per dimension, where the loss has it.
+    pub vlb: Option<Vec<f64>>,
+    /// The learning rate.
+    pub lr: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Where the time went.
+    pub phases: Phases,
+}
+
+/// What came of some images: see [`StepOutcome`].
+pub(super) struct SampleLosses {
+    pub(super) per_sample: Vec<f64>,
+    pub(super) mse: Vec<f64>,
+    pub(super) vlb: Option<Vec<f64>>,
+}
+
+impl StepOutcome {
+    /// Of a step at this learning rate, before any of its `images`.
+    pub(super) fn new(lr: f64, images: usize) -> Self {
+        Self {
+            losses: Vec::with_capacity(images),
+            timesteps: Vec::with_capacity(images),
+            unweighted: Vec::with_capacity(images),
+            quartiles: Vec::with_capacity(images),
+            mse: Vec::with_capacity(images),
+            vlb: None,
+            lr,
+            grad_norm: 0.0,
+            phases: Phases::default(),
+        }
+    }
+
+    /// Takes in the images that `drawn` was for, of a process of so many timesteps.
+    pub(super) fn take_in(&mut self, drawn: DrawnTimesteps, losses: SampleLosses, num_train_timesteps: usize) {
+        self.losses.extend(losses.per_sample.iter().zip(&drawn.weights).map(|(l, w)| l * f64::from(*w)));
+        self.quartiles.extend(drawn.timesteps.iter().map(|t| t.index() * 4 / num_train_timesteps));
+        self.timesteps.extend(drawn.timesteps);
+        self.unweighted.extend(losses.per_sample);
+        self.mse.extend(losses.mse);
+        if let Some(vlb) = losses.vlb {
+            self.vlb.get_or_insert_default().extend(vlb);
+        }
+    }
+}
+
+/// Time by phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Phases {
+    /// Noise, network and loss.
+    pub forward: Duration,
+    /// The tape, played back.
+    pub backward: Duration,
+    /// Clipping, AdamW and the averages.
+    pub optimizer: Duration,
+}
