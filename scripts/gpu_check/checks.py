@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+import zipfile
 
 from . import comparisons, images
 from .machine import Failed
@@ -35,7 +36,7 @@ def tests(machine, results):
     if not programs:
         raise Failed("the pack has no GPU test")
     results["programs"] = {path.name: test_program(machine, [path]) for path in programs}
-    sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    sanitizer = find_sanitizer(machine)
     if sanitizer:
         command = [sanitizer, "--tool", "memcheck", "--error-exitcode", "99", "--target-processes", "all"]
         kernels = [path for path in programs if path.name.startswith("ddpm-kernels")]
@@ -46,6 +47,20 @@ def tests(machine, results):
     bad = {name: outcome for name, outcome in everyone.items() if outcome["status"] != "ok"}
     if bad:
         raise Failed("; ".join(f"{name}: {outcome['error']}" for name, outcome in bad.items()))
+
+
+def find_sanitizer(machine):
+    """The machine's own compute-sanitizer, or the pack's."""
+    installed = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if installed:
+        return installed
+    for wheel in machine.directory.glob("tools/nvidia_cuda_sanitizer_api-*.whl"):
+        with zipfile.ZipFile(wheel) as packed:
+            packed.extractall(machine.scratch / "tools")
+        for program in machine.scratch.glob("tools/nvidia/*/bin/compute-sanitizer"):
+            program.chmod(0o755)
+            return program
+    return None
 
 
 def test_program(machine, command):

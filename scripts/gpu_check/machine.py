@@ -89,7 +89,7 @@ class Machine:
         for process in self.children:
             if process.poll() is None:
                 self.kill(process)
-        for name in ["bin", "tests", "site"]:
+        for name in ["bin", "tests", "site", "tools"]:
             shutil.rmtree(self.scratch / name, ignore_errors=True)
 
 

@@ -15,6 +15,8 @@ CRATES = ["ddpm-kernels", "ddpm-model", "ddpm-train"]
 # diffusers, and what it needs that a machine with PyTorch alone may lack; all pure Python. The runner adds those that are
 # missing there, and no others.
 WHEELS = ["diffusers==0.42.1", "importlib_metadata==10.2.0", "lazy_importer==0.1.0", "httpx==0.28.1"]
+# compute-sanitizer, which PyTorch does not bring; of the toolkit that the oldest driver we run on knows.
+TOOLS = ["nvidia-cuda-sanitizer-api==13.0.85"]
 # What the tests' own filter of GPU tests is called; see CONTRIBUTING.md.
 FILTER = ["--ignored", "gpu"]
 
@@ -38,7 +40,9 @@ def pack(root, directory, features, toolchain):
     for name, path in tests.items():
         compress(path, directory / f"tests/{name}.xz")
     copy_sources(root, directory)
-    fetch_wheels(directory / "wheels")
+    fetch_wheels(directory / "wheels", WHEELS)
+    if "cuda" in features.split(","):
+        fetch_wheels(directory / "tools", TOOLS)
     facts = {"packed": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "features": features,
              "revision": revision(root), "tests": sorted(tests), "tests_without_gpu_tests": sorted(set(executables) - set(tests))}
     (directory / "pack.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -94,10 +98,10 @@ def copy_sources(root, directory):
     shutil.copy2(root / "scripts/gpu-check", directory)
 
 
-def fetch_wheels(folder):
+def fetch_wheels(folder, wheels):
     """Python 3.12 is what PyTorch's machines have; the wheels are of any version."""
     subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-                    "--python-version", "3.12", "--disable-pip-version-check", "--dest", folder, *WHEELS], check=True)
+                    "--python-version", "3.12", "--disable-pip-version-check", "--dest", folder, *wheels], check=True)
 
 
 def revision(root):

@@ -1,7 +1,7 @@
 //! A run's directory: where each file is, who may write there, and who started it when.
 //!
 //! ```text
-//! runs/NAME/   config.toml  run.json  metrics.jsonl  log.jsonl  events/  checkpoints/  samples/  hub/  LOCK
+//! runs/NAME/   config.toml  run.json  metrics.jsonl  log.jsonl  events/  checkpoints/  samples/  hub/  engines.json  LOCK
 //! ```
 //! [`RunPaths`] only knows names, for whoever reads a run. [`RunDir`] holds the lock and may write. The lock is the
 //! kernel's (`flock`), so a killed process never leaves a run locked; what stands in the file is for people.
@@ -71,6 +71,11 @@ impl RunPaths {
     /// Sample grids.
     pub fn samples(&self) -> PathBuf {
         self.root.join("samples")
+    }
+
+    /// The fastest algorithms of a GPU's libraries.
+    pub fn engines(&self) -> PathBuf {
+        self.root.join("engines.json")
     }
 
     /// Pushes to the hub that are not done yet.

@@ -221,9 +221,10 @@ impl Plan {
         let elsewhere = if operands.c == Some(operands.y) { Some(key.product.room(gpu)?) } else { None };
         let y = elsewhere.as_ref().map_or(operands.y, |room| Address::of(room, gpu.stream()));
         let trial = Operands { y, ..*operands };
-        let chosen = fastest(gpu, &algorithms, |algorithm| plan.queue(gpu, handle, *algorithm, &trial, workspace))?;
-        let Some(&algorithm) = chosen else { return Ok(None) };
-        plan.algorithm = algorithm;
+        let chosen =
+            fastest(gpu, key, &algorithms, |algorithm| plan.queue(gpu, handle, *algorithm, &trial, workspace))?;
+        let Some(chosen) = chosen else { return Ok(None) };
+        plan.algorithm = algorithms[chosen];
         Ok(Some(plan))
     }
 

@@ -6,6 +6,7 @@
 //! one CUDA graph.
 
 mod address;
+mod choices;
 mod columns;
 pub(crate) mod dnn;
 mod launch;
@@ -28,6 +29,7 @@ use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{DType, Device};
 
 pub(crate) use self::address::{Address, empty, operand, optional, write, zero};
+pub use self::choices::Choices;
 pub(crate) use self::columns::{column_sum, pack_width, pixel_sum};
 use self::dnn::Convolutions;
 pub(crate) use self::launch::{Launch, Value};
@@ -62,6 +64,7 @@ pub struct Gpu {
     shared_memory: usize,
     deterministic: AtomicBool,
     tf32: AtomicBool,
+    choices: Mutex<Choices>,
 }
 
 /// Whether there is a GPU that a driver answers for.
@@ -126,6 +129,7 @@ impl Gpu {
             shared_memory: (shared.max(0) as usize).saturating_sub(STATIC_SHARED),
             deterministic: AtomicBool::new(false),
             tf32: AtomicBool::new(false),
+            choices: Mutex::default(),
             module,
             stream,
             device: device.clone(),

@@ -1,11 +1,14 @@
 //! What crosses between host and GPU in a training step: one block of numbers there, a few results back, by copies from and
-//! to page-locked memory that nobody waits for.
+//! to page-locked memory that nobody waits for. Numbers cross on a stream of their own, while the GPU still computes the
+//! steps before; when their step comes they are moved to where it reads them, at the speed of the GPU's memory.
 
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use candle_core::cuda_backend::CudaStorage;
-use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaSlice, DeviceRepr, PinnedHostSlice, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaEvent, CudaSlice, CudaStream, DeviceRepr, PinnedHostSlice, result, sys,
+};
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Storage, Tensor};
 
@@ -37,17 +40,37 @@ pub enum Numbers<'a> {
 #[derive(Debug)]
 pub struct Upload {
     gpu: Arc<Gpu>,
+    /// Where the copies from the host are queued.
+    crossing: Arc<CudaStream>,
     block: CudaSlice<u8>,
     parts: Vec<Part>,
     staging: Vec<Staging>,
     sent: usize,
 }
 
-/// Memory that a copy reads, and when it has.
+/// Where numbers wait for their step: on the host, then on the GPU.
 #[derive(Debug)]
 struct Staging {
     host: PinnedHostSlice<u8>,
-    copied: CudaEvent,
+    /// When they have left the host.
+    crossed: CudaEvent,
+    landed: CudaSlice<u8>,
+    /// When they have been moved to the tensors.
+    moved: CudaEvent,
+}
+
+impl Staging {
+    fn new(gpu: &Gpu, size: usize) -> Result<Self> {
+        let staging = Self {
+            host: pinned(gpu, size)?,
+            crossed: event(gpu)?,
+            landed: alloc::<u8>(gpu, size)?,
+            moved: event(gpu)?,
+        };
+        // Memory is there when the stream that asked for it gets here, and no earlier.
+        staging.moved.record(gpu.stream()).map_err(refused("preparing an upload"))?;
+        Ok(staging)
+    }
 }
 
 /// A tensor in the block, which owns its memory: so it must never be freed.
@@ -72,17 +95,17 @@ impl Upload {
             offsets.push((size, bytes));
             size += bytes.next_multiple_of(ALIGNMENT);
         }
-        let block = alloc::<u8>(gpu, size.max(ALIGNMENT))?;
+        let size = size.max(ALIGNMENT);
+        let block = alloc::<u8>(gpu, size)?;
         let base = Address::of(&block, gpu.stream());
         let parts = shapes.iter().zip(offsets).map(|((dtype, shape), (offset, bytes))| {
             let tensor = ManuallyDrop::new(tensor_at(gpu, base.offset(offset, DType::U8), *dtype, shape)?);
             Ok(Part { offset, bytes, tensor })
         });
         let parts = parts.collect::<Result<_>>()?;
-        let staging = (0..IN_FLIGHT)
-            .map(|_| Ok(Staging { host: pinned(gpu, size.max(ALIGNMENT))?, copied: event(gpu)? }))
-            .collect::<Result<_>>()?;
-        Ok(Self { gpu: gpu.clone(), block, parts, staging, sent: 0 })
+        let staging = (0..IN_FLIGHT).map(|_| Staging::new(gpu, size)).collect::<Result<_>>()?;
+        let crossing = gpu.stream().context().new_stream().map_err(refused("making a stream for uploads"))?;
+        Ok(Self { gpu: gpu.clone(), crossing, block, parts, staging, sent: 0 })
     }
 
     /// The tensor of this number.
@@ -98,9 +121,9 @@ impl Upload {
     pub fn send(&mut self, numbers: &[Numbers<'_>]) -> Result<()> {
         let slot = self.sent % self.staging.len();
         self.sent += 1;
-        let Staging { host, copied } = &mut self.staging[slot];
-        // An event of our own: nothing else is tracked on this device, so cudarc does not record its.
-        copied.synchronize().map_err(refused("waiting for an upload"))?;
+        let Staging { host, crossed, landed, moved } = &mut self.staging[slot];
+        // Events of our own: nothing else is tracked on this device, so cudarc does not record its.
+        crossed.synchronize().map_err(refused("waiting for an upload"))?;
         let bytes = host.as_mut_slice().map_err(refused("preparing an upload"))?;
         for (part, numbers) in self.parts.iter().zip(numbers) {
             let place = &mut bytes[part.offset..part.offset + part.bytes];
@@ -110,8 +133,23 @@ impl Upload {
                 return Err(KernelError::Shape { op, tensor, found, expected });
             }
         }
-        self.gpu.stream().memcpy_htod(host, &mut self.block).map_err(refused("uploading a batch"))?;
-        copied.record(self.gpu.stream()).map_err(refused("uploading a batch"))
+        let (crossing, computing) = (&self.crossing, self.gpu.stream());
+        let mut queue = || {
+            crossing.wait(moved)?;
+            crossing.memcpy_htod(host, landed)?;
+            crossed.record(crossing)?;
+            computing.wait(crossed)?;
+            computing.memcpy_dtod(landed, &mut self.block)?;
+            moved.record(computing)
+        };
+        queue().map_err(refused("uploading a batch"))
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        // The memory goes back in the order of the other stream. A GPU that fails here has failed before.
+        let _ = self.crossing.synchronize();
     }
 }
 

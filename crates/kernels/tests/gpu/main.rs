@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod attention;
+mod choices;
 mod common;
 mod conv2d;
 mod diffusion;

@@ -14,7 +14,7 @@ use super::types::TrainConfig;
 const FREE_SECTIONS: [&str; 4] = ["checkpoint", "sample", "log", "hub"];
 
 /// Keys of other sections that cannot change the past. Data may move: a checkpoint knows it by its fingerprint.
-const FREE_KEYS: [&str; 12] = [
+const FREE_KEYS: [&str; 13] = [
     "run.name",
     "run.dir",
     "run.device",
@@ -25,6 +25,7 @@ const FREE_KEYS: [&str; 12] = [
     "data.cache_dir",
     "train.steps",
     "train.micro_batch",
+    "train.allow_tf32",
     "train.gradient_checkpointing",
     "train.deterministic",
 ];

@@ -143,6 +143,8 @@ pub struct OptimConfig {
     pub clip_grad_norm: f64,
     /// Number format of activations and products; weights are always f32.
     pub precision: Precision,
+    /// On a GPU, f32 products in TensorFloat-32: faster, with 10 bits of mantissa.
+    pub allow_tf32: bool,
     /// Recompute activations in the backward pass instead of keeping them: less memory, more time.
     pub gradient_checkpointing: bool,
     /// Equal bits from equal runs, also on a GPU, where that costs time.
@@ -165,6 +167,7 @@ impl Default for OptimConfig {
             warmup_steps: 500,
             clip_grad_norm: 1.0,
             precision: Precision::F32,
+            allow_tf32: false,
             gradient_checkpointing: false,
             deterministic: false,
             ema_decays: vec![0.9999],

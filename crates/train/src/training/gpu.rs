@@ -102,7 +102,6 @@ impl GpuSteps {
     /// For a run of `plan` on a GPU.
     pub(super) fn new(plan: &TrainPlan, device: &Device) -> Result<Self, Failure> {
         let gpu = Gpu::of(device)?;
-        gpu.set_deterministic(plan.config().train.deterministic);
         let data = &plan.config().data;
         let n = plan.config().train.batch_size;
         let mut shapes = vec![

@@ -4,8 +4,10 @@
 //! | --- | --- |
 //! | [`step`] | one optimizer step ([`outcome`]: what it did); `gpu` (with the feature `cuda`): the same, queued, recorded and replayed |
 //! | [`run`] | the life of a run; beside it `context` (what stays the same), `resume` (where it starts), `observe` (metrics, checkpoints, pictures) |
+//! | `engines` | with the feature `cuda`: which algorithms were the fastest, kept beside a run |
 //! | [`state`] | a trainer to and from a checkpoint |
 //! | [`window`] | the means between two logged steps |
+//! | `arithmetic` | how numbers are rounded |
 //! | `upload` | pushes to the hub, beside the loop |
 //! | [`stop`] | signals and time limits |
 //! | [`noise`] | standard normals, by Philox |
@@ -16,7 +18,10 @@
 //! | [`throughput`] | how fast images are drawn and read |
 //! | [`operations`], `operands` | how long each operation of the network takes |
 
+mod arithmetic;
 mod context;
+#[cfg(feature = "cuda")]
+mod engines;
 pub mod estimate;
 #[cfg(feature = "cuda")]
 mod gpu;

@@ -7,9 +7,9 @@ use ddpm_model::diffusion::{DiffusionProcess, VarianceType};
 use ddpm_model::params::Params;
 use ddpm_model::unet::UNet;
 
+use super::arithmetic::set_arithmetic;
 use super::pictures::Painter;
 use super::state::{checkpoint_config, read_params};
-use super::step::compute_dtype;
 use crate::checkpoint::{Checkpoint, MANIFEST_FILE, MODEL_FILE, Skipped, ema_file, newest_good};
 use crate::config::TrainConfig;
 use crate::error::{ExitCode, Failure};
@@ -61,7 +61,7 @@ impl Model {
         };
         Ok(Self {
             params: read_params(&checkpoint, &file, &unet, device)?
-                .computing_in(compute_dtype(config.train.precision, device))?,
+                .computing_in(set_arithmetic(&config.train, device)?)?,
             facts: Facts::of_checkpoint(&checkpoint, &config, weights),
             process: DiffusionProcess::new(&config.diffusion)?,
             unet,

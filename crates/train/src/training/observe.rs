@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::context::{RunContext, sampler_config};
+#[cfg(feature = "cuda")]
+use super::engines::Engines;
 use super::model::all_classes;
 use super::outcome::{Phases, StepOutcome};
 use super::pictures::{BATCH, Painter, Request, Start};
@@ -34,6 +36,8 @@ pub(super) struct Observers<'a> {
     longest: Longest,
     #[cfg(feature = "hub")]
     uploader: Option<Uploader>,
+    #[cfg(feature = "cuda")]
+    engines: Option<Engines>,
 }
 
 /// How a run comes to its end.
@@ -99,7 +103,7 @@ impl<'a> Observers<'a> {
     pub(super) fn new(
         context: &'a RunContext<'a>,
         stop: &'a StopWatch,
-        #[cfg_attr(not(feature = "hub"), allow(unused_mut))] mut reporter: Reporter,
+        #[cfg_attr(not(any(feature = "hub", feature = "cuda")), allow(unused_mut))] mut reporter: Reporter,
         window: Window,
         resumed: Saved,
     ) -> Result<Self, Failure> {
@@ -115,6 +119,11 @@ impl<'a> Observers<'a> {
                 amiss.into_iter().for_each(|amiss| reporter.warn(&amiss));
                 uploader
             });
+        #[cfg(feature = "cuda")]
+        let engines = Engines::of_run(context.run_dir.paths(), context.device)?.map(|(engines, amiss)| {
+            amiss.into_iter().for_each(|amiss| reporter.warn(&amiss));
+            engines
+        });
         Ok(Self {
             context,
             stop,
@@ -127,6 +136,8 @@ impl<'a> Observers<'a> {
             longest,
             #[cfg(feature = "hub")]
             uploader,
+            #[cfg(feature = "cuda")]
+            engines,
         })
     }
 
@@ -209,6 +220,10 @@ impl<'a> Observers<'a> {
     /// Starts writing a checkpoint; what became of the one before, if nobody asked yet.
     fn submit(&mut self, trainer: &Trainer) -> Result<Option<Result<Outcome, CheckpointError>>, Failure> {
         self.reporter.sync();
+        #[cfg(feature = "cuda")]
+        if let Some(Err(error)) = self.engines.as_mut().map(Engines::keep) {
+            self.reporter.warn(&format!("engines.json was not written: {error}"));
+        }
         let snapshot = trainer.snapshot(&Position {
             plan: self.context.plan,
             data_fingerprint: self.context.source.fingerprint(),

@@ -13,10 +13,10 @@ use ddpm_model::tape::{DropoutStream, Operation, Tape, Work};
 use ddpm_model::unet::UNet;
 use serde::Serialize;
 
+use super::arithmetic::set_arithmetic;
 use super::context::device_name;
 use super::measure::{median, milliseconds};
 use super::operands::{Run, Runs, prepare};
-use super::step::compute_dtype;
 use crate::config::TrainPlan;
 use crate::error::Failure;
 
@@ -65,11 +65,7 @@ pub fn measure_operations(
 ) -> Result<Operations, Failure> {
     let device = plan.device().open()?;
     let config = plan.config();
-    let dtype = compute_dtype(config.train.precision, &device);
-    #[cfg(feature = "cuda")]
-    if device.is_cuda() {
-        ddpm_kernels::cuda::Gpu::of(&device)?.set_deterministic(config.train.deterministic);
-    }
+    let dtype = set_arithmetic(&config.train, &device)?;
     let batch_size = plan.micro_batch().map_or(config.train.batch_size, usize::from);
     let counted = counted(operations(plan, dtype, &device)?);
     let mut ops = Vec::new();

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use ddpm_data::Batch;
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::ModelError;
@@ -18,13 +18,13 @@ use ddpm_model::params::{Gradients, Params};
 use ddpm_model::tape::{DropoutStream, Tape};
 use ddpm_model::unet::UNet;
 
+use super::arithmetic::set_arithmetic;
 #[cfg(feature = "cuda")]
 use super::gpu::GpuSteps;
 use super::noise::normals;
 use super::outcome::{Phases, SampleLosses, StepOutcome};
 use super::pixels::normalise;
 use crate::config::TrainPlan;
-use crate::config::types::Precision;
 use crate::error::{ExitCode, Failure};
 use crate::exchange::Imported;
 use crate::memory;
@@ -83,7 +83,7 @@ impl Trainer {
         optimizer: Optimizer,
     ) -> Result<Self, Failure> {
         let config = plan.config();
-        let params = params.computing_in(compute_dtype(config.train.precision, device))?;
+        let params = params.computing_in(set_arithmetic(&config.train, device)?)?;
         let process = Arc::new(DiffusionProcess::new(&config.diffusion)?);
         let timesteps = config.diffusion.num_train_timesteps;
         let label_dropout = plan
@@ -297,16 +297,6 @@ impl Trainer {
             }
         }
         Some(labels)
-    }
-}
-
-/// The format a network of this precision computes in on `device`.
-pub(crate) fn compute_dtype(precision: Precision, device: &Device) -> DType {
-    match precision {
-        _ if device.is_cpu() => DType::F32,
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::BF16,
-        Precision::F16 => DType::F16,
     }
 }
 

@@ -8,11 +8,11 @@ use ddpm_model::params::Params;
 use ddpm_model::unet::UNet;
 use serde::Serialize;
 
+use super::arithmetic::set_arithmetic;
 use super::context::{device_name, loader_config, sampler_config};
 use super::measure::{median, milliseconds};
 use super::model::all_classes;
 use super::pictures::{Painter, Request, Start};
-use super::step::compute_dtype;
 use crate::config::TrainPlan;
 use crate::error::Failure;
 use crate::memory;
@@ -50,7 +50,7 @@ pub struct SampleMeasurement {
 pub fn measure_sample(plan: &TrainPlan, repeat: usize) -> Result<SampleMeasurement, Failure> {
     let (config, device) = (plan.config(), plan.device().open()?);
     let unet = UNet::new(&config.model)?;
-    let dtype = compute_dtype(config.train.precision, &device);
+    let dtype = set_arithmetic(&config.train, &device)?;
     let params = Params::initialise(unet.layout(), config.run.seed, &device)?.computing_in(dtype)?;
     let process = DiffusionProcess::new(&config.diffusion)?;
     let painter = Painter { unet: &unet, params: &params, process: &process };

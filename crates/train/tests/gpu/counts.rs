@@ -85,9 +85,13 @@ fn gpu_a_step_is_one_upload_and_one_replay() {
     assert!(launches <= MOST_LAUNCHES, "{launches} launches");
     assert_eq!(count("api graph launch"), 1);
     assert_eq!(count("api HtoD"), 1, "uploads");
+    assert_eq!(count("api DtoD"), 1, "moves of what was uploaded");
     assert_eq!(count("api DtoH"), 2, "downloads");
-    // Without an event behind each copy the host would read and overwrite memory that is still being copied.
-    assert_eq!(count("api cuEventRecord"), 2, "events recorded");
+    // Without an event behind each copy the host would read and overwrite memory that is still being copied, and without two
+    // waits one stream what the other has not written or read yet. The other three are cudarc's, one for each host memory,
+    // for an event that is never recorded.
+    assert_eq!(count("api cuEventRecord"), 3, "events recorded");
+    assert_eq!(count("api cuStreamWaitEvent"), 2 + 3, "streams that wait for each other");
     for name in ["kernel", "api cuMemAlloc", "api memset", "api sync", "api cudnn", "api cublasLt heuristics"] {
         assert_eq!(count(name), 0, "{name}");
     }

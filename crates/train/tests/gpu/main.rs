@@ -7,6 +7,7 @@
 
 mod bench;
 mod counts;
+mod engines;
 mod resume;
 mod training;
 

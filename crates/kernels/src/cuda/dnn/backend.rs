@@ -46,6 +46,7 @@ values! {
     sys::cudnnBackendHeurMode_t => CUDNN_TYPE_HEUR_MODE,
     sys::cudnnPointwiseMode_t => CUDNN_TYPE_POINTWISE_MODE,
     sys::cudnnBackendNumericalNote_t => CUDNN_TYPE_NUMERICAL_NOTE,
+    sys::cudnnBackendBehaviorNote_t => CUDNN_TYPE_BEHAVIOR_NOTE,
 }
 
 impl Descriptor {

@@ -17,18 +17,18 @@ use std::collections::hash_map::Entry;
 use candle_core::cuda_backend::cudarc::cudnn::{result, sys};
 use candle_core::{DType, Tensor};
 use sys::{
-    cudnnBackendAttributeName_t as Name, cudnnBackendDescriptorType_t as Kind, cudnnBackendHeurMode_t as Mode,
-    cudnnBackendNumericalNote_t as Note,
+    cudnnBackendAttributeName_t as Name, cudnnBackendBehaviorNote_t as Behaviour, cudnnBackendDescriptorType_t as Kind,
+    cudnnBackendHeurMode_t as Mode, cudnnBackendNumericalNote_t as Note,
 };
 
-use self::backend::{Answer, Descriptor};
+use self::backend::{Answer, Descriptor, Value};
 use self::graph::{BIAS, Graph, RESIDUAL, WEIGHT, X, Y};
 use super::timing::fastest;
 use super::{Address, Gpu, lock, operand, optional, refused};
 use crate::error::{KernelError, Result};
 
-/// Engines that are timed: the heuristics' first is right most of the time, and making one ready can take a second.
-const CANDIDATES: usize = 4;
+/// Engines that are timed, as many as PyTorch does. One that comes compiled is ready in less than a millisecond.
+const CANDIDATES: usize = 10;
 
 /// Scratch memory beyond which an engine is taken only where all want that much.
 const LARGE_WORKSPACE: usize = 256 << 20;
@@ -106,7 +106,12 @@ impl Operands {
 }
 
 /// A request with the settings of the moment.
-type Key = (Request, bool, bool);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    request: Request,
+    deterministic: bool,
+    tf32: bool,
+}
 
 /// The library's handle and the plans found so far; none where no engine takes the graph.
 #[derive(Debug)]
@@ -148,9 +153,10 @@ impl Gpu {
         }
         let Some(convolutions) = &mut *convolutions else { return Ok(false) };
         let handle = convolutions.handle;
-        let plan = match convolutions.plans.entry((*request, self.deterministic(), self.tf32())) {
+        let key = Key { request: *request, deterministic: self.deterministic(), tf32: self.tf32() };
+        let plan = match convolutions.plans.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(Plan::find(self, handle, request, operands)?),
+            Entry::Vacant(entry) => entry.insert(Plan::find(self, handle, &key, operands)?),
         };
         match plan {
             Some(plan) => plan.queue(self, handle, operands).map(|()| true),
@@ -171,24 +177,31 @@ struct Plan {
 }
 
 impl Plan {
-    fn find(gpu: &Gpu, handle: sys::cudnnHandle_t, request: &Request, operands: &Operands) -> Result<Option<Self>> {
+    fn find(gpu: &Gpu, handle: sys::cudnnHandle_t, key: &Key, operands: &Operands) -> Result<Option<Self>> {
+        let request = &key.request;
         let Some(graph) = unless_refused(Graph::new(handle, request))? else { return Ok(None) };
         let graph = std::rc::Rc::new(graph);
         let mut plans = Vec::new();
         for mode in [Mode::CUDNN_HEUR_MODE_A, Mode::CUDNN_HEUR_MODE_FALLBACK] {
             if plans.is_empty() {
-                let configurations = unless_refused(configurations(&graph, mode))?.unwrap_or_default();
-                let allowed = configurations.into_iter().filter(|configuration| allowed(gpu, request, configuration));
-                plans.extend(allowed.filter_map(|c| Self::new(handle, c, &graph, request).ok()).take(CANDIDATES));
+                let mut proposed = unless_refused(configurations(&graph, mode))?.unwrap_or_default();
+                proposed.retain(|configuration| allowed(gpu, request, configuration));
+                // Those that are compiled when they are first used take seconds each.
+                let (later, compiled): (Vec<_>, Vec<_>) = proposed.into_iter().partition(is_compiled_later);
+                for proposed in [compiled, later] {
+                    if plans.is_empty() {
+                        let ready = proposed.into_iter().filter_map(|c| Self::new(handle, c, &graph, request).ok());
+                        plans.extend(ready.take(CANDIDATES));
+                    }
+                }
             }
         }
         // What an engine needs once stays taken for the run, so one that wants a large part of the memory must be the only one.
         if plans.iter().any(|plan| plan.workspace <= LARGE_WORKSPACE) {
             plans.retain(|plan| plan.workspace <= LARGE_WORKSPACE);
         }
-        let best = fastest(gpu, &plans, |plan| plan.queue(gpu, handle, operands))?;
-        let best = best.map(|best| plans.iter().position(|plan| std::ptr::eq(plan, best)));
-        Ok(best.flatten().map(|at| plans.swap_remove(at)))
+        let best = fastest(gpu, key, &plans, |plan| plan.queue(gpu, handle, operands))?;
+        Ok(best.map(|at| plans.swap_remove(at)))
     }
 
     fn new(
@@ -235,23 +248,32 @@ fn configurations(graph: &Graph, mode: Mode) -> Answer<Vec<Descriptor>> {
     let heuristics = heuristics.finalise()?;
     // More than are timed: some will not be allowed, or not get ready.
     let kind = Kind::CUDNN_BACKEND_ENGINECFG_DESCRIPTOR;
-    heuristics.get_linked(Name::CUDNN_ATTR_ENGINEHEUR_RESULTS, kind, 4 * CANDIDATES)
+    heuristics.get_linked(Name::CUDNN_ATTR_ENGINEHEUR_RESULTS, kind, 2 * CANDIDATES)
 }
 
 /// Whether an engine keeps to the settings: the same bits every time, no shortened f32.
 fn allowed(gpu: &Gpu, request: &Request, configuration: &Descriptor) -> bool {
-    let notes = || -> Answer<Vec<Note>> {
-        let kind = Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR;
-        let engines = configuration.get_linked(Name::CUDNN_ATTR_ENGINECFG_ENGINE, kind, 1)?;
-        let Some(engine) = engines.first() else { return Ok(Vec::new()) };
-        engine.get(Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, Note::CUDNN_NUMERICAL_NOTE_TYPE_COUNT as usize)
-    };
-    let Ok(notes) = notes() else { return false };
+    let most = Note::CUDNN_NUMERICAL_NOTE_TYPE_COUNT as usize;
+    let Ok(notes) = notes::<Note>(configuration, Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, most) else { return false };
     let has = |note| notes.contains(&note);
     let full_precision = request.dtype == DType::F32 && !gpu.tf32();
     let varies = gpu.deterministic() && has(Note::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC);
     let rounds = full_precision && has(Note::CUDNN_NUMERICAL_NOTE_TENSOR_CORE);
     !varies && !rounds && !has(Note::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
+}
+
+/// Whether an engine is no machine code yet.
+fn is_compiled_later(configuration: &Descriptor) -> bool {
+    let most = Behaviour::CUDNN_BEHAVIOR_NOTE_TYPE_COUNT as usize;
+    let notes = notes::<Behaviour>(configuration, Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, most);
+    notes.is_ok_and(|notes| notes.contains(&Behaviour::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION))
+}
+
+/// What the library notes of an engine, of one kind.
+fn notes<N: Value>(configuration: &Descriptor, name: Name, most: usize) -> Answer<Vec<N>> {
+    let kind = Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR;
+    let engines = configuration.get_linked(Name::CUDNN_ATTR_ENGINECFG_ENGINE, kind, 1)?;
+    engines.first().map_or(Ok(Vec::new()), |engine| engine.get(name, most))
 }
 
 /// Nothing where the library has no way to do it; an error where it fails.
