@@ -21,14 +21,14 @@ TOOLS = ["nvidia-cuda-sanitizer-api==13.0.85"]
 FILTER = ["--ignored", "gpu"]
 
 
-def pack(root, directory, features, toolchain):
-    """Fills DIR; an exit code."""
+def pack(root, target, features, toolchain):
+    """Fills DIR; an exit code. What is there stays until the new one is whole."""
     environment = build_environment(root, features, toolchain)
-    if directory.exists():
-        if any(directory.iterdir()) and not (directory / "pack.json").is_file():
-            print(f"error: {directory} exists and is no pack; name another folder", file=sys.stderr)
-            return 2
-        shutil.rmtree(directory)
+    if target.exists() and any(target.iterdir()) and not (target / "pack.json").is_file():
+        print(f"error: {target} exists and is no pack; name another folder", file=sys.stderr)
+        return 2
+    directory = target.with_name(f".{target.name}.part")
+    shutil.rmtree(directory, ignore_errors=True)
     for folder in ["bin", "tests", "wheels"]:
         (directory / folder).mkdir(parents=True)
     options = ["--features", features] if features else []
@@ -46,7 +46,9 @@ def pack(root, directory, features, toolchain):
     facts = {"packed": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "features": features,
              "revision": revision(root), "tests": sorted(tests), "tests_without_gpu_tests": sorted(set(executables) - set(tests))}
     (directory / "pack.json").write_text(json.dumps(facts, indent=2) + "\n")
-    return report(directory, facts)
+    shutil.rmtree(target, ignore_errors=True)
+    directory.rename(target)
+    return report(target, facts)
 
 
 def build_environment(root, features, toolchain):

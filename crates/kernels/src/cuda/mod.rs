@@ -78,6 +78,11 @@ pub fn is_there() -> bool {
 /// # Errors
 /// No driver, no such GPU, or a library that is missing.
 pub fn open(ordinal: usize) -> Result<Device> {
+    // Asked before candle asks, whose errors carry a stack of calls with them.
+    CudaContext::new(ordinal).map_err(|error| KernelError::Gpu {
+        what: format!("opening GPU {ordinal}"),
+        error: survey::in_words(&error),
+    })?;
     let device = CudaDevice::new_with_stream(ordinal)?;
     // SAFETY: all work goes to the device's one stream, so no event has to order it.
     unsafe { device.disable_event_tracking() };

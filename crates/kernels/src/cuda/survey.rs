@@ -1,5 +1,7 @@
 //! What the driver and NVIDIA's libraries say of themselves, without a GPU being opened: for reports on a machine.
 
+use std::ffi::CStr;
+
 use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice, CUdevice_attribute};
 use candle_core::cuda_backend::cudarc::driver::{DriverError, result, sys};
 use candle_core::cuda_backend::cudarc::{cublaslt, cudnn};
@@ -34,7 +36,7 @@ pub struct GpuFacts {
 pub fn survey() -> Survey {
     // SAFETY: functions without arguments that need no context; a library that is missing answers with a small number.
     let (cudnn, cublas_lt) = unsafe { (cudnn::sys::cudnnGetVersion(), cublaslt::sys::cublasLtGetVersion()) };
-    Survey { driver: driver().map_err(|error| error.to_string()), cudnn: version(cudnn), cublas_lt: version(cublas_lt) }
+    Survey { driver: driver().map_err(|error| in_words(&error)), cudnn: version(cudnn), cublas_lt: version(cublas_lt) }
 }
 
 fn driver() -> Result<((i32, i32), Vec<GpuFacts>), DriverError> {
@@ -54,6 +56,16 @@ fn facts(device: CUdevice) -> Result<GpuFacts, DriverError> {
     // SAFETY: as before.
     let memory = unsafe { result::device::total_mem(device) }?;
     Ok(GpuFacts { name: result::device::get_name(device)?, capability: (major, minor), memory })
+}
+
+/// What the driver says of an error, and its name.
+pub(super) fn in_words(error: &DriverError) -> String {
+    let text = |text: Result<&CStr, DriverError>| text.map(|text| text.to_string_lossy().into_owned()).ok();
+    match (text(error.error_string()), text(error.error_name())) {
+        (Some(words), Some(name)) => format!("{words} ({name})"),
+        (Some(words), None) => format!("{words} ({:?})", error.0),
+        _ => format!("{:?}", error.0),
+    }
 }
 
 /// `91900` is 9.19.0, `130100` is 13.1.0. What a missing library answers is an `int`, whose upper half means nothing.

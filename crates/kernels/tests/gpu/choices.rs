@@ -1,5 +1,5 @@
 //! Every way that the libraries propose for a computation, not only the one that was fastest here; and that a process
-//! which is told the ways of another takes them.
+//! which is told the ways of another takes them. And f32 with shortened factors, which has ways of its own.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +13,11 @@ use ddpm_kernels::ops::linear;
 use crate::common::{FORMATS, assert_close, normals, tolerance};
 
 /// A convolution and a product there and back, on a GPU that is told `choices`: results, and what it knows then.
-fn compute(dtype: DType, choices: Choices) -> (Vec<Tensor>, Choices) {
+fn compute(dtype: DType, tf32: bool, choices: Choices) -> (Vec<Tensor>, Choices) {
     let device = ddpm_kernels::cuda::open(0).unwrap();
     let gpu = Gpu::of(&device).unwrap();
     gpu.choose(choices);
+    gpu.set_tf32(tf32);
     let on =
         |seed, shape: &[usize]| normals(seed, shape, dtype).exact.to_dtype(dtype).unwrap().to_device(&device).unwrap();
     let (n, side, ci, co) = (2, 8, 16, 32);
@@ -40,11 +41,11 @@ fn compute(dtype: DType, choices: Choices) -> (Vec<Tensor>, Choices) {
 #[ignore = "needs a GPU"]
 fn gpu_every_proposed_way_computes_the_same() {
     for dtype in FORMATS {
-        let (expected, found) = compute(dtype, BTreeMap::new());
+        let (expected, found) = compute(dtype, false, BTreeMap::new());
         assert!(found.values().any(|(_, of)| *of > 1), "nothing to choose from: {found:?}");
         for way in 0..found.values().map(|(_, of)| *of).max().unwrap() {
             let told: Choices = found.iter().map(|(k, (_, of))| (k.clone(), (way.min(of - 1), *of))).collect();
-            let (results, known) = compute(dtype, told.clone());
+            let (results, known) = compute(dtype, false, told.clone());
             assert_eq!(known, told, "what was told was looked for again");
             for (number, (result, expected)) in results.iter().zip(&expected).enumerate() {
                 assert_close(&format!("{dtype:?}, way {way}, result {number}"), result, expected, tolerance(dtype));
@@ -56,10 +57,22 @@ fn gpu_every_proposed_way_computes_the_same() {
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_the_ways_of_another_process_give_its_bits() {
-    let (expected, found) = compute(DType::BF16, BTreeMap::new());
-    let (results, _) = compute(DType::BF16, found);
+    let (expected, found) = compute(DType::BF16, false, BTreeMap::new());
+    let (results, _) = compute(DType::BF16, false, found);
     for (result, expected) in results.iter().zip(&expected) {
         let bits = |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
         assert!(bits(result).iter().zip(bits(expected)).all(|(a, b)| a.to_bits() == b.to_bits()));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_tf32_rounds_the_factors_of_f32_and_no_more() {
+    const TF32: f64 = 2e-3;
+    let (expected, exact) = compute(DType::F32, false, BTreeMap::new());
+    let (results, rounded) = compute(DType::F32, true, BTreeMap::new());
+    assert!(exact.keys().all(|computation| !rounded.contains_key(computation)), "{rounded:?}");
+    for (number, (result, expected)) in results.iter().zip(&expected).enumerate() {
+        assert_close(&format!("result {number}"), result, expected, TF32);
     }
 }

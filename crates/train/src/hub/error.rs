@@ -53,8 +53,12 @@ pub(crate) enum HubError {
     #[error("{repo}: is public, expected a private repository, as --private asks")]
     Public { repo: String },
     /// Nobody to ask as.
-    #[error("{doing}: no token, expected one of the hub")]
-    NoToken { doing: String },
+    #[error("{doing}: no token, expected one of the hub{}", unreadable.as_deref().map(|file| format!(" ({file})")).unwrap_or_default())]
+    NoToken {
+        doing: String,
+        /// A file that may hold one.
+        unreadable: Option<String>,
+    },
     /// The network may not be used.
     #[error("{doing}: HF_HUB_OFFLINE is set")]
     Offline { doing: String },
@@ -158,7 +162,7 @@ fn status_help(status: u16, retry_after: Option<Duration>) -> String {
                      token is used; make one at https://huggingface.co/settings/tokens and set HF_TOKEN"
             .into(),
         (403, _) => "the token may not do this: take one with write access to this repository's owner".into(),
-        (404, _) => "check the name: hf://owner/name[@revision]; a private one needs a token".into(),
+        (404, _) => "check the name, owner/name, and the revision; a private one needs a token that may see it".into(),
         (409 | 412, _) => "somebody else changes the repository: run the same command again".into(),
         (413, _) => "the hub takes no commit this large: export with fewer --samples, or ask the hub for room".into(),
         (429, Some(wait)) => format!("run the same command again in {} s", wait.as_secs()),

@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub struct Settings {
     pub endpoint: String,
     /// Who is asking.
     pub token: Option<Token>,
+    /// The file of a token that cannot be read, and why.
+    pub unreadable: Option<String>,
     /// Where downloads are kept.
     pub cache: PathBuf,
     /// Whether the network may not be used.
@@ -74,7 +77,7 @@ impl Settings {
     pub(crate) fn may_push(&self, repo: &RepoName) -> Result<(), HubError> {
         match self.token {
             Some(_) => Ok(()),
-            None => Err(HubError::NoToken { doing: format!("pushing to {repo}") }),
+            None => Err(HubError::NoToken { doing: format!("pushing to {repo}"), unreadable: self.unreadable.clone() }),
         }
     }
 
@@ -88,9 +91,11 @@ impl Settings {
         let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
         let hf_home = set("HF_HOME").map_or_else(|| user_cache(&set).join("huggingface"), PathBuf::from);
         let cache = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"].into_iter().find_map(set);
+        let (token, unreadable) = token(&set, &hf_home)?;
         Ok(Self {
             endpoint: endpoint(set("HF_ENDPOINT"))?,
-            token: token(&set, &hf_home)?,
+            token,
+            unreadable,
             cache: cache.map_or_else(|| hf_home.join("hub"), PathBuf::from),
             offline: set("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
             timeout: timeout(set(TIMEOUT))?,
@@ -134,24 +139,33 @@ fn is_authority(authority: &str) -> bool {
     !host.is_empty() && !host.contains(char::is_whitespace) && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
-fn token(set: &dyn Fn(&str) -> Option<String>, hf_home: &Path) -> Result<Option<Token>, Failure> {
+/// The token, and the file that might have held one if it could be read.
+fn token(set: &dyn Fn(&str) -> Option<String>, hf_home: &Path) -> Result<(Option<Token>, Option<String>), Failure> {
     // The second name is the older one.
     let named = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
     let variable = named.into_iter().find_map(|name| Some((set(name)?, name.to_owned())));
     let files = set("HF_TOKEN_PATH").map(PathBuf::from).into_iter().chain([hf_home.join("token")]);
+    let mut unreadable = None;
     let found = variable.or_else(|| {
-        files.into_iter().find_map(|path| Some((fs::read_to_string(&path).ok()?, path.display().to_string())))
+        files.into_iter().find_map(|path| match fs::read_to_string(&path) {
+            Ok(text) => Some((text, path.display().to_string())),
+            Err(error) => {
+                let there = error.kind() != ErrorKind::NotFound;
+                unreadable = unreadable.take().or(there.then(|| format!("{}: {error}", path.display())));
+                None
+            }
+        })
     });
-    let Some((secret, place)) = found else { return Ok(None) };
+    let Some((secret, place)) = found else { return Ok((None, unreadable)) };
     let secret = secret.trim().to_owned();
     if secret.is_empty() {
-        return Ok(None);
+        return Ok((None, unreadable));
     }
     if !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
         let message = format!("the token in {place} holds spaces or other letters that no token has, expected hf_...");
         return Err(Failure::new(ExitCode::Usage, message).hint("copy it again from the hub's settings"));
     }
-    Ok(Some(Token { secret, place }))
+    Ok((Some(Token { secret, place }), unreadable))
 }
 
 fn timeout(value: Option<String>) -> Result<Duration, Failure> {
@@ -197,6 +211,16 @@ mod tests {
         let named = token(&[("HF_HOME", home), ("HF_TOKEN", "hf_secret")]).unwrap();
         assert_eq!(format!("{named:?}"), "Token(from HF_TOKEN)");
         assert_eq!(token(&[("HF_HOME", "/does/not/exist"), ("HF_TOKEN", " ")]), None);
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_read_is_told_where_one_is_missed() {
+        let home = tempfile::tempdir().unwrap();
+        fs::create_dir(home.path().join("token")).unwrap();
+        let settings = read(&[("HF_HOME", home.path().to_str().unwrap())]).unwrap();
+        assert_eq!(settings.token, None);
+        assert!(settings.unreadable.as_ref().unwrap().contains("/token: "), "{settings:?}");
+        assert_eq!(read(&[("HF_HOME", "/does/not/exist")]).unwrap().unreadable, None);
     }
 
     #[test]
