@@ -158,7 +158,7 @@ __device__ void forward(const Norm &n, const Operands<T> &o, float eps, u32 silu
     float *mean = carve.take(n.slice / n.per_group), *rstd = carve.take(n.slice / n.per_group);
     float *scratch = carve.take(blockDim.x / 32 * n.across * 2 * W);
     Raw<T, W> *kept = reinterpret_cast<Raw<T, W> *>(carve.next);
-    if (o.partials)
+    if (!KEPT && o.partials) // what is kept is the whole image
         merge<W>(n, s, o.partials, scratch, of_channels);
     else
         moments<T, W, KEPT>(n, s, o.x, kept, scratch, of_channels);
@@ -188,7 +188,7 @@ template <typename T, int W> __device__ void part_moments(const Norm &n, const T
 } // namespace group_norm_forward
 
 #define GROUP_NORM(T, S)                                                                                               \
-    extern "C" __global__ void __launch_bounds__(512, 1) \
+    extern "C" __global__ void THREE_BLOCKS \
         group_norm_##S(const T *x, const float *weight, const float *bias, const T *modulation, T *y,                  \
                        float *statistics, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,         \
                        u32 across, u32 part, u32 width, u32 kept, float eps, u32 silu) {                               \
@@ -202,7 +202,7 @@ template <typename T, int W> __device__ void part_moments(const Norm &n, const T
         else                                                                                                           \
             group_norm_forward::forward<T, 1, false>(n, o, eps, silu, shared);                                         \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(512, 1) \
+    extern "C" __global__ void THREE_BLOCKS \
         group_norm_moments_##S(const T *x, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,        \
                                u32 across, u32 part, u32 width) {                                                      \
         DYNAMIC_SHARED(float, shared);                                                                                 \

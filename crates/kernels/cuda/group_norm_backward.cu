@@ -232,7 +232,7 @@ __device__ void backward(const Norm &n, const Operands<T> &o, float *shared) {
     float *scratch = carve.take(max(blockDim.x / 32 * n.across * 2 * W, blockDim.x));
     Raw<T, W> *kept = reinterpret_cast<Raw<T, W> *>(carve.next);
     prepare(n, s, o, c);
-    if (o.partials)
+    if (!KEPT && o.partials) // what is kept is the whole image
         sum_parts<W>(n, s, o.partials, scratch, c);
     else
         sum_pixels<T, W, KEPT>(n, s, o, kept, scratch, c);
@@ -272,7 +272,7 @@ template <typename T, int W> __device__ void part_sums(const Norm &n, const Oper
                                                 dmodulation, dweight, dbias, partials, own,  counters,   silu,       add}
 
 #define GROUP_NORM_BACKWARD(T, S)                                                                          \
-    extern "C" __global__ void __launch_bounds__(512, 1) group_norm_backward_##S(GROUP_NORM_OPERANDS(T)) {    \
+    extern "C" __global__ void THREE_BLOCKS group_norm_backward_##S(GROUP_NORM_OPERANDS(T)) {    \
         GROUP_NORM_GATHER(T);                                                                              \
         if (width > 1 && kept > 1)                                                                         \
             group_norm_backward::backward<T, 16 / sizeof(T), 2>(n, o, shared);                             \
@@ -283,7 +283,7 @@ template <typename T, int W> __device__ void part_sums(const Norm &n, const Oper
         else                                                                                               \
             group_norm_backward::backward<T, 1, 0>(n, o, shared);                                          \
     }                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(512, 1) group_norm_sums_##S(GROUP_NORM_OPERANDS(T)) {        \
+    extern "C" __global__ void THREE_BLOCKS group_norm_sums_##S(GROUP_NORM_OPERANDS(T)) {        \
         GROUP_NORM_GATHER(T);                                                                              \
         if (width > 1)                                                                                     \
             group_norm_backward::part_sums<T, 16 / sizeof(T)>(n, o, shared);                               \
