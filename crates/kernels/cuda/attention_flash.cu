@@ -227,9 +227,9 @@ __device__ void flash_keys(const T *qkv, const T *d_out, const float *log_sums, 
     store_rows<T, D>(dv, one, dqkv + h.part(2), 3 * h.channels, mine, h);
 }
 
-// Blocks of the kernel over queries that a Hopper multiprocessor has shared memory for at 128 channels: without the bound
-// the compiler takes the registers of two.
-#define QUERIES_BOUNDS(D) __launch_bounds__(128, D == 128 ? 3 : 1)
+// Blocks of the kernel over queries that a Hopper multiprocessor has room for: left to itself, the compiler takes the registers
+// of two at 128 channels.
+#define QUERIES_BOUNDS(D) __launch_bounds__(128, D == 128 ? 3 : D == 64 ? 4 : 6)
 #define FLASH(T, S, D)                                                                                                \
     extern "C" __global__ void __launch_bounds__(128) attention_flash_forward_##D##_##S(                              \
         const T *qkv, T *out, float *log_sums, u32 tokens, u32 heads, u32 d, float scale) {                           \
