@@ -1,16 +1,12 @@
 //! Launching a kernel: its arguments one by one, its grid, and go.
 
-use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg};
 
-use super::{Address, Gpu, refused};
+use super::{Address, Gpu};
 use crate::error::{KernelError, Result};
 
 /// Threads of a block where nothing speaks for another number.
 pub(crate) const THREADS: u32 = 256;
-
-/// Dynamic shared memory that needs no permission.
-const PLAIN_SHARED: u32 = 48 * 1024;
 
 /// What a kernel may take; the device code's types are `T *`, `u64`, `u32`, `float`.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +67,7 @@ impl<'g> Launch<'g> {
         self
     }
 
-    /// Dynamic shared memory of every block, in bytes.
+    /// Dynamic shared memory of every block, in bytes: at most [`Gpu::shared_memory`], which every kernel is permitted.
     #[must_use]
     pub(crate) fn shared(mut self, bytes: usize) -> Self {
         self.shared = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -104,14 +100,6 @@ impl<'g> Launch<'g> {
     /// # Errors
     /// The driver refuses it.
     pub(crate) fn blocks(self, grid: (u32, u32, u32), threads: u32) -> Result<()> {
-        if self.shared > PLAIN_SHARED {
-            self.function
-                .set_attribute(
-                    CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                    self.shared as i32,
-                )
-                .map_err(refused("asking for shared memory"))?;
-        }
         let config = LaunchConfig { grid_dim: grid, block_dim: (threads, 1, 1), shared_mem_bytes: self.shared };
         let mut builder = self.gpu.stream.launch_builder(&self.function);
         for argument in &self.arguments {

@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
+use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute as Attribute};
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDevice, DeviceId};
@@ -46,7 +46,7 @@ static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin
 /// Counters that blocks find the last of them by; every kernel leaves them at zero.
 const COUNTERS: usize = 64 * 1024;
 
-/// Shared memory left to what kernels declare themselves.
+/// Shared memory left to what kernels declare themselves; scripts/check-ptxas sees that none declares more.
 const STATIC_SHARED: usize = 1024;
 
 /// A GPU with all that operations need; see the module.
@@ -186,6 +186,11 @@ impl Gpu {
             return Ok(Launch::new(self, function.clone()));
         }
         let function = self.module.load_function(name).map_err(refused(&format!("loading the kernel {name}")))?;
+        // More than 48 KiB, static shared memory included, needs permission. Given once and for all: a recorded launch may
+        // find at its replay what a later one was permitted.
+        function
+            .set_attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, self.shared_memory as i32)
+            .map_err(refused(&format!("asking for shared memory for {name}")))?;
         functions.insert(name.to_owned(), function.clone());
         Ok(Launch::new(self, function))
     }
