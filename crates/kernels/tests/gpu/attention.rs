@@ -94,6 +94,21 @@ fn gpu_attention_ignores_what_pads_the_last_tile() {
     }
 }
 
+/// The gradient may be a view that begins anywhere; what is read 16 bytes at a time may not.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_attention_takes_a_gradient_that_is_not_aligned() {
+    for dtype in FORMATS {
+        let (n, tokens, d) = (2, 20, 40);
+        let (qkv, dy) = (normals(7, &[n, tokens, 3 * d], dtype), normals(8, &[n * tokens * d + 1], dtype));
+        let view = |of: &Tensor| of.narrow(0, 1, n * tokens * d).unwrap().reshape((n, tokens, d)).unwrap();
+        let (_, dqkv) = exact(&qkv, 1, &Both { exact: view(&dy.exact), device: view(&dy.device) });
+        let (_, kept) = attention::forward(&qkv.device, 1).unwrap();
+        let found = attention::backward(&qkv.device, 1, &kept, &view(&dy.device)).unwrap();
+        assert_close(&format!("unaligned {dtype:?}"), &found, &dqkv, tolerance(dtype));
+    }
+}
+
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_attention_is_the_same_bits_every_time() {

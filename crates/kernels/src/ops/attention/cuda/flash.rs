@@ -7,6 +7,7 @@ use super::super::{Kept, OP, Shape};
 use super::length;
 use crate::cuda::{Gpu, Launch, empty, operand};
 use crate::error::Result;
+use crate::ops::elementwise;
 
 /// Tokens of a tile, and threads of a block.
 const TILE: usize = 64;
@@ -77,7 +78,11 @@ pub(super) fn backward(s: Shape, qkv: &Tensor, out: &Tensor, log_sums: &Tensor, 
     let dtype = qkv.dtype();
     let dqkv = empty(&gpu, dtype, qkv.dims())?;
     let losses = empty(&gpu, DType::F32, log_sums.dims())?;
-    let (at, d_out) = (operand(&gpu, OP, qkv, dtype)?, operand(&gpu, OP, d_out, dtype)?);
+    // A view of a larger tensor may begin anywhere, and what is read 16 bytes at a time must not.
+    // (candle's own copy keeps the place in the storage.)
+    let aligned =
+        if operand(&gpu, OP, d_out, dtype)?.alignment() < 16 { &elementwise::scale(d_out, 1.0)? } else { d_out };
+    let (at, d_out) = (operand(&gpu, OP, qkv, dtype)?, operand(&gpu, OP, aligned, dtype)?);
     let log_sums = operand(&gpu, OP, log_sums, DType::F32)?;
     let (losses, d_at) = (operand(&gpu, OP, &losses, DType::F32)?, operand(&gpu, OP, &dqkv, dtype)?);
     let launch = kernel(&gpu, s, QUERIES, dtype, TILES)?
