@@ -45,10 +45,10 @@ pub enum KernelError {
         /// What it said.
         error: String,
     },
-    /// The GPU has no room for a tensor.
-    #[error("the GPU's memory is full: {requested} bytes more were asked for")]
+    /// The GPU has no room for a tensor, or for what a recording needs.
+    #[error("the GPU's memory is full{}", if *.requested == 0 { String::new() } else { format!(": {} bytes more were asked for", .requested) })]
     OutOfMemory {
-        /// The size of the tensor in bytes.
+        /// The size of the tensor in bytes; 0 where a recording was refused, which does not say.
         requested: usize,
     },
     /// An error of the tensor library.

@@ -1,7 +1,10 @@
-//! Noisy images and sinusoids; the losses are tested where their formulas are, in the model crate.
+//! Noisy images, sinusoids, and whose noise a sampler's step adds; losses and samplers are tested where their formulas are, in
+//! the model crate.
 
 use candle_core::{DType, Device, Tensor};
-use ddpm_kernels::ops::diffusion::{NoisyImages, SampleConstants, q_sample, sinusoids};
+use ddpm_kernels::ops::diffusion::{
+    NoisyImages, SampleConstants, SamplerConstants, SamplerState, SamplerStep, place, q_sample, sinusoids,
+};
 use ddpm_kernels::philox::{Philox, Purpose};
 
 use crate::common::{FORMATS, assert_close, download, gpu, tolerance};
@@ -78,6 +81,27 @@ fn gpu_q_sample_reads_the_step_from_device_memory() {
     let second = found(shape, philox, &step(2), DType::F32);
     assert_close("step 2", &second, &want(shape, philox, 2), 1e-7);
     assert_ne!(download(&first), download(&second));
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_samplers_step_adds_the_noise_of_its_place() {
+    let (philox, shape, first) = (Philox::new(3, Purpose::Sample), [2, 5, 7, 3], (2 << 32) + 9);
+    let state = SamplerState::new(shape, DType::F32, gpu()).unwrap();
+    state.begin_at(&Tensor::zeros(&shape, DType::F32, gpu()).unwrap()).unwrap();
+    let constants = SamplerConstants { noise: 1.0, ..SamplerConstants::default() };
+    let constants = Tensor::new(&constants.words(), gpu()).unwrap();
+    let place = Tensor::new(&place(STEP, first), gpu()).unwrap();
+    let output = Tensor::zeros(&shape, DType::F32, gpu()).unwrap();
+    let step = SamplerStep { constants: &constants, place: &place, noise: philox, output: &output, unguided: None };
+    state.step(&step).unwrap();
+    let values: usize = shape[1..].iter().product();
+    let mut want = vec![0f32; 2 * values];
+    for (image, normals) in want.chunks_mut(values).enumerate() {
+        philox.fill_normal(STEP, first + image as u64, normals);
+    }
+    let want = Tensor::from_vec(want, &shape, &Device::Cpu).unwrap();
+    assert_close("noise of a step", state.x_t(), &want, 1e-7);
 }
 
 #[test]

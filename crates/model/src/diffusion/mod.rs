@@ -43,6 +43,8 @@ pub use loss::{Loss, LossInputs, LossValue};
 pub use loss_history::LossHistory;
 pub use process::DiffusionProcess;
 pub use respacing::Spacing;
+#[cfg(feature = "cuda")]
+pub use samplers::sampler_constants;
 pub use samplers::{Denoise, Observe, SamplerConfig, SamplerKind, invert, sample, sample_observed, slerp};
 pub use schedule::{LogVariance, Schedule};
 pub use timestep::{DrawnTimesteps, Timestep, TimestepSampler};

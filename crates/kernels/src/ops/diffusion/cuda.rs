@@ -73,7 +73,7 @@ pub(super) fn loss_and_grad(
 }
 
 /// The images' channels, and whether the output has as many or twice as many.
-fn output_channels(op: &'static str, images: &Tensor, output: &Tensor) -> Result<(u32, u32)> {
+pub(super) fn output_channels(op: &'static str, images: &Tensor, output: &Tensor) -> Result<(u32, u32)> {
     let mut expected = images.dims().to_vec();
     let channels = expected.pop().unwrap_or_default();
     let halves = if output.dims().last() == Some(&(2 * channels)) { 2 } else { 1 };

@@ -1,5 +1,5 @@
 //! The diffusion process on a GPU, one launch each: 8-bit images to noisy ones, the loss of a network's output with its
-//! gradient, and the sinusoids of time.
+//! gradient, a step of a sampler, and the sinusoids of time.
 //!
 //! Nothing of a step is known to the host when it is queued: the step's number and what the samples' t mean are read from
 //! device memory, so that a captured graph can be replayed with others. The noise is a function of its place
@@ -8,9 +8,11 @@
 //! On the CPU the same formulas are tensor operations and loops of the model crate, which says what the constants mean.
 
 mod cuda;
+mod sampler;
 
 use candle_core::{DType, Tensor};
 
+pub use self::sampler::{SamplerConstants, SamplerState, SamplerStep, place};
 use crate::error::{KernelError, Result};
 use crate::ops::check;
 use crate::philox::Philox;

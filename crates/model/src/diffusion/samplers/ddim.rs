@@ -5,7 +5,25 @@ use candle_core::Tensor;
 use super::{Transition, predicted_x_start};
 use crate::diffusion::{DiffusionError, DiffusionProcess, Timestep};
 
-/// Eq. 12, with the sigma of eq. 16. As in diffusers, eps is the network's own even where x_0 was clamped.
+/// What a step is made of.
+pub(super) struct Factors {
+    /// Factor of x_0 in the mean.
+    pub(super) x_start: f64,
+    /// Factor of eps in it.
+    pub(super) noise: f64,
+    /// Standard deviation of the noise that is added.
+    pub(super) sigma: f64,
+}
+
+/// Eq. 12, with the sigma of eq. 16.
+pub(super) fn factors(process: &DiffusionProcess, t: Timestep, eta: f64) -> Factors {
+    let bar = process.schedule().alphas_cumprod()[t.index()];
+    let bar_prev = process.schedule().alphas_cumprod_prev()[t.index()];
+    let sigma = eta * ((1.0 - bar_prev) / (1.0 - bar)).sqrt() * (1.0 - bar / bar_prev).sqrt();
+    Factors { x_start: bar_prev.sqrt(), noise: (1.0 - bar_prev - sigma * sigma).max(0.0).sqrt(), sigma }
+}
+
+/// The step of [`factors`]. As in diffusers, eps is the network's own even where x_0 was clamped.
 pub(super) fn transition(
     process: &DiffusionProcess,
     output: &Tensor,
@@ -17,11 +35,8 @@ pub(super) fn transition(
     let x_start = predicted_x_start(process, output, x_t, &batch)?;
     let noise = process.predict_noise(output, x_t, &batch)?;
 
-    let bar = process.schedule().alphas_cumprod()[t.index()];
-    let bar_prev = process.schedule().alphas_cumprod_prev()[t.index()];
-    let sigma = eta * ((1.0 - bar_prev) / (1.0 - bar)).sqrt() * (1.0 - bar / bar_prev).sqrt();
-    let towards_x_t = (1.0 - bar_prev - sigma * sigma).max(0.0).sqrt();
-    let mean = ((&x_start * bar_prev.sqrt())? + (noise * towards_x_t)?)?;
+    let Factors { x_start: of_x_start, noise: of_noise, sigma } = factors(process, t, eta);
+    let mean = ((&x_start * of_x_start)? + (noise * of_noise)?)?;
     if sigma == 0.0 {
         return Ok(Transition { mean, standard_deviation: None, x_start });
     }

@@ -2,8 +2,10 @@
 //!
 //! [`sample`] walks the visited timesteps from the noisiest down. A sampler is one function from the network's output
 //! to the [`Transition`] p(x_{t-1} | x_t); a new one is a file here and a variant of [`SamplerKind`]. [`invert`] walks the
-//! other way, from an image to its noise.
+//! other way, from an image to its noise. With the feature `cuda` `constants` says the same steps in numbers, for a GPU.
 
+#[cfg(feature = "cuda")]
+mod constants;
 mod ddim;
 mod ddpm;
 mod dpm;
@@ -16,6 +18,8 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{DiffusionError, DiffusionProcess, Spacing, Timestep};
+#[cfg(feature = "cuda")]
+pub use constants::sampler_constants;
 pub use interpolation::slerp;
 
 /// Which sampler.

@@ -1,10 +1,4 @@
-//! What the model crate computes on a GPU against what it computes on the CPU.
-//!
-//! They need a GPU, or the emulator: `cargo test -p ddpm-model --features cuda --test gpu -- --ignored gpu`.
-#![cfg(feature = "cuda")]
-#![allow(clippy::unwrap_used, missing_docs)]
-
-use std::sync::OnceLock;
+//! The loss and its gradient.
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::ops::diffusion::{LossOnDevice, NoisyImages, SampleConstants, loss_and_grad};
@@ -14,20 +8,12 @@ use ddpm_model::diffusion::{
     VarianceType,
 };
 
+use crate::{gpu, numbers};
+
 const STEP: u64 = 11;
 const POSITION: u64 = 4;
 const GLOBAL_BATCH: usize = 8;
 const PREDICTIONS: [PredictionType; 3] = [PredictionType::Epsilon, PredictionType::Sample, PredictionType::VPrediction];
-
-fn gpu() -> &'static Device {
-    static GPU: OnceLock<Device> = OnceLock::new();
-    GPU.get_or_init(|| ddpm_kernels::cuda::open(0).unwrap())
-}
-
-fn numbers(tensor: &Tensor) -> Vec<f64> {
-    let host = tensor.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
-    host.flatten_all().unwrap().to_vec1().unwrap()
-}
 
 /// A loss and what it is computed of, the same on both devices.
 struct Case {
