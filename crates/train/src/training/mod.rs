@@ -12,7 +12,7 @@
 //! | [`stop`] | signals and time limits |
 //! | [`noise`] | standard normals, by Philox |
 //! | [`pixels`] | bytes to numbers and back |
-//! | [`pictures`] | images drawn from a model, always from the same noise |
+//! | [`pictures`] | images drawn from a model, always from the same noise; `gpu_pictures`: a step of it, recorded and replayed |
 //! | [`model`] | a trained model, read back |
 //! | [`measure`], [`estimate`] | how long a step takes, or would take |
 //! | [`throughput`] | how fast images are drawn and read |
@@ -25,6 +25,8 @@ mod engines;
 pub mod estimate;
 #[cfg(feature = "cuda")]
 mod gpu;
+#[cfg(feature = "cuda")]
+mod gpu_pictures;
 #[cfg(feature = "cuda")]
 mod loss_scale;
 pub mod measure;

@@ -1,6 +1,8 @@
 //! Images drawn from a model. Image `k` of a seed is a function of (weights, sampler, seed, k) alone: its noise is a stream of
 //! its own, so neither the number of images nor the size of a batch changes it, and the pictures of a run can be
 //! compared.
+//!
+//! On a CPU the sampler is the model crate's, step by step; on a GPU a step is recorded and replayed (`gpu_pictures`).
 
 use std::cell::Cell;
 
@@ -12,6 +14,8 @@ use ddpm_model::params::Params;
 use ddpm_model::tape::Tape;
 use ddpm_model::unet::UNet;
 
+#[cfg(feature = "cuda")]
+use super::gpu_pictures::GpuPictures;
 use super::noise::normals;
 use super::pixels::to_bytes;
 use crate::error::{ExitCode, Failure};
@@ -83,7 +87,7 @@ pub struct Glimpse<'a> {
     pub first: usize,
     /// The timestep.
     pub t: Timestep,
-    /// The predicted x_0, `[n, H, W, C]`.
+    /// The predicted x_0, `[n, H, W, C]`; where it was computed, so that a GPU is waited for only by who reads it.
     pub x_start: &'a Tensor,
 }
 
@@ -121,47 +125,30 @@ impl Painter<'_> {
     /// # Errors
     /// Exit code 2 for a sampler that does not fit the process or a class that does not exist; what `onlooker` returns.
     pub fn draw(&self, request: &Request<'_>, onlooker: &mut Onlooker<'_>) -> Result<Images, Failure> {
-        let image = self.unet.image_shape();
-        let shape = [request.num, image.size, image.size, image.in_channels];
-        let mut images = Images { pixels: room_for(shape)?, shape, not_finite: 0 };
-        let batch_size = request.batch_size.max(1);
-        for first in (0..request.num).step_by(batch_size) {
-            let count = batch_size.min(request.num - first);
-            let x_start = self.draw_batch(request, first, [count, shape[1], shape[2], shape[3]], onlooker)?;
-            images.pixels.extend(to_bytes(&x_start)?);
-            images.not_finite += count_not_finite(&x_start)?;
-            (onlooker.progress)(first + count);
-        }
-        Ok(images)
+        self.prepare(request)?.draw(onlooker)
     }
 
-    fn draw_batch(
-        &self,
-        request: &Request<'_>,
-        first: usize,
-        shape: [usize; 4],
-        onlooker: &mut Onlooker<'_>,
-    ) -> Result<Tensor, Failure> {
-        let labels = request.classes.as_ref().map(|classes| -> Vec<u32> {
-            (first..first + shape[0]).map(|k| classes[k % classes.len().max(1)]).collect()
-        });
-        let mut denoise = |x_t: &Tensor, t: Timestep| {
-            (onlooker.proceed)()?;
-            self.denoise(x_t, t, labels.as_deref(), request.guidance)
+    /// What can be made ready before the first image.
+    ///
+    /// # Errors
+    /// As [`Self::draw`].
+    pub fn prepare<'a>(&'a self, request: &'a Request<'a>) -> Result<Drawing<'a>, Failure> {
+        #[cfg(feature = "cuda")]
+        let gpu = if self.params.buffer().device().is_cuda() && request.num > 0 {
+            Some(Box::new(GpuPictures::new(*self, request)?))
+        } else {
+            None
         };
-        // Stream 0 is x_T, stream 1 + s the noise of step s.
-        let seed = match request.start {
-            Start::Seed(seed) | Start::Between(seed, _) => seed,
-        };
-        let philox = Philox::new(seed, Purpose::Sample);
-        let mut noise = |step| Ok(normals(philox, step as u64 + 1, first, &shape)?);
-        let x_t = self.start(request, first, &shape)?;
-        let mut observe = |t, x_start: &Tensor| (onlooker.glimpse)(Glimpse { first, t, x_start });
-        sample_observed(self.process, request.sampler, x_t, &mut noise, &mut denoise, &mut observe)
+        Ok(Drawing {
+            painter: *self,
+            request,
+            #[cfg(feature = "cuda")]
+            gpu,
+        })
     }
 
     /// x_T of the images `first..`.
-    fn start(&self, request: &Request<'_>, first: usize, shape: &[usize; 4]) -> Result<Tensor, Failure> {
+    pub(super) fn start(&self, request: &Request<'_>, first: usize, shape: &[usize; 4]) -> Result<Tensor, Failure> {
         let noise = |seed, first, dims: &[usize]| normals(Philox::new(seed, Purpose::Sample), 0, first, dims);
         let (from, to) = match request.start {
             Start::Seed(seed) => return Ok(noise(seed, first, shape)?),
@@ -197,6 +184,77 @@ impl Painter<'_> {
         let unconditional = predict(Some(&vec![none; count]))?;
         let channels = self.unet.image_shape().in_channels;
         Ok(guided(&conditional, &unconditional, weight, channels).map_err(ModelError::from)?)
+    }
+}
+
+impl Request<'_> {
+    /// The stream of all noise: step 0 of it is x_T, step 1 + s the noise of step s.
+    pub(super) fn noise(&self) -> Philox {
+        let (Start::Seed(seed) | Start::Between(seed, _)) = self.start;
+        Philox::new(seed, Purpose::Sample)
+    }
+
+    /// The classes of `count` images from number `first` on.
+    pub(super) fn labels(&self, first: usize, count: usize) -> Option<Vec<u32>> {
+        let classes = self.classes.as_ref()?;
+        Some((first..first + count).map(|k| classes[k % classes.len().max(1)]).collect())
+    }
+}
+
+/// A request with what is ready for it. Drawn again it gives the same images, on a GPU by the steps that were recorded.
+#[derive(Debug)]
+pub struct Drawing<'a> {
+    painter: Painter<'a>,
+    request: &'a Request<'a>,
+    #[cfg(feature = "cuda")]
+    gpu: Option<Box<GpuPictures<'a>>>,
+}
+
+impl Drawing<'_> {
+    /// Draws all images.
+    ///
+    /// # Errors
+    /// As [`Painter::draw`].
+    pub fn draw(&mut self, onlooker: &mut Onlooker<'_>) -> Result<Images, Failure> {
+        let (image, num) = (self.painter.unet.image_shape(), self.request.num);
+        let shape = [num, image.size, image.size, image.in_channels];
+        let mut images = Images { pixels: room_for(shape)?, shape, not_finite: 0 };
+        let batch_size = self.batch_size();
+        for first in (0..num).step_by(batch_size) {
+            let count = batch_size.min(num - first);
+            let x_start = self.draw_batch(first, [count, shape[1], shape[2], shape[3]], onlooker)?;
+            images.pixels.extend(to_bytes(&x_start)?);
+            images.not_finite += count_not_finite(&x_start)?;
+            (onlooker.progress)(first + count);
+        }
+        Ok(images)
+    }
+
+    fn batch_size(&self) -> usize {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return gpu.batch_size();
+        }
+        self.request.batch_size.max(1)
+    }
+
+    /// The images from number `first` on, on the CPU.
+    fn draw_batch(&mut self, first: usize, shape: [usize; 4], onlooker: &mut Onlooker<'_>) -> Result<Tensor, Failure> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &mut self.gpu {
+            return gpu.draw_batch(first, shape[0], onlooker);
+        }
+        let (painter, request) = (self.painter, self.request);
+        let labels = request.labels(first, shape[0]);
+        let mut denoise = |x_t: &Tensor, t: Timestep| {
+            (onlooker.proceed)()?;
+            painter.denoise(x_t, t, labels.as_deref(), request.guidance)
+        };
+        let philox = request.noise();
+        let mut noise = |step| Ok(normals(philox, step as u64 + 1, first, &shape)?);
+        let x_t = painter.start(request, first, &shape)?;
+        let mut observe = |t, x_start: &Tensor| (onlooker.glimpse)(Glimpse { first, t, x_start });
+        sample_observed(painter.process, request.sampler, x_t, &mut noise, &mut denoise, &mut observe)
     }
 }
 

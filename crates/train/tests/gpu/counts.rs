@@ -1,11 +1,16 @@
-//! What a training step asks of the driver, counted by the emulator: a step is one upload, one replay of a graph, two small
-//! copies back, and nothing that waits.
+//! What a step asks of the driver, counted by the emulator. A training step is one upload, one replay of a graph, two small
+//! copies back, and nothing that waits; a step of a sampler is one upload and one replay.
 
+use std::cell::Cell;
 use std::ffi::{CString, c_char, c_long, c_void};
 
+use candle_core::DType;
+use ddpm_model::diffusion::SamplerKind;
 use ddpm_train::config::presets;
+use ddpm_train::training::pictures::{Glimpse, Onlooker};
 use ddpm_train::training::step::Trainer;
 
+use crate::sampling::{Sketch, request, sampler};
 use crate::{TINY, batches, gpu, plan};
 
 unsafe extern "C" {
@@ -13,25 +18,27 @@ unsafe extern "C" {
     fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
 }
 
-/// The emulator's counters, if it is the emulator that runs.
-struct Counters {
+/// The emulator, if it is the emulator that runs.
+pub(crate) struct Emulator {
     reset: extern "C" fn(),
     get: extern "C" fn(*const c_char) -> c_long,
+    live_bytes: extern "C" fn() -> c_long,
 }
 
-impl Counters {
+impl Emulator {
     /// The driver must be loaded: open the GPU first.
-    fn find() -> Option<Self> {
+    pub(crate) fn find() -> Option<Self> {
         const LOADED: i32 = 0x4 | 0x1;
         // SAFETY: looks up names in a library that is loaded already, and nothing else.
-        let (reset, get) = unsafe {
+        let (reset, get, live_bytes) = unsafe {
             let library = dlopen(c"libcuda.so.1".as_ptr(), LOADED);
             if library.is_null() {
                 return None;
             }
-            (dlsym(library, c"emu_reset".as_ptr()), dlsym(library, c"emu_get".as_ptr()))
+            let find = |name: &std::ffi::CStr| dlsym(library, name.as_ptr());
+            (find(c"emu_reset"), find(c"emu_get"), find(c"emu_live_bytes"))
         };
-        if reset.is_null() || get.is_null() {
+        if reset.is_null() || get.is_null() || live_bytes.is_null() {
             return None;
         }
         // SAFETY: the emulator's header declares them so.
@@ -39,13 +46,35 @@ impl Counters {
             Self {
                 reset: std::mem::transmute::<*mut c_void, extern "C" fn()>(reset),
                 get: std::mem::transmute::<*mut c_void, extern "C" fn(*const c_char) -> c_long>(get),
+                live_bytes: std::mem::transmute::<*mut c_void, extern "C" fn() -> c_long>(live_bytes),
             }
         })
     }
 
-    fn get(&self, prefix: &str) -> i64 {
+    pub(crate) fn reset(&self) {
+        (self.reset)();
+    }
+
+    pub(crate) fn get(&self, prefix: &str) -> i64 {
         let prefix = CString::new(prefix).unwrap();
         (self.get)(prefix.as_ptr())
+    }
+
+    /// Bytes of device memory that are allocated.
+    pub(crate) fn live_bytes(&self) -> i64 {
+        (self.live_bytes)()
+    }
+
+    /// Has allocations fail beyond so many bytes, or no more.
+    pub(crate) fn limit_memory(&self, bytes: Option<i64>) {
+        const NAME: &str = "GPU_EMULATOR_MEMORY";
+        // SAFETY: tests that use the GPU take turns, and nothing else here reads the environment meanwhile.
+        unsafe {
+            match bytes {
+                Some(bytes) => std::env::set_var(NAME, bytes.to_string()),
+                None => std::env::remove_var(NAME),
+            }
+        }
     }
 }
 
@@ -57,7 +86,7 @@ const MOST_LAUNCHES: i64 = 1_200;
 #[ignore = "needs a GPU"]
 fn gpu_a_step_is_one_upload_and_one_replay() {
     let (device, _turn) = gpu();
-    let Some(counters) = Counters::find() else { return };
+    let Some(emulator) = Emulator::find() else { return };
     let settings = [
         ("run.device", "cuda"),
         ("data.source", "builtin:fashion10k"),
@@ -74,11 +103,11 @@ fn gpu_a_step_is_one_upload_and_one_replay() {
     for step in 0..2 {
         trainer.step(&batches.batch_at(step).unwrap()).unwrap();
     }
-    (counters.reset)();
+    emulator.reset();
     let batch = batches.batch_at(2).unwrap();
-    (counters.reset)();
+    emulator.reset();
     trainer.step(&batch).unwrap();
-    let count = |name| counters.get(name);
+    let count = |name| emulator.get(name);
     let launches = count("graph kernel");
     println!("{launches} launches in a step");
     assert!(launches > 50, "{launches} launches: the step was not replayed");
@@ -94,5 +123,45 @@ fn gpu_a_step_is_one_upload_and_one_replay() {
     assert_eq!(count("api cuStreamWaitEvent"), 2 + 3, "streams that wait for each other");
     for name in ["kernel", "api cuMemAlloc", "api memset", "api sync", "api cudnn", "api cublasLt heuristics"] {
         assert_eq!(count(name), 0, "{name}");
+    }
+}
+
+/// Steps that are counted, after as many.
+const COUNTED: i64 = 3;
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_step_of_a_sampler_is_one_upload_and_one_replay() {
+    let (device, _turn) = gpu();
+    let Some(emulator) = Emulator::find() else { return };
+    for (dtype, launch) in
+        [(DType::F32, "graph kernel sampler_step_f32"), (DType::BF16, "graph kernel sampler_step_bf16")]
+    {
+        let (sketch, sampler) = (Sketch::new(&[]), sampler((SamplerKind::Ddpm, 0.0), 2 * COUNTED as usize));
+        let params = sketch.params(&device, dtype);
+        let (painter, request) = (sketch.painter(&params), request(&sampler));
+        let (step, batches) = (Cell::new(0), Cell::new(0));
+        let mut glimpse = |_: Glimpse<'_>| {
+            step.set(step.get() + 1);
+            if step.get() == COUNTED {
+                emulator.reset();
+            } else if step.get() == 2 * COUNTED {
+                assert_eq!(emulator.get(launch), COUNTED);
+                assert_eq!(emulator.get("api graph launch"), COUNTED);
+                assert_eq!(emulator.get("api HtoD"), COUNTED, "uploads");
+                assert_eq!(emulator.get("api DtoD"), COUNTED, "moves of what was uploaded");
+                for name in
+                    ["kernel", "api DtoH", "api cuMemAlloc", "api memset", "api sync", "api capture", "api cudnn"]
+                {
+                    assert_eq!(emulator.get(name), 0, "{name}");
+                }
+                step.set(0);
+                batches.set(batches.get() + 1);
+            }
+            Ok(())
+        };
+        let onlooker = &mut Onlooker { progress: &mut |_| (), proceed: &|| Ok(()), glimpse: &mut glimpse };
+        painter.draw(&request, onlooker).unwrap();
+        assert_eq!(batches.get(), 3);
     }
 }

@@ -1,4 +1,4 @@
-//! Training on a GPU against training on the CPU; and what a step asks of the driver.
+//! Training and sampling on a GPU against the same on the CPU; and what a step asks of the driver.
 //!
 //! They need a GPU, or the emulator: `cargo test -p ddpm-train --features cuda --test gpu -- --ignored gpu`. What counts the
 //! driver's calls needs the emulator, which counts them, and passes over without it.
@@ -9,6 +9,7 @@ mod bench;
 mod counts;
 mod engines;
 mod resume;
+mod sampling;
 mod training;
 
 use std::path::Path;
