@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The roofline of a training step: what it must compute and move, by kind of operation, and how long that takes at least.
 
-usage: scripts/roofline.py CONFIG.toml [--batch N] [--gpu h200|h100] [--reach MATRIX,MEMORY] [--markdown] [--check]
+usage: scripts/roofline.py CONFIG.toml [--batch N] [--sampling] [--gpu h200|h100] [--reach MATRIX,MEMORY] [--markdown] [--check]
 
 Walks the UNet of a configuration as crates/model/src/unet builds it and counts, for each operation, floating-point operations
 (two for a multiply-add) and the fewest bytes through device memory under the plan for CUDA: bf16 activations and weights,
@@ -12,6 +12,7 @@ each operand read once, each result written once, and one kernel each for
   - attention, scores never written; backward computes them again (5 products for forward's 2)
   - u8 to x_t, with noise made in registers; the loss with its gradient, with the same noise made again
   - AdamW, the averages and the bf16 copy of the weights: one pass, after one that sums the gradient's squares
+  - with --sampling, a step of a sampler instead: the network forward, and x_t to the next x_t, with noise made in registers
 
 An operation takes the longer of its two times; the step takes the sum. That is a floor, not a forecast: no library's
 convolutions reach the matrix rate, and small ones do not fill the chip. --reach 0.6,0.85 says what it would be if all kernels
@@ -141,7 +142,9 @@ class Network:
         widths, layers = model["block_out_channels"], model.get("layers_per_block", 2)
         self.embedding = 4 * widths[0]
         image = self.pixels(cin)
-        self.add("input and loss", "forward", 0, image * (1 + HALF))
+        self.add("input and loss", "noising", 0, image * (1 + HALF))
+        # x_t and the predicted x_0 read and written, the output read, the next input written.
+        self.add("input and loss", "sampler", 0, image * (4 * SINGLE + 2 * HALF))
         self.linear(widths[0], self.embedding, self.batch)
         self.linear(self.embedding, self.embedding, self.batch)
         if classes := model.get("num_class_embeds"):
@@ -242,6 +245,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=pathlib.Path, metavar="CONFIG.toml")
     parser.add_argument("--batch", type=int, metavar="N", help="(default: train.batch_size)")
+    parser.add_argument("--sampling", action="store_true", help="a step of a sampler instead of one of training")
     parser.add_argument("--gpu", choices=list(GPUS), default="h200", help="(default: h200)")
     parser.add_argument("--reach", type=lambda text: tuple(map(float, text.split(","))), metavar="MATRIX,MEMORY",
                         help="shares of the two rates to reckon with as well")
@@ -257,6 +261,8 @@ def main():
         return check(config, Network(config, 1), args.config)
     batch = args.batch or config["train"]["batch_size"]
     network, gpu = Network(config, batch), GPUS[args.gpu]
+    phases = ["forward", "sampler"] if args.sampling else ["noising", "forward", "backward", "optimizer"]
+    network.operations = [operation for operation in network.operations if operation.phase in phases]
     print(f"{args.config.name}: {network.parameters:,} parameters, batch {batch}, {gpu[0] / 1e12:.0f} TFLOP/s and "
           f"{gpu[1] / 1e12:.2f} TB/s ({gpu[2]})\n")
     show(network, gpu, args.markdown)
