@@ -4,6 +4,7 @@
 use candle_core::cuda_backend::cudarc::driver::CudaGraph;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
+use super::memory::out_of_memory;
 use super::{Gpu, refused};
 use crate::error::{KernelError, Result};
 
@@ -35,7 +36,7 @@ impl Gpu {
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = self.stream().end_capture(flags);
         worked?;
-        match graph.map_err(refused("ending a recording"))? {
+        match graph.map_err(out_of_memory("ending a recording".to_owned()))? {
             Some(graph) => Ok(Recording { graph }),
             None => {
                 Err(KernelError::Gpu { what: "recording".to_owned(), error: "nothing was queued".to_owned() }.into())
@@ -50,6 +51,7 @@ impl Recording {
     /// # Errors
     /// The driver refuses.
     pub fn replay(&mut self) -> Result<()> {
-        self.graph.launch().map_err(refused("replaying a recording"))
+        // Only now does the driver find memory for it; it runs whole or not at all.
+        self.graph.launch().map_err(out_of_memory("replaying a recording".to_owned()))
     }
 }
