@@ -3,6 +3,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`step`] | one optimizer step ([`outcome`]: what it did); `gpu` (with the feature `cuda`): the same, queued, recorded and replayed |
+//! | [`gpu_memory`] | what a step takes of a GPU's memory, told without one |
 //! | [`run`] | the life of a run; beside it `context` (what stays the same), `resume` (where it starts), `observe` (metrics, checkpoints, pictures) |
 //! | [`state`] | a trainer to and from a checkpoint |
 //! | [`window`] | the means between two logged steps |
@@ -20,6 +21,7 @@ mod context;
 pub mod estimate;
 #[cfg(feature = "cuda")]
 mod gpu;
+pub mod gpu_memory;
 #[cfg(feature = "cuda")]
 mod loss_scale;
 pub mod measure;

@@ -14,14 +14,14 @@ unsafe extern "C" {
 }
 
 /// The emulator's counters, if it is the emulator that runs.
-struct Counters {
+pub(crate) struct Counters {
     reset: extern "C" fn(),
     get: extern "C" fn(*const c_char) -> c_long,
 }
 
 impl Counters {
     /// The driver must be loaded: open the GPU first.
-    fn find() -> Option<Self> {
+    pub(crate) fn find() -> Option<Self> {
         const LOADED: i32 = 0x4 | 0x1;
         // SAFETY: looks up names in a library that is loaded already, and nothing else.
         let (reset, get) = unsafe {
@@ -43,7 +43,11 @@ impl Counters {
         })
     }
 
-    fn get(&self, prefix: &str) -> i64 {
+    pub(crate) fn reset(&self) {
+        (self.reset)();
+    }
+
+    pub(crate) fn get(&self, prefix: &str) -> i64 {
         let prefix = CString::new(prefix).unwrap();
         (self.get)(prefix.as_ptr())
     }
@@ -74,9 +78,9 @@ fn gpu_a_step_is_one_upload_and_one_replay() {
     for step in 0..2 {
         trainer.step(&batches.batch_at(step).unwrap()).unwrap();
     }
-    (counters.reset)();
+    counters.reset();
     let batch = batches.batch_at(2).unwrap();
-    (counters.reset)();
+    counters.reset();
     trainer.step(&batch).unwrap();
     let count = |name| counters.get(name);
     let launches = count("graph kernel");

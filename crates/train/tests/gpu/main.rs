@@ -7,6 +7,7 @@
 
 mod bench;
 mod counts;
+mod memory;
 mod resume;
 mod training;
 
