@@ -45,15 +45,34 @@ pub enum KernelError {
         /// What it said.
         error: String,
     },
-    /// The GPU has no room for a tensor, or for what a recording needs.
-    #[error("the GPU's memory is full{}", if *.requested == 0 { String::new() } else { format!(": {} bytes more were asked for", .requested) })]
+    /// The GPU has no room.
+    #[error("the GPU's memory is full: {what}")]
     OutOfMemory {
-        /// The size of the tensor in bytes; 0 where a recording was refused, which does not say.
-        requested: usize,
+        /// What found none.
+        what: String,
     },
     /// An error of the tensor library.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+}
+
+impl KernelError {
+    /// Whether it is for want of memory on the GPU, and less work at once may succeed. Libraries and candle say so in words
+    /// only.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::OutOfMemory { .. } => true,
+            Self::Gpu { error, .. } => tells_of_full_memory(error),
+            Self::Candle(error) => tells_of_full_memory(&error.to_string()),
+            _ => false,
+        }
+    }
+}
+
+/// Whether a text of CUDA, its libraries or candle is about a GPU whose memory is full: CUDA_ERROR_OUT_OF_MEMORY,
+/// CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.
+pub fn tells_of_full_memory(text: &str) -> bool {
+    ["OUT_OF_MEMORY", "ALLOC_FAILED", "ALLOCATION_FAILED"].iter().any(|name| text.contains(name))
 }
 
 /// A kernel's result.

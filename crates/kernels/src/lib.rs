@@ -22,4 +22,4 @@ pub mod optim;
 pub mod philox;
 pub mod simd;
 
-pub use error::{KernelError, Result};
+pub use error::{KernelError, Result, tells_of_full_memory};

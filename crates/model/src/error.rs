@@ -1,6 +1,6 @@
 //! What the network and the optimizer can refuse.
 
-use ddpm_kernels::KernelError;
+use ddpm_kernels::{KernelError, tells_of_full_memory};
 use thiserror::Error;
 
 use crate::unet::UNetConfigError;
@@ -64,6 +64,17 @@ pub enum ModelError {
         /// What the norm came out as.
         norm: f64,
     },
+}
+
+impl ModelError {
+    /// See [`KernelError::is_out_of_memory`].
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Kernel(error) => error.is_out_of_memory(),
+            Self::Candle(error) => tells_of_full_memory(&error.to_string()),
+            _ => false,
+        }
+    }
 }
 
 /// A model operation's result.

@@ -82,7 +82,7 @@ impl From<ModelError> for Failure {
             ModelError::MissingTensor { .. } | ModelError::TensorShape { .. } => {
                 Self::from_error(ExitCode::Checkpoint, &error)
             }
-            ModelError::Kernel(KernelError::OutOfMemory { .. }) => Self::from_error(ExitCode::Device, &error)
+            _ if error.is_out_of_memory() => Self::from_error(ExitCode::Device, &error)
                 .hint("compute fewer images at once: a smaller train.micro_batch or --batch-size"),
             ModelError::Kernel(KernelError::Gpu { .. }) => Self::from_error(ExitCode::Device, &error)
                 .hint("`ddpm doctor` shows which of NVIDIA's libraries are there; --device cpu needs none"),

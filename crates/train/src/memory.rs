@@ -35,6 +35,19 @@ pub fn peak_on(device: &Device) -> Result<Option<u64>, Failure> {
     Ok(peak_resident())
 }
 
+/// Bytes that a training may take: what is free on a GPU, or else all that this machine has.
+///
+/// # Errors
+/// A GPU that does not answer.
+pub fn room_on(device: &Device) -> Result<Option<u64>, Failure> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return Ok(Some(ddpm_kernels::cuda::Gpu::of(device)?.memory()?.free));
+    }
+    let _ = device;
+    Ok(total())
+}
+
 /// Bytes of physical memory that this machine has.
 pub fn total() -> Option<u64> {
     parse_status(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")

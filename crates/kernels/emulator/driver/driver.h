@@ -38,6 +38,7 @@ struct Graph {
     std::vector<Node> nodes;
     std::set<CUdeviceptr> allocated; // by its nodes
     std::set<CUdeviceptr> kept;      // of those, not freed by its nodes
+    size_t now = 0, most = 0;        // bytes its nodes hold at the end, and at most on the way there
 };
 struct Stream;
 struct Capture {

@@ -1,5 +1,6 @@
 // Graphs: the recorded work of a capture, run in the order it was recorded.
 #include "driver.h"
+#include <cstdlib>
 
 namespace emu {
 struct Exec {
@@ -12,6 +13,8 @@ CUresult run_graph(const Graph& g, bool auto_free) {
             if (!auto_free) return invalid("cuGraphLaunch", "memory that its last launch allocated was not freed");
             unmap(a);
         }
+    // The driver maps a graph's memory when it is launched, all or nothing.
+    if (live_memory() + g.most > total_memory() || getenv("GPU_EMULATOR_REFUSE_GRAPHS")) return CUDA_ERROR_OUT_OF_MEMORY;
     for (auto& node : g.nodes) {
         count("graph " + node.name);
         if (CUresult r = run_work(node.name, node.run)) return invalid("cuGraphLaunch", node.name.c_str(), r);

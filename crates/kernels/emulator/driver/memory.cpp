@@ -150,8 +150,10 @@ static CUresult allocate_on(CUdeviceptr* p, size_t bytes, CUstream stream) {
     CUresult r = reserve(p, bytes);
     if (r != CUDA_SUCCESS) return r;
     CUdeviceptr at = *p;
-    s->capture->graph.allocated.insert(at);
-    s->capture->graph.kept.insert(at);
+    auto& graph = s->capture->graph;
+    graph.allocated.insert(at);
+    graph.kept.insert(at);
+    graph.most = std::max(graph.most, graph.now += bytes);
     return submit(stream, "api cuMemAllocAsync", [at] {
         auto* a = find_start(at);
         if (!a || a->live) return CUDA_ERROR_INVALID_VALUE;
@@ -171,6 +173,7 @@ static CUresult free_on(CUdeviceptr p, CUstream stream) {
         return invalid("cuMemFreeAsync", "during a capture only memory that the capture allocated can be freed, once");
     }
     graph.kept.erase(p);
+    graph.now -= find_start(p)->size;
     return submit(stream, "api cuMemFreeAsync", [p] {
         auto* a = find_start(p);
         if (!a || !a->live) return CUDA_ERROR_INVALID_VALUE;

@@ -7,6 +7,17 @@ use super::address::alloc;
 use super::{Address, Gpu, refused};
 use crate::error::{KernelError, Result};
 
+/// A GPU's memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// What a new tensor could take.
+    pub free: u64,
+    /// What our tensors and scratch space take.
+    pub used: u64,
+    /// All of it, whoever uses it.
+    pub total: u64,
+}
+
 /// What scratch space starts with: cuBLASLt's own advice for Hopper.
 const FIRST_WORKSPACE: usize = 32 << 20;
 
@@ -61,18 +72,47 @@ impl Gpu {
     /// # Errors
     /// The driver does not answer.
     pub fn peak_memory(&self) -> Result<u64> {
-        let pool = default_pool(self.device())?;
-        let ask = |attribute| -> Result<u64> {
-            let mut value = 0u64;
-            // SAFETY: the device's own pool; both attributes we ask for are 64 bits wide.
-            unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut value).cast()) }
-                .result()
-                .map_err(refused("asking the memory pool"))?;
-            Ok(value)
-        };
+        let ask = |attribute| self.ask_pool(attribute);
         let recorded = self.recorded_memory()?;
         let highest = ask(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
         Ok(highest.max(ask(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)? + recorded))
+    }
+
+    /// How much memory there is for us: what nobody uses, and what our tensors and scratch space use already.
+    ///
+    /// # Errors
+    /// The driver does not answer.
+    pub fn memory(&self) -> Result<Room> {
+        let (free, total) = result::mem_get_info().map_err(refused("asking for free memory"))?;
+        let pool = |attribute| self.ask_pool(attribute);
+        let used = pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        // The pool keeps what was freed; to the driver that is in use.
+        let kept = pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?.saturating_sub(used);
+        Ok(Room { free: free as u64 + kept, used, total: total as u64 })
+    }
+
+    /// Begins anew to look for the most, from what is used now.
+    ///
+    /// # Errors
+    /// The driver does not answer.
+    pub fn reset_peak_memory(&self) -> Result<()> {
+        let mut zero = 0u64;
+        set_pool(self.device(), sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, &mut zero)?;
+        let (device, attribute) =
+            (self.stream().context().cu_device(), sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH);
+        // SAFETY: the device of an open context; the attribute is 64 bits wide, and can only be set to zero.
+        unsafe { sys::cuDeviceSetGraphMemAttribute(device, attribute, (&raw mut zero).cast()) }
+            .result()
+            .map_err(refused("asking for the memory of recordings"))
+    }
+
+    fn ask_pool(&self, attribute: sys::CUmemPool_attribute) -> Result<u64> {
+        let (pool, mut value) = (default_pool(self.device())?, 0u64);
+        // SAFETY: the device's own pool; all attributes we ask for are 64 bits wide.
+        unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut value).cast()) }
+            .result()
+            .map_err(refused("asking the memory pool"))?;
+        Ok(value)
     }
 
     /// The most bytes that recordings took at once.
@@ -89,7 +129,7 @@ impl Gpu {
 
 fn set_pool(device: &CudaDevice, attribute: sys::CUmemPool_attribute, value: &mut u64) -> Result<()> {
     let pool = default_pool(device)?;
-    // SAFETY: both attributes we set are 64 bits wide, and the pool is the device's own.
+    // SAFETY: the attributes we set are 64 bits wide, and the pool is the device's own.
     unsafe { result::mem_pool::set_attribute(pool, attribute, (value as *mut u64).cast()) }
         .map_err(refused("setting up the memory pool"))
 }
@@ -101,10 +141,10 @@ fn default_pool(device: &CudaDevice) -> Result<sys::CUmemoryPool> {
         .map_err(refused("asking for the memory pool"))
 }
 
-/// What went wrong when `bytes` were asked for.
-pub(super) fn out_of_memory(error: DriverError, bytes: usize) -> KernelError {
-    match error.0 {
-        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => KernelError::OutOfMemory { requested: bytes },
-        _ => KernelError::Gpu { what: format!("asking for {bytes} bytes"), error: error.to_string() },
+/// What went wrong when `what` was asked for, which takes memory.
+pub(super) fn out_of_memory(what: String) -> impl FnOnce(DriverError) -> KernelError {
+    move |error| match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => KernelError::OutOfMemory { what },
+        _ => KernelError::Gpu { what, error: error.to_string() },
     }
 }

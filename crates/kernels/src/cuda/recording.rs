@@ -1,9 +1,10 @@
 //! Work recorded once and replayed by a single call: a CUDA graph. What it reads and writes keeps its place; what it
 //! allocates on the way belongs to it.
 
-use candle_core::cuda_backend::cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
-use candle_core::cuda_backend::cudarc::driver::{CudaGraph, DriverError};
+use candle_core::cuda_backend::cudarc::driver::CudaGraph;
+use candle_core::cuda_backend::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
+use super::memory::out_of_memory;
 use super::{Gpu, refused};
 use crate::error::{KernelError, Result};
 
@@ -35,7 +36,7 @@ impl Gpu {
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = self.stream().end_capture(flags);
         worked?;
-        match graph.map_err(full_or_refused("ending a recording"))? {
+        match graph.map_err(out_of_memory("ending a recording".to_owned()))? {
             Some(graph) => Ok(Recording { graph }),
             None => {
                 Err(KernelError::Gpu { what: "recording".to_owned(), error: "nothing was queued".to_owned() }.into())
@@ -50,14 +51,7 @@ impl Recording {
     /// # Errors
     /// There is no room for what it allocates, or the driver refuses.
     pub fn replay(&mut self) -> Result<()> {
-        self.graph.launch().map_err(full_or_refused("replaying a recording"))
-    }
-}
-
-/// The memory that a recording allocates is looked for when it is made and when it is replayed.
-fn full_or_refused(what: &'static str) -> impl FnOnce(DriverError) -> KernelError {
-    move |error| match error.0 {
-        CUresult::CUDA_ERROR_OUT_OF_MEMORY => KernelError::OutOfMemory { requested: 0 },
-        _ => refused(what)(error),
+        // Only now does the driver find memory for it; it runs whole or not at all.
+        self.graph.launch().map_err(out_of_memory("replaying a recording".to_owned()))
     }
 }

@@ -7,7 +7,7 @@ use candle_core::cuda_backend::cudarc::driver::CudaEvent;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUevent_flags, CUstreamCaptureStatus};
 
 use super::{Gpu, refused};
-use crate::error::{KernelError, Result};
+use crate::error::Result;
 
 /// Runs of each way that are timed together, after one that is not.
 const RUNS: usize = 3;
@@ -41,7 +41,7 @@ pub(super) fn fastest<W>(
             // Which is the fastest differs from run to run, and with it the last bits.
             Ok(()) if gpu.deterministic() || ways.len() == 1 => return Ok(Some(number)),
             Ok(()) => {}
-            Err(error @ KernelError::OutOfMemory { .. }) => {
+            Err(error) if error.is_out_of_memory() => {
                 full = Some(error);
                 continue;
             }

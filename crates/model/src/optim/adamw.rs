@@ -123,6 +123,12 @@ impl Optimizer {
         }
     }
 
+    /// Takes back what [`count_step`](Self::count_step) counted: the step could not be queued.
+    #[cfg(feature = "cuda")]
+    pub fn uncount_step(&mut self) {
+        self.step -= 1;
+    }
+
     /// Queues one step down the gradient on a GPU, with the settings in `settings` at the time it runs; see
     /// [`DeviceStep::queue`].
     ///

@@ -25,6 +25,9 @@ impl<'p> Tape<'p> {
     where
         F: FnOnce(&mut Self) -> Result<Var> + Clone + 'p,
     {
+        if self.sketch.is_some() {
+            return self.sketch_block(run);
+        }
         if !(self.checkpointing && self.recording) {
             return run(self);
         }
@@ -57,7 +60,7 @@ impl<'p> Tape<'p> {
             checkpointing: false,
             nodes: Vec::new(),
             values: 0,
-            noted: None,
+            sketch: None,
         }
     }
 }

@@ -10,11 +10,14 @@
 //! [`Tape::reference`] runs the operations' plain-candle twins in any dtype under candle's autograd, as the oracle.
 
 mod checkpoint;
+mod footprint;
 mod operation;
 mod ops;
+mod sketch;
 
 pub use operation::{Kind, Operation, Work};
 pub use ops::LayerParams;
+pub use sketch::Sketch;
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::ops::conv2d::Algorithm;
@@ -82,8 +85,8 @@ pub struct Tape<'p> {
     checkpointing: bool,
     nodes: Vec<Node<'p>>,
     values: usize,
-    /// What ran, if that is to be known.
-    noted: Option<Vec<Operation>>,
+    /// What would run, on a tape that computes nothing.
+    sketch: Option<Sketch>,
 }
 
 /// An operation that ran: its output, and what to do with the output's gradient.
@@ -130,7 +133,7 @@ impl<'p> Tape<'p> {
             checkpointing: false,
             nodes: Vec::new(),
             values: 0,
-            noted: None,
+            sketch: None,
         }
     }
 
@@ -159,24 +162,6 @@ impl<'p> Tape<'p> {
     pub fn exact(mut self) -> Self {
         self.algorithm = Algorithm::Exact;
         self
-    }
-
-    /// Notes which operations run on what.
-    #[must_use]
-    pub fn noting(mut self) -> Self {
-        self.noted = Some(Vec::new());
-        self
-    }
-
-    /// The operations so far, if they were to be [noted](Self::noting).
-    pub fn operations(&self) -> &[Operation] {
-        self.noted.as_deref().unwrap_or_default()
-    }
-
-    fn note(&mut self, x: &Tensor, kind: Kind) {
-        if let Some(noted) = &mut self.noted {
-            noted.push(Operation { x: x.dims().to_vec(), kind });
-        }
     }
 
     /// Reads the step of the dropout masks from `step` (u32 `[2]`: low half, high half) when the masks are drawn, so that a

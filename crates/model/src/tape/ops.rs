@@ -35,15 +35,11 @@ impl<'p> Tape<'p> {
             let y = conv2d::reference::forward(conv, &x.value, weight, bias, residual_value)?;
             return Ok(Var { value: y, id: None });
         }
-        self.note(
-            &x.value,
-            Kind::Conv2d {
-                conv: *conv,
-                outputs: bias.elem_count(),
-                residual: residual.is_some(),
-                need_dx: x.id.is_some(),
-            },
-        );
+        let (outputs, need_dx) = (bias.elem_count(), x.id.is_some());
+        let kind = Kind::Conv2d { conv: *conv, outputs, residual: residual.is_some(), need_dx };
+        if let Some(y) = self.sketch(x, residual, kind)? {
+            return Ok(y);
+        }
         let conv = Conv2d { algorithm: self.algorithm, ..*conv };
         let y = conv2d::forward(&conv, &x.value, weight, bias, residual_value)?;
         let (x, residual) = (x.clone(), residual.and_then(|r| r.id));
@@ -70,7 +66,9 @@ impl<'p> Tape<'p> {
             let y = group_norm::reference::forward(&norm, &x.value, weight, bias, modulation.map(Var::value))?;
             return Ok(Var { value: y, id: None });
         }
-        self.note(&x.value, Kind::GroupNorm { norm, modulation: modulation.is_some() });
+        if let Some(y) = self.sketch(x, modulation, Kind::GroupNorm { norm, modulation: modulation.is_some() })? {
+            return Ok(y);
+        }
         let (y, statistics) = group_norm::forward(&norm, &x.value, weight, bias, modulation.map(Var::value))?;
         let (x, modulation) = (x.clone(), modulation.cloned());
         Ok(self.record(y, move |dy, flow| {
@@ -103,10 +101,10 @@ impl<'p> Tape<'p> {
             let y = linear::reference::forward(&x.value, weight, bias, residual_value)?;
             return Ok(Var { value: y, id: None });
         }
-        self.note(
-            &x.value,
-            Kind::Linear { outputs: bias.elem_count(), residual: residual.is_some(), need_dx: x.id.is_some() },
-        );
+        let (outputs, need_dx) = (bias.elem_count(), x.id.is_some());
+        if let Some(y) = self.sketch(x, residual, Kind::Linear { outputs, residual: residual.is_some(), need_dx })? {
+            return Ok(y);
+        }
         let y = linear::forward(&x.value, weight, bias, residual_value)?;
         let (x, residual) = (x.clone(), residual.and_then(|r| r.id));
         Ok(self.record(y, move |dy, flow| {
@@ -124,7 +122,9 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: attention::reference::forward(&qkv.value, heads)?, id: None });
         }
-        self.note(&qkv.value, Kind::Attention { heads });
+        if let Some(y) = self.sketch(qkv, None, Kind::Attention { heads })? {
+            return Ok(y);
+        }
         let (y, probabilities) = attention::forward(&qkv.value, heads)?;
         let qkv = qkv.clone();
         Ok(self.record(y, move |dy, flow| {
@@ -134,6 +134,9 @@ impl<'p> Tape<'p> {
 
     /// `x` under another shape of as many elements.
     pub fn reshape(&mut self, x: &Var, shape: &[usize]) -> Result<Var> {
+        if let Some(y) = self.sketch_reshaped(x, shape)? {
+            return Ok(y);
+        }
         let y = x.value.reshape(shape)?;
         if self.is_reference() {
             return Ok(Var { value: y, id: None });
@@ -148,7 +151,9 @@ impl<'p> Tape<'p> {
             let y = elementwise::reference::add_channels(&x.value, &offset.value)?;
             return Ok(Var { value: y, id: None });
         }
-        self.note(&x.value, Kind::AddChannels);
+        if let Some(y) = self.sketch(x, Some(offset), Kind::AddChannels)? {
+            return Ok(y);
+        }
         let y = elementwise::add_channels(&x.value, &offset.value)?;
         let (x, offset) = (x.id, offset.id);
         Ok(self.record(y, move |dy, flow| {
@@ -162,7 +167,9 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: (&a.value + &b.value)?, id: None });
         }
-        self.note(&a.value, Kind::Add);
+        if let Some(y) = self.sketch(a, Some(b), Kind::Add)? {
+            return Ok(y);
+        }
         let y = elementwise::add(&a.value, &b.value)?;
         let (a, b) = (a.id, b.id);
         Ok(self.record(y, move |dy, flow| {
@@ -176,7 +183,9 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: Tensor::cat(&[&a.value, &b.value], 3)?, id: None });
         }
-        self.note(&a.value, Kind::Concat { others: b.value.dim(3)? });
+        if let Some(y) = self.sketch(a, Some(b), Kind::Concat { others: b.value.dim(3)? })? {
+            return Ok(y);
+        }
         let y = elementwise::concat(&a.value, &b.value)?;
         let (channels, a, b) = (a.value.dim(3)?, a.id, b.id);
         Ok(self.record(y, move |dy, flow| {
@@ -191,7 +200,9 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: resample::reference::upsample(&x.value)?, id: None });
         }
-        self.note(&x.value, Kind::Upsample);
+        if let Some(y) = self.sketch(x, None, Kind::Upsample)? {
+            return Ok(y);
+        }
         let y = resample::upsample(&x.value)?;
         let id = x.id;
         Ok(self.record(y, move |dy, flow| flow.accumulate(id, resample::upsample_backward(dy)?)))
@@ -202,7 +213,9 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: resample::reference::downsample(&x.value)?, id: None });
         }
-        self.note(&x.value, Kind::Downsample);
+        if let Some(y) = self.sketch(x, None, Kind::Downsample)? {
+            return Ok(y);
+        }
         let y = resample::downsample(&x.value)?;
         let id = x.id;
         Ok(self.record(y, move |dy, flow| flow.accumulate(id, resample::downsample_backward(dy)?)))
@@ -213,7 +226,9 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: (&x.value * factor)?, id: None });
         }
-        self.note(&x.value, Kind::Scale { factor: factor as f32 });
+        if let Some(y) = self.sketch(x, None, Kind::Scale { factor: factor as f32 })? {
+            return Ok(y);
+        }
         let (factor, id) = (factor as f32, x.id);
         let y = elementwise::scale(&x.value, factor)?;
         Ok(self.record(y, move |dy, flow| flow.accumulate(id, elementwise::scale(dy, factor)?)))
@@ -224,7 +239,9 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: activation::reference::forward(f, &x.value)?, id: None });
         }
-        self.note(&x.value, Kind::Activation(f));
+        if let Some(y) = self.sketch(x, None, Kind::Activation(f))? {
+            return Ok(y);
+        }
         let y = activation::forward(f, &x.value)?;
         let x = x.clone();
         Ok(self.record(y, move |dy, flow| flow.accumulate(x.id, activation::backward(f, &x.value, dy)?)))
@@ -235,7 +252,9 @@ impl<'p> Tape<'p> {
         if self.is_reference() {
             return Ok(Var { value: elementwise::reference::silu(&x.value)?, id: None });
         }
-        self.note(&x.value, Kind::Silu);
+        if let Some(y) = self.sketch(x, None, Kind::Silu)? {
+            return Ok(y);
+        }
         let y = elementwise::silu(&x.value)?;
         let x = x.clone();
         Ok(self.record(y, move |dy, flow| flow.accumulate(x.id, elementwise::silu_backward(&x.value, dy)?)))
@@ -248,8 +267,11 @@ impl<'p> Tape<'p> {
             return Ok(Var { value: weight.index_select(labels, 0)?, id: None });
         }
         let y = elementwise::embedding_rows(weight, labels, self.dtype())?;
-        self.note(&y, Kind::Embedding { rows: weight.dim(0)? });
-        let (rows, labels) = (weight.dim(0)?, labels.clone());
+        let rows = weight.dim(0)?;
+        if let Some(y) = self.sketch(&Var { value: y.clone(), id: None }, None, Kind::Embedding { rows })? {
+            return Ok(y);
+        }
+        let labels = labels.clone();
         Ok(self.record(y, move |dy, flow| {
             let (buffer, offset, write) = flow.params.single(table);
             Ok(elementwise::embedding_rows_backward(dy, &labels, rows, buffer, offset, write)?)
@@ -259,7 +281,9 @@ impl<'p> Tape<'p> {
     /// Dropout while training, nothing otherwise.
     pub fn dropout(&mut self, x: &Var, probability: f64) -> Result<Var> {
         let Some(mask) = self.next_dropout(probability) else { return Ok(x.clone()) };
-        self.note(&x.value, Kind::Dropout { probability });
+        if let Some(y) = self.sketch(x, None, Kind::Dropout { probability })? {
+            return Ok(y);
+        }
         let step = self.step.clone();
         let apply = move |x: &Tensor| match &step {
             Some(step) => dropout::apply_at(&mask, step, x),

@@ -86,6 +86,10 @@ impl ConditionEmbedding {
         }
     }
 
+    pub(super) fn takes_labels(&self) -> bool {
+        self.class.is_some()
+    }
+
     /// `[N, E]`, after the activation that every residual block would apply to it.
     pub(super) fn forward(&self, tape: &mut Tape<'_>, condition: &Condition) -> Result<Var> {
         let class = match (&self.class, &condition.labels) {

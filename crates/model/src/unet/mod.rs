@@ -18,7 +18,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
 
 pub use config::{
@@ -32,8 +32,8 @@ use self::blocks::{DownBlock, MidBlock, UpBlock};
 use self::embedding::ConditionEmbedding;
 use self::layers::{Conv2d, GroupNorm, Start};
 use crate::error::{ModelError, Result};
-use crate::params::ParamLayout;
-use crate::tape::{Tape, Var};
+use crate::params::{ParamLayout, Params};
+use crate::tape::{Sketch, Tape, Var};
 
 /// The network.
 #[derive(Clone, Debug)]
@@ -136,6 +136,21 @@ impl UNet {
         }
         let h = self.conv_norm_out.forward(tape, &h, None)?;
         self.conv_out.forward(tape, &h, None)
+    }
+
+    /// What runs when one image is learned from, without running it.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn sketch(&self) -> Result<Sketch> {
+        // Zeros that nobody touches take no memory, however many.
+        let params = Params::from_vec(&self.layout, vec![0.0; self.layout.len()], &Device::Cpu)?;
+        let mut tape = Tape::sketching(&params);
+        let image =
+            Tensor::zeros((1, self.image.size, self.image.size, self.image.in_channels), DType::F32, &Device::Cpu);
+        let label = self.embedding.takes_labels().then_some(&[0][..]);
+        self.forward(&mut tape, &image?, &[0.0], label)?;
+        Ok(tape.into_sketch())
     }
 
     fn check_input(&self, x_t: &Tensor, timesteps: usize) -> Result<()> {

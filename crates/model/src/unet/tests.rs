@@ -298,3 +298,23 @@ fn classes_as_numbers_need_no_table_and_may_have_a_bound() {
         assert!(run(Some(&[2])).is_none());
     }
 }
+
+#[test]
+fn a_sketch_has_every_operation_that_is_recorded_and_takes_less_where_blocks_are_computed_again() {
+    let configs = [small(TimeScaleShift::ScaleShift), small_resnet(TimeScaleShift::Default, Activation::Mish)];
+    for config in configs {
+        let unet = UNet::new(&UNetConfig { dropout: 0.3, ..config }).unwrap();
+        let params = random_params(&unet);
+        let mut tape = Tape::training(&params, DropoutStream { seed: 1, step: 0, first_position: 0 });
+        let x = normal(&[1, 16, 16, 3], 0);
+        unet.forward(&mut tape, &x, &[3.0], unet.embedding.takes_labels().then_some(&[2][..])).unwrap();
+        let sketch = unet.sketch().unwrap();
+        let attention = sketch.operations().filter(|operation| operation.name() == "attention").count();
+        // Around each attention two values get another shape, which is no operation.
+        assert_eq!(sketch.operations().count() + 2 * attention, tape.recorded());
+        let (one, two) = (sketch.peak_bytes(1, 4, false), sketch.peak_bytes(2, 4, false));
+        assert!(one < two && two <= 2 * one, "{one} bytes for one image, {two} for two");
+        let again = sketch.peak_bytes(2, 4, true);
+        assert!(again * 5 < two * 4, "{again} bytes where blocks are computed again, {two} where not");
+    }
+}

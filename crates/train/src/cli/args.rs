@@ -219,6 +219,17 @@ pub struct CheckArgs {
     /// Set a key; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<Setting>,
+    /// Where to compute: auto, cpu, cuda or cuda:N [default: run.device, auto]
+    #[arg(long)]
+    pub device: Option<DeviceChoice>,
+}
+
+impl CheckArgs {
+    /// `--set`, and the option that stands for a key.
+    pub fn settings(&self) -> Vec<Setting> {
+        let device = self.device.map(|device| Setting { key: "run.device".to_owned(), value: device.to_string() });
+        self.set.iter().cloned().chain(device).collect()
+    }
 }
 
 /// `ddpm forward`

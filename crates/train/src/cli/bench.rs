@@ -49,7 +49,7 @@ fn step_table(m: &StepMeasurement) -> String {
     table.row(&[&"forward", &format!("{:.1} ms", m.phases_ms.forward)]);
     table.row(&[&"backward", &format!("{:.1} ms", m.phases_ms.backward)]);
     table.row(&[&"optimizer", &format!("{:.1} ms", m.phases_ms.optimizer)]);
-    peak_row(&mut table, m.peak_bytes);
+    peak_row(&mut table, m.peak_bytes, m.estimated_bytes);
     table.render()
 }
 
@@ -62,7 +62,7 @@ fn sample_table(m: &SampleMeasurement) -> String {
     table.row(&[&"all images, median", &format!("{:.1} ms", m.median_ms)]);
     table.row(&[&"all images, range", &format!("{:.1} to {:.1} ms", m.min_ms, m.max_ms)]);
     table.row(&[&"images/s", &format!("{:.2}", m.images_per_s)]);
-    peak_row(&mut table, m.peak_bytes);
+    peak_row(&mut table, m.peak_bytes, None);
     table.render()
 }
 
@@ -92,8 +92,9 @@ fn operations_table(operations: &Operations) -> String {
     )
 }
 
-fn peak_row(table: &mut Table, peak_bytes: Option<u64>) {
+fn peak_row(table: &mut Table, peak_bytes: Option<u64>, estimated_bytes: Option<u64>) {
     if let Some(peak) = peak_bytes {
-        table.row(&[&"peak memory", &format_bytes(peak)]);
+        let estimated = estimated_bytes.map_or(String::new(), |bytes| format!(", estimated {}", format_bytes(bytes)));
+        table.row(&[&"peak memory", &format!("{}{estimated}", format_bytes(peak))]);
     }
 }

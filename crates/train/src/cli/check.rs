@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use ddpm_model::ModelError;
 use ddpm_model::params::ParamLayout;
 use ddpm_model::unet::UNet;
 use serde::Serialize;
@@ -16,6 +17,7 @@ use crate::error::{Failure, Outcome};
 use crate::memory::format_bytes;
 use crate::report::progress::format_duration;
 use crate::training::estimate::{Measured, StepEstimate, estimate_step};
+use crate::training::gpu_memory::{GpuEstimate, GpuNeeds};
 
 /// Steps to measure, after two to warm up: some seconds for a model this machine can train.
 const MEASURED_STEPS: usize = 3;
@@ -32,6 +34,12 @@ struct Needs {
     tensors: usize,
     /// The most memory that a step takes, where the system tells it.
     memory_bytes: Option<u64>,
+    /// On a GPU, what `memory_bytes` was expected to be.
+    estimated_bytes: Option<u64>,
+    /// What a step takes on a GPU, whether there is one or not.
+    gpu: GpuNeeds,
+    /// What its activations take with gradient checkpointing.
+    gpu_checkpointed_bytes: u64,
     /// One checkpoint.
     checkpoint_bytes: u64,
     /// All that a finished run leaves, and one checkpoint that is being replaced.
@@ -51,11 +59,11 @@ struct Needs {
 
 /// Checks a configuration and says what a run would need.
 pub(super) fn check(args: &CheckArgs, output: &Output) -> Result<Outcome, Failure> {
-    let plan = TrainPlan::new(&Resolved::load(&args.config, &args.set)?)?;
+    let plan = TrainPlan::new(&Resolved::load(&args.config, &args.settings())?)?;
     let unet = UNet::new(&plan.config().model)?;
     output.detail("measuring a few steps");
     let step = estimate_step(&plan, MEASURED_STEPS)?;
-    let needs = needs(&plan, unet.layout(), &step);
+    let needs = needs(&plan, unet.layout(), &step)?;
     let verdict = verdict(&step);
     match step.data_error.map(Failure::from) {
         None => {
@@ -74,7 +82,7 @@ fn verdict(step: &StepEstimate) -> &'static str {
     }
 }
 
-fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Needs {
+fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Result<Needs, ModelError> {
     let config = plan.config();
     let parameters = layout.parameters() as u64;
     // Weights, both moments, and each average, in f32.
@@ -83,10 +91,15 @@ fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Needs {
     let lines = plan.log_cadence().count(steps).saturating_mul(LOG_LINE_BYTES);
     let pictures = plan.sample_cadence().count(steps).saturating_add(1).saturating_mul(PICTURE_BYTES);
     let checkpoints = checkpoint_bytes.saturating_mul(checkpoints_at_once(plan));
-    Needs {
+    let estimate = GpuEstimate::new(config)?;
+    let at_once = plan.micro_batch().map_or(config.train.batch_size, usize::from);
+    Ok(Needs {
         parameters,
         tensors: layout.specs().iter().map(|spec| spec.file_shapes().len()).sum(),
         memory_bytes: step.peak_bytes,
+        estimated_bytes: step.estimated_bytes,
+        gpu: estimate.of(at_once),
+        gpu_checkpointed_bytes: estimate.checkpointed(at_once).activations_bytes,
         checkpoint_bytes,
         disk_bytes: checkpoints.saturating_add(lines).saturating_add(pictures),
         step_ms: step.step_ms,
@@ -95,7 +108,7 @@ fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Needs {
         images: step.images,
         epochs: step.images.map(|images| steps as f64 * config.train.batch_size as f64 / images as f64),
         warnings: plan.warnings().iter().chain(&step.warning).cloned().collect(),
-    }
+    })
 }
 
 /// The most checkpoints that exist at once: an old one goes only after a newer one was verified.
@@ -114,7 +127,14 @@ fn text(plan: &TrainPlan, needs: &Needs, verdict: &str) -> String {
     }
     table.row(&[&"parameters", &format!("{} in {} tensors", grouped(needs.parameters), needs.tensors)]);
     if let Some(memory) = needs.memory_bytes {
-        table.row(&[&"memory", &format_bytes(memory)]);
+        let estimated = needs.estimated_bytes.map(format_bytes);
+        let estimated = estimated.map_or(String::new(), |bytes| format!(", estimated {bytes}"));
+        table.row(&[&"memory", &format!("{}{estimated}", format_bytes(memory))]);
+    }
+    table.row(&[&"on a GPU", &needs.gpu.describe()]);
+    if !needs.gpu.gradient_checkpointing {
+        let bytes = format_bytes(needs.gpu_checkpointed_bytes);
+        table.row(&[&"", &format!("with train.gradient_checkpointing, {bytes} for the images")]);
     }
     let seconds = Duration::try_from_secs_f64(needs.eta_s).unwrap_or(Duration::MAX);
     let steps = config.train.steps;
@@ -173,12 +193,13 @@ mod tests {
         let step = StepEstimate {
             step_ms: 60_000.0,
             peak_bytes: Some(130 << 30),
+            estimated_bytes: None,
             measured: Measured::Extrapolated,
             warning: Some(warning),
             images: Some(64),
             data_error: None,
         };
-        let needs = needs(&plan, UNet::new(&plan.config().model).unwrap().layout(), &step);
+        let needs = needs(&plan, UNet::new(&plan.config().model).unwrap().layout(), &step).unwrap();
         let text = text(&plan, &needs, verdict(&step));
         for part in [
             "my.toml: a run would need more memory than there is\n",

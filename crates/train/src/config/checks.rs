@@ -8,7 +8,7 @@ use ddpm_model::unet::{ImageShape, UNetConfigError};
 use super::device::DeviceChoice;
 use super::error::{ConfigError, Origin};
 use super::layers::Resolved;
-use super::types::{Precision, TrainConfig};
+use super::types::TrainConfig;
 use crate::hub::RepoName;
 
 /// The checks, section by section.
@@ -146,8 +146,7 @@ impl<'a> Checks<'a> {
                 "[0.9, 0.999] is usual",
             )?;
         }
-        self.ema_decays(device)?;
-        self.computing(device)
+        self.ema_decays(device)
     }
 
     fn ema_decays(&self, device: DeviceChoice) -> Result<(), ConfigError> {
@@ -165,20 +164,6 @@ impl<'a> Checks<'a> {
         }
         #[cfg(not(feature = "cuda"))]
         let _ = device;
-        Ok(())
-    }
-
-    fn computing(&self, device: DeviceChoice) -> Result<(), ConfigError> {
-        let train = &self.config.train;
-        let name = match train.precision {
-            Precision::F32 => None,
-            Precision::Bf16 => Some("bf16"),
-            Precision::F16 => Some("f16"),
-        };
-        if let Some(name) = name.filter(|_| device.is_cpu()) {
-            let message = format!("train.precision = \"{name}\": the CPU computes in f32 only");
-            return Err(self.impossible("train.precision", message, "set train.precision = \"f32\", or use a GPU"));
-        }
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use super::device::DeviceChoice;
 use super::error::ConfigError;
 use super::identity::config_hash;
 use super::layers::Resolved;
-use super::types::TrainConfig;
+use super::types::{Precision, TrainConfig};
 
 /// Above this share of the image left in `x_T`, sampling starts from noise the network has never seen.
 pub const MAX_TERMINAL_SIGNAL: f64 = 0.05;
@@ -75,7 +75,7 @@ impl TrainPlan {
         checks.training(device)?;
         checks.reports()?;
         let hash = config_hash(&resolved.config);
-        let warnings = warnings(&resolved.config, &schedule);
+        let warnings = warnings(&resolved.config, &schedule, device);
         Ok(Self { resolved: resolved.clone(), device, shape, hash, warnings })
     }
 
@@ -161,7 +161,7 @@ impl TrainPlan {
     }
 }
 
-fn warnings(config: &TrainConfig, schedule: &Schedule) -> Vec<Warning> {
+fn warnings(config: &TrainConfig, schedule: &Schedule, device: DeviceChoice) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let mut warn = |key, message| warnings.push(Warning { key, message });
     let signal = schedule.terminal_signal();
@@ -177,6 +177,10 @@ fn warnings(config: &TrainConfig, schedule: &Schedule) -> Vec<Warning> {
         let message =
             format!("{} steps of warm-up, but only {} in all: lr is never reached", train.warmup_steps, train.steps);
         warn("train.warmup_steps", message);
+    }
+    if train.precision != Precision::F32 && device.is_cpu() {
+        let message = format!("the CPU computes in f32 whatever it says: {} is for GPUs", train.precision);
+        warn("train.precision", message);
     }
     if let Some(message) = late_importance_sampling(config) {
         warn("loss.timestep_sampler", message);
@@ -236,6 +240,15 @@ mod tests {
         assert_eq!(plan.warnings().len(), 1);
         assert_eq!(plan.warnings()[0].key, "diffusion.num_train_timesteps");
         assert!(plan.warnings()[0].message.starts_with("sqrt(alpha_bar_T) = 0.603:"), "{}", plan.warnings()[0].message);
+    }
+
+    #[test]
+    fn sixteen_bits_are_for_gpus() {
+        let keys = |device: &str| {
+            let plan = plan(&format!("[run]\ndevice = \"{device}\"\n[train]\nprecision = \"bf16\""));
+            plan.warnings().iter().map(|warning| warning.key).collect::<Vec<_>>()
+        };
+        assert_eq!((keys("cpu"), keys("cuda")), (vec!["train.precision"], vec![]));
     }
 
     #[test]

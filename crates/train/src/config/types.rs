@@ -3,6 +3,8 @@
 //! Nothing is checked here beyond types; [`TrainPlan`](super::TrainPlan) turns a config into what a run may believe.
 //! `every = 0` means never, everywhere. `[model]`, `[diffusion]` and `[loss]` are defined beside the code they set up.
 
+use std::fmt::{self, Display, Formatter};
+
 use serde::{Deserialize, Serialize};
 
 pub use ddpm_data::{Crop, Format, OnCorrupt};
@@ -181,10 +183,20 @@ impl Default for OptimConfig {
 pub enum Precision {
     /// 32 bits.
     F32,
-    /// 16 bits with f32's range; GPU only.
+    /// 16 bits with f32's range; the CPU computes in f32 all the same.
     Bf16,
-    /// 16 bits with a scaled loss; GPU only.
+    /// 16 bits with a scaled loss; likewise.
     F16,
+}
+
+impl Display for Precision {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
 }
 
 /// `[checkpoint]`

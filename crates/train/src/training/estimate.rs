@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use candle_core::Device;
 use ddpm_data::{Batch, Batcher, DataError, Loader, LoaderConfig, Source};
 use serde::Serialize;
 
@@ -33,7 +34,9 @@ pub struct StepEstimate {
     pub peak_bytes: Option<u64>,
     /// How both are known.
     pub measured: Measured,
-    /// What to do where that is more memory than there is.
+    /// On a GPU, what its memory was expected to be.
+    pub estimated_bytes: Option<u64>,
+    /// What to do where that is more memory than there is, or what was done.
     pub warning: Option<Warning>,
     /// Images of the source, where it could be opened.
     pub images: Option<usize>,
@@ -51,7 +54,8 @@ pub enum Measured {
     Extrapolated,
 }
 
-/// Measures `repeat` training steps of `plan` where they take seconds, and foretells what a step would take where not.
+/// Measures `repeat` training steps of `plan` where they take seconds, and foretells what a step would take where not. A GPU
+/// makes whole steps, and finds out itself what fits.
 ///
 /// # Errors
 /// A device that cannot be opened, a network whose weights alone are too large, a step that fails. Not data that cannot
@@ -60,6 +64,9 @@ pub fn estimate_step(plan: &TrainPlan, repeat: usize) -> Result<StepEstimate, Fa
     let device = plan.device().open()?;
     let mut data = LenientData::open(plan);
     let mut trainer = Trainer::new(plan, &device)?;
+    if !device.is_cpu() {
+        return measure_on_gpu(plan, &mut trainer, &device, repeat, data);
+    }
     let foretold = foretell(plan, &mut trainer)?;
     let batch_size = plan.config().train.batch_size;
     let at_once = plan.micro_batch().map_or(batch_size, usize::from);
@@ -69,13 +76,34 @@ pub fn estimate_step(plan: &TrainPlan, repeat: usize) -> Result<StepEstimate, Fa
     let small = step_ms < LONGEST_STEP_MS && fits(peak_bytes, total.map(|total| total / 2));
     let (step_ms, peak_bytes, measured, warning) = if small {
         data.start();
-        let step = measure(&mut trainer, &device, repeat, || Ok(data.next_batch()))?;
+        let step = measure(plan, &mut trainer, &device, repeat, || Ok(data.next_batch()))?;
         (step.median_ms, step.peak_bytes, Measured::Batch, None)
     } else {
         (step_ms, peak_bytes, Measured::Extrapolated, memory_warning(&foretold, at_once, total))
     };
-    let images = data.source.as_ref().map(|source| source.len());
-    Ok(StepEstimate { step_ms, peak_bytes, measured, warning, images, data_error: data.error })
+    let images = data.images();
+    Ok(StepEstimate { step_ms, peak_bytes, estimated_bytes: None, measured, warning, images, data_error: data.error })
+}
+
+fn measure_on_gpu(
+    plan: &TrainPlan,
+    trainer: &mut Trainer,
+    device: &Device,
+    repeat: usize,
+    mut data: LenientData<'_>,
+) -> Result<StepEstimate, Failure> {
+    data.start();
+    let step = measure(plan, trainer, device, repeat, || Ok(data.next_batch()))?;
+    let notices = trainer.take_notices().into_iter();
+    Ok(StepEstimate {
+        step_ms: step.median_ms,
+        peak_bytes: step.peak_bytes,
+        estimated_bytes: step.estimated_bytes,
+        measured: Measured::Batch,
+        warning: notices.last().map(|message| Warning { key: "train.micro_batch", message }),
+        images: data.images(),
+        data_error: data.error,
+    })
 }
 
 /// The data of a plan, or from its first error on grey images.
@@ -97,6 +125,10 @@ impl<'a> LenientData<'a> {
             data.keep(Batcher::new(source, some).and_then(|batcher| batcher.batch_at(0)));
         }
         data
+    }
+
+    fn images(&self) -> Option<usize> {
+        self.source.as_ref().map(|source| source.len())
     }
 
     /// Starts reading ahead, unless the data cannot be read.

@@ -24,16 +24,21 @@ use ddpm_model::diffusion::DrawnTimesteps;
 use ddpm_model::tape::{DropoutStream, Tape};
 use ddpm_model::unet::{ClassEmbedType, Condition};
 
+use super::gpu_memory::GpuEstimate;
 use super::outcome::{Phases, SampleLosses, StepOutcome};
 use super::step::{Trainer, diverged};
 use crate::config::TrainPlan;
-use crate::config::types::Precision;
+use crate::config::types::{Precision, TrainConfig};
 use crate::error::{ExitCode, Failure};
+use crate::memory::format_bytes;
 
 /// Where f16's loss scale starts, as PyTorch's.
 const FIRST_LOSS_SCALE: f64 = 65_536.0;
 /// Results of a sample: its loss, its mean squared error, its term of the bound.
 const RESULTS: usize = 3;
+
+/// Steps without a recording after one did not fit into memory.
+const UNRECORDED: u64 = 1000;
 
 /// The parts of an upload, in their order; labels come last, where there are any.
 const IMAGES: usize = 0;
@@ -53,14 +58,17 @@ pub(super) struct GpuSteps {
     download: Download,
     pub(super) device_step: DeviceStep,
     recording: Option<Recording>,
-    /// Whether a step ran, so that the next one can be recorded.
-    warm: bool,
+    /// Steps until the next one can be recorded: one must have run before, and after one did not fit, memory may be free
+    /// again later.
+    unrecorded: u64,
     /// While a step is timed: where its parts begin and end.
     marks: Option<Vec<(Part, Mark)>>,
     /// Steps whose results have not been read, oldest first.
     pending: VecDeque<Pending>,
     /// Whether the number of images computed at once may be made smaller where memory does not suffice.
     may_halve: bool,
+    /// To say what would fit.
+    config: TrainConfig,
     has_labels: bool,
     /// Whether classes are embedded as numbers, as timesteps are.
     labels_are_numbers: bool,
@@ -128,10 +136,11 @@ impl GpuSteps {
             results,
             device_step,
             recording: None,
-            warm: false,
+            unrecorded: 1,
             marks: None,
             pending: VecDeque::new(),
             may_halve: plan.micro_batch().is_none(),
+            config: plan.config().clone(),
             has_labels,
             labels_are_numbers: numbers,
             vlb: plan.config().loss.kind.has_bound(),
@@ -147,6 +156,25 @@ impl GpuSteps {
             self.gpu.give_back_unused()?;
         }
         Ok(there)
+    }
+
+    /// Why a step with so many images at once cannot be: what it needs, what there is, what would fit.
+    fn does_not_fit(&self, images: usize, error: &ModelError) -> Failure {
+        let plural = if images == 1 { "" } else { "s" };
+        let mut message = format!("a step with {images} image{plural} at once does not fit into the GPU's memory");
+        let (Ok(room), Ok(estimate)) = (self.gpu.memory(), GpuEstimate::new(&self.config)) else {
+            return Failure::caused_by(ExitCode::Device, message, error);
+        };
+        // Nothing of the step is left, so what is free is there for activations: what lasts has its place already.
+        let needs = estimate.of(images);
+        let there = room.free + needs.total_bytes - needs.activations_bytes;
+        message += &format!(
+            ": it takes about {}; there are {}, of {} in all",
+            needs.describe(),
+            format_bytes(there),
+            format_bytes(room.total)
+        );
+        Failure::caused_by(ExitCode::Device, message, error).hint(estimate.advice(images, there))
     }
 }
 
@@ -181,7 +209,10 @@ impl Trainer {
             labels => labels.map(Numbers::U32),
         });
         gpu.upload.send(&numbers)?;
-        self.run_or_replay(gpu, n)?;
+        if let Err(failure) = self.run_or_replay(gpu, n) {
+            self.optimizer.uncount_step();
+            return Err(failure);
+        }
         gpu.download.ask(&[&gpu.results, gpu.device_step.state_tensor()])?;
         let phases = Phases { forward: gpu.last.elapsed(), ..Phases::default() };
         gpu.last = Instant::now();
@@ -214,13 +245,33 @@ impl Trainer {
     }
 
     fn run_or_replay(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), Failure> {
+        if gpu.marks.is_some() || (gpu.recording.is_none() && gpu.unrecorded > 0) {
+            self.run_as_it_is(gpu, n)?;
+            gpu.unrecorded = gpu.unrecorded.saturating_sub(1);
+            return Ok(());
+        }
+        match self.replay(gpu, n) {
+            Err(error) if error.is_out_of_memory() => {
+                // Nothing of it has run: the driver looks for a recording's memory before it begins.
+                gpu.give_back_recording()?;
+                gpu.gpu.give_back_unused()?;
+                if !self.halve(gpu) {
+                    gpu.unrecorded = UNRECORDED;
+                    gpu.notices.push(format!(
+                        "a recorded step does not fit into the GPU's memory: the next {UNRECORDED} steps are queued operation \
+                         by operation, which may be slower"
+                    ));
+                }
+                self.run_as_it_is(gpu, n)
+            }
+            replayed => Ok(replayed?),
+        }
+    }
+
+    /// Replays the step, which is recorded first where it is not.
+    fn replay(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), ModelError> {
         if let Some(recording) = &mut gpu.recording {
             return Ok(recording.replay()?);
-        }
-        if !gpu.warm || gpu.marks.is_some() {
-            self.run_first(gpu, n)?;
-            gpu.warm = true;
-            return Ok(());
         }
         // What the first step used belongs to the process; a recording has memory of its own.
         gpu.gpu.give_back_unused()?;
@@ -231,21 +282,27 @@ impl Trainer {
         Ok(())
     }
 
+    /// Goes on with half as many images at once, if there are two and nobody chose their number; whether it does.
+    fn halve(&mut self, gpu: &mut GpuSteps) -> bool {
+        if !gpu.may_halve || self.micro_batch <= 1 {
+            return false;
+        }
+        let (all, half) = (self.micro_batch, self.micro_batch.div_ceil(2));
+        gpu.notices.push(format!("{all} images at once do not fit into the GPU's memory: {half} at a time"));
+        self.micro_batch = half;
+        true
+    }
+
     /// Runs a step as it is, with fewer images at once for as long as memory does not suffice.
-    fn run_first(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), Failure> {
+    fn run_as_it_is(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), Failure> {
         loop {
             let queued = self.queue_work(gpu, n).and_then(|()| Ok(gpu.gpu.synchronize()?));
             match queued {
-                Err(ModelError::Kernel(KernelError::OutOfMemory { .. })) if gpu.may_halve && self.micro_batch > 1 => {
-                    let half = self.micro_batch.div_ceil(2);
-                    let all = self.micro_batch;
-                    gpu.notices
-                        .push(format!("{all} images at once do not fit into the GPU's memory: {half} at a time"));
-                    self.micro_batch = half;
+                Err(error) if error.is_out_of_memory() => {
                     gpu.gpu.give_back_unused()?;
-                }
-                Err(ModelError::Kernel(error @ KernelError::OutOfMemory { .. })) => {
-                    return Err(does_not_fit(self, &error));
+                    if !self.halve(gpu) {
+                        return Err(gpu.does_not_fit(self.micro_batch, &error));
+                    }
                 }
                 other => return Ok(other?),
             }
@@ -309,15 +366,4 @@ impl Trainer {
         }
         Ok(())
     }
-}
-
-fn does_not_fit(trainer: &Trainer, error: &KernelError) -> Failure {
-    let images = trainer.micro_batch;
-    let message = format!(
-        "a step with {images} image{} at once does not fit into the GPU's memory",
-        if images == 1 { "" } else { "s" }
-    );
-    let hint = "set train.micro_batch = 0 to have the largest number that fits found; where 1 does not fit, make \
-                model.block_out_channels narrower, or train.precision = \"bf16\"";
-    Failure::caused_by(ExitCode::Device, message, error).hint(hint)
 }

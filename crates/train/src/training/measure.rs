@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use ddpm_data::{Batch, DataError, Loader};
+use ddpm_model::ModelError;
 use serde::Serialize;
 
 use super::context::{device_name, loader_config};
+use super::gpu_memory::GpuEstimate;
 use super::outcome::Phases;
 use super::step::Trainer;
 use crate::config::TrainPlan;
@@ -61,6 +63,8 @@ pub struct StepMeasurement {
     pub images_per_s: f64,
     /// Most memory in use at once so far: resident memory of the process, or on a GPU what tensors and scratch space took.
     pub peak_bytes: Option<u64>,
+    /// On a GPU, what the peak was expected to be.
+    pub estimated_bytes: Option<u64>,
     /// Medians by phase.
     pub phases_ms: PhasesMs,
 }
@@ -74,10 +78,11 @@ pub fn measure_step(plan: &TrainPlan, repeat: usize) -> Result<StepMeasurement, 
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
     let mut loader = Loader::start(source, loader_config(plan), 0)?;
     let mut trainer = Trainer::new(plan, &device)?;
-    measure(&mut trainer, &device, repeat, || loader.next())
+    measure(plan, &mut trainer, &device, repeat, || loader.next())
 }
 
 pub(super) fn measure(
+    plan: &TrainPlan,
     trainer: &mut Trainer,
     device: &Device,
     repeat: usize,
@@ -93,6 +98,8 @@ pub(super) fn measure(
         times.block(trainer, steps, &mut next_batch)?;
     }
     let peak_bytes = memory::peak_on(device)?;
+    let estimate = |images| Ok::<_, ModelError>(GpuEstimate::new(plan.config())?.of(images).total_bytes);
+    let estimated_bytes = (!device.is_cpu()).then(|| estimate(trainer.images_at_once())).transpose()?;
     if !device.is_cpu() {
         times.phases_of_gpu(trainer, &mut next_batch)?;
     }
@@ -111,6 +118,7 @@ pub(super) fn measure(
         max_ms: steps.last().copied().unwrap_or(f64::NAN),
         images_per_s: batch_size as f64 / median_ms * 1e3,
         peak_bytes,
+        estimated_bytes,
         phases_ms: PhasesMs {
             data: median(&mut waits.into_iter().map(milliseconds).collect::<Vec<_>>()),
             forward: phase(|phases| phases.forward),

@@ -3,6 +3,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`step`] | one optimizer step ([`outcome`]: what it did); `gpu` (with the feature `cuda`): the same, queued, recorded and replayed |
+//! | [`gpu_memory`] | what a step takes of a GPU's memory, told without one |
 //! | [`run`] | the life of a run; beside it `context` (what stays the same), `resume` (where it starts), `observe` (metrics, checkpoints, pictures) |
 //! | `engines` | with the feature `cuda`: which algorithms were the fastest, kept beside a run |
 //! | [`state`] | a trainer to and from a checkpoint |
@@ -25,6 +26,7 @@ mod engines;
 pub mod estimate;
 #[cfg(feature = "cuda")]
 mod gpu;
+pub mod gpu_memory;
 #[cfg(feature = "cuda")]
 mod gpu_pictures;
 #[cfg(feature = "cuda")]

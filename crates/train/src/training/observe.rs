@@ -8,7 +8,7 @@ use super::context::{RunContext, sampler_config};
 use super::engines::Engines;
 use super::model::all_classes;
 use super::outcome::{Phases, StepOutcome};
-use super::pictures::{BATCH, Painter, Request, Start};
+use super::pictures::{BATCH, Images, Painter, Request, Start};
 use super::state::Position;
 use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
@@ -255,39 +255,55 @@ impl<'a> Observers<'a> {
     }
 
     /// Draws pictures from the moving average and shows them; gives up when the run is to stop, for that may take minutes
-    /// and the next start can do it as well. Returns whether there is a picture.
+    /// and the next start can do it as well; whether it came to an end. A GPU without room for pictures ends no run.
     fn draw(&mut self, trainer: &mut Trainer) -> Result<bool, Failure> {
-        let start = Instant::now();
-        let plan = self.context.plan;
-        let settings = &plan.config().sample;
-        let sampler = sampler_config(plan.config());
-        let request = Request {
-            num: settings.num,
-            sampler: &sampler,
-            start: Start::Seed(settings.seed),
-            classes: all_classes(plan.config()),
-            guidance: None,
-            batch_size: BATCH,
+        let (start, step) = (Instant::now(), trainer.steps_taken());
+        let images = match self.paint(trainer) {
+            Ok(Some(images)) => images,
+            Ok(None) => return Ok(false),
+            Err(failure) if failure.code == ExitCode::Device => {
+                self.reporter.warn(&format!("no picture at step {step}: {}", failure.message));
+                return Ok(true);
+            }
+            Err(failure) => return Err(failure),
         };
-        let paint = |trainer: &Trainer| {
-            let params = trainer.sampling_params()?;
-            let painter = Painter { unet: trainer.unet(), params: &params, process: trainer.process() };
-            painter.draw_unless(&request, &|| self.stop.is_over())
-        };
-        let painted = match paint(trainer) {
-            // A GPU whose memory the training fills may have room once what the training keeps for itself is given back.
-            Err(failure) if failure.code == ExitCode::Device && trainer.give_back_memory()? => paint(trainer),
-            painted => painted,
-        };
-        let Some(images) = painted? else { return Ok(false) };
         let layout = Layout::visible(images.shape[1], images.shape[2]);
-        let step = trainer.steps_taken();
         match grid(&images.pixels, images.shape, layout).and_then(|page| encode(&page)) {
             Ok(png) => self.reporter.samples(step, &png),
             Err(error) => self.reporter.warn(&format!("no picture: {error}")),
         }
         self.longest.picture = self.longest.picture.max(start.elapsed());
         Ok(true)
+    }
+
+    /// The images of a picture: where a GPU's memory is full, after what the training keeps for itself is given back, and then
+    /// fewer at once.
+    fn paint(&self, trainer: &mut Trainer) -> Result<Option<Images>, Failure> {
+        let plan = self.context.plan;
+        let settings = &plan.config().sample;
+        let sampler = sampler_config(plan.config());
+        let mut request = Request {
+            num: settings.num,
+            sampler: &sampler,
+            start: Start::Seed(settings.seed),
+            classes: all_classes(plan.config()),
+            guidance: None,
+            batch_size: BATCH.min(settings.num),
+        };
+        let paint = |trainer: &Trainer, request: &Request<'_>| {
+            let params = trainer.sampling_params()?;
+            let painter = Painter { unet: trainer.unet(), params: &params, process: trainer.process() };
+            painter.draw_unless(request, &|| self.stop.is_over())
+        };
+        loop {
+            match paint(trainer, &request) {
+                Err(failure) if failure.code == ExitCode::Device && trainer.give_back_memory()? => {}
+                Err(failure) if failure.code == ExitCode::Device && request.batch_size > 1 => {
+                    request.batch_size = request.batch_size.div_ceil(2);
+                }
+                painted => return painted,
+            }
+        }
     }
 
     /// Tells what became of uploads.

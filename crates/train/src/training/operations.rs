@@ -1,15 +1,14 @@
 //! How long each operation of a network takes on its own: which ones there are, how often they run, and their times.
 //!
-//! One image goes through the network and the tape notes what runs on what. Then each different operation is done again
+//! The tape writes down what would run on what if an image went through the network. Then each different operation is done again
 //! with operands of a whole micro-batch, forward and backward: on the CPU by the clock; on a GPU recorded several times over
 //! and replayed, between two marks, so that the host takes no part in it. There the same operands are used again and again,
 //! and those of small operations stay in the GPU's cache.
 
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
-use ddpm_model::params::Params;
-use ddpm_model::tape::{DropoutStream, Operation, Tape, Work};
+use candle_core::Device;
+use ddpm_model::tape::{Operation, Work};
 use ddpm_model::unet::UNet;
 use serde::Serialize;
 
@@ -67,7 +66,7 @@ pub fn measure_operations(
     let config = plan.config();
     let dtype = set_arithmetic(&config.train, &device)?;
     let batch_size = plan.micro_batch().map_or(config.train.batch_size, usize::from);
-    let counted = counted(operations(plan, dtype, &device)?);
+    let counted = counted(UNet::new(&config.model)?.sketch()?.operations().cloned());
     let mut ops = Vec::new();
     for (done, (operation, count)) in counted.iter().enumerate() {
         tell(done, counted.len());
@@ -92,26 +91,8 @@ pub fn measure_operations(
     Ok(Operations { device: device_name(&device), precision: dtype.as_str().to_owned(), batch_size, ops })
 }
 
-/// What runs when one image goes through the network.
-fn operations(plan: &TrainPlan, dtype: DType, device: &Device) -> Result<Vec<Operation>, Failure> {
-    let unet = UNet::new(&plan.config().model)?;
-    let params = Params::initialise(unet.layout(), plan.config().run.seed, device)?.computing_in(dtype)?;
-    let image = unet.image_shape();
-    let x_t = Tensor::zeros((1, image.size, image.size, image.in_channels), DType::F32, device);
-    let dropout = DropoutStream { seed: plan.config().run.seed, step: 0, first_position: 0 };
-    let mut tape = Tape::training(&params, dropout).noting();
-    let label = plan.classes().map(|_| [0]);
-    unet.forward(
-        &mut tape,
-        &x_t.map_err(ddpm_model::ModelError::from)?,
-        &[0.0],
-        label.as_ref().map(|label| &label[..]),
-    )?;
-    Ok(tape.operations().to_vec())
-}
-
 /// Each different one once, with how often it is there.
-fn counted(operations: Vec<Operation>) -> Vec<(Operation, usize)> {
+fn counted(operations: impl Iterator<Item = Operation>) -> Vec<(Operation, usize)> {
     let mut counted: Vec<(Operation, usize)> = Vec::new();
     for operation in operations {
         match counted.iter_mut().find(|(known, _)| *known == operation) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ddpm_data::Loader;
 
 use super::context::{RunContext, device_name, loader_config};
+use super::gpu_memory::GpuEstimate;
 use super::observe::{End, Observers};
 use super::resume::{choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
 use super::step::Trainer;
@@ -15,6 +16,7 @@ use crate::checkpoint::{Checkpoint, remove_stale};
 use crate::cli::args::Resume;
 use crate::config::TrainPlan;
 use crate::error::{ExitCode, Failure};
+use crate::memory::{self, format_bytes};
 use crate::report::progress::Verbosity;
 use crate::report::terminal::Terminal;
 use crate::report::{Reporter, ReporterOptions};
@@ -97,6 +99,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
             return Err(save_what_is_good(&mut observers, &mut trainer, failure));
         }
     };
+    tell_peak(&context, &trainer, &mut observers.reporter)?;
     let ending = observers.finish(&mut trainer, stopped.map_or(End::Reached, End::Stopped))?;
     let stopped = stopped.or_else(|| stop.reason(Duration::ZERO).filter(|_| ending.interrupted));
     let step = trainer.steps_taken();
@@ -135,10 +138,21 @@ fn train_until(
     Ok(None)
 }
 
-/// Data that ended a run, or a label or size that the configuration does not allow, is no reason to lose the steps since
-/// the last checkpoint; diverged weights are not saved.
+/// How much of a GPU's memory the steps took, beside what was foretold.
+fn tell_peak(context: &RunContext<'_>, trainer: &Trainer, reporter: &mut Reporter) -> Result<(), Failure> {
+    if let Some(peak) = memory::peak_on(context.device)?
+        && !context.device.is_cpu()
+    {
+        let estimated = GpuEstimate::new(context.plan.config())?.of(trainer.images_at_once()).total_bytes;
+        reporter.info(&format!("GPU memory: peak {}, estimated {}", format_bytes(peak), format_bytes(estimated)));
+    }
+    Ok(())
+}
+
+/// Data that ended a run, a label or size that the configuration does not allow, or a GPU whose memory is full, is no reason
+/// to lose the steps since the last checkpoint; diverged weights are not saved.
 fn save_what_is_good(observers: &mut Observers<'_>, trainer: &mut Trainer, failure: Failure) -> Failure {
-    if !matches!(failure.code, ExitCode::Data | ExitCode::Usage) || trainer.steps_taken() == 0 {
+    if !matches!(failure.code, ExitCode::Data | ExitCode::Usage | ExitCode::Device) || trainer.steps_taken() == 0 {
         return failure;
     }
     match observers.finish(trainer, End::Failed) {

@@ -68,7 +68,7 @@ impl Trainer {
     /// Exit code 2 for a setting that cannot be, 4 for a device that cannot.
     pub fn new(plan: &TrainPlan, device: &Device) -> Result<Self, Failure> {
         let unet = UNet::new(&plan.config().model)?;
-        require_room(unet.layout().len(), plan.config().train.ema_decays.len())?;
+        require_room(unet.layout().len(), plan.config().train.ema_decays.len(), device)?;
         let params = Params::initialise(unet.layout(), plan.config().run.seed, device)?;
         let optimizer = Optimizer::new(adamw_config(plan), &params)?;
         Self::from_parts(plan, device, unet, &params, optimizer)
@@ -202,6 +202,11 @@ impl Trainer {
         Ok(false)
     }
 
+    /// Images computed at once: as configured, or as many as turned out to fit.
+    pub fn images_at_once(&self) -> usize {
+        self.micro_batch
+    }
+
     /// What happened that a user should know, since this was asked last.
     pub fn take_notices(&mut self) -> Vec<String> {
         #[cfg(feature = "cuda")]
@@ -311,14 +316,15 @@ pub(super) fn adamw_config(plan: &TrainPlan) -> AdamWConfig {
     }
 }
 
-/// Refuses a network of which the machine cannot even hold weights, gradient, moments and averages: the kernel would hand
-/// out the memory all the same, and end some process when it is used.
-fn require_room(parameters: usize, averages: usize) -> Result<(), Failure> {
+/// Refuses a network of which the machine, or the GPU, cannot even hold weights, gradient, moments and averages: a machine's
+/// kernel would hand out the memory all the same, and end some process when it is used.
+fn require_room(parameters: usize, averages: usize, device: &Device) -> Result<(), Failure> {
     let needed = (parameters as u64).saturating_mul(size_of::<f32>() as u64 * (4 + averages as u64));
-    match memory::total() {
-        Some(total) if needed > total => {
-            let (needed, total) = (memory::format_bytes(needed), memory::format_bytes(total));
-            let message = format!("{parameters} parameters need at least {needed} of memory, and there are {total}");
+    match memory::room_on(device)? {
+        Some(room) if needed > room => {
+            let (needed, room) = (memory::format_bytes(needed), memory::format_bytes(room));
+            let whose = if device.is_cpu() { "memory" } else { "the GPU's memory" };
+            let message = format!("{parameters} parameters need at least {needed} of {whose}, and there are {room}");
             Err(Failure::new(ExitCode::Device, message)
                 .hint("make model.block_out_channels narrower, or model.layers_per_block smaller"))
         }

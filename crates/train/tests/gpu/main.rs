@@ -8,6 +8,7 @@
 mod bench;
 mod counts;
 mod engines;
+mod memory;
 mod resume;
 mod sampling;
 mod training;

@@ -200,11 +200,6 @@ fn more_averages_than_a_gpu_keeps_are_refused() {
 #[test]
 fn what_this_version_cannot_do_is_refused_before_it_begins() {
     is_refused(
-        &["train.precision=bf16", "run.device=cpu"],
-        "train.precision = \"bf16\": the CPU computes in f32 only",
-        "set train.precision = \"f32\", or use a GPU",
-    );
-    is_refused(
         &["hub.repo=model"],
         if cfg!(feature = "hub") {
             "hub.repo = \"model\": expected owner/name"

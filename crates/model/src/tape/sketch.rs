@@ -1,0 +1,81 @@
+//! A tape that computes nothing and writes down what would run, on which values: so that a network can be looked at on any
+//! machine, whatever its size. A value is one number seen through strides of zero, so it has a shape and takes no memory.
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{DropoutStream, Kind, Operation, Tape, Var};
+use crate::error::Result;
+use crate::params::Params;
+
+/// What would run when one image goes through a network; see [`UNet::sketch`](crate::unet::UNet::sketch).
+#[derive(Clone, Debug, Default)]
+pub struct Sketch {
+    pub(super) steps: Vec<Step>,
+    /// The steps of each [block](Tape::block), in order.
+    pub(super) blocks: Vec<Range<usize>>,
+    pub(super) values: usize,
+}
+
+/// An operation with its operands' numbers; those that no gradient flows to have none.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub(super) operation: Operation,
+    pub(super) x: Option<usize>,
+    pub(super) other: Option<usize>,
+    pub(super) y: usize,
+}
+
+impl Sketch {
+    /// The operations, in the order of the forward pass.
+    pub fn operations(&self) -> impl Iterator<Item = &Operation> {
+        self.steps.iter().map(|step| &step.operation)
+    }
+}
+
+impl<'p> Tape<'p> {
+    /// A tape that only [sketches](Sketch) a training pass. Of the parameters it reads the shapes alone.
+    pub(crate) fn sketching(params: &'p Params) -> Self {
+        let mut tape = Self::training(params, DropoutStream { seed: 0, step: 0, first_position: 0 });
+        tape.sketch = Some(Sketch::default());
+        tape
+    }
+
+    pub(crate) fn into_sketch(self) -> Sketch {
+        self.sketch.unwrap_or_default()
+    }
+
+    /// The result of an operation on `x`, if this tape only sketches.
+    pub(super) fn sketch(&mut self, x: &Var, other: Option<&Var>, kind: Kind) -> Result<Option<Var>> {
+        let Some(sketch) = &mut self.sketch else { return Ok(None) };
+        let operation = Operation { x: x.value.dims().to_vec(), kind };
+        let value = blank(&operation.y())?;
+        let y = sketch.values;
+        sketch.values += 1;
+        sketch.steps.push(Step { operation, x: x.id, other: other.and_then(|other| other.id), y });
+        Ok(Some(Var { value, id: Some(y) }))
+    }
+
+    /// The same value under another shape, if this tape only sketches.
+    pub(super) fn sketch_reshaped(&self, x: &Var, shape: &[usize]) -> Result<Option<Var>> {
+        let reshaped = || Ok(Var { value: blank(shape)?, id: x.id });
+        self.sketch.is_some().then(reshaped).transpose()
+    }
+
+    /// Sketches a block.
+    pub(super) fn sketch_block(&mut self, run: impl FnOnce(&mut Self) -> Result<Var>) -> Result<Var> {
+        let steps = |tape: &Self| tape.sketch.as_ref().map_or(0, |sketch| sketch.steps.len());
+        let first = steps(self);
+        let output = run(self)?;
+        let end = steps(self);
+        if let Some(sketch) = &mut self.sketch {
+            sketch.blocks.push(first..end);
+        }
+        Ok(output)
+    }
+}
+
+fn blank(shape: &[usize]) -> Result<Tensor> {
+    Ok(Tensor::zeros(1, DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
+}
