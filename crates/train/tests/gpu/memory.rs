@@ -1,11 +1,16 @@
 //! A GPU's memory: what a step takes of it against what was foretold, and what happens where it is full.
 
+use std::path::Path;
+
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::cuda::Gpu;
+use ddpm_train::cli::args::Resume;
 use ddpm_train::config::TrainPlan;
 use ddpm_train::error::Failure;
+use ddpm_train::report::progress::Verbosity;
 use ddpm_train::training::gpu_memory::GpuEstimate;
 use ddpm_train::training::outcome::StepOutcome;
+use ddpm_train::training::run::{RunOptions, train as run};
 use ddpm_train::training::step::Trainer;
 
 use crate::counts::Emulator;
@@ -228,4 +233,48 @@ fn gpu_without_room_for_a_recording_steps_go_on_as_they_are() {
     assert_eq!(emulator.get("api graph launch"), 1, "a recording is tried again only later");
     let notices = trainer.take_notices();
     assert!(notices.len() == 1 && notices[0].contains("a recorded step does not fit"), "{notices:?}");
+}
+
+/// A run in `dir`, with pictures that take more memory than its steps.
+fn run_in(dir: &Path) -> (TrainPlan, RunOptions) {
+    let dir = dir.display().to_string();
+    let settings = [
+        ("run.dir", dir.as_str()),
+        ("train.steps", "3"),
+        ("train.micro_batch", "1"),
+        ("train.gradient_checkpointing", "true"),
+        ("sample.every", "2"),
+        ("sample.num", "16"),
+        ("sample.steps", "1"),
+        ("log.every", "1"),
+    ];
+    let options = RunOptions {
+        resume: Resume::Auto,
+        max_steps: None,
+        max_hours: None,
+        command: Vec::new(),
+        verbosity: Verbosity::Quiet,
+    };
+    (network(&settings), options)
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_pictures_that_do_not_fit_at_once_leave_the_training_alone() {
+    let (device, _turn) = gpu();
+    let gpu = Gpu::of(&device).unwrap();
+    let places = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (plan, options) = run_in(places[0].path());
+    run(&plan, &options).unwrap();
+    let (plan, options) = run_in(places[1].path());
+    // A run opens the GPU for itself, with scratch space and counters of its own.
+    let opened = GpuEstimate::new(plan.config()).unwrap().of(1).workspace_bytes + (1 << 18);
+    let _scarcity = Scarcity::leaving(&gpu, &device, opened + enough_for(&plan, 1));
+    let summary = run(&plan, &options).unwrap();
+    assert!(summary.step == 3 && summary.samples.is_some(), "{summary:?}");
+    for picture in ["samples/step-000000002.png", "samples/step-000000003.png"] {
+        assert!(places[1].path().join(picture).exists(), "{picture}");
+    }
+    let weights = |place: &Path| std::fs::read(place.join("checkpoints/step-000000003/model.safetensors")).unwrap();
+    assert!(weights(places[0].path()) == weights(places[1].path()), "other weights");
 }
