@@ -19,7 +19,7 @@ __device__ __forceinline__ void take_scores(float s[TILE / 8][4], RunningRows &r
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         float max = fmaxf(rows.max[half], row_max(higher[half]) * scale);
-        float factor = exp2f(rows.max[half] - max);
+        float factor = exp2_flushed(rows.max[half] - max);
         rows.max[half] = max;
         rows.sum[half] *= factor;
 #pragma unroll
@@ -29,19 +29,20 @@ __device__ __forceinline__ void take_scores(float s[TILE / 8][4], RunningRows &r
         }
 #pragma unroll
         for (int j = 0; j < (int)TILE / 8; ++j) {
-            s[j][2 * half] = exp2f(fmaf(s[j][2 * half], scale, -max));
-            s[j][2 * half + 1] = exp2f(fmaf(s[j][2 * half + 1], scale, -max));
+            s[j][2 * half] = exp2_flushed(fmaf(s[j][2 * half], scale, -max));
+            s[j][2 * half + 1] = exp2_flushed(fmaf(s[j][2 * half + 1], scale, -max));
             rows.sum[half] += s[j][2 * half] + s[j][2 * half + 1];
         }
     }
 }
 
-// Scores of keys that are not there must not count.
-__device__ __forceinline__ void mask_scores(float s[TILE / 8][4], u32 first, u32 tokens) {
+// Scores of keys that are not there must not count; the first of 8 * EIGHTS keys is `first`.
+template <int EIGHTS>
+__device__ __forceinline__ void mask_scores(float s[EIGHTS][4], u32 first, u32 tokens, float nothing) {
     u32 column = first + 2 * (threadIdx.x % 4);
 #pragma unroll
-    for (int i = 0; i < (int)TILE / 2; ++i)
-        if (column + 8 * (i / 4) + i % 2 >= tokens) s[i / 4][i % 4] = -INFINITY;
+    for (int i = 0; i < 4 * EIGHTS; ++i)
+        if (column + 8 * (i / 4) + i % 2 >= tokens) s[i / 4][i % 4] = nothing;
 }
 
 // scale is 1 / sqrt(d) times log2 e. log_sums [N, heads, L] to the base 2.
@@ -71,7 +72,7 @@ __device__ void flash_forward(const T *qkv, T *out, float *log_sums, u32 tokens,
         float s[TILE / 8][4];
 #pragma unroll
         for (int j = 0; j < (int)TILE / 16; ++j) rows_by_tile<T, D>(s + 2 * j, queries, keys, j);
-        if (first + TILE > tokens) mask_scores(s, first, tokens);
+        if (first + TILE > tokens) mask_scores<TILE / 8>(s, first, tokens, -INFINITY);
         take_scores<D>(s, rows, sums, scale);
 #pragma unroll
         for (int j = 0; j < (int)TILE / 16; ++j) {
@@ -151,10 +152,10 @@ __device__ void flash_queries(const T *qkv, const T *out, const T *d_out, const 
             rows_by_tile<T, D>(dp, d_outs, keys + TILE_SIZE<D>, j);
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                u32 key = first + 16 * j + 8 * (i / 4) + 2 * (threadIdx.x % 4) + i % 2;
-                float p = exp2f(fmaf(s[i / 4][i % 4], scale * LOG2_E, -log_sum[i % 4 / 2]));
-                s[i / 4][i % 4] = key < tokens ? p * (dp[i / 4][i % 4] - loss[i % 4 / 2]) : 0.0f;
+                float p = exp2_flushed(fmaf(s[i / 4][i % 4], scale * LOG2_E, -log_sum[i % 4 / 2]));
+                s[i / 4][i % 4] = p * (dp[i / 4][i % 4] - loss[i % 4 / 2]);
             }
+            if (first + TILE > tokens) mask_scores<2>(s, first + 16 * j, tokens, 0.0f);
             u32 ds[4];
             a_of_c<T>(ds, s[0], s[1]);
             add_by_tile<T, D>(dq, ds, keys, j);
@@ -171,12 +172,10 @@ __device__ __forceinline__ void copy_queries(T *tile, float *numbers, const T *q
                                              const float *losses, u32 first, const Head &h) {
     copy_tile<T, D>(tile, qkv + h.part(0), 3 * h.channels, first, h);
     copy_tile<T, D>(tile + TILE_SIZE<D>, d_out + h.out(), h.channels, first, h);
-    if (threadIdx.x < TILE) {
-        u32 row = first + threadIdx.x;
-        // A row that is not there has no probability.
-        numbers[threadIdx.x] = row < h.tokens ? log_sums[h.row() + row] : INFINITY;
-        numbers[TILE + threadIdx.x] = row < h.tokens ? losses[h.row() + row] : 0.0f;
-    }
+    // Of a row that is not there all is zero, also what it adds.
+    const u32 row = first + threadIdx.x % TILE;
+    const float *from = threadIdx.x < TILE ? log_sums : losses;
+    copy_4(numbers + threadIdx.x, from + h.row() + row, row < h.tokens);
 }
 
 // dk and dv. Scores are computed transposed: keys are the rows.
@@ -211,7 +210,7 @@ __device__ void flash_keys(const T *qkv, const T *d_out, const float *log_sums, 
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 u32 query = 16 * j + 8 * (i / 4) + 2 * (threadIdx.x % 4) + i % 2;
-                p[i / 4][i % 4] = exp2f(fmaf(s[i / 4][i % 4], scale * LOG2_E, -numbers[stage][query]));
+                p[i / 4][i % 4] = exp2_flushed(fmaf(s[i / 4][i % 4], scale * LOG2_E, -numbers[stage][query]));
                 s[i / 4][i % 4] = p[i / 4][i % 4] * (dp[i / 4][i % 4] - numbers[stage][TILE + query]);
             }
             u32 a[4];
@@ -228,12 +227,15 @@ __device__ void flash_keys(const T *qkv, const T *d_out, const float *log_sums, 
     store_rows<T, D>(dv, one, dqkv + h.part(2), 3 * h.channels, mine, h);
 }
 
+// Blocks of the kernel over queries that a Hopper multiprocessor has shared memory for at 128 channels: without the bound
+// the compiler takes the registers of two.
+#define QUERIES_BOUNDS(D) __launch_bounds__(128, D == 128 ? 3 : 1)
 #define FLASH(T, S, D)                                                                                                \
     extern "C" __global__ void __launch_bounds__(128) attention_flash_forward_##D##_##S(                              \
         const T *qkv, T *out, float *log_sums, u32 tokens, u32 heads, u32 d, float scale) {                           \
         flash_forward<T, D>(qkv, out, log_sums, tokens, heads, d, scale * LOG2_E);                                    \
     }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(128) attention_flash_queries_##D##_##S(                              \
+    extern "C" __global__ void QUERIES_BOUNDS(D) attention_flash_queries_##D##_##S(                                   \
         const T *qkv, const T *out, const T *d_out, const float *log_sums, float *losses, T *dqkv, u32 tokens,        \
         u32 heads, u32 d, float scale) {                                                                              \
         flash_queries<T, D>(qkv, out, d_out, log_sums, losses, dqkv, tokens, heads, d, scale);                        \

@@ -7,7 +7,6 @@
 
 constexpr u32 TILE = 64;
 constexpr u32 FLASH_THREADS = 128;
-constexpr float LOG2_E = 1.44269504088896341f;
 
 // A head of an image: blockIdx is (tile, head, image).
 struct Head {
@@ -30,11 +29,14 @@ template <int D> constexpr u32 TILE_SIZE = TILE * TILE_STRIDE<D>;
 // Begins the copy of rows first to first + 63 of a head; what is beyond its tokens or channels becomes zero.
 template <typename T, int D>
 __device__ __forceinline__ void copy_tile(T *tile, const T *head, u64 stride, u32 first, const Head &h) {
-    for (u32 i = threadIdx.x; i < TILE * D / 8; i += FLASH_THREADS) {
-        u32 row = i / (D / 8), column = i % (D / 8) * 8;
-        bool valid = first + row < h.tokens && column < h.d;
-        copy_16(tile + row * TILE_STRIDE<D> + column, valid ? head + (first + row) * stride + column : head, valid);
-    }
+    // A thread stays in its column: one addition takes it to its next row.
+    constexpr u32 ACROSS = D / 8, DOWN = FLASH_THREADS / ACROSS;
+    const u32 row = threadIdx.x / ACROSS, column = threadIdx.x % ACROSS * 8;
+    const u32 rows = column < h.d && first < h.tokens ? h.tokens - first : 0;
+    const T *from = head + (u64)(first + row) * stride + column;
+    T *to = tile + row * TILE_STRIDE<D> + column;
+#pragma unroll
+    for (u32 i = 0; i < TILE; i += DOWN, from += DOWN * stride) copy_16(to + i * TILE_STRIDE<D>, from, row + i < rows);
 }
 
 // Begins the copies of a head's keys from row first on to one tile, and of its values to the tile behind.

@@ -10,11 +10,21 @@ __device__ __forceinline__ void sum_rows(const T *x, u64 columns, u64 column, u6
 #pragma unroll
     for (int k = 0; k < W; ++k) sum[k] = 0.0f;
     if (column >= columns) return;
-#pragma unroll 4
-    for (u64 row = first; row < end; row += down) {
-        const Pack<T, W> pack = load_pack<T, W>(x + row * columns + column);
+    // Rows on their way to a thread: 512 threads of a multiprocessor then wait for 64 KiB at once.
+    constexpr int BATCH = 128 / (sizeof(T) * W < 16 ? 16 : sizeof(T) * W);
+    const u64 step = down * columns;
+    const T *from = x + first * columns + column;
+    for (int left = first < end ? (int)(((u32)(end - first) + down - 1) / down) : 0; left > 0; left -= BATCH) {
+        Raw<T, W> in[BATCH];
 #pragma unroll
-        for (int k = 0; k < W; ++k) sum[k] += to_float(pack.v[k]);
+        for (int i = 0; i < BATCH; ++i, from += step)
+            if (i < left) in[i] = load_raw<T, W>(from);
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            if (i >= left) break;
+#pragma unroll
+            for (int k = 0; k < W; ++k) sum[k] += in[i].at(k);
+        }
     }
 }
 
@@ -53,12 +63,12 @@ __device__ void column_sum_any(const T *x, O *out, float *partials, u32 *counter
 }
 
 #define COLUMN_SUM(T, S)                                                                                               \
-    extern "C" __global__ void __launch_bounds__(512)                                                                 \
+    extern "C" __global__ void __launch_bounds__(512, 1)                                                               \
         column_sum_##S(const T *x, float *out, float *partials, u32 *counters, u64 rows, u64 columns, u64 part,        \
                        u32 across, u32 width, u32 add) {                                                               \
         column_sum_any<T, float>(x, out, partials, counters, rows, columns, part, across, width, add);                 \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(512)                                                                 \
+    extern "C" __global__ void __launch_bounds__(512, 1)                                                               \
         pixel_sum_##S(const T *x, T *out, float *partials, u32 *counters, u64 rows, u64 columns, u64 part, u32 across, \
                       u32 width, u32 add) {                                                                            \
         column_sum_any<T, T>(x, out, partials, counters, rows, columns, part, across, width, add);                     \

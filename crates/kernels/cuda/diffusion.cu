@@ -3,22 +3,29 @@
 //
 // Noise is never stored: the loss makes it again from its place. What depends on the step is read from device memory.
 #include "diffusion.cuh"
+#include "pointwise.cuh"
 
 template <typename T> __device__ void q_sample(const Images &images, T *x_t, u64 n) {
-    u64 blocks = (images.values + 3) / 4;
+    const u32 blocks = (u32)((images.values + 3) / 4); // fits, as the place of a random number
     for (u64 i = global_thread(); i < n * blocks; i += global_threads()) {
-        u64 image = i / blocks, block = i % blocks;
-        Four four = four_values(images, image, block);
-        T *out = x_t + image * images.values + 4 * block;
+        const Divided at = divide(i, blocks);
+        Four four = four_values(images, at.quotient, at.rest);
+        T *out = x_t + at.quotient * images.values + 4ull * at.rest;
         if (images.values % 4 == 0) {
             Pack<T, 4> pack;
+#pragma unroll
             for (int k = 0; k < 4; ++k) pack.v[k] = from_float<T>(four.x_t[k]);
             store_pack<T, 4>(out, pack);
         } else {
-            for (u32 k = 0; k < four.count; ++k) out[k] = from_float<T>(four.x_t[k]);
+#pragma unroll
+            for (int k = 0; k < 4; ++k)
+                if (k < (int)four.count) out[k] = from_float<T>(four.x_t[k]);
         }
     }
 }
+
+// v[k], chosen among registers: an index that is not known beforehand would need an array in memory.
+__device__ __forceinline__ float pick(const float v[4], u32 k) { return k < 2 ? (k < 1 ? v[0] : v[1]) : (k < 3 ? v[2] : v[3]); }
 
 // Sums over an image: squared errors, and nats of the bound.
 struct Sums {
@@ -76,8 +83,8 @@ __device__ void diffusion_loss(const Images &images, const T *output, u32 channe
         for (u32 k = 0; k < four.count; ++k) {
             u64 i = 4 * block + k;
             u64 at = halves == 1 ? i : i / channels * (halves * channels) + i % channels;
-            element_loss<T>(s, scale, (double)values, channels, four.x_start[k], four.noise[k], four.x_t[k], of_image,
-                            grad_of_image, at, sums);
+            element_loss<T>(s, scale, (double)values, channels, pick(four.x_start, k), pick(four.noise, k),
+                            pick(four.x_t, k), of_image, grad_of_image, at, sums);
             // A variance that the loss does not use has no gradient.
             if (halves == 2 && s.bound == 0.0) grad_of_image[at + channels] = from_float<T>(0.0f);
         }
@@ -109,11 +116,10 @@ __device__ void sinusoids(const float *numbers, T *y, u64 n, u64 half, u32 flip,
                                                       u64 n) {                                                        \
         q_sample<T>(Images{bytes, samples, key, step, position, values}, x_t, n);                                     \
     }                                                                                                                 \
-    extern "C" __global__ void diffusion_loss_##S(const unsigned char *bytes, const SampleConstants *samples,         \
-                                                  u64 key, const u32 *step, u64 position, u64 values,                 \
-                                                  const T *output, u32 channels, u32 halves,                          \
-                                                  const double *loss_scale, T *grad, Sums *partials, u32 *counters,   \
-                                                  double *results) {                                                  \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                              \
+        diffusion_loss_##S(const unsigned char *bytes, const SampleConstants *samples, u64 key, const u32 *step,      \
+                           u64 position, u64 values, const T *output, u32 channels, u32 halves,                       \
+                           const double *loss_scale, T *grad, Sums *partials, u32 *counters, double *results) {       \
         diffusion_loss<T>(Images{bytes, samples, key, step, position, values}, output, channels, halves, loss_scale,  \
                           grad, partials, counters, results);                                                         \
     }                                                                                                                 \

@@ -32,7 +32,7 @@ __device__ __forceinline__ void finish(const Norm &n, u32 first, float (&v)[2 * 
 
 // The moments of the block's part, which stays in `kept`, if KEPT.
 template <typename T, int W, bool KEPT>
-__device__ void moments(const Norm &n, const Site &s, const T *x, Pack<T, W> *kept, float *scratch, Moments out) {
+__device__ void moments(const Norm &n, const Site &s, const T *x, Raw<T, W> *kept, float *scratch, Moments out) {
     const u32 packs = n.slice / W;
     x += s.offset;
     for (u32 first = 0; first < packs; first += n.across) {
@@ -44,14 +44,14 @@ __device__ void moments(const Norm &n, const Site &s, const T *x, Pack<T, W> *ke
             const Pack<T, W> start = load_pack<T, W>(column);
 #pragma unroll
             for (int k = 0; k < W; ++k) pivot[k] = to_float(start.v[k]);
-            Pack<T, W> in[BATCH];
+            Raw<T, W> in[BATCH];
             batched<BATCH>(
-                s.row, s.pixels, s.rows, [&](int b, u32 pixel) { in[b] = load_pack<T, W>(column + (u64)pixel * n.channels); },
+                s.row, s.pixels, s.rows, [&](int b, u32 pixel) { in[b] = load_raw<T, W>(column + (u64)pixel * n.channels); },
                 [&](int b, u32 pixel) {
                     if (KEPT) kept[pixel * packs + pack] = in[b];
 #pragma unroll
                     for (int k = 0; k < W; ++k) {
-                        const float d = to_float(in[b].v[k]) - pivot[k];
+                        const float d = in[b].at(k) - pivot[k];
                         v[k] += d;
                         v[W + k] += d * d;
                     }
@@ -114,7 +114,7 @@ __device__ __forceinline__ void groups(const Norm &n, const Site &s, Moments in,
 
 // y = silu(x a + b) or x a + b over the block's part.
 template <typename T, int W, bool KEPT>
-__device__ void apply(const Norm &n, const Site &s, const T *x, const Pack<T, W> *kept, const float *a, const float *b,
+__device__ void apply(const Norm &n, const Site &s, const T *x, const Raw<T, W> *kept, const float *a, const float *b,
                       T *y, u32 silu) {
     const u32 packs = n.slice / W;
     for (u32 pack = s.column; pack < packs; pack += n.across) {
@@ -122,17 +122,17 @@ __device__ void apply(const Norm &n, const Site &s, const T *x, const Pack<T, W>
         fetch(slope, a + pack * W);
         fetch(constant, b + pack * W);
         const u64 column = s.offset + pack * W;
-        Pack<T, W> in[BATCH];
+        Raw<T, W> in[BATCH];
         batched<BATCH>(
             s.row, s.pixels, s.rows,
             [&](int b, u32 pixel) {
-                in[b] = KEPT ? kept[pixel * packs + pack] : load_pack<T, W>(x + column + (u64)pixel * n.channels);
+                in[b] = KEPT ? kept[pixel * packs + pack] : load_raw<T, W>(x + column + (u64)pixel * n.channels);
             },
             [&](int b, u32 pixel) {
                 Pack<T, W> out;
 #pragma unroll
                 for (int k = 0; k < W; ++k) {
-                    const float z = to_float(in[b].v[k]) * slope[k] + constant[k];
+                    const float z = in[b].at(k) * slope[k] + constant[k];
                     out.v[k] = from_float<T>(silu ? z * sigmoid(z) : z);
                 }
                 store_pack(y + column + (u64)pixel * n.channels, out);
@@ -157,8 +157,8 @@ __device__ void forward(const Norm &n, const Operands<T> &o, float eps, u32 silu
     float *a = carve.take(n.slice), *b = carve.take(n.slice);
     float *mean = carve.take(n.slice / n.per_group), *rstd = carve.take(n.slice / n.per_group);
     float *scratch = carve.take(blockDim.x / 32 * n.across * 2 * W);
-    Pack<T, W> *kept = reinterpret_cast<Pack<T, W> *>(carve.next);
-    if (o.partials)
+    Raw<T, W> *kept = reinterpret_cast<Raw<T, W> *>(carve.next);
+    if (!KEPT && o.partials) // what is kept is the whole image
         merge<W>(n, s, o.partials, scratch, of_channels);
     else
         moments<T, W, KEPT>(n, s, o.x, kept, scratch, of_channels);
@@ -188,7 +188,7 @@ template <typename T, int W> __device__ void part_moments(const Norm &n, const T
 } // namespace group_norm_forward
 
 #define GROUP_NORM(T, S)                                                                                               \
-    extern "C" __global__ void __launch_bounds__(512, 1) \
+    extern "C" __global__ void THREE_BLOCKS \
         group_norm_##S(const T *x, const float *weight, const float *bias, const T *modulation, T *y,                  \
                        float *statistics, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,         \
                        u32 across, u32 part, u32 width, u32 kept, float eps, u32 silu) {                               \
@@ -202,7 +202,7 @@ template <typename T, int W> __device__ void part_moments(const Norm &n, const T
         else                                                                                                           \
             group_norm_forward::forward<T, 1, false>(n, o, eps, silu, shared);                                         \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(512, 1) \
+    extern "C" __global__ void THREE_BLOCKS \
         group_norm_moments_##S(const T *x, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,        \
                                u32 across, u32 part, u32 width) {                                                      \
         DYNAMIC_SHARED(float, shared);                                                                                 \

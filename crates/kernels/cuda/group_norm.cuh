@@ -5,6 +5,10 @@
 #pragma once
 #include "columns.cuh"
 
+// Registers that let three blocks of 256 threads share a multiprocessor, as plan.rs lets them by shared memory: without the
+// bound the compiler takes those of two. Blocks of 512 threads fit as well.
+#define THREE_BLOCKS __maxnreg__(80)
+
 // Sizes that are the same for all blocks.
 struct Norm {
     u32 pixels, channels, per_group;

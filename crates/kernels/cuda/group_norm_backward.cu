@@ -62,7 +62,7 @@ template <int W> __device__ __forceinline__ void finish(const Norm &n, u32 first
 
 // The sums over the block's part, of which KEPT operands (x, then dy) stay in `kept`.
 template <typename T, int W, int KEPT>
-__device__ void sum_pixels(const Norm &n, const Site &s, const Operands<T> &o, Pack<T, W> *kept, float *scratch, Channels c) {
+__device__ void sum_pixels(const Norm &n, const Site &s, const Operands<T> &o, Raw<T, W> *kept, float *scratch, Channels c) {
     const u32 packs = n.slice / W;
     for (u32 first = 0; first < packs; first += n.across) {
         const u32 pack = first + s.column;
@@ -73,20 +73,20 @@ __device__ void sum_pixels(const Norm &n, const Site &s, const Operands<T> &o, P
             fetch(b, c.b + pack * W);
             fetch(mean, c.mean + pack * W);
             const u64 column = s.offset + pack * W;
-            Pack<T, W> x[BATCH], dy[BATCH];
+            Raw<T, W> x[BATCH], dy[BATCH];
             batched<BATCH>(
                 s.row, s.pixels, s.rows,
                 [&](int i, u32 pixel) {
-                    x[i] = load_pack<T, W>(o.x + column + (u64)pixel * n.channels);
-                    dy[i] = load_pack<T, W>(o.dy + column + (u64)pixel * n.channels);
+                    x[i] = load_raw<T, W>(o.x + column + (u64)pixel * n.channels);
+                    dy[i] = load_raw<T, W>(o.dy + column + (u64)pixel * n.channels);
                 },
                 [&](int i, u32 pixel) {
                     if (KEPT > 0) kept[pixel * packs + pack] = x[i];
                     if (KEPT > 1) kept[(s.pixels + pixel) * packs + pack] = dy[i];
 #pragma unroll
                     for (int k = 0; k < W; ++k) {
-                        const float value = to_float(x[i].v[k]);
-                        const float dz = gradient(value, to_float(dy[i].v[k]), a[k], b[k], o.silu);
+                        const float value = x[i].at(k);
+                        const float dz = gradient(value, dy[i].at(k), a[k], b[k], o.silu);
                         v[k] += dz;
                         v[W + k] += dz * (value - mean[k]);
                     }
@@ -143,7 +143,7 @@ __device__ __forceinline__ void groups(const Norm &n, const Site &s, const float
 }
 
 template <typename T, int W, int KEPT>
-__device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const Pack<T, W> *kept, Channels c,
+__device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const Raw<T, W> *kept, Channels c,
                       const float *slopes, const float *constants) {
     const u32 packs = n.slice / W;
     for (u32 pack = s.column; pack < packs; pack += n.across) {
@@ -156,22 +156,22 @@ __device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const 
             constant[k] = constants[(pack * W + k) / n.per_group];
         }
         const u64 column = s.offset + pack * W;
-        Pack<T, W> x[BATCH], dy[BATCH], extra[BATCH];
+        Raw<T, W> x[BATCH], dy[BATCH], extra[BATCH];
         batched<BATCH>(
             s.row, s.pixels, s.rows,
             [&](int i, u32 pixel) {
                 const u64 at = column + (u64)pixel * n.channels;
-                x[i] = KEPT > 0 ? kept[pixel * packs + pack] : load_pack<T, W>(o.x + at);
-                dy[i] = KEPT > 1 ? kept[(s.pixels + pixel) * packs + pack] : load_pack<T, W>(o.dy + at);
-                if (o.extra) extra[i] = load_pack<T, W>(o.extra + at);
+                x[i] = KEPT > 0 ? kept[pixel * packs + pack] : load_raw<T, W>(o.x + at);
+                dy[i] = KEPT > 1 ? kept[(s.pixels + pixel) * packs + pack] : load_raw<T, W>(o.dy + at);
+                if (o.extra) extra[i] = load_raw<T, W>(o.extra + at);
             },
             [&](int i, u32 pixel) {
                 Pack<T, W> out;
 #pragma unroll
                 for (int k = 0; k < W; ++k) {
-                    const float value = to_float(x[i].v[k]);
-                    const float dz = gradient(value, to_float(dy[i].v[k]), a[k], b[k], o.silu);
-                    const float rest = o.extra ? constant[k] + to_float(extra[i].v[k]) : constant[k];
+                    const float value = x[i].at(k);
+                    const float dz = gradient(value, dy[i].at(k), a[k], b[k], o.silu);
+                    const float rest = o.extra ? constant[k] + extra[i].at(k) : constant[k];
                     out.v[k] = from_float<T>(dz * a[k] + (value * slope[k] + rest));
                 }
                 store_pack(o.dx + column + (u64)pixel * n.channels, out);
@@ -230,9 +230,9 @@ __device__ void backward(const Norm &n, const Operands<T> &o, float *shared) {
                         carve.take(n.slice)};
     float *slope = carve.take(n.slice / n.per_group), *constant = carve.take(n.slice / n.per_group);
     float *scratch = carve.take(max(blockDim.x / 32 * n.across * 2 * W, blockDim.x));
-    Pack<T, W> *kept = reinterpret_cast<Pack<T, W> *>(carve.next);
+    Raw<T, W> *kept = reinterpret_cast<Raw<T, W> *>(carve.next);
     prepare(n, s, o, c);
-    if (o.partials)
+    if (!KEPT && o.partials) // what is kept is the whole image
         sum_parts<W>(n, s, o.partials, scratch, c);
     else
         sum_pixels<T, W, KEPT>(n, s, o, kept, scratch, c);
@@ -272,7 +272,7 @@ template <typename T, int W> __device__ void part_sums(const Norm &n, const Oper
                                                 dmodulation, dweight, dbias, partials, own,  counters,   silu,       add}
 
 #define GROUP_NORM_BACKWARD(T, S)                                                                          \
-    extern "C" __global__ void __launch_bounds__(512, 1) group_norm_backward_##S(GROUP_NORM_OPERANDS(T)) {    \
+    extern "C" __global__ void THREE_BLOCKS group_norm_backward_##S(GROUP_NORM_OPERANDS(T)) {    \
         GROUP_NORM_GATHER(T);                                                                              \
         if (width > 1 && kept > 1)                                                                         \
             group_norm_backward::backward<T, 16 / sizeof(T), 2>(n, o, shared);                             \
@@ -283,7 +283,7 @@ template <typename T, int W> __device__ void part_sums(const Norm &n, const Oper
         else                                                                                               \
             group_norm_backward::backward<T, 1, 0>(n, o, shared);                                          \
     }                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(512, 1) group_norm_sums_##S(GROUP_NORM_OPERANDS(T)) {        \
+    extern "C" __global__ void THREE_BLOCKS group_norm_sums_##S(GROUP_NORM_OPERANDS(T)) {        \
         GROUP_NORM_GATHER(T);                                                                              \
         if (width > 1)                                                                                     \
             group_norm_backward::part_sums<T, 16 / sizeof(T)>(n, o, shared);                               \

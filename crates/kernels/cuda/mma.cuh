@@ -37,10 +37,15 @@ __device__ __forceinline__ void load_matrices_transposed(u32 v[4], const void *r
                  : "memory");
 }
 
-// 16 bytes to shared memory on their way, or zeros where they are not valid.
+// 16 bytes to shared memory on their way, or zeros where they are not valid: then nothing is read at the address.
 __device__ __forceinline__ void copy_16(void *to, const void *from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                  "r"(valid ? 16 : 0)
+                 : "memory");
+}
+// The same for 4 bytes.
+__device__ __forceinline__ void copy_4(void *to, const void *from, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 4 : 0)
                  : "memory");
 }
 // Ends a group of copies; and waits until at most so many groups are on their way.
@@ -67,6 +72,7 @@ __device__ inline void copy_16(void *to, const void *from, bool valid) {
     Pack<u32, 4> zero = {};
     store_pack<u32, 4>((u32 *)to, valid ? load_pack<u32, 4>((const u32 *)from) : zero);
 }
+__device__ inline void copy_4(void *to, const void *from, bool valid) { *(u32 *)to = valid ? *(const u32 *)from : 0; }
 __device__ inline void copies_end() {}
 template <int GROUPS> __device__ inline void copies_wait() {}
 #endif

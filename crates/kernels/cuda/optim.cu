@@ -94,6 +94,11 @@ template <typename T> struct StepBuffers {
 template <typename T, int W> __device__ __forceinline__ void adamw_step(const StepBuffers<T> &b, const Factors &f, u64 i) {
     Pack<float, W> p = load_pack<float, W>(b.p + i), m = load_pack<float, W>(b.m + i), v = load_pack<float, W>(b.v + i);
     Pack<float, W> gradient = load_pack<float, W>(b.g + i);
+    // Before the first store: the compiler must not move a load before one, as far as it knows they may overlap.
+    Pack<float, W> averages[MAX_AVERAGES];
+#pragma unroll
+    for (int a = 0; a < MAX_AVERAGES; ++a)
+        if (b.averages[a]) averages[a] = load_pack<float, W>(b.averages[a] + i);
     for (int j = 0; j < W; ++j) {
         float g = gradient.v[j] * f.gradient_scale;
         m.v[j] = fmaf(f.beta1, m.v[j], f.rest1 * g);
@@ -104,9 +109,10 @@ template <typename T, int W> __device__ __forceinline__ void adamw_step(const St
     store_pack<float, W>(b.p + i, p);
     store_pack<float, W>(b.m + i, m);
     store_pack<float, W>(b.v + i, v);
+#pragma unroll
     for (int a = 0; a < MAX_AVERAGES; ++a) {
         if (!b.averages[a]) continue;
-        Pack<float, W> ema = load_pack<float, W>(b.averages[a] + i);
+        Pack<float, W> ema = averages[a];
         for (int j = 0; j < W; ++j) ema.v[j] = fmaf(f.rests[a], p.v[j] - ema.v[j], ema.v[j]);
         store_pack<float, W>(b.averages[a] + i, ema);
     }

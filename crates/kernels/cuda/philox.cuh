@@ -35,9 +35,11 @@ __device__ __forceinline__ double unit_open(u32 bits) { return ((double)bits + 0
 // library's last digit.
 __device__ __forceinline__ void box_muller(u32 u, u32 v, float *normals) {
     const double radius = sqrt(-2.0 * log(unit_open(u)));
-    const double angle = 6.283185307179586476925286766559 * unit_open(v);
-    normals[0] = (float)(radius * cos(angle));
-    normals[1] = (float)(radius * sin(angle));
+    // Of multiples of pi: no angle is too large for the fast way, so that there is no slow one with its array in memory.
+    double sine, cosine;
+    sincospi(2.0 * unit_open(v), &sine, &cosine);
+    normals[0] = (float)(radius * cosine);
+    normals[1] = (float)(radius * sine);
 }
 
 // The four standard normals of a block's words.

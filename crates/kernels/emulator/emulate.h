@@ -18,6 +18,7 @@
 #define __align__(n) alignas(n)
 #define __restrict__ __restrict
 #define __grid_constant__
+#define __maxnreg__(n)
 #ifdef EMULATED_REGISTRY // the pass that lists the kernels keeps these two as marks
 #define __global__ EMULATED_GLOBAL
 #define __launch_bounds__(...) [__VA_ARGS__]

@@ -24,6 +24,10 @@ inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
 inline double __dadd_rn(double x, double y) { return x + y; }
 inline double __dmul_rn(double x, double y) { return x * y; }
 inline float __saturatef(float x) { return fminf(fmaxf(x, 0.0f), 1.0f); }
+inline void sincospi(double x, double* s, double* c) {
+    *s = sin(x * 3.14159265358979323846);
+    *c = cos(x * 3.14159265358979323846);
+}
 inline float normcdff(float x) { return 0.5f * erfcf(-x * 0.70710678118654752f); }
 inline float sinpif(float x) { return (float)sin(M_PI * (double)x); }
 inline float cospif(float x) { return (float)cos(M_PI * (double)x); }

@@ -132,7 +132,8 @@ fn weight_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands, dw
         let at = operand(gpu, OP, &part, dtype)?;
         if convolve(at)? {
             let launch = gpu.float_kernel("accumulate", dtype)?.arg(at).arg(dw);
-            return launch.arg(u32::from(write == Write::Add)).arg(elements).over(elements);
+            // A thread takes four.
+            return launch.arg(u32::from(write == Write::Add)).arg(elements).over(elements.div_ceil(4));
         }
     }
     let launch = gpu.float_kernel("conv2d_weight_gradient", dtype)?.arg(operands.x).arg(operands.y).arg(dw);
