@@ -10,6 +10,8 @@ mod blocks;
 mod config;
 mod embedding;
 mod error;
+#[cfg(all(test, feature = "cuda"))]
+mod launches;
 mod layers;
 pub mod naming;
 mod resnet;
@@ -33,7 +35,7 @@ use self::embedding::ConditionEmbedding;
 use self::layers::{Conv2d, GroupNorm, Start};
 use crate::error::{ModelError, Result};
 use crate::params::ParamLayout;
-use crate::tape::{Tape, Var};
+use crate::tape::{Tape, Time, Var};
 
 /// The network.
 #[derive(Clone, Debug)]
@@ -134,7 +136,7 @@ impl UNet {
         for block in &self.up_blocks {
             h = block.forward(tape, h, &temb, &mut skips)?;
         }
-        let h = self.conv_norm_out.forward(tape, &h, None)?;
+        let h = self.conv_norm_out.forward(tape, &h, Time::Absent, 0.0)?;
         self.conv_out.forward(tape, &h, None)
     }
 

@@ -1,53 +1,11 @@
 //! What a training step asks of the driver, counted by the emulator: a step is one upload, one replay of a graph, two small
 //! copies back, and nothing that waits.
 
-use std::ffi::{CString, c_char, c_long, c_void};
-
 use ddpm_train::config::presets;
 use ddpm_train::training::step::Trainer;
 
+use crate::counters::Counters;
 use crate::{TINY, batches, gpu, plan};
-
-unsafe extern "C" {
-    fn dlopen(name: *const c_char, flags: i32) -> *mut c_void;
-    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
-}
-
-/// The emulator's counters, if it is the emulator that runs.
-struct Counters {
-    reset: extern "C" fn(),
-    get: extern "C" fn(*const c_char) -> c_long,
-}
-
-impl Counters {
-    /// The driver must be loaded: open the GPU first.
-    fn find() -> Option<Self> {
-        const LOADED: i32 = 0x4 | 0x1;
-        // SAFETY: looks up names in a library that is loaded already, and nothing else.
-        let (reset, get) = unsafe {
-            let library = dlopen(c"libcuda.so.1".as_ptr(), LOADED);
-            if library.is_null() {
-                return None;
-            }
-            (dlsym(library, c"emu_reset".as_ptr()), dlsym(library, c"emu_get".as_ptr()))
-        };
-        if reset.is_null() || get.is_null() {
-            return None;
-        }
-        // SAFETY: the emulator's header declares them so.
-        Some(unsafe {
-            Self {
-                reset: std::mem::transmute::<*mut c_void, extern "C" fn()>(reset),
-                get: std::mem::transmute::<*mut c_void, extern "C" fn(*const c_char) -> c_long>(get),
-            }
-        })
-    }
-
-    fn get(&self, prefix: &str) -> i64 {
-        let prefix = CString::new(prefix).unwrap();
-        (self.get)(prefix.as_ptr())
-    }
-}
 
 /// Launches that a step of the CIFAR-10 model may have; a launch costs the GPU about two microseconds.
 const MOST_LAUNCHES: i64 = 1_200;
@@ -74,9 +32,9 @@ fn gpu_a_step_is_one_upload_and_one_replay() {
     for step in 0..2 {
         trainer.step(&batches.batch_at(step).unwrap()).unwrap();
     }
-    (counters.reset)();
+    counters.reset();
     let batch = batches.batch_at(2).unwrap();
-    (counters.reset)();
+    counters.reset();
     trainer.step(&batch).unwrap();
     let count = |name| counters.get(name);
     let launches = count("graph kernel");

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod bench;
+mod counters;
 mod counts;
 mod engines;
 mod resume;
