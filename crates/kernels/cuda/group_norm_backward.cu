@@ -270,6 +270,7 @@ template <typename T> __device__ void dx_sums(const Norm &n, const Site &s, cons
         const u32 image = i / n.slice, channel = s.base + i % n.slice;
         const float *of_image = o.dx_sums + (u64)image * parts * n.channels + channel;
         float sum = 0.0f;
+#pragma unroll 8
         for (u32 part = 0; part < parts; ++part) sum += of_image[(u64)part * n.channels];
         o.doffset[(u64)image * n.channels + channel] = from_float<T>(sum);
     }
