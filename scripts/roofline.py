@@ -8,7 +8,8 @@ Walks the UNet of a configuration as crates/model/src/unet builds it and counts,
 each operand read once, each result written once, and one kernel each for
 
   - a convolution with its bias and, where there is one, the residual; its two gradients
-  - group norm, scale and shift, SiLU and dropout, forward as backward
+  - group norm with the time's offset or scale and shift, SiLU and dropout, forward as backward; backward it also sums the bias'
+    gradient of the convolution before it, and writes the gradient of a joined input in two parts
   - attention, scores never written; backward computes them again (5 products for forward's 2)
   - u8 to x_t, with noise made in registers; the loss with its gradient, with the same noise made again
   - AdamW, the averages and the bf16 copy of the weights: one pass, after one that sums the gradient's squares
@@ -128,9 +129,8 @@ class Network:
         self.add("attention", "backward", 5 * product, HALF * 8 * x)
 
     def concatenate(self, channels):
-        """A skip connection joins; its gradient parts again."""
-        for phase in ["forward", "backward"]:
-            self.add("concatenation", phase, 0, HALF * 2 * self.pixels(channels))
+        """A skip connection joins; the group norm behind it writes its gradient in two parts."""
+        self.add("concatenation", "forward", 0, HALF * 2 * self.pixels(channels))
 
     def upsample(self, channels):
         for phase in ["forward", "backward"]:

@@ -55,6 +55,13 @@ template <typename T, int W, bool WORDS = sizeof(T) * W % 4 == 0> struct Raw {
         constexpr int OF_WORD = 4 / sizeof(T);
         return part_of(words.v[k / OF_WORD], k % OF_WORD, T());
     }
+    // Zeroes those whose bit is set.
+    __device__ __forceinline__ void clear(u32 bits) {
+        constexpr u32 LOW = sizeof(T) == 2 ? 0xffffu : 0xffffffffu, OF_WORD = 4 / sizeof(T);
+#pragma unroll
+        for (u32 k = 0; k < W; ++k)
+            if (bits >> k & 1) words.v[k / OF_WORD] &= ~(LOW << 16 * (k % OF_WORD));
+    }
     __device__ static float part_of(u32 word, int, float) { return __uint_as_float(word); }
     __device__ static float part_of(u32 word, int part, bf16) { return __uint_as_float(part ? word & 0xffff0000u : word << 16); }
     __device__ static float part_of(u32 word, int part, f16) { return to_float(__ushort_as_half((unsigned short)(word >> 16 * part))); }
@@ -63,6 +70,11 @@ template <typename T, int W> struct Raw<T, W, false> {
     Pack<T, W> pack;
 
     __device__ __forceinline__ float at(int k) const { return to_float(pack.v[k]); }
+    __device__ __forceinline__ void clear(u32 bits) {
+#pragma unroll
+        for (u32 k = 0; k < W; ++k)
+            if (bits >> k & 1) pack.v[k] = from_float<T>(0.0f);
+    }
 };
 template <typename T, int W> __device__ __forceinline__ Raw<T, W> load_raw(const T *p) {
     return *reinterpret_cast<const Raw<T, W> *>(p);

@@ -33,6 +33,24 @@ template <typename T> __device__ void accumulate(const T *from, float *to, u32 a
         to[i] = (add ? to[i] : 0.0f) + to_float(from[i]);
 }
 
+// to (+)= from over the block's piece. `pieces` are pairs of a first element, a multiple of 8, and a number of elements.
+template <typename T> __device__ void settle_gradients(const T *from, float *to, const u32 *pieces, u32 add) {
+    constexpr int W = 4; // as many f32 as one load fetches
+    const u32 first = pieces[2 * blockIdx.x], count = pieces[2 * blockIdx.x + 1];
+    from += first;
+    to += first;
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < count / W; i += blockDim.x) {
+        const Pack<T, W> in = load_pack<T, W>(from + i * W);
+        Pack<float, W> out = {};
+        if (add) out = load_pack<float, W>(to + i * W);
+#pragma unroll
+        for (int k = 0; k < W; ++k) out.v[k] += to_float(in.v[k]);
+        store_pack(to + i * W, out);
+    }
+    for (u32 i = count / W * W + threadIdx.x; i < count; i += blockDim.x) to[i] = (add ? to[i] : 0.0f) + to_float(from[i]);
+}
+
 // One thread for each output.
 template <typename T>
 __device__ void conv2d_direct(const T *x, const T *weight, const T *bias, const T *residual, T *y, Geometry g, u64 n) {
@@ -112,6 +130,9 @@ __device__ void conv2d_weight_gradient(const T *x, const T *dy, float *dw, Geome
     }                                                                                                                  \
     extern "C" __global__ void accumulate_##S(const T *from, float *to, u32 add, u64 n) {                              \
         accumulate<T>(from, to, add, n);                                                                               \
+    }                                                                                                                  \
+    extern "C" __global__ void settle_gradients_##S(const T *from, float *to, const u32 *pieces, u32 add) {            \
+        settle_gradients<T>(from, to, pieces, add);                                                                    \
     }                                                                                                                  \
     extern "C" __global__ void conv2d_direct_##S(const T *x, const T *weight, const T *bias, const T *residual, T *y,  \
                                                  GEOMETRY, u64 outputs) {                                              \

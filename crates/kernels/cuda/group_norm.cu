@@ -1,4 +1,5 @@
-// Group normalisation with scale-shift and SiLU, forward.
+// Group normalisation with scale-shift, SiLU and dropout, forward. What is added to all pixels of a channel alike before only
+// moves the channel's mean, so it costs nothing.
 //
 // Where a slice of an image fits into shared memory, x is read once and one launch does it all. Else group_norm_moments finds
 // mean and spread of the parts, and group_norm puts them together and reads x again.
@@ -112,10 +113,10 @@ __device__ __forceinline__ void groups(const Norm &n, const Site &s, Moments in,
     __syncthreads();
 }
 
-// y = silu(x a + b) or x a + b over the block's part.
+// y = silu(x a + b) or x a + b over the block's part, less what is dropped.
 template <typename T, int W, bool KEPT>
 __device__ void apply(const Norm &n, const Site &s, const T *x, const Raw<T, W> *kept, const float *a, const float *b,
-                      T *y, u32 silu) {
+                      T *y, u32 silu, const Mask &mask) {
     const u32 packs = n.slice / W;
     for (u32 pack = s.column; pack < packs; pack += n.across) {
         float slope[W], constant[W];
@@ -129,11 +130,13 @@ __device__ void apply(const Norm &n, const Site &s, const T *x, const Raw<T, W> 
                 in[b] = KEPT ? kept[pixel * packs + pack] : load_raw<T, W>(x + column + (u64)pixel * n.channels);
             },
             [&](int b, u32 pixel) {
+                const u32 gone = dropped<W>(mask, s.image, (u64)(s.first + pixel) * n.channels + s.base + pack * W);
                 Pack<T, W> out;
 #pragma unroll
                 for (int k = 0; k < W; ++k) {
                     const float z = in[b].at(k) * slope[k] + constant[k];
-                    out.v[k] = from_float<T>(silu ? z * sigmoid(z) : z);
+                    const float v = (silu ? z * sigmoid(z) : z) * mask.factor();
+                    out.v[k] = from_float<T>(gone >> k & 1 ? 0.0f : v);
                 }
                 store_pack(y + column + (u64)pixel * n.channels, out);
             });
@@ -143,9 +146,10 @@ __device__ void apply(const Norm &n, const Site &s, const T *x, const Raw<T, W> 
 template <typename T> struct Operands {
     const T *x;
     const float *weight, *bias;
-    const T *modulation;
+    const T *modulation, *offset;
     T *y;
     float *statistics, *partials;
+    Mask mask;
 };
 
 // With `partials`, the moments are those; else the block's part is the whole image.
@@ -162,14 +166,19 @@ __device__ void forward(const Norm &n, const Operands<T> &o, float eps, u32 silu
         merge<W>(n, s, o.partials, scratch, of_channels);
     else
         moments<T, W, KEPT>(n, s, o.x, kept, scratch, of_channels);
+    if (o.offset) {
+        for (u32 c = threadIdx.x; c < n.slice; c += blockDim.x)
+            of_channels.mean[c] += offset_of(n, s.image, s.base + c, o.offset);
+        __syncthreads();
+    }
     groups(n, s, of_channels, eps, mean, rstd, o.statistics);
     for (u32 c = threadIdx.x; c < n.slice; c += blockDim.x) {
         const Affine of_channel = affine(n, s.image, s.base + c, o.weight, o.bias, o.modulation);
         a[c] = of_channel.weight * rstd[c / n.per_group];
-        b[c] = of_channel.bias - a[c] * mean[c / n.per_group];
+        b[c] = of_channel.bias - a[c] * (mean[c / n.per_group] - offset_of(n, s.image, s.base + c, o.offset));
     }
     __syncthreads();
-    apply<T, W, KEPT>(n, s, o.x, kept, a, b, o.y, silu);
+    apply<T, W, KEPT>(n, s, o.x, kept, a, b, o.y, silu, o.mask);
 }
 
 // Writes the moments of the block's part to `partials`.
@@ -189,12 +198,12 @@ template <typename T, int W> __device__ void part_moments(const Norm &n, const T
 
 #define GROUP_NORM(T, S)                                                                                               \
     extern "C" __global__ void THREE_BLOCKS \
-        group_norm_##S(const T *x, const float *weight, const float *bias, const T *modulation, T *y,                  \
+        group_norm_##S(const T *x, const float *weight, const float *bias, const T *modulation, const T *offset, T *y, \
                        float *statistics, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,         \
-                       u32 across, u32 part, u32 width, u32 kept, float eps, u32 silu) {                               \
+                       u32 across, u32 part, u32 width, u32 kept, float eps, u32 silu, MASK) {                         \
         DYNAMIC_SHARED(float, shared);                                                                                 \
         const Norm n = {pixels, channels, per_group, slice, across, part};                                             \
-        const group_norm_forward::Operands<T> o = {x, weight, bias, modulation, y, statistics, partials};              \
+        const group_norm_forward::Operands<T> o = {x, weight, bias, modulation, offset, y, statistics, partials, GATHERED_MASK}; \
         if (width > 1 && kept)                                                                                         \
             group_norm_forward::forward<T, 16 / sizeof(T), true>(n, o, eps, silu, shared);                             \
         else if (width > 1)                                                                                            \

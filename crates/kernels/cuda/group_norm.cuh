@@ -4,10 +4,12 @@
 // rows as in columns.cuh: a row reads W channels a thread of one pixel. Grid: slices, parts, images.
 #pragma once
 #include "columns.cuh"
+#include "philox.cuh"
 
 // Registers that let three blocks of 256 threads share a multiprocessor, as plan.rs lets them by shared memory: without the
 // bound the compiler takes those of two. Blocks of 512 threads fit as well.
 #define THREE_BLOCKS __maxnreg__(80)
+#define TWO_BLOCKS __maxnreg__(128)
 
 // Sizes that are the same for all blocks.
 struct Norm {
@@ -38,6 +40,35 @@ __device__ __forceinline__ Site site(const Norm &n) {
     return s;
 }
 
+// Dropout of what the normalisation gives: which elements go, and what the others are multiplied by (src/ops/dropout.rs).
+struct Mask {
+    u64 key;
+    const u32 *step_at; // the step's low and high half, if a captured graph is to find another one in each replay
+    u64 step, position; // the latter of the first image
+    u32 threshold;
+    float keep; // 0: no dropout
+
+    __device__ __forceinline__ float factor() const { return keep == 0.0f ? 1.0f : keep; }
+};
+
+// A mask as kernels take it, and from there.
+#define MASK u64 key, const u32 *step_at, u64 step, u64 position, u32 threshold, float keep
+#define GATHERED_MASK {key, step_at, step, position, threshold, keep}
+
+// Which of W neighbours of an image go, a bit for each. The first is element `at`: a multiple of 4, or W is 1.
+template <int W> __device__ __forceinline__ u32 dropped(const Mask &m, u32 image, u64 at) {
+    if (m.keep == 0.0f) return 0;
+    const u64 step = m.step_at ? m.step_at[0] | (u64)m.step_at[1] << 32 : m.step;
+    u32 bits = 0;
+#pragma unroll
+    for (int k = 0; k < W; k += 4) {
+        const Words words = element_block(m.key, step, m.position + image, (u32)((at + k) / 4));
+#pragma unroll
+        for (int j = 0; j < 4; ++j) bits |= (words.v[j] < m.threshold ? 1u : 0u) << (k + j);
+    }
+    return W < 4 ? bits >> at % 4 & 1 : bits;
+}
+
 // Hands out dynamic shared memory, in multiples of 16 bytes; src/ops/group_norm/cuda.rs counts the same.
 struct Carve {
     float *next;
@@ -66,6 +97,12 @@ __device__ __forceinline__ void batched(u32 first, u32 end, u32 step, Load load,
 template <int W> __device__ __forceinline__ void fetch(float (&to)[W], const float *from) {
 #pragma unroll
     for (int k = 0; k < W; ++k) to[k] = from[k];
+}
+
+// What is added to a channel of x before it is normalised: `offset` is [N, C], or none.
+template <typename T>
+__device__ __forceinline__ float offset_of(const Norm &n, u32 image, u32 channel, const T *offset) {
+    return offset ? to_float(offset[(u64)image * n.channels + channel]) : 0.0f;
 }
 
 // Weight and bias of a channel with the image's modulation folded in.

@@ -1,10 +1,12 @@
-// Group normalisation with scale-shift and SiLU, backward.
+// Group normalisation with scale-shift, SiLU and dropout, backward.
 //
 // Where a slice of an image's x, and perhaps of dy, fits into shared memory, they are read once and one launch does it all.
 // Else group_norm_sums sums over the parts, and group_norm_backward puts the sums together and reads x and dy again.
 //
 // The gradients of weight and bias are overwritten or added to, as the caller says: every image's own are left in memory, and
-// the last block of a slice adds them in order.
+// the last block of a slice adds them in order. So are, where they are wanted, the sums of dx over the pixels: those of an
+// image are the gradient of its offset, those of all images the gradient of the bias of the layer that made x, which would
+// otherwise read all of dx again.
 #include "group_norm.cuh"
 
 namespace group_norm_backward {
@@ -14,21 +16,31 @@ constexpr int BATCH = 2;
 template <typename T> struct Operands {
     const T *x, *dy, *extra;
     const float *weight, *bias;
-    const T *modulation;
+    const T *modulation, *offset;
     const float *statistics;
-    T *dx, *dmodulation;
+    T *dx, *rest; // [pixels, joined] and [pixels, C - joined]
+    T *dmodulation, *doffset;
     float *dweight, *dbias;
+    float *sums;     // [summed]: the sums of dx's first channels, or none
     float *partials; // [images, parts, 2, C]: sums over the parts, or none
     float *own;      // [images, 2, C]: each image's gradients of weight and bias
+    float *dx_sums;  // [images, parts, C]: each part's sums of dx, or none
     u32 *counters;
-    u32 silu, add;
+    u32 silu, add, add_sums, joined, summed;
+    Mask mask;
 };
 
-// What the slice's channels need, in shared memory: z = x a + b, the group's mean; then sums over the pixels: of dz, and of
-// dz (x - mean).
+// What the slice's channels need, in shared memory: z = x a + b, the group's mean less the channel's offset; then sums over the
+// pixels: of dz, and of dz (x - mean).
 struct Channels {
     float *a, *b, *mean, *dz, *dz_centred;
 };
+
+// What is dropped has no gradient. The others' factor is left to `gradient`: rounded to T it would show in the sums.
+template <bool DROPS, typename T, int W>
+__device__ __forceinline__ void drop(const Norm &n, const Site &s, const Mask &mask, u32 pixel, u32 pack, Raw<T, W> &dy) {
+    if (DROPS) dy.clear(dropped<W>(mask, s.image, (u64)(s.first + pixel) * n.channels + s.base + pack * W));
+}
 
 // The gradient of z.
 __device__ __forceinline__ float gradient(float x, float dy, float a, float b, u32 silu) {
@@ -43,7 +55,7 @@ __device__ __forceinline__ void prepare(const Norm &n, const Site &s, const Oper
     for (u32 i = threadIdx.x; i < n.slice; i += blockDim.x) {
         const float *of_image = o.statistics + (u64)s.image * 2 * all + (s.base + i) / n.per_group;
         const Affine of_channel = affine(n, s.image, s.base + i, o.weight, o.bias, o.modulation);
-        c.mean[i] = of_image[0];
+        c.mean[i] = of_image[0] - offset_of(n, s.image, s.base + i, o.offset);
         c.a[i] = of_channel.weight * of_image[all];
         c.b[i] = of_channel.bias - c.a[i] * c.mean[i];
     }
@@ -61,9 +73,10 @@ template <int W> __device__ __forceinline__ void finish(const Norm &n, u32 first
 }
 
 // The sums over the block's part, of which KEPT operands (x, then dy) stay in `kept`.
-template <typename T, int W, int KEPT>
+template <typename T, int W, int KEPT, bool DROPS>
 __device__ void sum_pixels(const Norm &n, const Site &s, const Operands<T> &o, Raw<T, W> *kept, float *scratch, Channels c) {
     const u32 packs = n.slice / W;
+    const float factor = DROPS ? o.mask.keep : 1.0f;
     for (u32 first = 0; first < packs; first += n.across) {
         const u32 pack = first + s.column;
         float v[2 * W] = {};
@@ -81,12 +94,13 @@ __device__ void sum_pixels(const Norm &n, const Site &s, const Operands<T> &o, R
                     dy[i] = load_raw<T, W>(o.dy + column + (u64)pixel * n.channels);
                 },
                 [&](int i, u32 pixel) {
+                    drop<DROPS>(n, s, o.mask, pixel, pack, dy[i]);
                     if (KEPT > 0) kept[pixel * packs + pack] = x[i];
                     if (KEPT > 1) kept[(s.pixels + pixel) * packs + pack] = dy[i];
 #pragma unroll
                     for (int k = 0; k < W; ++k) {
                         const float value = x[i].at(k);
-                        const float dz = gradient(value, dy[i].at(k), a[k], b[k], o.silu);
+                        const float dz = gradient(value, factor * dy[i].at(k), a[k], b[k], o.silu);
                         v[k] += dz;
                         v[W + k] += dz * (value - mean[k]);
                     }
@@ -118,8 +132,8 @@ __device__ void sum_parts(const Norm &n, const Site &s, const float *partials, f
     __syncthreads();
 }
 
-// dx = dz a + x slope + constant, with these for each of the slice's groups, a warp for each:
-// slope = -rstd^2 / count (sum of w dz x^), constant = -rstd / count (sum of w dz) - slope mean, and a = w rstd.
+// dx = dz a + (x - mean) slope + constant, with these for each of the slice's groups, a warp for each:
+// slope = -rstd^2 / count (sum of w dz x^), constant = -rstd / count (sum of w dz), and a = w rstd.
 __device__ __forceinline__ void groups(const Norm &n, const Site &s, const float *statistics, Channels c, float *slope,
                                        float *constant) {
     const u32 lane = threadIdx.x % 32, all = n.channels / n.per_group;
@@ -136,46 +150,64 @@ __device__ __forceinline__ void groups(const Norm &n, const Site &s, const float
             const float *of_image = statistics + (u64)s.image * 2 * all + s.base / n.per_group + group;
             const float rstd = of_image[all], count = (float)n.per_group * (float)n.pixels;
             slope[group] = -rstd * rstd * dz_centred / count;
-            constant[group] = -dz / count - slope[group] * of_image[0];
+            constant[group] = -dz / count;
         }
     }
     __syncthreads();
 }
 
-template <typename T, int W, int KEPT>
+// dx over the block's part, written to where the channel's gradient belongs, and its sums, if they are wanted.
+template <typename T, int W, int KEPT, bool DROPS>
 __device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const Raw<T, W> *kept, Channels c,
-                      const float *slopes, const float *constants) {
+                      const float *slopes, const float *constants, float *scratch) {
     const u32 packs = n.slice / W;
-    for (u32 pack = s.column; pack < packs; pack += n.across) {
-        float a[W], b[W], slope[W], constant[W];
-        fetch(a, c.a + pack * W);
-        fetch(b, c.b + pack * W);
+    const u64 row = (u64)s.image * n.pixels + s.first;
+    const float factor = DROPS ? o.mask.keep : 1.0f;
+    for (u32 first = 0; first < packs; first += n.across) {
+        const u32 pack = first + s.column, channel = s.base + pack * W;
+        float v[W] = {};
+        if (pack < packs) {
+            float a[W], b[W], slope[W], constant[W];
+            fetch(a, c.a + pack * W);
+            fetch(b, c.b + pack * W);
 #pragma unroll
-        for (int k = 0; k < W; ++k) {
-            slope[k] = slopes[(pack * W + k) / n.per_group];
-            constant[k] = constants[(pack * W + k) / n.per_group];
+            for (int k = 0; k < W; ++k) {
+                slope[k] = slopes[(pack * W + k) / n.per_group];
+                constant[k] = constants[(pack * W + k) / n.per_group] - slope[k] * c.mean[pack * W + k];
+            }
+            const bool of_rest = channel >= o.joined;
+            const u32 stride = of_rest ? n.channels - o.joined : o.joined;
+            T *to = of_rest ? o.rest + row * stride + (channel - o.joined) : o.dx + row * stride + channel;
+            const u64 column = s.offset + pack * W;
+            constexpr int AHEAD = KEPT > 1 ? 1 : BATCH; // what is kept need not be waited for
+            Raw<T, W> x[AHEAD], dy[AHEAD], extra[AHEAD];
+            batched<AHEAD>(
+                s.row, s.pixels, s.rows,
+                [&](int i, u32 pixel) {
+                    const u64 at = column + (u64)pixel * n.channels;
+                    x[i] = KEPT > 0 ? kept[pixel * packs + pack] : load_raw<T, W>(o.x + at);
+                    dy[i] = KEPT > 1 ? kept[(s.pixels + pixel) * packs + pack] : load_raw<T, W>(o.dy + at);
+                    if (o.extra) extra[i] = load_raw<T, W>(o.extra + at);
+                },
+                [&](int i, u32 pixel) {
+                    if (KEPT < 2) drop<DROPS>(n, s, o.mask, pixel, pack, dy[i]);
+                    Pack<T, W> out;
+#pragma unroll
+                    for (int k = 0; k < W; ++k) {
+                        const float value = x[i].at(k);
+                        const float dz = gradient(value, factor * dy[i].at(k), a[k], b[k], o.silu);
+                        const float rest = o.extra ? constant[k] + extra[i].at(k) : constant[k];
+                        const float dx = dz * a[k] + (value * slope[k] + rest);
+                        v[k] += dx;
+                        out.v[k] = from_float<T>(dx);
+                    }
+                    store_pack(to + (u64)pixel * stride, out);
+                });
         }
-        const u64 column = s.offset + pack * W;
-        Raw<T, W> x[BATCH], dy[BATCH], extra[BATCH];
-        batched<BATCH>(
-            s.row, s.pixels, s.rows,
-            [&](int i, u32 pixel) {
-                const u64 at = column + (u64)pixel * n.channels;
-                x[i] = KEPT > 0 ? kept[pixel * packs + pack] : load_raw<T, W>(o.x + at);
-                dy[i] = KEPT > 1 ? kept[(s.pixels + pixel) * packs + pack] : load_raw<T, W>(o.dy + at);
-                if (o.extra) extra[i] = load_raw<T, W>(o.extra + at);
-            },
-            [&](int i, u32 pixel) {
-                Pack<T, W> out;
-#pragma unroll
-                for (int k = 0; k < W; ++k) {
-                    const float value = x[i].at(k);
-                    const float dz = gradient(value, dy[i].at(k), a[k], b[k], o.silu);
-                    const float rest = o.extra ? constant[k] + extra[i].at(k) : constant[k];
-                    out.v[k] = from_float<T>(dz * a[k] + (value * slope[k] + rest));
-                }
-                store_pack(o.dx + column + (u64)pixel * n.channels, out);
-            });
+        if (!o.dx_sums) continue;
+        sum_down(v, scratch, n.across);
+        float *of_part = o.dx_sums + ((u64)s.image * gridDim.y + blockIdx.y) * n.channels + s.base + first * W;
+        for (u32 i = threadIdx.x; i < n.across * W && first * W + i < n.slice; i += blockDim.x) of_part[i] = scratch[i];
     }
 }
 
@@ -198,31 +230,62 @@ __device__ __forceinline__ void image_gradients(const Norm &n, const Site &s, co
     }
 }
 
-// The gradients of the slice's weights and biases: the sums of the images', in order. `scratch` holds blockDim.x floats.
-template <typename T>
-__device__ void parameter_gradients(const Norm &n, const Site &s, const Operands<T> &o, float *scratch) {
-    const u32 values = 2 * n.slice, lanes = max(blockDim.x / values, 1u), images = gridDim.z;
+// to(value, sum of `rows` numbers, from(value) and every `stride` on), in a fixed order. `scratch` holds blockDim.x floats.
+template <typename From, typename To>
+__device__ __forceinline__ void sum_rows(u32 values, u32 rows, u32 stride, float *scratch, From from, To to) {
+    const u32 lanes = max(blockDim.x / values, 1u);
     for (u32 first = 0; first < values * lanes; first += blockDim.x) {
         const u32 value = (first + threadIdx.x) % values, lane = (first + threadIdx.x) / values;
-        const u32 channel = s.base + value % n.slice;
         float sum = 0.0f;
         if (lane < lanes) {
-            const float *of_images = o.own + (value < n.slice ? 0 : n.channels) + channel;
+            const float *column = from(value);
 #pragma unroll 8
-            for (u32 image = lane; image < images; image += lanes) sum += of_images[(u64)image * 2 * n.channels];
+            for (u32 row = lane; row < rows; row += lanes) sum += column[(u64)row * stride];
         }
         __syncthreads(); // scratch's last readers are done
         scratch[threadIdx.x] = sum;
         __syncthreads();
         if (lane > 0) continue;
         for (u32 other = 1; other < lanes; ++other) sum += scratch[other * values + value];
-        float *to = (value < n.slice ? o.dweight : o.dbias) + channel;
-        *to = o.add ? *to + sum : sum;
+        to(value, sum);
     }
 }
 
+// The gradients of the slice's weights and biases: the sums of the images'.
+template <typename T>
+__device__ void parameter_gradients(const Norm &n, const Site &s, const Operands<T> &o, float *scratch) {
+    sum_rows(
+        2 * n.slice, gridDim.z, 2 * n.channels, scratch,
+        [&](u32 value) { return o.own + (value < n.slice ? 0 : n.channels) + s.base + value % n.slice; },
+        [&](u32 value, float sum) {
+            float *to = (value < n.slice ? o.dweight : o.dbias) + s.base + value % n.slice;
+            *to = o.add ? *to + sum : sum;
+        });
+}
+
+// The sums of dx over the pixels: of every image, and of all images, as far as they are wanted.
+template <typename T> __device__ void dx_sums(const Norm &n, const Site &s, const Operands<T> &o, float *scratch) {
+    const u32 parts = gridDim.y, images = gridDim.z;
+    for (u32 i = threadIdx.x; o.doffset && i < images * n.slice; i += blockDim.x) {
+        const u32 image = i / n.slice, channel = s.base + i % n.slice;
+        const float *of_image = o.dx_sums + (u64)image * parts * n.channels + channel;
+        float sum = 0.0f;
+#pragma unroll 8
+        for (u32 part = 0; part < parts; ++part) sum += of_image[(u64)part * n.channels];
+        o.doffset[(u64)image * n.channels + channel] = from_float<T>(sum);
+    }
+    if (!o.sums || s.base >= o.summed) return;
+    sum_rows(
+        min(n.slice, o.summed - s.base), images * parts, n.channels, scratch,
+        [&](u32 value) { return o.dx_sums + s.base + value; },
+        [&](u32 value, float sum) {
+            float *to = o.sums + s.base + value;
+            *to = o.add_sums ? *to + sum : sum;
+        });
+}
+
 // With `partials`, the sums over the pixels are those; else the block's part is the whole image.
-template <typename T, int W, int KEPT>
+template <typename T, int W, int KEPT, bool DROPS>
 __device__ void backward(const Norm &n, const Operands<T> &o, float *shared) {
     const Site s = site(n);
     Carve carve = {shared};
@@ -235,22 +298,26 @@ __device__ void backward(const Norm &n, const Operands<T> &o, float *shared) {
     if (!KEPT && o.partials) // what is kept is the whole image
         sum_parts<W>(n, s, o.partials, scratch, c);
     else
-        sum_pixels<T, W, KEPT>(n, s, o, kept, scratch, c);
+        sum_pixels<T, W, KEPT, DROPS>(n, s, o, kept, scratch, c);
     groups(n, s, o.statistics, c, slope, constant);
-    apply<T, W, KEPT>(n, s, o, kept, c, slope, constant);
-    if (blockIdx.y > 0) return;
-    image_gradients(n, s, o, c);
-    if (last_block(o.counters + blockIdx.x, gridDim.z)) parameter_gradients(n, s, o, scratch);
+    apply<T, W, KEPT, DROPS>(n, s, o, kept, c, slope, constant, scratch);
+    if (blockIdx.y == 0)
+        image_gradients(n, s, o, c);
+    else if (!o.dx_sums)
+        return;
+    if (!last_block(o.counters + blockIdx.x, o.dx_sums ? gridDim.y * gridDim.z : gridDim.z)) return;
+    parameter_gradients(n, s, o, scratch);
+    if (o.dx_sums) dx_sums(n, s, o, scratch);
 }
 
 // Writes the sums over the block's part to `partials`.
-template <typename T, int W> __device__ void part_sums(const Norm &n, const Operands<T> &o, float *shared) {
+template <typename T, int W, bool DROPS> __device__ void part_sums(const Norm &n, const Operands<T> &o, float *shared) {
     const Site s = site(n);
     Carve carve = {shared};
     const Channels c = {carve.take(n.slice), carve.take(n.slice), carve.take(n.slice), carve.take(n.slice),
                         carve.take(n.slice)};
     prepare(n, s, o, c);
-    sum_pixels<T, W, 0>(n, s, o, nullptr, carve.take(blockDim.x / 32 * n.across * 2 * W), c);
+    sum_pixels<T, W, 0, DROPS>(n, s, o, nullptr, carve.take(blockDim.x / 32 * n.across * 2 * W), c);
     float *partials = o.partials + ((u64)s.image * gridDim.y + blockIdx.y) * 2 * n.channels + s.base;
     for (u32 i = threadIdx.x; i < n.slice; i += blockDim.x) {
         partials[i] = c.dz[i];
@@ -260,34 +327,40 @@ template <typename T, int W> __device__ void part_sums(const Norm &n, const Oper
 
 } // namespace group_norm_backward
 
-#define GROUP_NORM_OPERANDS(T)                                                                                        \
+#define GROUP_NORM_OPERANDS(T)                                                                                         \
     const T *x, const T *dy, const T *extra, const float *weight, const float *bias, const T *modulation,              \
-        const float *statistics, T *dx, T *dmodulation, float *dweight, float *dbias, float *partials, float *own,     \
-        u32 *counters, u32 silu, u32 add, u32 pixels, u32 channels, u32 per_group, u32 slice, u32 across, u32 part,    \
-        u32 width, u32 kept
+        const T *offset, const float *statistics, T *dx, T *rest, T *dmodulation, T *doffset, float *dweight,          \
+        float *dbias, float *sums, float *partials, float *own, float *dx_sums, u32 *counters, u32 silu, u32 add,      \
+        u32 add_sums, u32 joined, u32 summed, MASK, u32 pixels, u32 channels, u32 per_group, u32 slice, u32 across,    \
+        u32 part, u32 width, u32 kept
 #define GROUP_NORM_GATHER(T)                                                                                           \
     DYNAMIC_SHARED(float, shared);                                                                                     \
     const Norm n = {pixels, channels, per_group, slice, across, part};                                                 \
-    const group_norm_backward::Operands<T> o = {x,       dy,     extra, weight,   bias, modulation, statistics, dx,    \
-                                                dmodulation, dweight, dbias, partials, own,  counters,   silu,       add}
+    const group_norm_backward::Operands<T> o = {                                                                       \
+        x,     dy,   extra,    weight, bias,    modulation, offset, statistics, dx,       rest,   dmodulation, doffset, \
+        dweight, dbias, sums, partials, own, dx_sums, counters, silu, add, add_sums, joined, summed, GATHERED_MASK}
 
-#define GROUP_NORM_BACKWARD(T, S)                                                                          \
-    extern "C" __global__ void THREE_BLOCKS group_norm_backward_##S(GROUP_NORM_OPERANDS(T)) {    \
-        GROUP_NORM_GATHER(T);                                                                              \
-        if (width > 1 && kept > 1)                                                                         \
-            group_norm_backward::backward<T, 16 / sizeof(T), 2>(n, o, shared);                             \
-        else if (width > 1 && kept > 0)                                                                    \
-            group_norm_backward::backward<T, 16 / sizeof(T), 1>(n, o, shared);                             \
-        else if (width > 1)                                                                                \
-            group_norm_backward::backward<T, 16 / sizeof(T), 0>(n, o, shared);                             \
-        else                                                                                               \
-            group_norm_backward::backward<T, 1, 0>(n, o, shared);                                          \
-    }                                                                                                      \
-    extern "C" __global__ void THREE_BLOCKS group_norm_sums_##S(GROUP_NORM_OPERANDS(T)) {        \
-        GROUP_NORM_GATHER(T);                                                                              \
-        if (width > 1)                                                                                     \
-            group_norm_backward::part_sums<T, 16 / sizeof(T)>(n, o, shared);                               \
-        else                                                                                               \
-            group_norm_backward::part_sums<T, 1>(n, o, shared);                                            \
+#define GROUP_NORM_PASSES(T, S, BLOCKS, DROPS)                                                                         \
+    extern "C" __global__ void BLOCKS group_norm_backward_##S(GROUP_NORM_OPERANDS(T)) {                                \
+        GROUP_NORM_GATHER(T);                                                                                          \
+        if (width > 1 && kept > 1)                                                                                     \
+            group_norm_backward::backward<T, 16 / sizeof(T), 2, DROPS>(n, o, shared);                                  \
+        else if (width > 1 && kept > 0)                                                                                \
+            group_norm_backward::backward<T, 16 / sizeof(T), 1, DROPS>(n, o, shared);                                  \
+        else if (width > 1)                                                                                            \
+            group_norm_backward::backward<T, 16 / sizeof(T), 0, DROPS>(n, o, shared);                                  \
+        else                                                                                                           \
+            group_norm_backward::backward<T, 1, 0, DROPS>(n, o, shared);                                               \
+    }                                                                                                                  \
+    extern "C" __global__ void BLOCKS group_norm_sums_##S(GROUP_NORM_OPERANDS(T)) {                                    \
+        GROUP_NORM_GATHER(T);                                                                                          \
+        if (width > 1)                                                                                                 \
+            group_norm_backward::part_sums<T, 16 / sizeof(T), DROPS>(n, o, shared);                                    \
+        else                                                                                                           \
+            group_norm_backward::part_sums<T, 1, DROPS>(n, o, shared);                                                 \
     }
+// Two rounds of random numbers in registers leave room for two blocks only.
+#define GROUP_NORM_BACKWARD(T, S)                  \
+    GROUP_NORM_PASSES(T, S, THREE_BLOCKS, false)   \
+    GROUP_NORM_PASSES(T, dropout_##S, TWO_BLOCKS, true)
 FOR_EACH_FLOAT(GROUP_NORM_BACKWARD)

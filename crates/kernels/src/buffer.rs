@@ -194,9 +194,33 @@ pub struct ParamGrads<'a> {
     pub bias: Range<usize>,
     /// Overwrite (the first micro-batch of a step) or add (the others).
     pub write: Write,
+    /// Whether the bias' has been written already: `ops::group_norm::fused` does it for the layer before it.
+    pub bias_summed: bool,
+    /// Where a weight's of 16 bits may be left until all are [settled](crate::cuda::Narrow::settle).
+    #[cfg(feature = "cuda")]
+    pub narrow: Option<&'a crate::cuda::Narrow>,
 }
 
-impl ParamGrads<'_> {
+impl<'a> ParamGrads<'a> {
+    /// All of both, straight into the buffer.
+    pub fn new(buffer: &'a FlatBuffer, weight: Range<usize>, bias: Range<usize>, write: Write) -> Self {
+        Self {
+            buffer,
+            weight,
+            bias,
+            write,
+            bias_summed: false,
+            #[cfg(feature = "cuda")]
+            narrow: None,
+        }
+    }
+
+    /// The same, the bias' written already or not; only operations on a GPU leave it out.
+    #[must_use]
+    pub fn with_bias_summed(self, bias_summed: bool) -> Self {
+        Self { bias_summed, ..self }
+    }
+
     /// Refuses places that do not have the parameters' sizes, or lie outside the buffer.
     pub(crate) fn check(&self, op: &'static str, weight: usize, bias: usize) -> Result<()> {
         let refuse = |tensor, found: usize, expected: usize| {
@@ -218,8 +242,13 @@ impl ParamGrads<'_> {
     /// Where both gradients begin on `gpu`.
     #[cfg(feature = "cuda")]
     pub(crate) fn addresses(&self, gpu: &crate::cuda::Gpu) -> Result<(crate::cuda::Address, crate::cuda::Address)> {
-        let start = self.buffer.address(gpu)?;
-        Ok((start.offset(self.weight.start, DType::F32), start.offset(self.bias.start, DType::F32)))
+        Ok((self.address(gpu, self.weight.start)?, self.address(gpu, self.bias.start)?))
+    }
+
+    /// Where this element of the flat gradient buffer lies on `gpu`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn address(&self, gpu: &crate::cuda::Gpu, element: usize) -> Result<crate::cuda::Address> {
+        Ok(self.buffer.address(gpu)?.offset(element, DType::F32))
     }
 
     /// Lends both gradients to `f` for writing (CPU only).

@@ -4,10 +4,14 @@
 //! reduction, AdamW and the moving averages one pass, and an all-reduce one call. Gradients, moments and averages are
 //! vectors of the same [`ParamLayout`].
 
+#[cfg(feature = "cuda")]
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
+#[cfg(feature = "cuda")]
+use ddpm_kernels::cuda::Narrow;
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::elementwise;
 use ddpm_kernels::philox::{Philox, Purpose};
@@ -236,18 +240,29 @@ pub struct Gradients {
     layout: Arc<ParamLayout>,
     buffer: FlatBuffer,
     written: Vec<bool>,
+    /// What a GPU wrote in 16 bits in this pass.
+    #[cfg(feature = "cuda")]
+    narrow: Arc<Narrow>,
 }
 
 impl Gradients {
     /// A buffer for `layout`, all zero.
     pub fn new(layout: &Arc<ParamLayout>, device: &Device) -> Result<Self> {
         let buffer = FlatBuffer::zeros(layout.len, device)?;
-        Ok(Self { layout: layout.clone(), buffer, written: vec![false; layout.specs.len()] })
+        Ok(Self {
+            layout: layout.clone(),
+            buffer,
+            written: vec![false; layout.specs.len()],
+            #[cfg(feature = "cuda")]
+            narrow: Arc::default(),
+        })
     }
 
     /// Begins a step: what is in the buffer no longer counts.
     pub fn reset(&mut self) {
         self.written.fill(false);
+        #[cfg(feature = "cuda")]
+        self.narrow.forget();
     }
 
     /// Ends a step's backward passes: parameters that nothing contributed to have gradient zero.
@@ -274,7 +289,26 @@ impl Gradients {
             let spec = self.layout.spec(id);
             spec.offset..spec.offset + spec.len()
         };
-        ParamGrads { buffer: &self.buffer, weight: range(weight), bias: range(bias), write }
+        ParamGrads {
+            #[cfg(feature = "cuda")]
+            narrow: Some(&self.narrow),
+            ..ParamGrads::new(&self.buffer, range(weight), range(bias), write)
+        }
+    }
+
+    /// Where the gradient of a bias goes, for who writes it in the layer's place: and whether to overwrite.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn bias(&mut self, id: ParamId) -> (Range<usize>, Write) {
+        let write = self.mark(id);
+        let spec = self.layout.spec(id);
+        (spec.offset..spec.offset + spec.len(), write)
+    }
+
+    /// Ends a backward pass: on a GPU, gradients of 16 bits join the others.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        self.narrow.settle(&self.buffer)?;
+        Ok(())
     }
 
     /// Where a single parameter's gradient goes: buffer, offset, and whether to overwrite.

@@ -66,19 +66,19 @@ pub fn apply_at(dropout: &Dropout, step: &Tensor, x: &Tensor) -> Result<Tensor> 
 }
 
 impl Dropout {
-    fn philox(&self) -> Philox {
+    pub(super) fn philox(&self) -> Philox {
         // A layer is a stream of its own: its number is mixed into the seed by a large odd factor.
         let seed = self.seed ^ u64::from(self.layer).wrapping_mul(0xA076_1D64_78BD_642F);
         Philox::new(seed, Purpose::Dropout)
     }
 
     /// An element whose 32 bits are below this is dropped.
-    fn threshold(&self) -> u32 {
+    pub(super) fn threshold(&self) -> u32 {
         (self.probability * 4_294_967_296.0) as u32
     }
 
     /// What the others are multiplied by.
-    fn keep(&self) -> f32 {
+    pub(super) fn keep(&self) -> f32 {
         (1.0 / (1.0 - self.probability)) as f32
     }
 }

@@ -2,7 +2,8 @@
 //! device and no autograd inside, and a twin in plain candle operations (`reference`) as the oracle of its tests.
 //!
 //! Memory policy: `forward` and the gradient of an input are returned as new tensors; the gradient of a parameter
-//! is written straight into the flat gradient buffer, overwriting or adding as the caller says.
+//! is written straight into the flat gradient buffer, overwriting or adding as the caller says. (A weight's of 16 bits may wait
+//! in `cuda::Narrow` until the pass ends.)
 //!
 //! On the CPU tensors are f32. On a GPU activations may be f32, bf16 or f16, all of one operation alike; operations compute in
 //! f32 whatever they are, and gradients of parameters are f32.

@@ -27,7 +27,7 @@ fn compute(dtype: DType, tf32: bool, choices: Choices) -> (Vec<Tensor>, Choices)
     let y = conv2d::forward(&conv, &x, &weight, &bias, Some(&dy)).unwrap();
     let (weights, all) = (co * 9 * ci, co * 9 * ci + co);
     let buffer = FlatBuffer::from_vec(vec![0.0; all], &device).unwrap();
-    let grads = ParamGrads { buffer: &buffer, weight: 0..weights, bias: weights..all, write: Write::Assign };
+    let grads = ParamGrads::new(&buffer, 0..weights, weights..all, Write::Assign);
     let dx = conv2d::backward(&conv, &x, &weight, &dy, true, &grads).unwrap().unwrap();
     let (w, b) = (on(5, &[24, co]), on(6, &[24]));
     let z = linear::forward(&y, &w, &b, None).unwrap();

@@ -97,25 +97,59 @@ impl Slots {
 
     /// Where an operation is to write them.
     pub(crate) fn grads(&self, write: Write) -> ParamGrads<'_> {
-        ParamGrads { buffer: &self.buffer, weight: self.weight.clone(), bias: self.bias.clone(), write }
+        ParamGrads::new(&self.buffer, self.weight.clone(), self.bias.clone(), write)
+    }
+
+    /// Another place, before theirs.
+    pub(crate) fn third(&self, len: usize) -> Range<usize> {
+        assert!(len <= self.weight.start);
+        0..len
     }
 
     /// Compares both with the exact ones, and everything around them with what was there.
     #[track_caller]
     pub(crate) fn check(&self, what: &str, write: Write, weight: &Tensor, bias: &Tensor, tolerance: f64) {
+        self.check_places(what, write, &[(&self.weight, weight), (&self.bias, bias)], tolerance);
+    }
+
+    /// The same with a [third](Self::third) one.
+    #[track_caller]
+    pub(crate) fn check_three(&self, what: &str, write: Write, exact: [&Tensor; 3], tolerance: f64) {
+        let third = self.third(exact[2].elem_count());
+        self.check_places(
+            what,
+            write,
+            &[(&self.weight, exact[0]), (&self.bias, exact[1]), (&third, exact[2])],
+            tolerance,
+        );
+    }
+
+    /// The weight's alone; the bias' was not to be touched.
+    #[track_caller]
+    pub(crate) fn check_weight(&self, what: &str, write: Write, weight: &Tensor, tolerance: f64) {
+        self.check_places(what, write, &[(&self.weight, weight)], tolerance);
+    }
+
+    /// The flat buffer.
+    pub(crate) fn buffer(&self) -> &FlatBuffer {
+        &self.buffer
+    }
+
+    #[track_caller]
+    fn check_places(&self, what: &str, write: Write, places: &[(&Range<usize>, &Tensor)], tolerance: f64) {
         let after = self.buffer.to_vec().unwrap();
-        for (range, exact) in [(&self.weight, weight), (&self.bias, bias)] {
+        for (range, exact) in places {
             let earlier = |i: usize| if write == Write::Add { f64::from(self.before[i]) } else { 0.0 };
             let exact = download(exact);
             let largest = exact.iter().fold(1e-6f64, |most, v| most.max(v.abs()));
-            for (i, exact) in range.clone().zip(&exact) {
+            for (i, exact) in (*range).clone().zip(&exact) {
                 let (found, exact) = (f64::from(after[i]), exact + earlier(i));
                 let off = (found - exact).abs();
                 assert!(off <= tolerance * largest, "{what} {write:?}: element {i} is {found}, exactly {exact}");
             }
         }
         for (i, (after, before)) in after.iter().zip(&self.before).enumerate() {
-            let inside = self.weight.contains(&i) || self.bias.contains(&i);
+            let inside = places.iter().any(|(range, _)| range.contains(&i));
             assert!(inside || after.to_bits() == before.to_bits(), "{what}: element {i} belongs to nobody here");
         }
     }

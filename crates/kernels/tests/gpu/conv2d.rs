@@ -1,6 +1,8 @@
 //! Convolutions: cuDNN's engines, what is done in parts where they cannot fuse, and our own plain kernels.
 
 use candle_core::DType;
+use ddpm_kernels::buffer::ParamGrads;
+use ddpm_kernels::cuda::Narrow;
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::conv2d::{self, Algorithm, Conv2d};
 
@@ -63,4 +65,65 @@ fn gpu_conv2d_by_our_own_kernels() {
             check(dtype, Conv2d { algorithm: Algorithm::Exact, ..conv }, sizes, residual);
         });
     }
+}
+
+/// In every format, overwriting and adding; twice, for the second pass finds what the first left.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_weight_gradients_that_wait_are_settled_together() {
+    let conv = Conv2d::same(3);
+    for dtype in FORMATS {
+        // Longer than a block's piece; of a length that no wide load divides; at a place where none fits.
+        for (inputs, outputs, gap) in [(64, 64, 8), (3, 7, 8), (8, 16, 5)] {
+            let (x, dy) = (normals(1, &[2, 5, 6, inputs], dtype), normals(2, &[2, 5, 6, outputs], dtype));
+            let weight = normals(3, &[outputs, 3, 3, inputs], dtype);
+            let bias = normals(4, &[outputs], dtype);
+            let (_, exact) = exactly(
+                &[&x.exact, &weight.exact, &bias.exact],
+                |_| dy.exact.clone(),
+                |t| conv2d::reference::forward(&conv, &t[0], &t[1], &t[2], None),
+            );
+            let narrow = Narrow::default();
+            for write in [Write::Assign, Write::Add, Write::Assign] {
+                let slots = Slots::new(weight.exact.elem_count(), outputs, gap);
+                let places = ParamGrads { narrow: Some(&narrow), bias_summed: true, ..slots.grads(write) };
+                conv2d::backward(&conv, &x.device, &weight.device, &dy.device, false, &places).unwrap();
+                narrow.settle(slots.buffer()).unwrap();
+                let what = format!("{dtype:?} {inputs} to {outputs}");
+                slots.check_weight(&what, write, &exact[1], tolerance(dtype));
+            }
+        }
+    }
+}
+
+/// A layer that is used twice in a pass, and one that was forgotten.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_gradient_waits_once_and_may_be_forgotten() {
+    let (conv, dtype) = (Conv2d::same(3), DType::BF16);
+    let (x, dy) = (normals(1, &[1, 4, 4, 8], dtype), normals(2, &[1, 4, 4, 8], dtype));
+    let weight = normals(3, &[8, 3, 3, 8], dtype);
+    let narrow = Narrow::default();
+    let backward = |slots: &Slots, write| {
+        let places = ParamGrads { narrow: Some(&narrow), ..slots.grads(write) };
+        conv2d::backward(&conv, &x.device, &weight.device, &dy.device, false, &places).unwrap();
+    };
+    let once = Slots::new(8 * 9 * 8, 8, 8);
+    backward(&once, Write::Assign);
+    narrow.settle(once.buffer()).unwrap();
+    let twice = Slots::new(8 * 9 * 8, 8, 8);
+    backward(&twice, Write::Add);
+    backward(&twice, Write::Add);
+    narrow.settle(twice.buffer()).unwrap();
+    let forgotten = Slots::new(8 * 9 * 8, 8, 8);
+    let before = forgotten.buffer().to_vec().unwrap();
+    backward(&forgotten, Write::Assign);
+    narrow.forget();
+    narrow.settle(forgotten.buffer()).unwrap();
+    let (once, twice) = (once.buffer().to_vec().unwrap(), twice.buffer().to_vec().unwrap());
+    for i in 8..8 + 8 * 9 * 8 {
+        let expected = before[i] + 2.0 * once[i];
+        assert!((twice[i] - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{i}: {} for {expected}", twice[i]);
+    }
+    assert_eq!(forgotten.buffer().to_vec().unwrap()[8..8 + 8 * 9 * 8], before[8..8 + 8 * 9 * 8]);
 }

@@ -22,11 +22,19 @@ fn check(dtype: DType, leading: &[usize], inputs: usize, outputs: usize, with_re
     assert_close(&what, &found, &y, tolerance(dtype));
     for (write, need_dx, gap) in [(Write::Assign, true, 8), (Write::Add, true, 8), (Write::Assign, false, 5)] {
         let slots = Slots::new(outputs * inputs, outputs, gap);
-        let dx = linear::backward(&x.device, &weight.device, &dy.device, need_dx, &slots.grads(write)).unwrap();
+        let run = |extra: Option<&Tensor>| {
+            let places = slots.grads(write);
+            linear::backward(&x.device, &weight.device, &dy.device, need_dx, extra, &places).unwrap()
+        };
+        let dx = run(None);
         slots.check(&what, write, &grads[1], &grads[2], tolerance(dtype));
         assert_eq!(dx.is_some(), need_dx);
         if let Some(dx) = dx {
             assert_close(&format!("{what}: dx"), &dx, &grads[0], tolerance(dtype));
+            let extra = normals(6, &with(inputs), dtype);
+            let sum = (&grads[0] + &extra.exact).unwrap();
+            let what = format!("{what}: dx and a gradient from elsewhere");
+            assert_close(&what, &run(Some(&extra.device)).unwrap(), &sum, tolerance(dtype));
         }
     }
 }
@@ -51,4 +59,21 @@ fn gpu_another_number_format_is_refused() {
     let weight: Tensor = normals(2, &[8, 8], DType::F32).device;
     let error = linear::forward(&x, &weight, &normals(3, &[8], DType::BF16).device, None).unwrap_err();
     assert!(error.to_string().contains("linear"), "{error}");
+}
+
+/// Whoever made dy has summed it.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_bias_that_has_its_gradient_is_left_alone() {
+    for dtype in FORMATS {
+        let (x, weight) = (normals(1, &[5, 24], dtype), normals(2, &[16, 24], dtype));
+        let dy = normals(3, &[5, 16], dtype);
+        for write in [Write::Assign, Write::Add] {
+            let slots = Slots::new(16 * 24, 16, 8);
+            let places = slots.grads(write).with_bias_summed(true);
+            linear::backward(&x.device, &weight.device, &dy.device, false, None, &places).unwrap();
+            let exact = dy.exact.t().unwrap().matmul(&x.exact).unwrap();
+            slots.check_weight(&format!("{dtype:?}"), write, &exact, tolerance(dtype));
+        }
+    }
 }

@@ -13,6 +13,7 @@ mod dropout;
 mod elementwise;
 mod embedding;
 mod group_norm;
+mod group_norm_fused;
 mod linear;
 mod optim;
 mod random;

@@ -18,8 +18,9 @@ fn check(leading: &[usize], inputs: usize, outputs: usize, with_residual: bool) 
     let (want, magnitude) = (case.want(), case.magnitude());
 
     let y = linear::forward(&x, &weight, &bias, residual.as_ref()).unwrap();
-    let backward =
-        |need_dx| parameter_gradients(&weight, &bias, |g| linear::backward(&x, &weight, &case.dy, need_dx, g).unwrap());
+    let backward = |need_dx| {
+        parameter_gradients(&weight, &bias, |g| linear::backward(&x, &weight, &case.dy, need_dx, None, g).unwrap())
+    };
     let (with_dx, without_dx) = (backward(true), backward(false));
     assert!(without_dx.returned.is_none(), "{op}: no gradient of x was asked for");
     without_dx.assert_same_bits(&with_dx);
@@ -47,4 +48,17 @@ fn a_linear_layer_is_right_with_and_without_a_residual() {
 fn rows_shared_between_threads_are_right() {
     check(&[2, 67], 48, 44, false);
     check(&[131], 45, 47, true);
+}
+
+#[test]
+fn a_gradient_from_elsewhere_is_added_to_that_of_the_input() {
+    let (x, weight, bias) = (normal(1, &[5, 24]), normal(2, &[7, 24]), normal(3, &[7]));
+    let (dy, extra) = (normal(4, &[5, 7]), normal(5, &[5, 24]));
+    let dx = |extra| {
+        let found =
+            parameter_gradients(&weight, &bias, |g| linear::backward(&x, &weight, &dy, true, extra, g).unwrap());
+        found.returned.unwrap()
+    };
+    let sum = (&extra + dx(None)).unwrap();
+    assert_eq!(sum.to_vec2::<f32>().unwrap(), dx(Some(&extra)).to_vec2::<f32>().unwrap());
 }

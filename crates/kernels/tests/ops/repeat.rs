@@ -17,7 +17,7 @@ fn assert_repeats(run: impl Fn(&ParamGrads<'_>) -> Vec<Tensor>) {
     let once = || {
         let buffer = FlatBuffer::zeros(32 * 9 * 32 + 32, &Device::Cpu).unwrap();
         let bias = buffer.len() - 32..buffer.len();
-        let results = run(&ParamGrads { buffer: &buffer, weight: 0..bias.start, bias, write: Write::Assign });
+        let results = run(&ParamGrads::new(&buffer, 0..bias.start, bias, Write::Assign));
         let mut all: Vec<Vec<u32>> = results.iter().map(bits).collect();
         all.push(bits(&buffer.view(0, &[buffer.len()]).unwrap()));
         all
@@ -66,7 +66,7 @@ fn linear_layers_attention_and_sums_over_pixels_repeat() {
     assert_repeats(|grads| {
         let grads = narrowed(grads, 32 * 32);
         let y = linear::forward(&x, &weight, &bias, None).unwrap();
-        let dx = linear::backward(&x, &weight, &y, true, &grads).unwrap().unwrap();
+        let dx = linear::backward(&x, &weight, &y, true, None, &grads).unwrap().unwrap();
         let (out, probabilities) = attention::forward(&qkv, 4).unwrap();
         let dqkv = attention::backward(&qkv, 4, &probabilities, &out).unwrap();
         let offset = elementwise::add_channels_backward(&y.reshape(&IMAGES).unwrap()).unwrap();

@@ -24,7 +24,7 @@ fn refuses<T>(result: Result<T, KernelError>, message: &str) {
 }
 
 fn places(buffer: &FlatBuffer, weight: usize, bias: usize) -> ParamGrads<'_> {
-    ParamGrads { buffer, weight: 0..weight, bias: weight..weight + bias, write: Write::Assign }
+    ParamGrads::new(buffer, 0..weight, weight..weight + bias, Write::Assign)
 }
 
 #[test]
@@ -132,11 +132,11 @@ fn linear_refuses_operands_that_do_not_fit() {
     refuses(linear::forward(&x, &weight, &zeros(&[3]), None), "linear: bias has shape [3], expected [4]");
     refuses(linear::forward(&x, &weight, &bias, Some(&x)), "linear: residual has shape [2, 5, 3], expected [2, 5, 4]");
     refuses(
-        linear::backward(&x, &weight, &x, true, &places(&buffer, 12, 4)),
+        linear::backward(&x, &weight, &x, true, None, &places(&buffer, 12, 4)),
         "linear: dy has shape [2, 5, 3], expected [2, 5, 4]",
     );
     refuses(
-        linear::backward(&x, &weight, &zeros(&[2, 5, 4]), true, &places(&buffer, 12, 3)),
+        linear::backward(&x, &weight, &zeros(&[2, 5, 4]), true, None, &places(&buffer, 12, 3)),
         "linear: gradient of bias has shape [3], expected [4]",
     );
 }

@@ -5,7 +5,8 @@
 //! tape numbers its values after those that wait in [`Flow`], so that its operations find and add to the gradients of
 //! its inputs in the order in which they would have without all this. The result is the same to the bit.
 
-use super::{Tape, Var, play_back};
+use super::var::Made;
+use super::{Tape, Var};
 use crate::error::Result;
 
 impl<'p> Tape<'p> {
@@ -35,17 +36,22 @@ impl<'p> Tape<'p> {
         self.recording = false;
         let output = run.clone()(self);
         self.recording = true;
-        Ok(self.record(output?.value, move |dy, flow| {
-            let first = flow.values.len();
+        let Var { value, made, .. } = output?;
+        let output = self.record(value, move |dy, flow| {
+            let (first, summed) = (flow.len(), flow.is_summed());
             again.values = first;
             let output = run(&mut again)?;
-            flow.values.resize(again.values, None);
-            flow.accumulate(output.id, dy.clone())?;
+            flow.resize(again.values);
+            flow.accumulate(output.target(), dy.clone())?;
+            if summed {
+                flow.mark_summed(output.target());
+            }
             drop(output);
-            play_back(again.nodes, flow)?;
-            flow.values.truncate(first);
+            flow.play_back(again.nodes)?;
+            flow.resize(first);
             Ok(())
-        }))
+        });
+        Ok(output.made(Made { joined: None, ..made }))
     }
 
     /// A tape that goes on where this one is, and records everything.
@@ -61,6 +67,7 @@ impl<'p> Tape<'p> {
             nodes: Vec::new(),
             values: 0,
             sketch: None,
+            taken: self.taken.clone(),
         }
     }
 }

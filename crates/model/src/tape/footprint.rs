@@ -52,7 +52,8 @@ struct Pass<'s> {
     images: usize,
     /// Bytes of a number.
     size: usize,
-    /// The step that is the last to read each value on the way there.
+    /// The steps that are the first and the last to read each value on the way there.
+    first_use: Vec<usize>,
     last_use: Vec<usize>,
     ledger: Rc<Ledger>,
 }
@@ -64,11 +65,14 @@ impl Sketch {
     /// The most bytes that activations and their gradients take at once while `images` are learned from, with numbers of
     /// `size` bytes; with `checkpointing`, where blocks keep their inputs alone.
     pub fn peak_bytes(&self, images: usize, size: usize, checkpointing: bool) -> u64 {
-        let mut last_use = vec![0; self.values];
+        let (mut first_use, mut last_use) = (vec![usize::MAX; self.values], vec![0; self.values]);
         for (at, step) in self.steps.iter().enumerate() {
-            step.x.iter().chain(&step.other).for_each(|&value| last_use[value] = at);
+            for &value in step.x.iter().chain(&step.other) {
+                first_use[value] = first_use[value].min(at);
+                last_use[value] = at;
+            }
         }
-        let pass = Pass { sketch: self, images, size, last_use, ledger: Rc::default() };
+        let pass = Pass { sketch: self, images, size, first_use, last_use, ledger: Rc::default() };
         let mut values: Values = vec![None; self.values];
         let all = 0..self.steps.len();
         let nodes =
@@ -170,7 +174,7 @@ impl Pass<'_> {
     fn backward(&self, nodes: Vec<Node>, gradients: &mut Values) {
         for node in nodes.into_iter().rev() {
             match node {
-                Node::Operation { step, kept } => self.operation_backward(&self.sketch.steps[step], gradients, kept),
+                Node::Operation { step, kept } => self.operation_backward(step, gradients, kept),
                 Node::Block { steps, inputs } => {
                     let mut values: Values = vec![None; self.sketch.values];
                     inputs.into_iter().for_each(|(value, held)| values[value] = Some(held));
@@ -183,25 +187,35 @@ impl Pass<'_> {
     }
 
     /// An operation's way back, which ends what it `kept`.
-    fn operation_backward(&self, step: &Step, gradients: &mut Values, kept: Vec<Held>) {
+    fn operation_backward(&self, at: usize, gradients: &mut Values, kept: Vec<Held>) {
+        let step = &self.sketch.steps[at];
         let Some(dy) = gradients[step.y].take() else { return };
         let operation = &step.operation;
         let dx = || self.take(self.numbers(&operation.x));
         match operation.kind {
-            Kind::Conv2d { need_dx, .. } | Kind::Linear { need_dx, .. } => {
+            Kind::Conv2d { need_dx, .. } => {
                 self.accumulate(gradients, step.other, dy.clone());
-                let dx = need_dx.then(dx);
-                drop(self.weight_gradient(operation));
-                dx.into_iter().for_each(|dx| self.accumulate(gradients, step.x, dx));
+                need_dx.then(dx).into_iter().for_each(|dx| self.accumulate(gradients, step.x, dx));
             }
-            Kind::GroupNorm { .. } => {
+            Kind::Linear { need_dx, .. } => {
+                self.accumulate(gradients, step.other, dy.clone());
                 // What has arrived for x is added on the way.
-                let extra = step.x.and_then(|x| gradients[x].take());
-                let dx = dx();
-                let channels = operation.x.last().copied().unwrap_or(0);
-                let modulation = step.other.map(|_| self.take(self.numbers(&[2 * channels])));
-                modulation.into_iter().for_each(|dm| self.accumulate(gradients, step.other, dm));
-                self.accumulate(gradients, step.x, dx);
+                let earlier = step.x.and_then(|x| gradients[x].take());
+                need_dx.then(dx).into_iter().for_each(|dx| self.accumulate(gradients, step.x, dx));
+                drop(earlier);
+            }
+            Kind::GroupNorm { offset, .. } => {
+                // Here too, unless the offset's gradient is a sum without it.
+                let extra = step.x.filter(|_| !offset).and_then(|x| gradients[x].take());
+                let channels = operation.x.last().copied().unwrap_or(0) * if offset { 1 } else { 2 };
+                let time = step.other.map(|_| self.take(self.numbers(&[channels])));
+                time.into_iter().for_each(|time| self.accumulate(gradients, step.other, time));
+                match step.x.and_then(|x| self.parts(x, at)).filter(|_| !offset) {
+                    Some(parts) => {
+                        parts.into_iter().for_each(|(value, part)| self.accumulate(gradients, value, part));
+                    }
+                    None => self.accumulate(gradients, step.x, dx()),
+                }
                 drop(extra);
             }
             Kind::Attention { .. } => {
@@ -228,10 +242,15 @@ impl Pass<'_> {
         drop(kept);
     }
 
-    /// A convolution's gradient goes to its place by way of a tensor, unless it is f32 and the first.
-    fn weight_gradient(&self, operation: &Operation) -> Held {
-        let by_way = matches!(operation.kind, Kind::Conv2d { conv, .. } if conv.kernel > 1);
-        self.take(if by_way { (operation.params()[0] * self.size) as u64 } else { 0 })
+    /// The gradient of a joined value in its two parts, made so by the step that is the first to read it.
+    fn parts(&self, value: usize, at: usize) -> Option<[(Option<usize>, Held); 2]> {
+        // A value has the number of the step that makes it.
+        let Step { operation, x, other, .. } = self.sketch.steps.get(value)?;
+        let Kind::Concat { others } = operation.kind else { return None };
+        let pixels = operation.x.iter().rev().skip(1).product::<usize>();
+        let parts =
+            || [(*x, self.take(self.numbers(&operation.x))), (*other, self.take(self.numbers(&[pixels, others])))];
+        (self.first_use[value] == at).then(parts)
     }
 
     /// The first gradient is taken as it is; of two, the sum is a third tensor.

@@ -10,51 +10,28 @@
 //! [`Tape::reference`] runs the operations' plain-candle twins in any dtype under candle's autograd, as the oracle.
 
 mod checkpoint;
+mod flow;
 mod footprint;
+mod normalise;
 mod operation;
 mod ops;
 mod sketch;
+mod var;
 
+pub use normalise::Time;
 pub use operation::{Kind, Operation, Work};
 pub use ops::LayerParams;
 pub use sketch::Sketch;
+pub use var::Var;
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::ops::conv2d::Algorithm;
 use ddpm_kernels::ops::dropout::Dropout;
 use ddpm_kernels::ops::elementwise;
 
+use self::flow::{Flow, Node};
 use crate::error::Result;
 use crate::params::{Gradients, ParamId, Params, ReferenceParams};
-
-/// A value on the tape. Cloning it is cheap; a value whose last clone is dropped is freed, unless a recorded backward
-/// pass needs it.
-#[derive(Clone, Debug)]
-pub struct Var {
-    value: Tensor,
-    /// Its number if a gradient flows to it; inputs have none.
-    id: Option<usize>,
-}
-
-impl Var {
-    /// The numbers.
-    pub fn value(&self) -> &Tensor {
-        &self.value
-    }
-
-    /// The numbers in f32 on the CPU, whatever and wherever the network computes.
-    ///
-    /// # Errors
-    /// A device that fails.
-    pub fn to_host(&self) -> Result<Tensor> {
-        let value = if self.value.dtype() == DType::F64 {
-            self.value.clone()
-        } else {
-            elementwise::cast(&self.value, DType::F32)?
-        };
-        Ok(value.to_device(&Device::Cpu)?)
-    }
-}
 
 /// Which dropout masks a training pass draws.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,38 +64,8 @@ pub struct Tape<'p> {
     values: usize,
     /// What would run, on a tape that computes nothing.
     sketch: Option<Sketch>,
-}
-
-/// An operation that ran: its output, and what to do with the output's gradient.
-struct Node<'p> {
-    output: usize,
-    backward: Backward<'p>,
-}
-
-type Backward<'p> = Box<dyn FnOnce(&Tensor, &mut Flow<'_>) -> Result<()> + 'p>;
-
-/// The gradients on their way back.
-struct Flow<'a> {
-    values: Vec<Option<Tensor>>,
-    params: &'a mut Gradients,
-}
-
-impl Flow<'_> {
-    /// Adds to a value's gradient; an input's goes nowhere.
-    fn accumulate(&mut self, var: Option<usize>, gradient: Tensor) -> Result<()> {
-        let Some(id) = var else { return Ok(()) };
-        let sum = match self.values[id].take() {
-            Some(earlier) => elementwise::add(&earlier, &gradient)?,
-            None => gradient,
-        };
-        self.values[id] = Some(sum);
-        Ok(())
-    }
-
-    /// Takes out what has arrived for a value, for an operation that adds it to its own gradient.
-    fn take(&mut self, var: Option<usize>) -> Option<Tensor> {
-        self.values[var?].take()
-    }
+    /// Which values an operation has taken, by their numbers.
+    taken: Vec<bool>,
 }
 
 impl<'p> Tape<'p> {
@@ -134,6 +81,7 @@ impl<'p> Tape<'p> {
             nodes: Vec::new(),
             values: 0,
             sketch: None,
+            taken: Vec::new(),
         }
     }
 
@@ -189,7 +137,7 @@ impl<'p> Tape<'p> {
             }
             Weights::Reference(_) => value.to_dtype(self.dtype())?.contiguous()?,
         };
-        Ok(Var { value, id: None })
+        Ok(Var::new(value, None))
     }
 
     fn dtype(&self) -> DType {
@@ -197,6 +145,11 @@ impl<'p> Tape<'p> {
             Weights::Fast(params) => params.dtype(),
             Weights::Reference(params) => params.variables().first().map_or(DType::F64, |v| v.dtype()),
         }
+    }
+
+    /// Whether operations do what stands around them in the same pass.
+    fn fuses(&self) -> bool {
+        self.sketch.as_ref().map_or(!self.is_reference() && self.device().is_cuda(), |sketch| sketch.fused)
     }
 
     fn is_reference(&self) -> bool {
@@ -229,12 +182,12 @@ impl<'p> Tape<'p> {
     /// An operation's output, with what to do on the way back if the tape records.
     fn record(&mut self, value: Tensor, backward: impl FnOnce(&Tensor, &mut Flow<'_>) -> Result<()> + 'p) -> Var {
         if !self.recording {
-            return Var { value, id: None };
+            return Var::new(value, None);
         }
         let output = self.values;
         self.values += 1;
         self.nodes.push(Node { output, backward: Box::new(backward) });
-        Var { value, id: Some(output) }
+        Var::new(value, Some(output))
     }
 
     #[cfg(test)]
@@ -248,18 +201,10 @@ impl<'p> Tape<'p> {
     /// # Errors
     /// An operation that fails on its way back.
     pub fn backward(self, output: Var, gradient: Tensor, params: &mut Gradients) -> Result<()> {
-        let mut flow = Flow { values: vec![None; self.values], params };
-        flow.accumulate(output.id, gradient)?;
+        let mut flow = Flow::new(self.values, params);
+        flow.accumulate(output.target(), gradient)?;
         drop(output);
-        play_back(self.nodes, &mut flow)
+        flow.play_back(self.nodes)?;
+        params.settle()
     }
-}
-
-fn play_back(nodes: Vec<Node<'_>>, flow: &mut Flow<'_>) -> Result<()> {
-    for node in nodes.into_iter().rev() {
-        if let Some(gradient) = flow.values[node.output].take() {
-            (node.backward)(&gradient, flow)?;
-        }
-    }
-    Ok(())
 }

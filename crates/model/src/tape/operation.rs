@@ -20,7 +20,7 @@ pub struct Operation {
 #[allow(missing_docs, reason = "the operands of those methods")]
 pub enum Kind {
     Conv2d { conv: Conv2d, outputs: usize, residual: bool, need_dx: bool },
-    GroupNorm { norm: GroupNorm, modulation: bool },
+    GroupNorm { norm: GroupNorm, modulation: bool, offset: bool, dropout: f64 },
     Linear { outputs: usize, residual: bool, need_dx: bool },
     Attention { heads: usize },
     AddChannels,
@@ -119,8 +119,8 @@ impl Operation {
                 (if residual { y } else { 0 }, params * size)
             }
             // Its parameters are f32.
-            Kind::GroupNorm { modulation, .. } => {
-                (if modulation { self.per_channel(2) } else { 0 }, params * size_of::<f32>())
+            Kind::GroupNorm { modulation, offset, .. } => {
+                (self.per_channel(2 * u64::from(modulation) + u64::from(offset)), params * size_of::<f32>())
             }
             Kind::AddChannels => (self.per_channel(1), 0),
             Kind::Add => (x, 0),
@@ -141,9 +141,9 @@ impl Operation {
                 let dx = if need_dx { x + weight } else { 0 };
                 ((x + y + dx) * size + gradients, parts * self.products())
             }
-            Kind::GroupNorm { modulation, .. } => {
-                let modulation = if modulation { self.per_channel(4) } else { 0 };
-                ((x + y + x + modulation) * size + 2 * gradients, 0)
+            Kind::GroupNorm { modulation, offset, .. } => {
+                let time = self.per_channel(4 * u64::from(modulation) + 2 * u64::from(offset));
+                ((x + y + x + time) * size + 2 * gradients, 0)
             }
             Kind::Attention { .. } => ((2 * x + y) * size, 2 * self.products()),
             Kind::AddChannels => ((x + self.per_channel(1)) * size, 0),
@@ -188,10 +188,15 @@ impl Display for Operation {
                 write!(f, ", kernel {}, stride {}{}", conv.kernel, conv.stride, added(residual))
             }
             Kind::Linear { residual, .. } => f.write_str(added(residual)),
-            Kind::GroupNorm { norm, modulation, .. } => {
-                let (silu, scaled) =
-                    (if norm.silu { ", SiLU" } else { "" }, if modulation { ", scale-shift" } else { "" });
-                write!(f, ", {} groups{silu}{scaled}", norm.groups)
+            Kind::GroupNorm { norm, modulation, offset, dropout } => {
+                let parts = [
+                    (offset, ", offset"),
+                    (norm.silu, ", SiLU"),
+                    (modulation, ", scale-shift"),
+                    (dropout > 0.0, ", dropout"),
+                ];
+                write!(f, ", {} groups", norm.groups)?;
+                parts.iter().filter(|(there, _)| *there).try_for_each(|(_, name)| f.write_str(name))
             }
             Kind::Attention { heads, .. } => write!(f, ", heads {heads}"),
             Kind::Activation(function) => write!(f, ", {function:?}"),

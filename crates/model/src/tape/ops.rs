@@ -6,9 +6,9 @@
 use candle_core::Tensor;
 use ddpm_kernels::ops::activation::{self, Activation};
 use ddpm_kernels::ops::conv2d::{self, Conv2d};
-use ddpm_kernels::ops::group_norm::{self, GroupNorm};
 use ddpm_kernels::ops::{attention, dropout, elementwise, linear, resample};
 
+use super::var::{Joined, Made};
 use super::{Kind, Tape, Var};
 use crate::error::Result;
 use crate::params::ParamId;
@@ -33,64 +33,27 @@ impl<'p> Tape<'p> {
         let residual_value = residual.map(Var::value);
         if self.is_reference() {
             let y = conv2d::reference::forward(conv, &x.value, weight, bias, residual_value)?;
-            return Ok(Var { value: y, id: None });
+            return Ok(Var::new(y, None));
         }
-        let (outputs, need_dx) = (bias.elem_count(), x.id.is_some());
+        let (outputs, need_dx) = (bias.elem_count(), x.is_tracked());
         let kind = Kind::Conv2d { conv: *conv, outputs, residual: residual.is_some(), need_dx };
         if let Some(y) = self.sketch(x, residual, kind)? {
             return Ok(y);
         }
         let conv = Conv2d { algorithm: self.algorithm, ..*conv };
         let y = conv2d::forward(&conv, &x.value, weight, bias, residual_value)?;
-        let (x, residual) = (x.clone(), residual.and_then(|r| r.id));
-        Ok(self.record(y, move |dy, flow| {
+        let (id, residual) = (self.take(x).id, residual.and_then(|r| self.take(r).id));
+        let x = x.value.clone();
+        let y = self.record(y, move |dy, flow| {
+            let summed = flow.is_summed();
             flow.accumulate(residual, dy.clone())?;
-            let grads = flow.params.pair(params.weight, params.bias);
-            match conv2d::backward(&conv, &x.value, weight, dy, x.id.is_some(), &grads)? {
-                Some(dx) => flow.accumulate(x.id, dx),
+            let grads = flow.params.pair(params.weight, params.bias).with_bias_summed(summed);
+            match conv2d::backward(&conv, &x, weight, dy, id.is_some(), &grads)? {
+                Some(dx) => flow.accumulate(id, dx),
                 None => Ok(()),
             }
-        }))
-    }
-
-    /// Group normalisation of `x` `[N, ..., C]`, with scale and shift from `modulation` `[N, 2C]`, and SiLU.
-    pub fn group_norm(
-        &mut self,
-        x: &Var,
-        norm: GroupNorm,
-        params: LayerParams,
-        modulation: Option<&Var>,
-    ) -> Result<Var> {
-        let (weight, bias) = (self.master(params.weight), self.master(params.bias));
-        if self.is_reference() {
-            let y = group_norm::reference::forward(&norm, &x.value, weight, bias, modulation.map(Var::value))?;
-            return Ok(Var { value: y, id: None });
-        }
-        if let Some(y) = self.sketch(x, modulation, Kind::GroupNorm { norm, modulation: modulation.is_some() })? {
-            return Ok(y);
-        }
-        let (y, statistics) = group_norm::forward(&norm, &x.value, weight, bias, modulation.map(Var::value))?;
-        let (x, modulation) = (x.clone(), modulation.cloned());
-        Ok(self.record(y, move |dy, flow| {
-            let extra = flow.take(x.id);
-            let grads = flow.params.pair(params.weight, params.bias);
-            let modulation_value = modulation.as_ref().map(Var::value);
-            let gradient = group_norm::backward(
-                &norm,
-                &x.value,
-                weight,
-                bias,
-                modulation_value,
-                &statistics,
-                dy,
-                extra.as_ref(),
-                &grads,
-            )?;
-            if let (Some(var), Some(dm)) = (&modulation, gradient.modulation) {
-                flow.accumulate(var.id, dm)?;
-            }
-            flow.accumulate(x.id, gradient.dx)
-        }))
+        });
+        Ok(y.made(Made { bias: Some(params.bias), joined: None }))
     }
 
     /// A linear layer over the last axis of `x` `[..., I]`, plus `residual` `[..., O]`.
@@ -99,37 +62,39 @@ impl<'p> Tape<'p> {
         let residual_value = residual.map(Var::value);
         if self.is_reference() {
             let y = linear::reference::forward(&x.value, weight, bias, residual_value)?;
-            return Ok(Var { value: y, id: None });
+            return Ok(Var::new(y, None));
         }
-        let (outputs, need_dx) = (bias.elem_count(), x.id.is_some());
+        let (outputs, need_dx) = (bias.elem_count(), x.is_tracked());
         if let Some(y) = self.sketch(x, residual, Kind::Linear { outputs, residual: residual.is_some(), need_dx })? {
             return Ok(y);
         }
         let y = linear::forward(&x.value, weight, bias, residual_value)?;
-        let (x, residual) = (x.clone(), residual.and_then(|r| r.id));
-        Ok(self.record(y, move |dy, flow| {
+        let (id, residual) = (self.take(x).id, residual.and_then(|r| self.take(r).id));
+        let x = x.value.clone();
+        let y = self.record(y, move |dy, flow| {
+            let summed = flow.is_summed();
             flow.accumulate(residual, dy.clone())?;
-            let grads = flow.params.pair(params.weight, params.bias);
-            match linear::backward(&x.value, weight, dy, x.id.is_some(), &grads)? {
-                Some(dx) => flow.accumulate(x.id, dx),
+            let earlier = flow.take(id);
+            let grads = flow.params.pair(params.weight, params.bias).with_bias_summed(summed);
+            match linear::backward(&x, weight, dy, id.is_some(), earlier.as_ref(), &grads)? {
+                Some(dx) => flow.accumulate(id, dx),
                 None => Ok(()),
             }
-        }))
+        });
+        Ok(y.made(Made { bias: Some(params.bias), joined: None }))
     }
 
     /// Self-attention over `qkv` `[N, L, 3C]`; the result is `[N, L, C]`.
     pub fn attention(&mut self, qkv: &Var, heads: usize) -> Result<Var> {
         if self.is_reference() {
-            return Ok(Var { value: attention::reference::forward(&qkv.value, heads)?, id: None });
+            return Ok(Var::new(attention::reference::forward(&qkv.value, heads)?, None));
         }
         if let Some(y) = self.sketch(qkv, None, Kind::Attention { heads })? {
             return Ok(y);
         }
         let (y, probabilities) = attention::forward(&qkv.value, heads)?;
-        let qkv = qkv.clone();
-        Ok(self.record(y, move |dy, flow| {
-            flow.accumulate(qkv.id, attention::backward(&qkv.value, heads, &probabilities, dy)?)
-        }))
+        let (id, qkv) = (self.take(qkv).id, qkv.value.clone());
+        Ok(self.record(y, move |dy, flow| flow.accumulate(id, attention::backward(&qkv, heads, &probabilities, dy)?)))
     }
 
     /// `x` under another shape of as many elements.
@@ -139,9 +104,9 @@ impl<'p> Tape<'p> {
         }
         let y = x.value.reshape(shape)?;
         if self.is_reference() {
-            return Ok(Var { value: y, id: None });
+            return Ok(Var::new(y, None));
         }
-        let (id, dims) = (x.id, x.value.dims().to_vec());
+        let (id, dims) = (self.take(x).id, x.value.dims().to_vec());
         Ok(self.record(y, move |dy, flow| flow.accumulate(id, dy.reshape(dims)?)))
     }
 
@@ -149,13 +114,13 @@ impl<'p> Tape<'p> {
     pub fn add_channels(&mut self, x: &Var, offset: &Var) -> Result<Var> {
         if self.is_reference() {
             let y = elementwise::reference::add_channels(&x.value, &offset.value)?;
-            return Ok(Var { value: y, id: None });
+            return Ok(Var::new(y, None));
         }
         if let Some(y) = self.sketch(x, Some(offset), Kind::AddChannels)? {
             return Ok(y);
         }
         let y = elementwise::add_channels(&x.value, &offset.value)?;
-        let (x, offset) = (x.id, offset.id);
+        let (x, offset) = (self.take(x).id, self.take(offset).id);
         Ok(self.record(y, move |dy, flow| {
             flow.accumulate(offset, elementwise::add_channels_backward(dy)?)?;
             flow.accumulate(x, dy.clone())
@@ -165,13 +130,13 @@ impl<'p> Tape<'p> {
     /// `a + b`.
     pub fn add(&mut self, a: &Var, b: &Var) -> Result<Var> {
         if self.is_reference() {
-            return Ok(Var { value: (&a.value + &b.value)?, id: None });
+            return Ok(Var::new((&a.value + &b.value)?, None));
         }
         if let Some(y) = self.sketch(a, Some(b), Kind::Add)? {
             return Ok(y);
         }
         let y = elementwise::add(&a.value, &b.value)?;
-        let (a, b) = (a.id, b.id);
+        let (a, b) = (self.take(a).id, self.take(b).id);
         Ok(self.record(y, move |dy, flow| {
             flow.accumulate(a, dy.clone())?;
             flow.accumulate(b, dy.clone())
@@ -181,94 +146,96 @@ impl<'p> Tape<'p> {
     /// `a` `[N, H, W, A]` and `b` `[N, H, W, B]` side by side.
     pub fn concat(&mut self, a: &Var, b: &Var) -> Result<Var> {
         if self.is_reference() {
-            return Ok(Var { value: Tensor::cat(&[&a.value, &b.value], 3)?, id: None });
+            return Ok(Var::new(Tensor::cat(&[&a.value, &b.value], 3)?, None));
         }
         if let Some(y) = self.sketch(a, Some(b), Kind::Concat { others: b.value.dim(3)? })? {
             return Ok(y);
         }
         let y = elementwise::concat(&a.value, &b.value)?;
-        let (channels, a, b) = (a.value.dim(3)?, a.id, b.id);
-        Ok(self.record(y, move |dy, flow| {
+        let (channels, bias) = (a.value.dim(3)?, a.made.bias);
+        let of = [self.take(a), self.take(b)];
+        let y = self.record(y, move |dy, flow| {
             let (da, db) = elementwise::concat_backward(dy, channels)?;
-            flow.accumulate(a, da)?;
-            flow.accumulate(b, db)
-        }))
+            flow.accumulate(of[0].id, da)?;
+            flow.accumulate(of[1].id, db)
+        });
+        Ok(y.made(Made { bias: bias.filter(|_| of[0].first), joined: Some(Joined { channels, of }) }))
     }
 
     /// `x` `[N, H, W, C]` at twice the size, every pixel repeated.
     pub fn upsample(&mut self, x: &Var) -> Result<Var> {
         if self.is_reference() {
-            return Ok(Var { value: resample::reference::upsample(&x.value)?, id: None });
+            return Ok(Var::new(resample::reference::upsample(&x.value)?, None));
         }
         if let Some(y) = self.sketch(x, None, Kind::Upsample)? {
             return Ok(y);
         }
         let y = resample::upsample(&x.value)?;
-        let id = x.id;
+        let id = self.take(x).id;
         Ok(self.record(y, move |dy, flow| flow.accumulate(id, resample::upsample_backward(dy)?)))
     }
 
     /// `x` `[N, H, W, C]` at half the size, the mean of each 2x2 square.
     pub fn downsample(&mut self, x: &Var) -> Result<Var> {
         if self.is_reference() {
-            return Ok(Var { value: resample::reference::downsample(&x.value)?, id: None });
+            return Ok(Var::new(resample::reference::downsample(&x.value)?, None));
         }
         if let Some(y) = self.sketch(x, None, Kind::Downsample)? {
             return Ok(y);
         }
         let y = resample::downsample(&x.value)?;
-        let id = x.id;
+        let id = self.take(x).id;
         Ok(self.record(y, move |dy, flow| flow.accumulate(id, resample::downsample_backward(dy)?)))
     }
 
     /// `factor x`.
     pub fn scale(&mut self, x: &Var, factor: f64) -> Result<Var> {
         if self.is_reference() {
-            return Ok(Var { value: (&x.value * factor)?, id: None });
+            return Ok(Var::new((&x.value * factor)?, None));
         }
         if let Some(y) = self.sketch(x, None, Kind::Scale { factor: factor as f32 })? {
             return Ok(y);
         }
-        let (factor, id) = (factor as f32, x.id);
-        let y = elementwise::scale(&x.value, factor)?;
+        let factor = factor as f32;
+        let (y, id) = (elementwise::scale(&x.value, factor)?, self.take(x).id);
         Ok(self.record(y, move |dy, flow| flow.accumulate(id, elementwise::scale(dy, factor)?)))
     }
 
     /// An activation other than SiLU.
     pub fn activation(&mut self, f: Activation, x: &Var) -> Result<Var> {
         if self.is_reference() {
-            return Ok(Var { value: activation::reference::forward(f, &x.value)?, id: None });
+            return Ok(Var::new(activation::reference::forward(f, &x.value)?, None));
         }
         if let Some(y) = self.sketch(x, None, Kind::Activation(f))? {
             return Ok(y);
         }
         let y = activation::forward(f, &x.value)?;
-        let x = x.clone();
-        Ok(self.record(y, move |dy, flow| flow.accumulate(x.id, activation::backward(f, &x.value, dy)?)))
+        let (id, x) = (self.take(x).id, x.value.clone());
+        Ok(self.record(y, move |dy, flow| flow.accumulate(id, activation::backward(f, &x, dy)?)))
     }
 
     /// SiLU on its own (the time embedding's).
     pub fn silu(&mut self, x: &Var) -> Result<Var> {
         if self.is_reference() {
-            return Ok(Var { value: elementwise::reference::silu(&x.value)?, id: None });
+            return Ok(Var::new(elementwise::reference::silu(&x.value)?, None));
         }
         if let Some(y) = self.sketch(x, None, Kind::Silu)? {
             return Ok(y);
         }
         let y = elementwise::silu(&x.value)?;
-        let x = x.clone();
-        Ok(self.record(y, move |dy, flow| flow.accumulate(x.id, elementwise::silu_backward(&x.value, dy)?)))
+        let (id, x) = (self.take(x).id, x.value.clone());
+        Ok(self.record(y, move |dy, flow| flow.accumulate(id, elementwise::silu_backward(&x, dy)?)))
     }
 
     /// Rows `labels` (u32, N) of an embedding table, `[N, C]`.
     pub fn embedding(&mut self, table: ParamId, labels: &Tensor) -> Result<Var> {
         let weight = self.param(table);
         if self.is_reference() {
-            return Ok(Var { value: weight.index_select(labels, 0)?, id: None });
+            return Ok(Var::new(weight.index_select(labels, 0)?, None));
         }
         let y = elementwise::embedding_rows(weight, labels, self.dtype())?;
         let rows = weight.dim(0)?;
-        if let Some(y) = self.sketch(&Var { value: y.clone(), id: None }, None, Kind::Embedding { rows })? {
+        if let Some(y) = self.sketch(&Var::new(y.clone(), None), None, Kind::Embedding { rows })? {
             return Ok(y);
         }
         let labels = labels.clone();
@@ -289,7 +256,7 @@ impl<'p> Tape<'p> {
             Some(step) => dropout::apply_at(&mask, step, x),
             None => dropout::apply(&mask, x),
         };
-        let (y, id) = (apply(&x.value)?, x.id);
+        let (y, id) = (apply(&x.value)?, self.take(x).id);
         Ok(self.record(y, move |dy, flow| flow.accumulate(id, apply(dy)?)))
     }
 }

@@ -16,6 +16,8 @@ pub struct Sketch {
     /// The steps of each [block](Tape::block), in order.
     pub(super) blocks: Vec<Range<usize>>,
     pub(super) values: usize,
+    /// Whether operations do what stands around them in the same pass, as a GPU's do.
+    pub(super) fused: bool,
 }
 
 /// An operation with its operands' numbers; those that no gradient flows to have none.
@@ -35,10 +37,10 @@ impl Sketch {
 }
 
 impl<'p> Tape<'p> {
-    /// A tape that only [sketches](Sketch) a training pass. Of the parameters it reads the shapes alone.
-    pub(crate) fn sketching(params: &'p Params) -> Self {
+    /// A tape that only [sketches](Sketch) a training pass, `fused` as a GPU has it or not. Of the parameters it reads the shapes alone.
+    pub(crate) fn sketching(params: &'p Params, fused: bool) -> Self {
         let mut tape = Self::training(params, DropoutStream { seed: 0, step: 0, first_position: 0 });
-        tape.sketch = Some(Sketch::default());
+        tape.sketch = Some(Sketch { fused, ..Sketch::default() });
         tape
     }
 
@@ -53,13 +55,13 @@ impl<'p> Tape<'p> {
         let value = blank(&operation.y())?;
         let y = sketch.values;
         sketch.values += 1;
-        sketch.steps.push(Step { operation, x: x.id, other: other.and_then(|other| other.id), y });
-        Ok(Some(Var { value, id: Some(y) }))
+        sketch.steps.push(Step { operation, x: x.target(), other: other.and_then(Var::target), y });
+        Ok(Some(Var::new(value, Some(y))))
     }
 
     /// The same value under another shape, if this tape only sketches.
     pub(super) fn sketch_reshaped(&self, x: &Var, shape: &[usize]) -> Result<Option<Var>> {
-        let reshaped = || Ok(Var { value: blank(shape)?, id: x.id });
+        let reshaped = || Ok(Var::new(blank(shape)?, x.target()));
         self.sketch.is_some().then(reshaped).transpose()
     }
 

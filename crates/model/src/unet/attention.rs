@@ -4,7 +4,7 @@ use super::config::UNetConfig;
 use super::layers::{GroupNorm, Linear, Start};
 use crate::error::Result;
 use crate::params::ParamLayout;
-use crate::tape::{Tape, Var};
+use crate::tape::{Tape, Time, Var};
 
 /// Normalise, attend, project, add the skip connection.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ impl AttentionBlock {
         let dims = x.value().dims().to_vec();
         let (n, tokens, channels) = (dims[0], dims[1] * dims[2], dims[3]);
         let h = match &self.group_norm {
-            Some(norm) => norm.forward(tape, x, None)?,
+            Some(norm) => norm.forward(tape, x, Time::Absent, 0.0)?,
             None => x.clone(),
         };
         let h = tape.reshape(&h, &[n, tokens, channels])?;

@@ -10,7 +10,7 @@ use super::config::Activation;
 use super::naming::FileLayout;
 use crate::error::Result;
 use crate::params::{Init, ParamId, ParamLayout};
-use crate::tape::{LayerParams, Tape, Var};
+use crate::tape::{LayerParams, Tape, Time, Var};
 
 /// How a layer starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,13 +126,12 @@ impl GroupNorm {
         Self { norm, params: LayerParams { weight, bias }, activation }
     }
 
-    /// `[N, ..., C] -> [N, ..., C]`; `modulation` `[N, 2C]` is scale, then shift.
-    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, modulation: Option<&Var>) -> Result<Var> {
-        let h = tape.group_norm(x, self.norm, self.params, modulation)?;
-        match self.activation {
-            Some(f) => tape.activation(f, &h),
-            None => Ok(h),
-        }
+    /// `[N, ..., C] -> [N, ..., C]`, with the time let in, and dropout behind all while training.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, time: Time<'_>, dropout: f64) -> Result<Var> {
+        let Some(f) = self.activation else { return tape.group_norm(x, self.norm, self.params, time, dropout) };
+        let h = tape.group_norm(x, self.norm, self.params, time, 0.0)?;
+        let h = tape.activation(f, &h)?;
+        tape.dropout(&h, dropout)
     }
 }
 

@@ -10,6 +10,8 @@ mod blocks;
 mod config;
 mod embedding;
 mod error;
+#[cfg(all(test, feature = "cuda"))]
+mod launches;
 mod layers;
 pub mod naming;
 mod resnet;
@@ -33,7 +35,7 @@ use self::embedding::ConditionEmbedding;
 use self::layers::{Conv2d, GroupNorm, Start};
 use crate::error::{ModelError, Result};
 use crate::params::{ParamLayout, Params};
-use crate::tape::{Sketch, Tape, Var};
+use crate::tape::{Sketch, Tape, Time, Var};
 
 /// The network.
 #[derive(Clone, Debug)]
@@ -134,18 +136,18 @@ impl UNet {
         for block in &self.up_blocks {
             h = block.forward(tape, h, &temb, &mut skips)?;
         }
-        let h = self.conv_norm_out.forward(tape, &h, None)?;
+        let h = self.conv_norm_out.forward(tape, &h, Time::Absent, 0.0)?;
         self.conv_out.forward(tape, &h, None)
     }
 
-    /// What runs when one image is learned from, without running it.
+    /// What runs when one image is learned from, without running it; `fused` as on a GPU, or as on a CPU.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
-    pub fn sketch(&self) -> Result<Sketch> {
+    pub fn sketch(&self, fused: bool) -> Result<Sketch> {
         // Zeros that nobody touches take no memory, however many.
         let params = Params::from_vec(&self.layout, vec![0.0; self.layout.len()], &Device::Cpu)?;
-        let mut tape = Tape::sketching(&params);
+        let mut tape = Tape::sketching(&params, fused);
         let image =
             Tensor::zeros((1, self.image.size, self.image.size, self.image.in_channels), DType::F32, &Device::Cpu);
         let label = self.embedding.takes_labels().then_some(&[0][..]);

@@ -6,7 +6,7 @@ use super::config::{TimeScaleShift, UNetConfig};
 use super::layers::{Conv2d, GroupNorm, Linear, Start};
 use crate::error::Result;
 use crate::params::ParamLayout;
-use crate::tape::{Tape, Var};
+use crate::tape::{Tape, Time, Var};
 
 /// What a residual block does to the image's size, between its first activation and convolution, and to its skip
 /// connection (diffusers' `down` and `up`).
@@ -91,18 +91,15 @@ impl ResnetBlock {
 
     /// `x` `[N, H, W, I]`, `temb` `[N, E]` after the activation `-> [N, H', W', O]`.
     pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, temb: &Var) -> Result<Var> {
-        let h = self.norm1.forward(tape, x, None)?;
+        let h = self.norm1.forward(tape, x, Time::Absent, 0.0)?;
         let h = self.resize.forward(tape, &h)?;
         let h = self.conv1.forward(tape, &h, None)?;
         let time = self.time_emb_proj.forward(tape, temb, None)?;
-        let h = match self.time_scale_shift {
-            TimeScaleShift::Default => {
-                let h = tape.add_channels(&h, &time)?;
-                self.norm2.forward(tape, &h, None)?
-            }
-            TimeScaleShift::ScaleShift => self.norm2.forward(tape, &h, Some(&time))?,
+        let time = match self.time_scale_shift {
+            TimeScaleShift::Default => Time::Offset(&time),
+            TimeScaleShift::ScaleShift => Time::ScaleShift(&time),
         };
-        let h = tape.dropout(&h, self.dropout)?;
+        let h = self.norm2.forward(tape, &h, time, self.dropout)?;
         let x = self.resize.forward(tape, x)?;
         let skip = match &self.conv_shortcut {
             Some(conv) => conv.forward(tape, &x, None)?,

@@ -308,7 +308,7 @@ fn a_sketch_has_every_operation_that_is_recorded_and_takes_less_where_blocks_are
         let mut tape = Tape::training(&params, DropoutStream { seed: 1, step: 0, first_position: 0 });
         let x = normal(&[1, 16, 16, 3], 0);
         unet.forward(&mut tape, &x, &[3.0], unet.embedding.takes_labels().then_some(&[2][..])).unwrap();
-        let sketch = unet.sketch().unwrap();
+        let sketch = unet.sketch(false).unwrap();
         let attention = sketch.operations().filter(|operation| operation.name() == "attention").count();
         // Around each attention two values get another shape, which is no operation.
         assert_eq!(sketch.operations().count() + 2 * attention, tape.recorded());

@@ -52,7 +52,7 @@ impl<'a> GpuEstimate<'a> {
     /// A network that cannot be.
     pub fn new(config: &'a TrainConfig) -> Result<Self, ModelError> {
         let unet = UNet::new(&config.model)?;
-        Ok(Self { config, len: unet.layout().len() as u64, sketch: unet.sketch()? })
+        Ok(Self { config, len: unet.layout().len() as u64, sketch: unet.sketch(true)? })
     }
 
     /// Of a step as configured, `images` at once.
@@ -70,7 +70,8 @@ impl<'a> GpuEstimate<'a> {
         let f32s = size_of::<f32>() as u64;
         let (size, copy) = if precision == Precision::F32 { (f32s, 0) } else { (f32s / 2, f32s / 2) };
         let parameters_bytes = self.len * (f32s * (3 + train.ema_decays.len() as u64) + copy);
-        let gradients_bytes = self.len * f32s;
+        // 16-bit gradients of weights have a place of their own.
+        let gradients_bytes = self.len * (f32s + copy);
         let activations_bytes = self.sketch.peak_bytes(images, size as usize, gradient_checkpointing);
         let batch = train.batch_size * data.image_size * data.image_size * data.channels;
         let workspace_bytes = SCRATCH_BYTES + batch as u64;

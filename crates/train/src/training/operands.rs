@@ -5,6 +5,8 @@ use ddpm_kernels::KernelError;
 use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::dropout::{self, Dropout};
+#[cfg(feature = "cuda")]
+use ddpm_kernels::ops::group_norm::fused::{self, Fused, Inputs, Mask, Wanted};
 use ddpm_kernels::ops::{activation, attention, conv2d, elementwise, group_norm, linear, resample};
 use ddpm_model::tape::{Kind, Operation};
 
@@ -67,7 +69,7 @@ struct OwnGrads {
 impl OwnGrads {
     fn places(&self) -> ParamGrads<'_> {
         let [weight, bias] = self.params;
-        ParamGrads { buffer: &self.buffer, weight: 0..weight, bias: weight..weight + bias, write: Write::Assign }
+        ParamGrads::new(&self.buffer, 0..weight, weight..weight + bias, Write::Assign)
     }
 }
 
@@ -93,10 +95,12 @@ fn layer(operation: &Operation, make: &Maker<'_>) -> Result<Runs> {
             let (bias, residual, weight2) = (make.numbers(&[outputs])?, residual(added)?, weight.clone());
             both(
                 move || linear::forward(&x, &weight, &bias, residual.as_ref()).map(drop),
-                move || linear::backward(&x2, &weight2, &dy, need_dx, &grads.places()).map(drop),
+                move || linear::backward(&x2, &weight2, &dy, need_dx, None, &grads.places()).map(drop),
             )
         }
-        Kind::GroupNorm { norm, modulation } => {
+        #[cfg(feature = "cuda")]
+        Kind::GroupNorm { .. } if x.device().is_cuda() => return fused_norm(operation, make),
+        Kind::GroupNorm { norm, modulation, .. } => {
             let (weight, bias) = (make.f32(&[channels])?, make.f32(&[channels])?);
             let modulation = modulation.then(|| make.numbers(&[samples, 2 * channels])).transpose()?;
             let (_, statistics) = group_norm::forward(&norm, &x, &weight, &bias, modulation.as_ref())?;
@@ -121,6 +125,54 @@ fn layer(operation: &Operation, make: &Maker<'_>) -> Result<Runs> {
         }
         _ => return plain(operation, make),
     })
+}
+
+/// The operands of a group normalisation as a GPU does it, with all that is fused into it.
+#[cfg(feature = "cuda")]
+struct FusedNorm {
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    modulation: Option<Tensor>,
+    offset: Option<Tensor>,
+    dropout: Option<Dropout>,
+}
+
+#[cfg(feature = "cuda")]
+impl FusedNorm {
+    fn inputs(&self) -> Inputs<'_> {
+        let dropout = self.dropout.map(|dropout| Mask { dropout, step: None });
+        let (weight, bias, modulation) = (&self.weight, &self.bias, self.modulation.as_ref());
+        Inputs { x: &self.x, weight, bias, modulation, fused: Fused { offset: self.offset.as_ref(), dropout } }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn fused_norm(operation: &Operation, make: &Maker<'_>) -> Result<Runs> {
+    let Kind::GroupNorm { norm, modulation, offset, dropout } = operation.kind else {
+        return plain(operation, make);
+    };
+    let (n, channels) = (operation.x.first().copied().unwrap_or(0), operation.x.last().copied().unwrap_or(0));
+    let per_channel = |there: bool, numbers: usize| there.then(|| make.numbers(&[n, numbers * channels])).transpose();
+    let mask = Dropout { probability: dropout, seed: 0, layer: 0, step: 0, first_position: 0 };
+    let operands = std::rc::Rc::new(FusedNorm {
+        x: make.numbers(&operation.x)?,
+        weight: make.f32(&[channels])?,
+        bias: make.f32(&[channels])?,
+        modulation: per_channel(modulation, 2)?,
+        offset: per_channel(offset, 1)?,
+        dropout: (dropout > 0.0).then_some(mask),
+    });
+    let (dy, grads) = (make.numbers(&operation.y())?, make.gradients(operation.params())?);
+    let (_, statistics) = fused::forward(&norm, &operands.inputs())?;
+    let again = operands.clone();
+    Ok(both(
+        move || fused::forward(&norm, &again.inputs()).map(drop),
+        move || {
+            let (inputs, places) = (operands.inputs(), grads.places());
+            fused::backward(&norm, &inputs, &statistics, (&dy, None), &Wanted::default(), &places).map(drop)
+        },
+    ))
 }
 
 /// An operation without parameters.

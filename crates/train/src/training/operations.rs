@@ -66,7 +66,7 @@ pub fn measure_operations(
     let config = plan.config();
     let dtype = set_arithmetic(&config.train, &device)?;
     let batch_size = plan.micro_batch().map_or(config.train.batch_size, usize::from);
-    let counted = counted(UNet::new(&config.model)?.sketch()?.operations().cloned());
+    let counted = counted(UNet::new(&config.model)?.sketch(device.is_cuda())?.operations().cloned());
     let mut ops = Vec::new();
     for (done, (operation, count)) in counted.iter().enumerate() {
         tell(done, counted.len());

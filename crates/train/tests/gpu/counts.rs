@@ -2,7 +2,6 @@
 //! copies back, and nothing that waits; a step of a sampler is one upload and one replay.
 
 use std::cell::Cell;
-use std::ffi::{CString, c_char, c_long, c_void};
 
 use candle_core::DType;
 use ddpm_model::diffusion::SamplerKind;
@@ -10,73 +9,9 @@ use ddpm_train::config::presets;
 use ddpm_train::training::pictures::{Glimpse, Onlooker};
 use ddpm_train::training::step::Trainer;
 
+use crate::emulator::Emulator;
 use crate::sampling::{Sketch, request, sampler};
 use crate::{TINY, batches, gpu, plan};
-
-unsafe extern "C" {
-    fn dlopen(name: *const c_char, flags: i32) -> *mut c_void;
-    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
-}
-
-/// The emulator, if it is the emulator that runs.
-pub(crate) struct Emulator {
-    reset: extern "C" fn(),
-    get: extern "C" fn(*const c_char) -> c_long,
-    live_bytes: extern "C" fn() -> c_long,
-}
-
-impl Emulator {
-    /// The driver must be loaded: open the GPU first.
-    pub(crate) fn find() -> Option<Self> {
-        const LOADED: i32 = 0x4 | 0x1;
-        // SAFETY: looks up names in a library that is loaded already, and nothing else.
-        let (reset, get, live_bytes) = unsafe {
-            let library = dlopen(c"libcuda.so.1".as_ptr(), LOADED);
-            if library.is_null() {
-                return None;
-            }
-            let find = |name: &std::ffi::CStr| dlsym(library, name.as_ptr());
-            (find(c"emu_reset"), find(c"emu_get"), find(c"emu_live_bytes"))
-        };
-        if reset.is_null() || get.is_null() || live_bytes.is_null() {
-            return None;
-        }
-        // SAFETY: the emulator's header declares them so.
-        Some(unsafe {
-            Self {
-                reset: std::mem::transmute::<*mut c_void, extern "C" fn()>(reset),
-                get: std::mem::transmute::<*mut c_void, extern "C" fn(*const c_char) -> c_long>(get),
-                live_bytes: std::mem::transmute::<*mut c_void, extern "C" fn() -> c_long>(live_bytes),
-            }
-        })
-    }
-
-    pub(crate) fn reset(&self) {
-        (self.reset)();
-    }
-
-    pub(crate) fn get(&self, prefix: &str) -> i64 {
-        let prefix = CString::new(prefix).unwrap();
-        (self.get)(prefix.as_ptr())
-    }
-
-    /// Bytes of device memory that are allocated.
-    pub(crate) fn live_bytes(&self) -> i64 {
-        (self.live_bytes)()
-    }
-
-    /// Has allocations fail beyond so many bytes, or no more.
-    pub(crate) fn limit_memory(&self, bytes: Option<i64>) {
-        const NAME: &str = "GPU_EMULATOR_MEMORY";
-        // SAFETY: tests that use the GPU take turns, and nothing else here reads the environment meanwhile.
-        unsafe {
-            match bytes {
-                Some(bytes) => std::env::set_var(NAME, bytes.to_string()),
-                None => std::env::remove_var(NAME),
-            }
-        }
-    }
-}
 
 /// Launches that a step of the CIFAR-10 model may have; a launch costs the GPU about two microseconds.
 const MOST_LAUNCHES: i64 = 1_200;

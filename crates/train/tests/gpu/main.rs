@@ -7,6 +7,7 @@
 
 mod bench;
 mod counts;
+mod emulator;
 mod engines;
 mod memory;
 mod resume;

@@ -13,7 +13,7 @@ use ddpm_train::training::outcome::StepOutcome;
 use ddpm_train::training::run::{RunOptions, train as run};
 use ddpm_train::training::step::Trainer;
 
-use crate::counts::Emulator;
+use crate::emulator::Emulator;
 use crate::{batches, gpu, plan, train};
 
 /// Attention, skip connections, resampling; activations are most of what a step takes.

@@ -8,7 +8,7 @@ use ddpm_model::unet::UNet;
 use ddpm_train::error::{ExitCode, Failure};
 use ddpm_train::training::pictures::{Glimpse, Guidance, Images, Onlooker, Painter, Request, Start};
 
-use crate::counts::Emulator;
+use crate::emulator::Emulator;
 use crate::{TINY, gpu, plan};
 
 const SAMPLERS: [(SamplerKind, f64); 4] =

@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use super::{Algorithm, Geometry, OP};
 use crate::buffer::ParamGrads;
 use crate::cuda::dnn::{Operands, Pass, Request};
-use crate::cuda::{Address, Gpu, Launch, column_sum, empty, operand, optional};
+use crate::cuda::{Gpu, Launch, column_sum, empty, operand, optional};
 use crate::error::Result;
 use crate::gemm::Write;
 use crate::ops::linear;
@@ -92,18 +92,20 @@ pub(super) fn backward(
     let gpu = Gpu::of(x.device())?;
     let dtype = x.dtype();
     let dx = need_dx.then(|| empty(&gpu, dtype, x.dims())).transpose()?;
-    let (dw, db) = grads.addresses(&gpu)?;
     let operands = Operands::backward(&gpu, OP, x, weight, dy)?;
     let dx_at = optional(&gpu, OP, dx.as_ref(), dtype)?;
     if g.is_product() {
-        linear::cuda::backward_at(&gpu, g.as_linear(), dtype, &operands, dx_at, (dw, db), grads.write)?;
+        linear::cuda::backward_at(&gpu, g.as_linear(), dtype, &operands, dx_at, grads)?;
         return Ok(dx);
     }
     if need_dx {
         input_gradient(&gpu, g, dtype, Operands { x: dx_at, ..operands })?;
     }
-    weight_gradient(&gpu, g, dtype, operands, dw, grads.write)?;
-    column_sum(&gpu, dtype, operands.y, (g.n * g.oh() * g.ow(), g.co), db, grads.write)?;
+    weight_gradient(&gpu, g, dtype, operands, grads)?;
+    if !grads.bias_summed {
+        let (_, db) = grads.addresses(&gpu)?;
+        column_sum(&gpu, dtype, operands.y, (g.n * g.oh() * g.ow(), g.co), db, grads.write)?;
+    }
     Ok(dx)
 }
 
@@ -117,15 +119,24 @@ fn input_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands) -> 
 }
 
 /// Straight into the flat buffer where it can be; cuDNN has no fast engine that reads half the bits and writes f32, so there
-/// the gradient goes by way of a tensor of the activations' format.
-fn weight_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands, dw: Address, write: Write) -> Result<()> {
+/// the gradient waits in the activations' format, to be added with all others of the pass in one launch; or it goes by way of a
+/// tensor of its own.
+fn weight_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands, grads: &ParamGrads<'_>) -> Result<()> {
     let elements = g.co * g.patch();
+    let ((dw, _), write) = (grads.addresses(gpu)?, grads.write);
     let convolve = |weight| -> Result<bool> {
         let operands = Operands { weight, ..operands };
         gpu.convolve(&g.request(Pass::WeightGradient, dtype, &operands), &operands)
     };
     if !g.exact() {
         if dtype == DType::F32 && write == Write::Assign && convolve(dw)? {
+            return Ok(());
+        }
+        if let Some(narrow) = grads.narrow
+            && let Some(place) = narrow.place(gpu, dtype, grads)?
+            && convolve(place)?
+        {
+            narrow.expect(grads);
             return Ok(());
         }
         let part = empty(gpu, dtype, elements)?;

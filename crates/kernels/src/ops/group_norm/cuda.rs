@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Tensor};
 
+use super::fused::{Fused, FusedGrads, Mask, Wanted};
 use super::plan::{Pass, Plan, Room, Sizes};
-use super::{GroupNorm, InputGrads, OP, Shape};
+use super::{GroupNorm, OP, Shape};
 use crate::buffer::ParamGrads;
 use crate::cuda::{Address, Gpu, Launch, empty, operand, optional, pack_width};
 use crate::error::Result;
@@ -17,6 +18,15 @@ pub(super) struct Affine<'a> {
     pub(super) modulation: Option<&'a Tensor>,
 }
 
+impl Affine<'_> {
+    /// The arguments, with the offset, as every kernel takes them.
+    fn pass_to<'g>(self, launch: Launch<'g>, gpu: &Gpu, offset: Option<&Tensor>, dtype: DType) -> Result<Launch<'g>> {
+        let launch =
+            launch.arg(operand(gpu, OP, self.weight, DType::F32)?).arg(operand(gpu, OP, self.bias, DType::F32)?);
+        Ok(launch.arg(optional(gpu, OP, self.modulation, dtype)?).arg(optional(gpu, OP, offset, dtype)?))
+    }
+}
+
 /// What backward reads besides.
 #[derive(Clone, Copy)]
 pub(super) struct Operands<'a> {
@@ -26,6 +36,16 @@ pub(super) struct Operands<'a> {
     pub(super) extra: Option<&'a Tensor>,
 }
 
+/// The mask's arguments, as every kernel takes them.
+fn pass_mask<'g>(launch: Launch<'g>, gpu: &Gpu, mask: Option<Mask<'_>>) -> Result<Launch<'g>> {
+    let Some(Mask { dropout, step }) = mask else {
+        let none = launch.arg(0u64).arg(Address::NONE).arg(0u64).arg(0u64);
+        return Ok(none.arg(0u32).arg(0f32));
+    };
+    let launch = launch.arg(dropout.philox().key()).arg(optional(gpu, OP, step, DType::U32)?);
+    Ok(launch.arg(dropout.step).arg(dropout.first_position).arg(dropout.threshold()).arg(dropout.keep()))
+}
+
 /// The sizes and the split that follows from them.
 struct Work {
     sizes: Sizes,
@@ -33,10 +53,18 @@ struct Work {
 }
 
 impl Work {
-    /// For tensors of `dtype` at these addresses.
-    fn new(gpu: &Gpu, pass: Pass, shape: Shape, images: usize, dtype: DType, addresses: &[Address]) -> Self {
+    /// For tensors of `dtype` at these addresses, which begin at one of these channels.
+    fn new(
+        gpu: &Gpu,
+        pass: Pass,
+        shape: Shape,
+        images: usize,
+        dtype: DType,
+        (addresses, begin): (&[Address], [usize; 2]),
+    ) -> Self {
         let Shape { pixels, channels, groups } = shape;
-        let width = pack_width(channels, dtype, addresses);
+        let width = begin.map(|channel| pack_width(channel, dtype, addresses));
+        let width = width[0].min(width[1]).min(pack_width(channels, dtype, addresses));
         let sizes = Sizes { images, pixels, channels, groups, size: dtype.size_in_bytes(), width };
         let room = Room { multiprocessors: gpu.multiprocessors() as usize, shared: gpu.shared_memory() };
         Self { sizes, plan: Plan::new(pass, sizes, room) }
@@ -47,6 +75,14 @@ impl Work {
     fn partials(&self, gpu: &Gpu) -> Result<Option<Tensor>> {
         let parts = self.sizes.images * self.plan.parts;
         self.plan.split.then(|| empty(gpu, DType::F32, (parts, 2, self.sizes.channels))).transpose()
+    }
+
+    /// Scratch memory for every image's gradients of weight and bias, and for every part's sums of dx, if they are wanted.
+    fn scratch(&self, gpu: &Gpu, sums: bool) -> Result<(Address, Address)> {
+        let images = self.sizes.images * self.sizes.channels;
+        let parts = if sums { self.plan.parts * images } else { 0 };
+        let own = gpu.workspace((2 * images + parts) * size_of::<f32>())?;
+        Ok((own, if sums { own.offset(2 * images, DType::F32) } else { Address::NONE }))
     }
 
     /// The sizes, as every kernel takes them.
@@ -71,31 +107,51 @@ impl Work {
 }
 
 /// Returns `y` and the statistics `[N, 2, G]`.
-pub(super) fn forward(norm: &GroupNorm, shape: Shape, x: &Tensor, affine: Affine<'_>) -> Result<(Tensor, Tensor)> {
+pub(super) fn forward(
+    norm: &GroupNorm,
+    shape: Shape,
+    x: &Tensor,
+    affine: Affine<'_>,
+    fused: Fused<'_>,
+) -> Result<(Tensor, Tensor)> {
     let gpu = Gpu::of(x.device())?;
     let (images, dtype) = (x.dim(0)?, x.dtype());
     let y = empty(&gpu, dtype, x.dims())?;
     let statistics = empty(&gpu, DType::F32, (images, 2, shape.groups))?;
     let (from, to) = (operand(&gpu, OP, x, dtype)?, operand(&gpu, OP, &y, dtype)?);
-    let work = Work::new(&gpu, Pass::Forward, shape, images, dtype, &[from, to]);
+    let work = Work::new(&gpu, Pass::Forward, shape, images, dtype, (&[from, to], [0; 2]));
     let of_parts = work.partials(&gpu)?;
     let partials = optional(&gpu, OP, of_parts.as_ref(), DType::F32)?;
     if work.plan.split {
         let launch = gpu.float_kernel("group_norm_moments", dtype)?.arg(from).arg(partials);
         work.launch(work.pass_to(launch))?;
     }
-    let launch = gpu
-        .float_kernel(OP, dtype)?
-        .arg(from)
-        .arg(operand(&gpu, OP, affine.weight, DType::F32)?)
-        .arg(operand(&gpu, OP, affine.bias, DType::F32)?)
-        .arg(optional(&gpu, OP, affine.modulation, dtype)?)
+    let launch = affine
+        .pass_to(gpu.float_kernel(OP, dtype)?.arg(from), &gpu, fused.offset, dtype)?
         .arg(to)
         .arg(operand(&gpu, OP, &statistics, DType::F32)?)
         .arg(partials);
     let launch = work.pass_to(launch).arg(work.plan.kept as u32).arg(norm.eps as f32).arg(u32::from(norm.silu));
-    work.launch(launch)?;
+    work.launch(pass_mask(launch, &gpu, fused.dropout)?)?;
     Ok((y, statistics))
+}
+
+/// New tensors for the gradients.
+fn results(x: &Tensor, affine: Affine<'_>, fused: Fused<'_>, joined: usize) -> Result<FusedGrads> {
+    let gpu = Gpu::of(x.device())?;
+    let like = |tensor: &Tensor| empty(&gpu, tensor.dtype(), tensor.dims());
+    let part = |channels: usize| {
+        let mut dims = x.dims().to_vec();
+        dims.iter_mut().rev().take(1).for_each(|last| *last = channels);
+        empty(&gpu, x.dtype(), dims)
+    };
+    let channels = affine.weight.elem_count();
+    Ok(FusedGrads {
+        dx: part(joined)?,
+        rest: (joined < channels).then(|| part(channels - joined)).transpose()?,
+        modulation: affine.modulation.map(like).transpose()?,
+        offset: fused.offset.map(like).transpose()?,
+    })
 }
 
 pub(super) fn backward(
@@ -103,49 +159,56 @@ pub(super) fn backward(
     shape: Shape,
     operands: Operands<'_>,
     affine: Affine<'_>,
+    fused: Fused<'_>,
+    wanted: &Wanted,
     grads: &ParamGrads<'_>,
-) -> Result<InputGrads> {
+) -> Result<FusedGrads> {
     let Operands { x, dy, statistics, extra } = operands;
     let gpu = Gpu::of(x.device())?;
     let (images, dtype) = (x.dim(0)?, x.dtype());
-    let dx = empty(&gpu, dtype, x.dims())?;
-    let dmodulation = affine.modulation.map(|m| empty(&gpu, dtype, m.dims())).transpose()?;
-    let activations = [
-        operand(&gpu, OP, x, dtype)?,
-        operand(&gpu, OP, dy, dtype)?,
-        optional(&gpu, OP, extra, dtype)?,
-        operand(&gpu, OP, &dx, dtype)?,
-    ];
-    let work = Work::new(&gpu, Pass::Backward, shape, images, dtype, &activations);
+    let joined = wanted.joined.unwrap_or(shape.channels);
+    let found = results(x, affine, fused, joined)?;
+    let at = |tensor: Option<&Tensor>| optional(&gpu, OP, tensor, dtype);
+    let inputs = [at(Some(x))?, at(Some(dy))?, at(extra)?];
+    let outputs = [at(Some(&found.dx))?, at(found.rest.as_ref())?];
+    let activations = [inputs.as_slice(), &outputs].concat();
+    let work = Work::new(&gpu, Pass::Backward, shape, images, dtype, (&activations, [joined, shape.channels - joined]));
     let of_parts = work.partials(&gpu)?;
     let partials = optional(&gpu, OP, of_parts.as_ref(), DType::F32)?;
-    let own = gpu.workspace(2 * images * shape.channels * size_of::<f32>())?;
+    let (own, dx_sums) = work.scratch(&gpu, wanted.sums.is_some() || fused.offset.is_some())?;
     let (dweight, dbias) = grads.addresses(&gpu)?;
+    let sums = wanted.sums.as_ref();
+    let sums_at = sums.map(|sums| grads.address(&gpu, sums.at.start)).transpose()?;
     let queue = |name: &'static str| {
-        let [x, dy, extra, dx] = activations;
-        let launch = gpu
-            .float_kernel(name, dtype)?
-            .arg(x)
-            .arg(dy)
-            .arg(extra)
-            .arg(operand(&gpu, OP, affine.weight, DType::F32)?)
-            .arg(operand(&gpu, OP, affine.bias, DType::F32)?)
-            .arg(optional(&gpu, OP, affine.modulation, dtype)?)
-            .arg(operand(&gpu, OP, statistics, DType::F32)?)
-            .arg(dx)
-            .arg(optional(&gpu, OP, dmodulation.as_ref(), dtype)?)
+        let launch = inputs.iter().fold(gpu.float_kernel(name, dtype)?, |launch, &input| launch.arg(input));
+        let launch = affine.pass_to(launch, &gpu, fused.offset, dtype)?;
+        let launch = launch.arg(operand(&gpu, OP, statistics, DType::F32)?);
+        let launch = outputs.iter().fold(launch, |launch, &output| launch.arg(output));
+        let launch = launch
+            .arg(at(found.modulation.as_ref())?)
+            .arg(at(found.offset.as_ref())?)
             .arg(dweight)
             .arg(dbias)
+            .arg(sums_at.unwrap_or(Address::NONE))
             .arg(partials)
             .arg(own)
+            .arg(dx_sums)
             .arg(gpu.counters(shape.channels)?)
             .arg(u32::from(norm.silu))
-            .arg(u32::from(grads.write == Write::Add));
+            .arg(u32::from(grads.write == Write::Add))
+            .arg(u32::from(sums.is_some_and(|sums| sums.write == Write::Add)))
+            .arg(joined as u32)
+            .arg(sums.map_or(0, |sums| sums.at.len()) as u32);
+        let launch = pass_mask(launch, &gpu, fused.dropout)?;
         work.launch(work.pass_to(launch).arg(work.plan.kept as u32))
     };
+    let [sums, all] = match fused.dropout {
+        None => ["group_norm_sums", "group_norm_backward"],
+        Some(_) => ["group_norm_sums_dropout", "group_norm_backward_dropout"],
+    };
     if work.plan.split {
-        queue("group_norm_sums")?;
+        queue(sums)?;
     }
-    queue("group_norm_backward")?;
-    Ok(InputGrads { dx, modulation: dmodulation })
+    queue(all)?;
+    Ok(found)
 }

@@ -17,6 +17,8 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]
+pub mod fused;
+#[cfg(feature = "cuda")]
 mod plan;
 pub mod reference;
 
@@ -84,7 +86,8 @@ pub fn forward(
     match x.device() {
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
-            let (y, statistics) = cuda::forward(norm, shape, x, cuda::Affine { weight, bias, modulation })?;
+            let affine = cuda::Affine { weight, bias, modulation };
+            let (y, statistics) = cuda::forward(norm, shape, x, affine, fused::Fused::default())?;
             Ok((y, Statistics(statistics)))
         }
         Device::Cpu => {
@@ -136,7 +139,10 @@ pub fn backward(
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
             let operands = cuda::Operands { x, dy, statistics: &statistics.0, extra };
-            cuda::backward(norm, shape, operands, cuda::Affine { weight, bias, modulation }, grads)
+            let affine = cuda::Affine { weight, bias, modulation };
+            let (fused, wanted) = (fused::Fused::default(), fused::Wanted::default());
+            let found = cuda::backward(norm, shape, operands, affine, fused, &wanted, grads)?;
+            Ok(InputGrads { dx: found.dx, modulation: found.modulation })
         }
         Device::Cpu => {
             let modulation_slice = modulation.map(|m| cpu_slice(OP, m)).transpose()?;

@@ -1,4 +1,5 @@
-//! The body for a GPU: three products by cuBLASLt, the bias added and its gradient summed on the way.
+//! The body for a GPU: three products by cuBLASLt, bias and residual added, a gradient from elsewhere too, and the bias'
+//! gradient summed on the way.
 
 use candle_core::{DType, Tensor};
 
@@ -26,20 +27,22 @@ pub(super) fn forward(
     Ok(y)
 }
 
+/// `dx`: whether it is wanted, with what is added to it.
 pub(super) fn backward(
     shape: Shape,
     x: &Tensor,
     weight: &Tensor,
     dy: &Tensor,
-    need_dx: bool,
+    dx: Option<Option<&Tensor>>,
     grads: &ParamGrads<'_>,
 ) -> Result<Option<Tensor>> {
     let gpu = Gpu::of(x.device())?;
     let dtype = x.dtype();
-    let dx = need_dx.then(|| empty(&gpu, dtype, x.dims())).transpose()?;
-    let operands = Operands::backward(&gpu, OP, x, weight, dy)?;
+    let extra = optional(&gpu, OP, dx.flatten(), dtype)?;
+    let dx = dx.map(|_| empty(&gpu, dtype, x.dims())).transpose()?;
+    let operands = Operands { residual: extra, ..Operands::backward(&gpu, OP, x, weight, dy)? };
     let dx_at = optional(&gpu, OP, dx.as_ref(), dtype)?;
-    backward_at(&gpu, shape, dtype, &operands, dx_at, grads.addresses(&gpu)?, grads.write)?;
+    backward_at(&gpu, shape, dtype, &operands, dx_at, grads)?;
     Ok(dx)
 }
 
@@ -75,17 +78,17 @@ pub(in crate::ops) fn forward_at(gpu: &Gpu, shape: Shape, dtype: DType, operands
     operands.add_bias_and_residual(gpu, dtype, outputs, rows * outputs)
 }
 
-/// The gradients; `operands.y` is dy, `dx` may be none.
+/// The gradients; `operands.y` is dy, `dx` may be none, `operands.residual` is what is added to it.
 pub(in crate::ops) fn backward_at(
     gpu: &Gpu,
     shape: Shape,
     dtype: DType,
     operands: &Operands,
     dx: Address,
-    (dw, db): (Address, Address),
-    write: Write,
+    grads: &ParamGrads<'_>,
 ) -> Result<()> {
     let Shape { rows, inputs, outputs } = shape;
+    let ((dw, db), write) = (grads.addresses(gpu)?, grads.write);
     if dx != Address::NONE {
         let product = Product {
             rows,
@@ -99,8 +102,9 @@ pub(in crate::ops) fn backward_at(
             y_dtype: dtype,
             epilogue: Epilogue::None,
         };
-        let (a, b) = (operands.y, operands.weight);
-        gpu.matmul(&product, &matmul::Operands { a, b, c: None, y: dx, vector: Address::NONE, alpha: 1.0 })?;
+        let (a, b, extra) = (operands.y, operands.weight, operands.residual);
+        let c = (extra != Address::NONE).then_some(extra);
+        gpu.matmul(&product, &matmul::Operands { a, b, c, y: dx, vector: Address::NONE, alpha: 1.0 })?;
     }
     let product = Product {
         rows: outputs,
@@ -117,10 +121,13 @@ pub(in crate::ops) fn backward_at(
     let c = (write == Write::Add).then_some(dw);
     let places = matmul::Operands { a: operands.y, b: operands.x, c, y: dw, vector: db, alpha: 1.0 };
     // The epilogue overwrites: where there is something to add to, the bias' gradient is a launch of its own.
-    if write == Write::Assign && gpu.try_matmul(&product, &places)? {
+    if !grads.bias_summed && write == Write::Assign && gpu.try_matmul(&product, &places)? {
         return Ok(());
     }
     let product = Product { epilogue: Epilogue::None, ..product };
     gpu.matmul(&product, &matmul::Operands { vector: Address::NONE, ..places })?;
+    if grads.bias_summed {
+        return Ok(());
+    }
     column_sum(gpu, dtype, operands.y, (rows, outputs), db, write)
 }

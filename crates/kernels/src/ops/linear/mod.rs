@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 
 use crate::buffer::{ParamGrads, cpu_slice, cpu_tensor};
 use crate::error::{KernelError, Result};
-use crate::ops::{check, column_sum};
+use crate::ops::{check, column_sum, elementwise};
 
 const OP: &str = "linear";
 
@@ -58,7 +58,8 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, residual: Option<&Ten
     }
 }
 
-/// The gradients of [`forward`]: writes those of weight and bias, returns that of `x` if `need_dx`.
+/// The gradients of [`forward`]: writes those of weight and bias, returns that of `x` if `need_dx`, with `extra`, a gradient of
+/// `x` from elsewhere, added to it.
 ///
 /// # Errors
 /// As [`forward`].
@@ -67,10 +68,14 @@ pub fn backward(
     weight: &Tensor,
     dy: &Tensor,
     need_dx: bool,
+    extra: Option<&Tensor>,
     grads: &ParamGrads<'_>,
 ) -> Result<Option<Tensor>> {
     let (shape, dims) = shape(x, weight)?;
     check::shape(OP, "dy", dy, &dims)?;
+    if let Some(extra) = extra {
+        check::shape(OP, "extra", extra, x.dims())?;
+    }
     grads.check(OP, weight.elem_count(), shape.outputs)?;
     match x.device() {
         Device::Cpu => {
@@ -80,10 +85,14 @@ pub fn backward(
                 column_sum(&dy, db, grads.write);
                 cpu::weight_gradient(shape, &x, &dy, dw, grads.write);
             })?;
-            need_dx.then(|| cpu_tensor(cpu::input_gradient(shape, &weight, &dy), x_dims)).transpose()
+            let dx = need_dx.then(|| cpu_tensor(cpu::input_gradient(shape, &weight, &dy), x_dims)).transpose()?;
+            match (extra, &dx) {
+                (Some(extra), Some(dx)) => elementwise::add(extra, dx).map(Some),
+                _ => Ok(dx),
+            }
         }
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => cuda::backward(shape, x, weight, dy, need_dx, grads),
+        Device::Cuda(_) => cuda::backward(shape, x, weight, dy, need_dx.then_some(extra), grads),
         other => Err(KernelError::Device { op: OP, device: other.location() }),
     }
 }

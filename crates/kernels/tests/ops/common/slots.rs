@@ -28,7 +28,7 @@ impl Slots {
     }
 
     fn grads(&self, write: Write) -> ParamGrads<'_> {
-        ParamGrads { buffer: &self.buffer, weight: self.weight.clone(), bias: self.bias.clone(), write }
+        ParamGrads::new(&self.buffer, self.weight.clone(), self.bias.clone(), write)
     }
 
     fn assert_neighbours_untouched(&self) {

@@ -1,0 +1,145 @@
+//! What a GPU's group normalisation does in the same pass: what stands before it and behind it in the network, and the sums that
+//! the layer before it would read all of dx again for.
+//!
+//! With an offset `o` `[N, C]`, `x^` is that of `x + o`; with dropout, elements of `y` go. Backward, `dx` is the gradient of `x`,
+//! and that of `o` its sum over the pixels; summed over the images too, it is the gradient of the bias of whatever layer made
+//! `x`.
+
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
+
+use super::{GroupNorm, OP, Statistics, cuda};
+use crate::buffer::ParamGrads;
+use crate::error::{KernelError, Result};
+use crate::gemm::Write;
+use crate::ops::check;
+use crate::ops::dropout::Dropout;
+
+/// What is done before and behind.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fused<'a> {
+    /// `[N, C]`, added to every pixel before.
+    pub offset: Option<&'a Tensor>,
+    /// What is dropped behind.
+    pub dropout: Option<Mask<'a>>,
+}
+
+/// Which elements [`dropout`](crate::ops::dropout) drops: those of `apply_at` where there is a `step`, else of `apply`.
+#[derive(Clone, Copy, Debug)]
+pub struct Mask<'a> {
+    /// The mask.
+    pub dropout: Dropout,
+    /// Where the GPU keeps the step.
+    pub step: Option<&'a Tensor>,
+}
+
+/// What more the way back gives.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// `x` was joined of two, the first of so many channels: their gradients are two tensors.
+    pub joined: Option<usize>,
+    /// The gradient of a bias.
+    pub sums: Option<ChannelSums>,
+}
+
+/// `sum over n, p of dx[n, p, c]`, of as many channels as there are places: the gradient of a bias.
+#[derive(Clone, Debug)]
+pub struct ChannelSums {
+    /// Where in the flat gradient buffer.
+    pub at: Range<usize>,
+    /// Overwrite or add.
+    pub write: Write,
+}
+
+/// The operands of [`forward`].
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// `[N, ..., C]`.
+    pub x: &'a Tensor,
+    /// `[C]`, f32.
+    pub weight: &'a Tensor,
+    /// `[C]`, f32.
+    pub bias: &'a Tensor,
+    /// `[N, 2C]`.
+    pub modulation: Option<&'a Tensor>,
+    /// What else happens.
+    pub fused: Fused<'a>,
+}
+
+/// The gradients with respect to the inputs.
+#[derive(Debug)]
+pub struct FusedGrads {
+    /// Of `x`, or of its first channels.
+    pub dx: Tensor,
+    /// Of the others, if `x` was joined.
+    pub rest: Option<Tensor>,
+    /// `[N, 2C]`, where there was a modulation.
+    pub modulation: Option<Tensor>,
+    /// `[N, C]`, where there was an offset.
+    pub offset: Option<Tensor>,
+}
+
+impl<'a> Inputs<'a> {
+    fn affine(&self) -> cuda::Affine<'a> {
+        cuda::Affine { weight: self.weight, bias: self.bias, modulation: self.modulation }
+    }
+
+    fn shape(&self, norm: &GroupNorm) -> Result<super::Shape> {
+        let shape = norm.shape(self.x, self.weight, self.bias, self.modulation)?;
+        if let Some(offset) = self.fused.offset {
+            check::shape(OP, "offset", offset, &[self.x.dim(0)?, shape.channels])?;
+        }
+        if let Some(step) = self.fused.dropout.and_then(|mask| mask.step) {
+            check::shape(OP, "step", step, &[2])?;
+        }
+        match self.x.device() {
+            Device::Cuda(_) => Ok(shape),
+            other => Err(KernelError::Device { op: OP, device: other.location() }),
+        }
+    }
+}
+
+/// As [`super::forward`], on a GPU.
+///
+/// # Errors
+/// As there, or a device that is no GPU.
+pub fn forward(norm: &GroupNorm, inputs: &Inputs<'_>) -> Result<(Tensor, Statistics)> {
+    let shape = inputs.shape(norm)?;
+    let (y, statistics) = cuda::forward(norm, shape, inputs.x, inputs.affine(), inputs.fused)?;
+    Ok((y, Statistics(statistics)))
+}
+
+/// As [`super::backward`], on a GPU; `extra` is that of all channels, and adds to the sums.
+///
+/// # Errors
+/// As there; a device that is no GPU; or an `extra` beside an offset, whose gradient it would be added to.
+pub fn backward(
+    norm: &GroupNorm,
+    inputs: &Inputs<'_>,
+    statistics: &Statistics,
+    (dy, extra): (&Tensor, Option<&Tensor>),
+    wanted: &Wanted,
+    grads: &ParamGrads<'_>,
+) -> Result<FusedGrads> {
+    let shape = inputs.shape(norm)?;
+    let (x, statistics) = (inputs.x, &statistics.0);
+    check::shape(OP, "dy", dy, x.dims())?;
+    check::shape(OP, "statistics", statistics, &[x.dim(0)?, 2, norm.groups])?;
+    if let Some(extra) = extra {
+        check::shape(OP, "extra", extra, if inputs.fused.offset.is_some() { &[] } else { x.dims() })?;
+    }
+    if let Some(joined) = wanted.joined.filter(|&joined| joined == 0 || joined >= shape.channels) {
+        let (found, expected) = (vec![joined], vec![shape.channels.saturating_sub(1)]);
+        return Err(KernelError::Shape { op: OP, tensor: "joined", found, expected });
+    }
+    if let Some(ChannelSums { at, .. }) = &wanted.sums
+        && (at.len() > shape.channels || at.end > grads.buffer.len())
+    {
+        let (found, expected) = (vec![at.start, at.end], vec![grads.buffer.len(), shape.channels]);
+        return Err(KernelError::Shape { op: OP, tensor: "sums", found, expected });
+    }
+    grads.check(OP, shape.channels, shape.channels)?;
+    let operands = cuda::Operands { x, dy, statistics, extra };
+    cuda::backward(norm, shape, operands, inputs.affine(), inputs.fused, wanted, grads)
+}

@@ -1,0 +1,89 @@
+//! The way back: gradients on their way from values to values, and operations in reverse.
+
+use candle_core::Tensor;
+use ddpm_kernels::ops::elementwise;
+
+use crate::error::Result;
+use crate::params::Gradients;
+
+/// An operation that ran: its output, and what to do with the output's gradient.
+pub(super) struct Node<'p> {
+    pub(super) output: usize,
+    pub(super) backward: Backward<'p>,
+}
+
+type Backward<'p> = Box<dyn FnOnce(&Tensor, &mut Flow<'_>) -> Result<()> + 'p>;
+
+/// What has arrived for a value.
+#[derive(Clone, Debug, Default)]
+struct Arrived {
+    gradient: Option<Tensor>,
+    /// Whether the gradient is complete and its sum over all but the channels lies where the bias' gradient belongs.
+    summed: bool,
+}
+
+/// The gradients on their way back.
+pub(super) struct Flow<'a> {
+    values: Vec<Arrived>,
+    /// Of the gradient that is played back.
+    summed: bool,
+    pub(super) params: &'a mut Gradients,
+}
+
+impl<'a> Flow<'a> {
+    /// To `values` values.
+    pub(super) fn new(values: usize, params: &'a mut Gradients) -> Self {
+        Self { values: vec![Arrived::default(); values], summed: false, params }
+    }
+
+    /// Adds to a value's gradient; an input's goes nowhere.
+    pub(super) fn accumulate(&mut self, var: Option<usize>, gradient: Tensor) -> Result<()> {
+        let Some(id) = var else { return Ok(()) };
+        debug_assert!(!self.values[id].summed, "value {id}: a gradient after the last");
+        let sum = match self.values[id].gradient.take() {
+            Some(earlier) => elementwise::add(&earlier, &gradient)?,
+            None => gradient,
+        };
+        self.values[id].gradient = Some(sum);
+        Ok(())
+    }
+
+    /// Takes out what has arrived for a value, for an operation that adds it to its own gradient.
+    pub(super) fn take(&mut self, var: Option<usize>) -> Option<Tensor> {
+        self.values[var?].gradient.take()
+    }
+
+    /// Notes that a value's gradient is complete and its bias' written.
+    pub(super) fn mark_summed(&mut self, var: Option<usize>) {
+        if let Some(id) = var {
+            self.values[id].summed = true;
+        }
+    }
+
+    /// Whether who plays back now need not write its bias' gradient.
+    pub(super) fn is_summed(&self) -> bool {
+        self.summed
+    }
+
+    /// How many values there are.
+    pub(super) fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Makes room for so many, or forgets those beyond.
+    pub(super) fn resize(&mut self, values: usize) {
+        self.values.resize(values, Arrived::default());
+    }
+
+    /// Calls the operations from the last to the first.
+    pub(super) fn play_back(&mut self, nodes: Vec<Node<'_>>) -> Result<()> {
+        for node in nodes.into_iter().rev() {
+            let Arrived { gradient, summed } = std::mem::take(&mut self.values[node.output]);
+            if let Some(gradient) = gradient {
+                self.summed = summed;
+                (node.backward)(&gradient, self)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,226 @@
+//! Group normalisation as the network calls it: with what lets the time in before it and what is dropped behind it.
+//!
+//! A GPU does all of that in one pass forward and one backward, of a joined value without joining its gradient; and as the first
+//! to take a value it sees the whole of its gradient, so it sums up the gradient of the bias of the layer that made it. The
+//! CPU's passes stay apart.
+
+use ddpm_kernels::ops::group_norm::{self, GroupNorm};
+
+use super::{Kind, LayerParams, Tape, Var};
+use crate::error::Result;
+
+/// How the time enters.
+#[derive(Clone, Copy, Debug)]
+pub enum Time<'v> {
+    /// It does not.
+    Absent,
+    /// `[N, C]`, added to every pixel before the normalisation.
+    Offset(&'v Var),
+    /// `[N, 2C]`, scale and shift behind the normalisation.
+    ScaleShift(&'v Var),
+}
+
+impl<'v> Time<'v> {
+    fn scale_shift(self) -> Option<&'v Var> {
+        if let Self::ScaleShift(var) = self { Some(var) } else { None }
+    }
+
+    fn offset(self) -> Option<&'v Var> {
+        if let Self::Offset(var) = self { Some(var) } else { None }
+    }
+}
+
+impl<'p> Tape<'p> {
+    /// Group normalisation of `x` `[N, ..., C]` with the time let in, SiLU, and dropout while training.
+    pub fn group_norm(
+        &mut self,
+        x: &Var,
+        norm: GroupNorm,
+        params: LayerParams,
+        time: Time<'_>,
+        dropout: f64,
+    ) -> Result<Var> {
+        if self.fuses() {
+            let kind = Kind::GroupNorm {
+                norm,
+                modulation: time.scale_shift().is_some(),
+                offset: time.offset().is_some(),
+                dropout: self.dropout.map_or(0.0, |_| dropout),
+            };
+            if let Some(y) = self.sketch(x, time.scale_shift().or(time.offset()), kind)? {
+                return Ok(y);
+            }
+            #[cfg(feature = "cuda")]
+            return self.group_norm_fused(x, norm, params, time, dropout);
+        }
+        let y = match time {
+            Time::Offset(offset) => {
+                let x = self.add_channels(x, offset)?;
+                self.group_norm_alone(&x, norm, params, None)?
+            }
+            _ => self.group_norm_alone(x, norm, params, time.scale_shift())?,
+        };
+        self.dropout(&y, dropout)
+    }
+
+    fn group_norm_alone(
+        &mut self,
+        x: &Var,
+        norm: GroupNorm,
+        params: LayerParams,
+        modulation: Option<&Var>,
+    ) -> Result<Var> {
+        let (weight, bias) = (self.master(params.weight), self.master(params.bias));
+        if self.is_reference() {
+            let y = group_norm::reference::forward(&norm, &x.value, weight, bias, modulation.map(Var::value))?;
+            return Ok(Var::new(y, None));
+        }
+        let kind = Kind::GroupNorm { norm, modulation: modulation.is_some(), offset: false, dropout: 0.0 };
+        if let Some(y) = self.sketch(x, modulation, kind)? {
+            return Ok(y);
+        }
+        let (y, statistics) = group_norm::forward(&norm, &x.value, weight, bias, modulation.map(Var::value))?;
+        let (id, of_modulation) = (self.take(x).id, modulation.and_then(|m| self.take(m).id));
+        let (x, modulation) = (x.value.clone(), modulation.map(|m| m.value.clone()));
+        Ok(self.record(y, move |dy, flow| {
+            let extra = flow.take(id);
+            let grads = flow.params.pair(params.weight, params.bias);
+            let gradient = group_norm::backward(
+                &norm,
+                &x,
+                weight,
+                bias,
+                modulation.as_ref(),
+                &statistics,
+                dy,
+                extra.as_ref(),
+                &grads,
+            )?;
+            if let Some(dm) = gradient.modulation {
+                flow.accumulate(of_modulation, dm)?;
+            }
+            flow.accumulate(id, gradient.dx)
+        }))
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod fused {
+    use candle_core::Tensor;
+    use ddpm_kernels::ops::dropout::Dropout;
+    use ddpm_kernels::ops::group_norm::GroupNorm;
+    use ddpm_kernels::ops::group_norm::fused::{self, ChannelSums, Fused, Inputs, Mask, Wanted};
+
+    use super::super::flow::Flow;
+    use super::super::var::Joined;
+    use super::super::{LayerParams, Tape, Var};
+    use super::Time;
+    use crate::error::Result;
+    use crate::params::ParamId;
+
+    /// What both passes read.
+    struct Operands<'p> {
+        x: Tensor,
+        weight: &'p Tensor,
+        bias: &'p Tensor,
+        modulation: Option<Tensor>,
+        offset: Option<Tensor>,
+        dropout: Option<Dropout>,
+        step: Option<Tensor>,
+    }
+
+    impl Operands<'_> {
+        fn inputs(&self) -> Inputs<'_> {
+            Inputs {
+                x: &self.x,
+                weight: self.weight,
+                bias: self.bias,
+                modulation: self.modulation.as_ref(),
+                fused: Fused {
+                    offset: self.offset.as_ref(),
+                    dropout: self.dropout.map(|dropout| Mask { dropout, step: self.step.as_ref() }),
+                },
+            }
+        }
+    }
+
+    /// Where the gradients go.
+    struct Targets {
+        x: Option<usize>,
+        time: Option<usize>,
+        /// Instead of `x`: the values it was joined of.
+        joined: Option<Joined>,
+        /// The bias of what made `x`.
+        sums: Option<ParamId>,
+    }
+
+    impl Targets {
+        /// The gradient, or both of its parts, and whether it has been summed.
+        fn give(&self, flow: &mut Flow<'_>, (dx, rest): (Tensor, Option<Tensor>), summed: bool) -> Result<()> {
+            let first = match (&self.joined, rest) {
+                (Some(Joined { of: [left, right], .. }), Some(rest)) => {
+                    flow.accumulate(right.id, rest)?;
+                    left.id
+                }
+                _ => self.x,
+            };
+            flow.accumulate(first, dx)?;
+            if summed {
+                flow.mark_summed(first);
+            }
+            Ok(())
+        }
+    }
+
+    impl<'p> Tape<'p> {
+        pub(super) fn group_norm_fused(
+            &mut self,
+            x: &Var,
+            norm: GroupNorm,
+            params: LayerParams,
+            time: Time<'_>,
+            dropout: f64,
+        ) -> Result<Var> {
+            let (modulation, offset) = (time.scale_shift(), time.offset());
+            let mask = self.next_dropout(dropout);
+            let operands = Operands {
+                x: x.value.clone(),
+                weight: self.master(params.weight),
+                bias: self.master(params.bias),
+                modulation: modulation.map(|m| m.value.clone()),
+                offset: offset.map(|o| o.value.clone()),
+                dropout: mask,
+                step: self.step.clone(),
+            };
+            let (y, statistics) = fused::forward(&norm, &operands.inputs())?;
+            let taken = self.take(x);
+            let targets = Targets {
+                x: taken.id,
+                time: modulation.or(offset).and_then(|time| self.take(time).id),
+                joined: x.made.joined.filter(|_| taken.first && offset.is_none()),
+                sums: x.made.bias.filter(|_| taken.first),
+            };
+            Ok(self.record(y, move |dy, flow| {
+                let extra = flow.take(targets.x);
+                // The offset's gradient is a sum of dx without what comes from elsewhere.
+                let (extra, outside) = if operands.offset.is_some() { (None, extra) } else { (extra, None) };
+                let bias = targets.sums.filter(|_| outside.is_none());
+                let sums = bias.map(|bias| flow.params.bias(bias));
+                let wanted = Wanted {
+                    joined: targets.joined.map(|joined| joined.channels),
+                    sums: sums.map(|(at, write)| ChannelSums { at, write }),
+                };
+                let grads = flow.params.pair(params.weight, params.bias);
+                let found =
+                    fused::backward(&norm, &operands.inputs(), &statistics, (dy, extra.as_ref()), &wanted, &grads)?;
+                if let Some(time) = found.modulation.or(found.offset) {
+                    flow.accumulate(targets.time, time)?;
+                }
+                if let Some(outside) = outside {
+                    flow.accumulate(targets.x, outside)?;
+                }
+                targets.give(flow, (found.dx, found.rest), bias.is_some())
+            }))
+        }
+    }
+}

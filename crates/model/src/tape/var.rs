@@ -1,0 +1,99 @@
+//! Values on the tape, and who takes them.
+//!
+//! Who takes a value first is the last to add to its gradient on the way back. So it alone sees all of it, and on a GPU it does
+//! in the same pass what whoever made the value would need another one for.
+
+use candle_core::{DType, Device, Tensor};
+use ddpm_kernels::ops::elementwise;
+
+use super::Tape;
+use crate::error::Result;
+use crate::params::ParamId;
+
+/// A value on the tape. Cloning it is cheap; a value whose last clone is dropped is freed, unless a recorded backward
+/// pass needs it.
+#[derive(Clone, Debug)]
+pub struct Var {
+    pub(super) value: Tensor,
+    /// Its number if a gradient flows to it; inputs have none. Operations ask [`Tape::take`] for it.
+    id: Option<usize>,
+    pub(super) made: Made,
+}
+
+/// How a value was made, as far as that is of use to who takes it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Made {
+    /// The bias whose gradient is the value's, summed over all but the channels: all of them, or the first.
+    pub(super) bias: Option<ParamId>,
+    /// Of two others.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only a GPU parts gradients on the way"))]
+    pub(super) joined: Option<Joined>,
+}
+
+/// Two values side by side.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only a GPU parts gradients on the way"))]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Joined {
+    /// Of the first one.
+    pub(super) channels: usize,
+    pub(super) of: [Taken; 2],
+}
+
+/// A value that an operation takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taken {
+    pub(super) id: Option<usize>,
+    /// Whether nobody took it before.
+    pub(super) first: bool,
+}
+
+impl Var {
+    /// A value of this number.
+    pub(super) fn new(value: Tensor, id: Option<usize>) -> Self {
+        Self { value, id, made: Made::default() }
+    }
+
+    /// The same, made so.
+    pub(super) fn made(self, made: Made) -> Self {
+        Self { made, ..self }
+    }
+
+    /// The numbers.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// Its number, for who gives it a gradient and takes it for nothing else.
+    pub(super) fn target(&self) -> Option<usize> {
+        self.id
+    }
+
+    /// Whether a gradient flows to it.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.id.is_some()
+    }
+
+    /// The numbers in f32 on the CPU, whatever and wherever the network computes.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn to_host(&self) -> Result<Tensor> {
+        let value = if self.value.dtype() == DType::F64 {
+            self.value.clone()
+        } else {
+            elementwise::cast(&self.value, DType::F32)?
+        };
+        Ok(value.to_device(&Device::Cpu)?)
+    }
+}
+
+impl Tape<'_> {
+    /// Notes that an operation takes `x`, for its gradient.
+    pub(super) fn take(&mut self, x: &Var) -> Taken {
+        let Some(id) = x.id else { return Taken { id: None, first: false } };
+        if self.taken.len() <= id {
+            self.taken.resize(id + 1, false);
+        }
+        Taken { id: Some(id), first: !std::mem::replace(&mut self.taken[id], true) }
+    }
+}
