@@ -76,7 +76,11 @@ fn an_impossible_model_is_refused_with_one_that_is_possible() {
 #[test]
 fn sixteen_bits_on_the_cpu_are_computed_in_32_with_a_warning() {
     let run = fresh_run(&["train.steps=2"]);
-    run.train().set("train.precision=bf16").succeeds().stderr_has("train.precision: the CPU computes in f32");
+    run.train()
+        .set("train.precision=bf16")
+        .succeeds()
+        .stderr_has("train.precision: \"bf16\" is for GPUs; the CPU computes in f32");
+    run.train().set("train.allow_tf32=true").succeeds().stderr_has("train.allow_tf32: has no effect");
 }
 
 #[test]

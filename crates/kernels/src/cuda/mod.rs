@@ -80,8 +80,8 @@ pub fn is_there() -> bool {
 /// # Errors
 /// No driver, no such GPU, or a library that is missing.
 pub fn open(ordinal: usize) -> Result<Device> {
-    // Asked before candle asks, whose errors carry a stack of calls with them.
-    CudaContext::new(ordinal).map_err(|error| KernelError::Gpu {
+    // Asked before candle asks, whose errors carry a stack of calls with them, and kept until candle holds it too.
+    let _context = CudaContext::new(ordinal).map_err(|error| KernelError::Gpu {
         what: format!("opening GPU {ordinal}"),
         error: survey::in_words(&error),
     })?;

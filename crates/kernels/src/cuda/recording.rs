@@ -32,7 +32,9 @@ impl Gpu {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream().begin_capture(mode).map_err(refused("beginning a recording"))?;
         let worked = work();
-        // Also after a failure: the stream must leave its recording state.
+        // Also after a failure: the stream must leave its recording state. An error that cudarc has noted meanwhile would be
+        // returned instead of that; it has come of the work, which has failed by itself.
+        let _ = self.stream().context().check_err();
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = self.stream().end_capture(flags);
         worked?;

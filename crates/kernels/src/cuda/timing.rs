@@ -27,12 +27,16 @@ pub(super) fn fastest<W>(
     ways: &[W],
     mut queue: impl FnMut(&W) -> Result<()>,
 ) -> Result<Option<usize>> {
-    if let Some(way) = gpu.chosen(computation, ways.len()) {
-        return Ok(Some(way));
-    }
+    let chosen = gpu.chosen(computation, ways.len());
     let capturing = gpu.stream().capture_status().map_err(refused("asking whether the stream is captured"))?;
     if capturing != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
-        return Ok((!ways.is_empty()).then_some(0));
+        return Ok(chosen.or((!ways.is_empty()).then_some(0)));
+    }
+    // Where it fails now, such as for want of scratch space, another may do.
+    if let Some(way) = chosen
+        && queue(&ways[way]).is_ok()
+    {
+        return Ok(Some(way));
     }
     let mut best: Option<(usize, f32)> = None;
     let mut full = None;

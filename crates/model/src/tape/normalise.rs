@@ -198,7 +198,7 @@ mod fused {
                 x: taken.id,
                 time: modulation.or(offset).and_then(|time| self.take(time).id),
                 joined: x.made.joined.filter(|_| taken.first && offset.is_none()),
-                sums: x.made.bias.filter(|_| taken.first),
+                sums: x.made.bias.filter(|_| taken.first && (x.made.joined.is_none() || offset.is_none())),
             };
             Ok(self.record(y, move |dy, flow| {
                 let extra = flow.take(targets.x);

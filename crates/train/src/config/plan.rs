@@ -179,8 +179,14 @@ fn warnings(config: &TrainConfig, schedule: &Schedule, device: DeviceChoice) -> 
         warn("train.warmup_steps", message);
     }
     if train.precision != Precision::F32 && device.is_cpu() {
-        let message = format!("the CPU computes in f32 whatever it says: {} is for GPUs", train.precision);
+        let message = format!(
+            "\"{}\" is for GPUs; the CPU computes in f32. Leave it in a run that has begun: its precision is fixed",
+            train.precision
+        );
         warn("train.precision", message);
+    }
+    if train.allow_tf32 && (train.precision != Precision::F32 || device.is_cpu()) {
+        warn("train.allow_tf32", "has no effect: it is for GPUs with train.precision = \"f32\"".to_owned());
     }
     if let Some(message) = late_importance_sampling(config) {
         warn("loss.timestep_sampler", message);

@@ -145,7 +145,7 @@ pub struct OptimConfig {
     pub clip_grad_norm: f64,
     /// Number format of activations and products; weights are always f32.
     pub precision: Precision,
-    /// On a GPU, f32 products in TensorFloat-32: faster, with 10 bits of mantissa.
+    /// On a GPU, f32 products in TensorFloat-32, whose factors have 10 bits of mantissa.
     pub allow_tf32: bool,
     /// Recompute activations in the backward pass instead of keeping them: less memory, more time.
     pub gradient_checkpointing: bool,

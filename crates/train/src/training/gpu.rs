@@ -149,12 +149,10 @@ impl GpuSteps {
         })
     }
 
-    /// Drops the recording and the memory it keeps; whether there was one.
+    /// Gives back all memory that is kept for later, the recording's too; whether there was one.
     pub(super) fn give_back_recording(&mut self) -> Result<bool, Failure> {
         let there = self.recording.take().is_some();
-        if there {
-            self.gpu.give_back_unused()?;
-        }
+        self.gpu.give_back_unused()?;
         Ok(there)
     }
 
@@ -208,8 +206,8 @@ impl Trainer {
             }
             labels => labels.map(Numbers::U32),
         });
-        gpu.upload.send(&numbers)?;
-        if let Err(failure) = self.run_or_replay(gpu, n) {
+        let sent = gpu.upload.send(&numbers).map_err(Failure::from);
+        if let Err(failure) = sent.and_then(|()| self.run_or_replay(gpu, n)) {
             self.optimizer.uncount_step();
             return Err(failure);
         }
@@ -250,11 +248,15 @@ impl Trainer {
             gpu.unrecorded = gpu.unrecorded.saturating_sub(1);
             return Ok(());
         }
-        match self.replay(gpu, n) {
+        let mut replayed = self.replay(gpu, n);
+        // What is in the way may only be kept for tensors that are gone, such as a picture's.
+        if replayed.as_ref().is_err_and(ModelError::is_out_of_memory) && gpu.give_back_recording()? {
+            replayed = self.replay(gpu, n);
+        }
+        match replayed {
             Err(error) if error.is_out_of_memory() => {
                 // Nothing of it has run: the driver looks for a recording's memory before it begins.
                 gpu.give_back_recording()?;
-                gpu.gpu.give_back_unused()?;
                 if !self.halve(gpu) {
                     gpu.unrecorded = UNRECORDED;
                     gpu.notices.push(format!(
@@ -295,12 +297,14 @@ impl Trainer {
 
     /// Runs a step as it is, with fewer images at once for as long as memory does not suffice.
     fn run_as_it_is(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), Failure> {
+        let mut given_back = false;
         loop {
             let queued = self.queue_work(gpu, n).and_then(|()| Ok(gpu.gpu.synchronize()?));
             match queued {
                 Err(error) if error.is_out_of_memory() => {
                     gpu.gpu.give_back_unused()?;
-                    if !self.halve(gpu) {
+                    let tried_with_all = std::mem::replace(&mut given_back, true);
+                    if tried_with_all && !self.halve(gpu) {
                         return Err(gpu.does_not_fit(self.micro_batch, &error));
                     }
                 }

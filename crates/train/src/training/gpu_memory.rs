@@ -12,6 +12,8 @@ use serde::Serialize;
 use crate::config::types::{Precision, TrainConfig};
 use crate::memory::format_bytes;
 
+/// The batch where the step reads it, and those that wait (`IN_FLIGHT` of the kernels).
+const BATCHES: usize = 1 + 4;
 /// Scratch space of cuBLASLt, and of most of cuDNN's engines; one that is faster for it may take more.
 const SCRATCH_BYTES: u64 = 32 << 20;
 
@@ -73,8 +75,8 @@ impl<'a> GpuEstimate<'a> {
         // 16-bit gradients of weights have a place of their own.
         let gradients_bytes = self.len * (f32s + copy);
         let activations_bytes = self.sketch.peak_bytes(images, size as usize, gradient_checkpointing);
-        let batch = train.batch_size * data.image_size * data.image_size * data.channels;
-        let workspace_bytes = SCRATCH_BYTES + batch as u64;
+        let batches = BATCHES * train.batch_size * data.image_size * data.image_size * data.channels;
+        let workspace_bytes = SCRATCH_BYTES + batches as u64;
         let total_bytes = parameters_bytes + gradients_bytes + activations_bytes + workspace_bytes;
         GpuNeeds {
             precision,

@@ -99,7 +99,10 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
             return Err(save_what_is_good(&mut observers, &mut trainer, failure));
         }
     };
-    tell_peak(&context, &trainer, &mut observers.reporter)?;
+    // For information alone: the last checkpoint does not depend on it.
+    if let Err(failure) = tell_peak(&context, &trainer, &mut observers.reporter) {
+        observers.reporter.warn(&failure.message);
+    }
     let ending = observers.finish(&mut trainer, stopped.map_or(End::Reached, End::Stopped))?;
     let stopped = stopped.or_else(|| stop.reason(Duration::ZERO).filter(|_| ending.interrupted));
     let step = trainer.steps_taken();

@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""How much memory torch.compile would move in a training step: by its own count, on a machine without a GPU.
+
+usage: "$(scripts/rival-python)" benches/torch_bytes.py CONFIG --batch N
+
+Takes diffusers' network in bf16, channels_last, as far as Inductor's scheduler, which knows what it fuses and counts the bytes
+that its kernels read and write; weights, convolutions and products included. No code is compiled; the graphs then run as they
+were. The bytes are a straight line in the batch: two small batches give that of any. Lowered for a CPU: what is fused for a GPU
+may differ. The optimizer and autocast's conversions are not in it.
+"""
+
+import argparse
+import json
+import pathlib
+
+import torch
+import torch_common as common
+from torch._functorch.aot_autograd import aot_module, make_boxed_func
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._guards import detect_fake_mode
+from torch._inductor.debug import DebugContext
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.graph import GraphLowering
+from torch._inductor.virtualized import V
+
+
+def counter(name, counts):
+    """A compiler that lowers a graph, schedules it, counts, and gives it back as it was."""
+    def count(module, inputs):
+        with V.set_fake_mode(detect_fake_mode(inputs)):
+            graph = GraphLowering(module, is_backward=name == "backward", is_inference=False)
+            with V.set_graph_handler(graph), V.set_extern_kernel_nodes([]), V.set_debug_handler(DebugContext()):
+                graph.run(*inputs)
+                graph.init_wrapper_code()
+                graph._update_scheduler()
+                counts[name] = graph.count_bytes()[0]
+        return make_boxed_func(module.forward)
+    return count
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=pathlib.Path, metavar="CONFIG")
+    parser.add_argument("--batch", type=int, default=2, metavar="N", help="(default: 2)")
+    args = parser.parse_args()
+    config = common.read(args.config)
+    network = common.build(config).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    counts = {}
+    compiled = aot_module(network, fw_compiler=counter("forward", counts), bw_compiler=counter("backward", counts),
+                          partition_fn=min_cut_rematerialization_partition, decompositions=select_decomp_table())
+    size, channels = config["data"]["image_size"], config["data"].get("channels", 3)
+    images = torch.randn(args.batch, channels, size, size).bfloat16().to(memory_format=torch.channels_last)
+    output = compiled(images, torch.zeros(args.batch, dtype=torch.long))
+    (output.sample if hasattr(output, "sample") else output[0]).float().square().mean().backward()
+    print(json.dumps({"config": args.config.name, "batch_size": args.batch, "bytes": counts}))
+
+
+if __name__ == "__main__":
+    main()
