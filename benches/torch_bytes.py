@@ -6,7 +6,7 @@ usage: "$(scripts/rival-python)" benches/torch_bytes.py CONFIG --batch N
 Takes diffusers' network in bf16, channels_last, as far as Inductor's scheduler, which knows what it fuses and counts the bytes
 that its kernels read and write; weights, convolutions and products included. No code is compiled; the graphs then run as they
 were. The bytes are a straight line in the batch: two small batches give that of any. Lowered for a CPU: what is fused for a GPU
-may differ. The optimizer and autocast's conversions are not in it.
+may differ. Dropout, the optimizer and autocast's conversions are not in it.
 """
 
 import argparse
@@ -44,6 +44,7 @@ def main():
     parser.add_argument("--batch", type=int, default=2, metavar="N", help="(default: 2)")
     args = parser.parse_args()
     config = common.read(args.config)
+    config["model"]["dropout"] = 0.0
     network = common.build(config).to(torch.bfloat16).to(memory_format=torch.channels_last)
     counts = {}
     compiled = aot_module(network, fw_compiler=counter("forward", counts), bw_compiler=counter("backward", counts),

@@ -80,7 +80,8 @@ fn sixteen_bits_on_the_cpu_are_computed_in_32_with_a_warning() {
         .set("train.precision=bf16")
         .succeeds()
         .stderr_has("train.precision: \"bf16\" is for GPUs; the CPU computes in f32");
-    run.train().set("train.allow_tf32=true").succeeds().stderr_has("train.allow_tf32: has no effect");
+    let tf32 = run.train().set("train.precision=bf16").set("train.allow_tf32=true");
+    tf32.succeeds().stderr_has("train.allow_tf32: has no effect");
 }
 
 #[test]
