@@ -88,7 +88,7 @@ def compress(source, target):
     with tempfile.TemporaryDirectory() as place:
         stripped = pathlib.Path(place, "stripped")
         subprocess.run(["strip", "-o", stripped, source], check=True)
-        target.write_bytes(lzma.compress(stripped.read_bytes(), preset=1))
+        target.write_bytes(lzma.compress(stripped.read_bytes(), preset=6))
 
 
 def copy_sources(root, directory):
