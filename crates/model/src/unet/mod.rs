@@ -2,7 +2,7 @@
 //! `UNet2DModel`, so that weights go both ways unchanged.
 //!
 //! A [`UNet`] holds geometry and the places of its parameters, not their values: the same network runs on the raw
-//! weights or on a moving average, whichever [`Params`](crate::params::Params) the tape was given. Shapes are
+//! weights or on a moving average, whichever [`Params`] the tape was given. Shapes are
 //! `[N, H, W, C]`.
 
 mod attention;
