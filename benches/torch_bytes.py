@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""How much memory torch.compile would move in a training step: by its own count, on a machine without a GPU.
+"""What a training step costs PyTorch, counted on a machine without a GPU: the bytes that torch.compile would move, by its own
+count, and the calls that eager mode makes.
 
 usage: "$(scripts/rival-python)" benches/torch_bytes.py CONFIG --batch N
 
 Takes diffusers' network in bf16, channels_last, as far as Inductor's scheduler, which knows what it fuses and counts the bytes
 that its kernels read and write; weights, convolutions and products included. No code is compiled; the graphs then run as they
 were. The bytes are a straight line in the batch: two small batches give that of any. Lowered for a CPU: what is fused for a GPU
-may differ. Dropout, the optimizer and autocast's conversions are not in it.
+may differ. Calls are those that reach an operation, forward and backward; views compute nothing. Dropout, the optimizer and
+autocast's conversions are not in either.
 """
 
 import argparse
@@ -22,6 +24,10 @@ from torch._inductor.debug import DebugContext
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
+from torch.utils._python_dispatch import TorchDispatchMode
+
+VIEWS = {"view", "_unsafe_view", "t", "transpose", "permute", "slice", "split", "expand", "unsqueeze", "squeeze", "select",
+         "as_strided", "detach", "alias", "_reshape_alias"}
 
 
 def counter(name, counts):
@@ -38,6 +44,30 @@ def counter(name, counts):
     return count
 
 
+class Calls(TorchDispatchMode):
+    """Counts what is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.computing = self.views = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        view = function.overloadpacket.__name__ in VIEWS
+        self.views, self.computing = self.views + view, self.computing + (not view)
+        return function(*args, **(kwargs or {}))
+
+
+def calls(config):
+    """Of one step in eager mode, on tensors that hold nothing."""
+    size, channels = config["data"]["image_size"], config["data"]["channels"]
+    with torch.device("meta"):
+        network = common.build(config).bfloat16()
+        images, timesteps = torch.zeros(1, channels, size, size, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.long)
+    with Calls() as counted:
+        network(images, timesteps).sample.float().square().mean().backward()
+    return {"computing": counted.computing, "views": counted.views}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=pathlib.Path, metavar="CONFIG")
@@ -49,11 +79,11 @@ def main():
     counts = {}
     compiled = aot_module(network, fw_compiler=counter("forward", counts), bw_compiler=counter("backward", counts),
                           partition_fn=min_cut_rematerialization_partition, decompositions=select_decomp_table())
-    size, channels = config["data"]["image_size"], config["data"].get("channels", 3)
+    size, channels = config["data"]["image_size"], config["data"]["channels"]
     images = torch.randn(args.batch, channels, size, size).bfloat16().to(memory_format=torch.channels_last)
     output = compiled(images, torch.zeros(args.batch, dtype=torch.long))
     (output.sample if hasattr(output, "sample") else output[0]).float().square().mean().backward()
-    print(json.dumps({"config": args.config.name, "batch_size": args.batch, "bytes": counts}))
+    print(json.dumps({"config": args.config.name, "batch_size": args.batch, "bytes": counts, "calls": calls(config)}))
 
 
 if __name__ == "__main__":
