@@ -6,9 +6,9 @@ usage: "$(scripts/rival-python)" benches/torch_bytes.py CONFIG --batch N
 
 Takes diffusers' network in bf16, channels_last, as far as Inductor's scheduler, which knows what it fuses and counts the bytes
 that its kernels read and write; weights, convolutions and products included. No code is compiled; the graphs then run as they
-were. The bytes are nearly a straight line in the batch: two small batches give that of any. Lowered for a CPU: what is fused for a GPU
-may differ. Calls are those that reach an operation, forward and backward; views compute nothing. Dropout, the optimizer and
-autocast's conversions are not in either.
+were. The bytes are nearly a straight line in the batch: two small batches give that of any. Lowered for a CPU: what is fused
+for a GPU may differ. Calls are those that reach an operation, forward and backward; views compute nothing. Dropout, the
+optimizer and autocast's conversions are not in either.
 """
 
 import argparse
