@@ -5,9 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use candle_core::cuda_backend::cudarc::driver::sys;
-use candle_core::cuda_backend::cudarc::{cublaslt, cudnn};
-
+use super::survey::{driver_version, library_versions};
 use super::{Gpu, lock, refused};
 use crate::error::Result;
 
@@ -32,12 +30,8 @@ impl Gpu {
     /// The driver does not answer.
     pub fn proposers(&self) -> Result<String> {
         let name = self.stream().context().name().map_err(refused("asking for the GPU's name"))?;
-        let mut driver = 0;
-        // SAFETY: writes one number, to a place for it; the others have no arguments.
-        let (cudnn, cublas_lt) = unsafe {
-            sys::cuDriverGetVersion(&raw mut driver).result().map_err(refused("asking for the driver's version"))?;
-            (cudnn::sys::cudnnGetVersion(), cublaslt::sys::cublasLtGetVersion())
-        };
+        let driver = driver_version().map_err(refused("asking for the driver's version"))?;
+        let (cudnn, cublas_lt) = library_versions();
         let program = env!("CARGO_PKG_VERSION");
         Ok(format!("{name}, driver {driver}, cuDNN {cudnn}, cuBLASLt {cublas_lt}, ddpm {program}"))
     }

@@ -34,18 +34,29 @@ pub struct GpuFacts {
 
 /// Asks all of them.
 pub fn survey() -> Survey {
-    // SAFETY: functions without arguments that need no context; a library that is missing answers with a small number.
-    let (cudnn, cublas_lt) = unsafe { (cudnn::sys::cudnnGetVersion(), cublaslt::sys::cublasLtGetVersion()) };
+    let (cudnn, cublas_lt) = library_versions();
     Survey { driver: driver().map_err(|error| in_words(&error)), cudnn: version(cudnn), cublas_lt: version(cublas_lt) }
 }
 
 fn driver() -> Result<((i32, i32), Vec<GpuFacts>), DriverError> {
     result::init()?;
+    let version = driver_version()?;
+    let gpus = (0..result::device::get_count()?).map(|ordinal| facts(result::device::get(ordinal)?));
+    Ok(((version / 1000, version % 1000 / 10), gpus.collect::<Result<_, _>>()?))
+}
+
+/// The newest CUDA that the driver knows, in the driver's own number: 13000 is 13.0.
+pub(super) fn driver_version() -> Result<i32, DriverError> {
     let mut version = 0;
     // SAFETY: writes one number, to a place for it.
     unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
-    let gpus = (0..result::device::get_count()?).map(|ordinal| facts(result::device::get(ordinal)?));
-    Ok(((version / 1000, version % 1000 / 10), gpus.collect::<Result<_, _>>()?))
+    Ok(version)
+}
+
+/// cuDNN's and cuBLASLt's, in their own numbers.
+pub(super) fn library_versions() -> (usize, usize) {
+    // SAFETY: functions without arguments that need no context; a library that is missing answers with a small number.
+    unsafe { (cudnn::sys::cudnnGetVersion(), cublaslt::sys::cublasLtGetVersion()) }
 }
 
 fn facts(device: CUdevice) -> Result<GpuFacts, DriverError> {
