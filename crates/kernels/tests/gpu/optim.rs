@@ -48,10 +48,10 @@ impl Training {
         Self { parameters: buffer(), exp_avg: zeros(), exp_avg_sq: zeros(), averages, compute: None }
     }
 
-    fn with_copy(dtype: DType) -> Self {
+    fn with_copy(dtype: DType, device: &Device) -> Self {
         // Of any values: the step writes all of them.
-        let compute = Some(Tensor::zeros(LEN, dtype, gpu()).unwrap());
-        Self { compute, ..Self::new(gpu()) }
+        let compute = Some(Tensor::zeros(LEN, dtype, device).unwrap());
+        Self { compute, ..Self::new(device) }
     }
 
     /// A step whose scalars the host knows.
@@ -132,7 +132,7 @@ fn gpu_adamw_is_the_cpus() {
 #[ignore = "needs a GPU"]
 fn gpu_device_steps_clip_as_the_cpu_does_and_write_the_copy() {
     for dtype in [DType::BF16, DType::F16] {
-        let (found, want) = (Training::with_copy(dtype), Training::new(&Device::Cpu));
+        let (found, want) = (Training::with_copy(dtype, gpu()), Training::new(&Device::Cpu));
         let memory = DeviceStep::new(gpu(), &StepState::unscaled()).unwrap();
         for step in 1..=5 {
             let gradient = gradient(step);
@@ -153,9 +153,11 @@ fn gpu_device_steps_clip_as_the_cpu_does_and_write_the_copy() {
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_a_recorded_step_reads_its_settings_when_it_is_replayed() {
-    let (found, want) = (Training::with_copy(DType::BF16), Training::new(&Device::Cpu));
-    let memory = DeviceStep::new(gpu(), &StepState::unscaled()).unwrap();
-    let gpu = Gpu::of(gpu()).unwrap();
+    // A stream of its own: what other tests queue meanwhile is not to be recorded.
+    let device = ddpm_kernels::cuda::open(0).unwrap();
+    let (found, want) = (Training::with_copy(DType::BF16, &device), Training::new(&Device::Cpu));
+    let memory = DeviceStep::new(&device, &StepState::unscaled()).unwrap();
+    let gpu = Gpu::of(&device).unwrap();
     let mut upload = Upload::new(&gpu, &[(DType::F64, vec![StepSettings::WORDS])]).unwrap();
     let gradients = FlatBuffer::from_vec(gradient(1), found.parameters.device()).unwrap();
     // The first step is taken as it is queued, the others are replayed.
@@ -174,7 +176,7 @@ fn gpu_a_recorded_step_reads_its_settings_when_it_is_replayed() {
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_divergence_is_kept_until_the_host_has_seen_it() {
-    let training = Training::with_copy(DType::BF16);
+    let training = Training::with_copy(DType::BF16, gpu());
     let memory = DeviceStep::new(gpu(), &StepState::unscaled()).unwrap();
     training.queue(&memory, 1, &gradient(1), 0.0);
     let before = training.all();
@@ -196,7 +198,7 @@ fn gpu_divergence_is_kept_until_the_host_has_seen_it() {
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_loss_scale_halves_on_overflow_and_doubles_after_a_while() {
-    let (training, want) = (Training::with_copy(DType::F16), Training::new(&Device::Cpu));
+    let (training, want) = (Training::with_copy(DType::F16, gpu()), Training::new(&Device::Cpu));
     let memory = DeviceStep::new(gpu(), &StepState::scaled(1024.0)).unwrap();
     // An overflow in the first step: it does not count, so the second one's bias is that of a first step.
     training.queue(&memory, 1, &[f32::INFINITY; LEN], 1.0);
@@ -217,7 +219,7 @@ fn gpu_loss_scale_halves_on_overflow_and_doubles_after_a_while() {
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_loss_scale_of_one_cannot_be_blamed() {
-    let training = Training::with_copy(DType::F16);
+    let training = Training::with_copy(DType::F16, gpu());
     let memory = DeviceStep::new(gpu(), &StepState::scaled(1.5)).unwrap();
     for step in 1..=3 {
         training.queue(&memory, step, &[f32::NAN; LEN], 1.0);
