@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What a training step costs PyTorch, counted on a machine without a GPU: the bytes that torch.compile would move, by its own
-count, and the calls that eager mode makes.
+count, those it keeps from forward for backward, and the calls that eager mode makes. Or what a step of DDIM costs.
 
-usage: "$(scripts/rival-python)" benches/torch_bytes.py CONFIG --batch N
+usage: "$(scripts/rival-python)" benches/torch_bytes.py CONFIG --batch N [--sampling]
 
 Takes diffusers' network in bf16, channels_last, as far as Inductor's scheduler, which knows what it fuses and counts the bytes
 that its kernels read and write; weights, convolutions and products included. No code is compiled; the graphs then run as they
@@ -15,6 +15,7 @@ import argparse
 import json
 import pathlib
 
+import diffusers
 import torch
 import torch_common as common
 from torch._functorch.aot_autograd import aot_module, make_boxed_func
@@ -40,6 +41,10 @@ def counter(name, counts):
                 graph.init_wrapper_code()
                 graph._update_scheduler()
                 counts[name] = graph.count_bytes()[0]
+                if name == "forward":
+                    output = next(node for node in module.graph.nodes if node.op == "output")
+                    sizes = [node.meta["val"].nbytes for node in output.args[0] if hasattr(node.meta.get("val"), "nbytes")]
+                    counts["kept"] = sum(sizes[1:])  # the first is the network's own output
         return make_boxed_func(module.forward)
     return count
 
@@ -68,10 +73,21 @@ def calls(config):
     return {"computing": counted.computing, "views": counted.views}
 
 
+def scheduler_calls(config):
+    """Of one step of diffusers' DDIM, which is not compiled, beside the network."""
+    scheduler = diffusers.DDIMScheduler(num_train_timesteps=config["diffusion"]["num_train_timesteps"])
+    scheduler.set_timesteps(50)
+    x_t = torch.zeros(1, 3, 8, 8)
+    with torch.inference_mode(), Calls() as counted:
+        scheduler.step(x_t, scheduler.timesteps.tolist()[0], x_t, return_dict=False)
+    return {"computing": counted.computing, "views": counted.views}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=pathlib.Path, metavar="CONFIG")
     parser.add_argument("--batch", type=int, default=2, metavar="N", help="(default: 2)")
+    parser.add_argument("--sampling", action="store_true", help="a step of DDIM: the network forward, and the scheduler's calls")
     args = parser.parse_args()
     config = common.read(args.config)
     config["model"]["dropout"] = 0.0
@@ -81,9 +97,15 @@ def main():
                           partition_fn=min_cut_rematerialization_partition, decompositions=select_decomp_table())
     size, channels = config["data"]["image_size"], config["data"]["channels"]
     images = torch.randn(args.batch, channels, size, size).bfloat16().to(memory_format=torch.channels_last)
-    output = compiled(images, torch.zeros(args.batch, dtype=torch.long))
-    (output.sample if hasattr(output, "sample") else output[0]).float().square().mean().backward()
-    print(json.dumps({"config": args.config.name, "batch_size": args.batch, "bytes": counts, "calls": calls(config)}))
+    with torch.set_grad_enabled(not args.sampling):
+        output = compiled(images, torch.zeros(args.batch, dtype=torch.long))
+    if args.sampling:
+        counts.pop("kept", None)
+        counted = scheduler_calls(config)
+    else:
+        (output.sample if hasattr(output, "sample") else output[0]).float().square().mean().backward()
+        counted = calls(config)
+    print(json.dumps({"config": args.config.name, "batch_size": args.batch, "bytes": counts, "calls": counted}))
 
 
 if __name__ == "__main__":

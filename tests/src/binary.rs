@@ -22,7 +22,8 @@ fn build() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(repository()).stderr(Stdio::piped());
-    command.args(["build", "--quiet", "-p", "ddpm-train", "--bin", "ddpm", "--message-format=json-render-diagnostics"]);
+    // For the whole workspace: for its own package alone, dependencies would be built once more, with fewer features.
+    command.args(["build", "--quiet", "--workspace", "--bin", "ddpm", "--message-format=json-render-diagnostics"]);
     command.args(["--profile", profile()]);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));

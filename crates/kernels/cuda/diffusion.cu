@@ -2,6 +2,7 @@
 // its gradient, and the sinusoids of time.
 //
 // Noise is never stored: the loss makes it again from its place. What depends on the step is read from device memory.
+// (The bound alone, for a model that is judged and not trained, is the same without a gradient.)
 #include "diffusion.cuh"
 #include "pointwise.cuh"
 
@@ -32,6 +33,31 @@ struct Sums {
     double squares, nats;
 };
 
+// What the threads of all blocks of an image have summed, its blocks one after the other, known to one thread of them, which
+// is told so. partials [N, gridDim.x], counters [N].
+__device__ bool image_sums(Sums mine, u64 image, Sums *partials, u32 *counters, Sums *total) {
+    mine = {block_sum(mine.squares), block_sum(mine.nats)};
+    Sums *of_blocks = partials + image * gridDim.x;
+    if (threadIdx.x == 0) of_blocks[blockIdx.x] = mine;
+    if (!last_block(counters + image, gridDim.x) || threadIdx.x != 0) return false;
+    *total = {0.0, 0.0};
+    for (u32 block = 0; block < gridDim.x; ++block) {
+        total->squares += of_blocks[block].squares;
+        total->nats += of_blocks[block].nats;
+    }
+    return true;
+}
+
+// Nats of an image of so many values as bits of each.
+__device__ __forceinline__ double bits_per_value(double nats, double values) {
+    return nats / (values * 0.69314718055994530942);
+}
+
+// Where the value `i` of an image is in an output of `halves` times as many channels.
+__device__ __forceinline__ u64 place_in_output(u64 i, u32 channels, u32 halves) {
+    return halves == 1 ? i : i / channels * (halves * channels) + i % channels;
+}
+
 // One element's share of both sums; its gradient is written. `at` is its place in the output's first half.
 template <typename T>
 __device__ __forceinline__ void element_loss(const SampleConstants &s, double loss_scale, double values, u32 channels,
@@ -46,25 +72,11 @@ __device__ __forceinline__ void element_loss(const SampleConstants &s, double lo
         double variance_value = (double)to_float(output[at + channels]);
         BoundTerm term = bound_term(s, (double)x_start, (double)x_t, prediction, variance_value);
         sums.nats += term.nats;
-        double of_nats = scale * s.bound_weight / (values * 0.69314718055994530942);
+        double of_nats = bits_per_value(scale * s.bound_weight, values);
         if (s.bound == 1.0) gradient += (float)(of_nats * term.d_prediction);
         grad[at + channels] = from_float<T>((float)(of_nats * term.d_variance_value));
     }
     grad[at] = from_float<T>(gradient);
-}
-
-// The sums over the blocks of one image, in their order, make its results: loss, mean squared error, bits of the bound.
-__device__ __forceinline__ void image_results(const SampleConstants &s, const Sums *partials, u32 blocks, double values,
-                                              double *results) {
-    Sums total = {0.0, 0.0};
-    for (u32 block = 0; block < blocks; ++block) {
-        total.squares += partials[block].squares;
-        total.nats += partials[block].nats;
-    }
-    double mse = total.squares / values, bits = total.nats / (values * 0.69314718055994530942);
-    results[0] = s.mse_weight * mse + (s.bound != 0.0 ? s.bound_weight * bits : 0.0);
-    results[1] = mse;
-    results[2] = bits;
 }
 
 // gridDim.y images of `halves` times `channels` output channels. loss_scale may be none. partials [N, gridDim.x],
@@ -82,18 +94,48 @@ __device__ void diffusion_loss(const Images &images, const T *output, u32 channe
         Four four = four_values(images, image, block);
         for (u32 k = 0; k < four.count; ++k) {
             u64 i = 4 * block + k;
-            u64 at = halves == 1 ? i : i / channels * (halves * channels) + i % channels;
+            u64 at = place_in_output(i, channels, halves);
             element_loss<T>(s, scale, (double)values, channels, pick(four.x_start, k), pick(four.noise, k),
                             pick(four.x_t, k), of_image, grad_of_image, at, sums);
             // A variance that the loss does not use has no gradient.
             if (halves == 2 && s.bound == 0.0) grad_of_image[at + channels] = from_float<T>(0.0f);
         }
     }
-    sums = {block_sum(sums.squares), block_sum(sums.nats)};
-    Sums *of_blocks = partials + image * gridDim.x;
-    if (threadIdx.x == 0) of_blocks[blockIdx.x] = sums;
-    if (last_block(counters + image, gridDim.x) && threadIdx.x == 0)
-        image_results(s, of_blocks, gridDim.x, (double)values, results + 3 * image);
+    Sums total;
+    if (!image_sums(sums, image, partials, counters, &total)) return;
+    double mse = total.squares / (double)values, bits = bits_per_value(total.nats, (double)values);
+    double *of_results = results + 3 * image;
+    of_results[0] = s.mse_weight * mse + (s.bound != 0.0 ? s.bound_weight * bits : 0.0);
+    of_results[1] = mse;
+    of_results[2] = bits;
+}
+
+// gridDim.y images, as above: the bound's term in bits, and the squared error of x_0, which is clamped to [-1, 1] in both.
+// results [N, 2].
+template <typename T>
+__device__ void diffusion_bound(const Images &images, const T *output, u32 channels, u32 halves, Sums *partials,
+                                u32 *counters, double *results) {
+    u64 image = blockIdx.y, values = images.values;
+    const SampleConstants s = images.samples[image];
+    const T *of_image = output + image * values * halves;
+    Sums sums = {0.0, 0.0};
+    for (u64 block = global_thread(); 4 * block < values; block += global_threads()) {
+        Four four = four_values(images, image, block);
+        for (u32 k = 0; k < four.count; ++k) {
+            u64 at = place_in_output(4 * block + k, channels, halves);
+            double x_start = (double)pick(four.x_start, k), x_t = (double)pick(four.x_t, k);
+            double predicted = predicted_x_start(s, x_t, (double)to_float(of_image[at]));
+            // Not by fmin and fmax, which would make a number of what is none.
+            predicted = predicted < -1.0 ? -1.0 : predicted > 1.0 ? 1.0 : predicted;
+            double variance_value = halves == 1 ? -1.0 : (double)to_float(of_image[at + channels]);
+            sums.nats += bound_nats(s, x_start, x_t, predicted, model_log_variance(s, variance_value)).value;
+            sums.squares += (predicted - x_start) * (predicted - x_start);
+        }
+    }
+    Sums total;
+    if (!image_sums(sums, image, partials, counters, &total)) return;
+    results[2 * image] = bits_per_value(total.nats, (double)values);
+    results[2 * image + 1] = total.squares / (double)values;
 }
 
 // [N, 2 half]: sin(t f_i), cos(t f_i) with f_i = 10000^(-i / (half - shift)), or the cosines first. In f32 as PyTorch has
@@ -112,16 +154,23 @@ __device__ void sinusoids(const float *numbers, T *y, u64 n, u64 half, u32 flip,
 
 #define DIFFUSION(T, S)                                                                                               \
     extern "C" __global__ void diffusion_q_sample_##S(const unsigned char *bytes, const SampleConstants *samples,     \
-                                                      u64 key, const u32 *step, u64 position, u64 values, T *x_t,     \
+                                                      u64 key, const u32 *place, u64 position, u64 values, T *x_t,     \
                                                       u64 n) {                                                        \
-        q_sample<T>(Images{bytes, samples, key, step, position, values}, x_t, n);                                     \
+        q_sample<T>(Images{bytes, samples, key, place, position, values}, x_t, n);                                     \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                              \
-        diffusion_loss_##S(const unsigned char *bytes, const SampleConstants *samples, u64 key, const u32 *step,      \
+        diffusion_loss_##S(const unsigned char *bytes, const SampleConstants *samples, u64 key, const u32 *place,      \
                            u64 position, u64 values, const T *output, u32 channels, u32 halves,                       \
                            const double *loss_scale, T *grad, Sums *partials, u32 *counters, double *results) {       \
-        diffusion_loss<T>(Images{bytes, samples, key, step, position, values}, output, channels, halves, loss_scale,  \
+        diffusion_loss<T>(Images{bytes, samples, key, place, position, values}, output, channels, halves, loss_scale,  \
                           grad, partials, counters, results);                                                         \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                              \
+        diffusion_bound_##S(const unsigned char *bytes, const SampleConstants *samples, u64 key, const u32 *place,    \
+                            u64 position, u64 values, const T *output, u32 channels, u32 halves, Sums *partials,      \
+                            u32 *counters, double *results) {                                                         \
+        diffusion_bound<T>(Images{bytes, samples, key, place, position, values}, output, channels, halves, partials,  \
+                           counters, results);                                                                        \
     }                                                                                                                 \
     extern "C" __global__ void diffusion_sinusoids_##S(const float *numbers, T *y, u64 n, u64 half, u32 flip,         \
                                                        float ln, float divisor) {                                     \

@@ -52,21 +52,31 @@ __device__ __forceinline__ Nats normal_kl(double mean_error, double q, double p)
     return {0.5 * (p - q - 1.0 + ratio + squared), mean_error * precision, 0.5 * (1.0 - ratio - squared)};
 }
 
-// One element's term of the bound, with its derivatives by the two halves of the network's output.
+// x_0 as the network's prediction says, in double.
+__device__ __forceinline__ double predicted_x_start(const SampleConstants &s, double x_t, double prediction) {
+    return s.x_start_x_t * x_t + s.x_start_prediction * prediction;
+}
+
+// The variance that the network's second half of channels stands for; its value has no part where the variance is fixed.
+__device__ __forceinline__ double model_log_variance(const SampleConstants &s, double variance_value) {
+    return s.log_variance_lower + 0.5 * (variance_value + 1.0) * s.log_variance_width;
+}
+
+// One element's term of the bound for a predicted x_0.
+__device__ inline Nats bound_nats(const SampleConstants &s, double x_start, double x_t, double predicted,
+                                  double log_variance) {
+    if (s.decoder != 0.0) return decoder_nats(x_start, s.mean_coef1 * predicted + s.mean_coef2 * x_t, log_variance);
+    // Both means hold the same x_t, so that only the two x_0 differ.
+    return normal_kl(s.mean_coef1 * (predicted - x_start), s.posterior_log_variance, log_variance);
+}
+
+// The same with its derivatives by the two halves of the network's output.
 struct BoundTerm {
     double nats, d_prediction, d_variance_value;
 };
 __device__ inline BoundTerm bound_term(const SampleConstants &s, double x_start, double x_t, double prediction,
                                        double variance_value) {
-    double log_variance = s.log_variance_lower + 0.5 * (variance_value + 1.0) * s.log_variance_width;
-    double predicted = s.x_start_x_t * x_t + s.x_start_prediction * prediction;
-    Nats nats;
-    if (s.decoder != 0.0) {
-        nats = decoder_nats(x_start, s.mean_coef1 * predicted + s.mean_coef2 * x_t, log_variance);
-    } else {
-        // Both means hold the same x_t, so that only the two x_0 differ.
-        nats = normal_kl(s.mean_coef1 * (predicted - x_start), s.posterior_log_variance, log_variance);
-    }
+    Nats nats = bound_nats(s, x_start, x_t, predicted_x_start(s, x_t, prediction), model_log_variance(s, variance_value));
     return {nats.value, nats.d_mean * (s.mean_coef1 * s.x_start_prediction),
             nats.d_log_variance * 0.5 * s.log_variance_width};
 }
@@ -76,9 +86,9 @@ struct Images {
     const unsigned char *bytes; // [N, values]
     const SampleConstants *samples;
     u64 key;
-    const u32 *step; // low half, high half
-    u64 position;    // of the first image in the whole batch
-    u64 values;      // of an image
+    const u32 *place; // low and high half of the step whose noise this is, and of the number of the first image of all
+    u64 position;     // of the first image here among them
+    u64 values;       // of an image
 };
 
 // Four neighbours of an image.
@@ -90,8 +100,8 @@ struct Four {
 // The values 4 block to 4 block + 3 of an image. Every product and sum is rounded on its own, as on the CPU.
 __device__ __forceinline__ Four four_values(const Images &images, u64 image, u64 block) {
     Four four;
-    u64 step = (u64)images.step[0] | (u64)images.step[1] << 32;
-    normals4(element_block(images.key, step, images.position + image, (u32)block), four.noise);
+    u64 step = (u64)images.place[0] | (u64)images.place[1] << 32, first = (u64)images.place[2] | (u64)images.place[3] << 32;
+    normals4(element_block(images.key, step, first + images.position + image, (u32)block), four.noise);
     const unsigned char *bytes = images.bytes + image * images.values + 4 * block;
     float signal = (float)images.samples[image].signal, noise = (float)images.samples[image].noise;
     u64 left = images.values - 4 * block;

@@ -12,9 +12,11 @@ use crate::common::{FORMATS, assert_close, download, gpu, tolerance};
 /// More than 32 bits.
 const STEP: u64 = (3 << 32) + 5;
 const POSITION: u64 = 7;
+/// Of the first image of all; with the position more than 32 bits.
+const FIRST: u64 = (1 << 32) - 3;
 
 fn step(number: u64) -> Tensor {
-    Tensor::new(&[number as u32, (number >> 32) as u32], gpu()).unwrap()
+    Tensor::new(&place(number, FIRST), gpu()).unwrap()
 }
 
 fn bytes(shape: [usize; 4]) -> Vec<u8> {
@@ -44,7 +46,7 @@ fn want(shape: [usize; 4], philox: Philox, step: u64) -> Tensor {
     let mut x_t = Vec::new();
     for (image, bytes) in bytes(shape).chunks(values).enumerate() {
         let mut eps = vec![0.0; values];
-        philox.fill_normal(step, POSITION + image as u64, &mut eps);
+        philox.fill_normal(step, FIRST + POSITION + image as u64, &mut eps);
         let (signal, noise) = coefficients(image);
         let (signal, noise) = (signal as f32, noise as f32);
         x_t.extend(bytes.iter().zip(eps).map(|(&b, eps)| (f32::from(b) / 127.5 - 1.0) * signal + eps * noise));
@@ -52,10 +54,10 @@ fn want(shape: [usize; 4], philox: Philox, step: u64) -> Tensor {
     Tensor::from_vec(x_t, &shape, &Device::Cpu).unwrap()
 }
 
-fn found(shape: [usize; 4], philox: Philox, step: &Tensor, dtype: DType) -> Tensor {
+fn found(shape: [usize; 4], philox: Philox, place: &Tensor, dtype: DType) -> Tensor {
     let images = Tensor::from_vec(bytes(shape), &shape, gpu()).unwrap();
     let samples = samples(shape[0]);
-    let noisy = NoisyImages { images: &images, samples: &samples, noise: philox, step, first_position: POSITION };
+    let noisy = NoisyImages { images: &images, samples: &samples, noise: philox, place, first_position: POSITION };
     q_sample(&noisy, dtype).unwrap()
 }
 

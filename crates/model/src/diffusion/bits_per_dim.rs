@@ -8,7 +8,7 @@
 
 use candle_core::Tensor;
 
-use super::vlb::{bound_terms, prior_bits};
+use super::vlb::{BoundTerms, bound_terms, prior_bits};
 use super::{DiffusionError, DiffusionProcess, Timestep};
 
 /// What an image costs, and where: bits per dimension of each step, and the errors behind them.
@@ -25,6 +25,23 @@ pub struct BitsPerDim {
 }
 
 impl BitsPerDim {
+    /// Of each image, `x_start` `[N, H, W, C]` in [-1, 1], what needs no network: the prior, and room for the steps.
+    ///
+    /// # Errors
+    /// Candle's own.
+    pub fn before_any_step(process: &DiffusionProcess, x_start: &Tensor) -> Result<Vec<Self>, DiffusionError> {
+        let zeros = || vec![0.0; process.schedule().len()];
+        let empty = |prior| Self { prior, vb: zeros(), mse: zeros(), xstart_mse: zeros() };
+        Ok(prior_bits(process, x_start)?.into_iter().map(empty).collect())
+    }
+
+    /// Notes the terms of a step.
+    pub fn set(&mut self, index: usize, terms: &BoundTerms) {
+        self.vb[index] = terms.vb;
+        self.mse[index] = terms.mse;
+        self.xstart_mse[index] = terms.xstart_mse;
+    }
+
     /// The bound: bits per dimension in all.
     pub fn total(&self) -> f64 {
         self.prior + self.vb.iter().sum::<f64>()
@@ -41,10 +58,8 @@ pub fn bits_per_dim<E: From<DiffusionError>>(
     noise: &mut dyn FnMut(Timestep) -> Result<Tensor, E>,
     denoise: &mut dyn FnMut(&Tensor, Timestep) -> Result<Tensor, E>,
 ) -> Result<Vec<BitsPerDim>, E> {
-    let steps = process.schedule().len();
-    let empty = |prior| BitsPerDim { prior, vb: vec![0.0; steps], mse: vec![0.0; steps], xstart_mse: vec![0.0; steps] };
-    let mut images: Vec<BitsPerDim> = prior_bits(process, x_start)?.into_iter().map(empty).collect();
-    for index in 0..steps {
+    let mut images = BitsPerDim::before_any_step(process, x_start)?;
+    for index in 0..process.schedule().len() {
         let t = process.schedule().timestep(index)?;
         let network_t = process.network_timestep(t)?;
         let batch = vec![t; images.len()];
@@ -52,9 +67,7 @@ pub fn bits_per_dim<E: From<DiffusionError>>(
         let output = denoise(&x_t, network_t)?;
         let terms = bound_terms(process, &output, x_start, &x_t, &batch, true)?;
         for (image, terms) in images.iter_mut().zip(terms) {
-            image.vb[index] = terms.vb;
-            image.mse[index] = terms.mse;
-            image.xstart_mse[index] = terms.xstart_mse;
+            image.set(index, &terms);
         }
     }
     Ok(images)

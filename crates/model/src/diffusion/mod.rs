@@ -38,6 +38,8 @@ pub use bits_per_dim::{BitsPerDim, bits_per_dim};
 pub use config::{
     BetaSchedule, DiffusionConfig, LossConfig, LossKind, PredictionType, TimestepSamplerKind, VarianceType,
 };
+#[cfg(feature = "cuda")]
+pub use constants::bound_constants;
 pub use error::DiffusionError;
 pub use loss::{Loss, LossInputs, LossValue};
 pub use loss_history::LossHistory;

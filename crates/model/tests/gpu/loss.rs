@@ -1,11 +1,11 @@
-//! The loss and its gradient.
+//! The loss and its gradient, and the bound that judges a model.
 
 use candle_core::{DType, Device, Tensor};
-use ddpm_kernels::ops::diffusion::{LossOnDevice, NoisyImages, SampleConstants, loss_and_grad};
+use ddpm_kernels::ops::diffusion::{LossOnDevice, NoisyImages, SampleConstants, bound, loss_and_grad, place};
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::diffusion::{
     DiffusionConfig, DiffusionProcess, Loss, LossConfig, LossInputs, LossKind, LossValue, PredictionType, Timestep,
-    VarianceType,
+    VarianceType, bound_constants, bound_terms,
 };
 
 use crate::{gpu, numbers};
@@ -51,8 +51,8 @@ impl Case {
         }
     }
 
-    /// By the CPU's loops.
-    fn want(&self) -> LossValue {
+    /// x_0, noise and x_t as the CPU has them.
+    fn noised(&self) -> (Tensor, Tensor, Tensor) {
         let values: usize = self.shape[1..].iter().product();
         let mut noise = vec![0f32; values * self.shape[0]];
         for (image, noise) in noise.chunks_mut(values).enumerate() {
@@ -62,6 +62,12 @@ impl Case {
         let pixels: Vec<f32> = self.bytes.iter().map(|&b| f32::from(b) / 127.5 - 1.0).collect();
         let x_start = Tensor::from_vec(pixels, &self.shape, &Device::Cpu).unwrap();
         let x_t = self.process.q_sample(&x_start, &self.t, &noise).unwrap();
+        (x_start, noise, x_t)
+    }
+
+    /// By the CPU's loops.
+    fn want(&self) -> LossValue {
+        let (x_start, noise, x_t) = self.noised();
         let inputs = LossInputs {
             model_output: &self.output,
             x_start: &x_start,
@@ -77,19 +83,24 @@ impl Case {
     /// By the one launch.
     fn found(&self, loss_scale: Option<f64>) -> LossOnDevice {
         let constants = self.loss.constants(&self.process, &self.t, &self.weights, GLOBAL_BATCH).unwrap();
+        let scale = loss_scale.map(|scale| Tensor::new(&[scale, -1.0], gpu()).unwrap());
+        self.on_gpu(&constants, |noisy, output| loss_and_grad(noisy, output, scale.as_ref()).unwrap())
+    }
+
+    /// Does something with the images and the output on the GPU.
+    fn on_gpu<R>(&self, constants: &[SampleConstants], launch: impl FnOnce(&NoisyImages<'_>, &Tensor) -> R) -> R {
         let words: Vec<f64> = constants.iter().flat_map(SampleConstants::words).collect();
         let samples = Tensor::from_vec(words, (constants.len(), SampleConstants::WORDS), gpu()).unwrap();
         let images = Tensor::from_vec(self.bytes.clone(), &self.shape, gpu()).unwrap();
-        let step = Tensor::new(&[STEP as u32, 0], gpu()).unwrap();
+        let place = Tensor::new(&place(STEP, 0), gpu()).unwrap();
         let noisy = NoisyImages {
             images: &images,
             samples: &samples,
             noise: self.noise,
-            step: &step,
+            place: &place,
             first_position: POSITION,
         };
-        let scale = loss_scale.map(|scale| Tensor::new(&[scale, -1.0], gpu()).unwrap());
-        loss_and_grad(&noisy, &self.output.to_device(gpu()).unwrap(), scale.as_ref()).unwrap()
+        launch(&noisy, &self.output.to_device(gpu()).unwrap())
     }
 }
 
@@ -181,6 +192,51 @@ fn gpu_loss_scale_multiplies_the_gradient_alone_and_runs_repeat_to_the_bit() {
     assert_eq!(numbers(&plain.samples), numbers(&scaled.samples));
     let expected: Vec<f64> = numbers(&plain.grad).iter().map(|g| g * 1024.0).collect();
     assert_eq!(numbers(&scaled.grad), expected);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_bound_of_every_prediction_and_variance_is_the_cpus() {
+    let variances = [
+        (VarianceType::FixedLarge, LossKind::Simple),
+        (VarianceType::FixedSmall, LossKind::Simple),
+        (VarianceType::LearnedRange, LossKind::Hybrid),
+    ];
+    for prediction_type in PREDICTIONS {
+        for (variance_type, kind) in variances {
+            let loss = LossConfig { kind, ..LossConfig::default() };
+            let diffusion = DiffusionConfig { prediction_type, variance_type, ..DiffusionConfig::default() };
+            for (shape, dtype) in [
+                ([4, 5, 7, 3], DType::F32),
+                ([4, 5, 7, 3], DType::BF16),
+                ([4, 4, 4, 1], DType::F16),
+                ([1, 41, 40, 3], DType::F32),
+            ] {
+                let case = Case::new(&loss, &diffusion, shape, dtype);
+                let constants: Vec<_> = case.t.iter().map(|&t| bound_constants(&case.process, t).unwrap()).collect();
+                let found = numbers(&case.on_gpu(&constants, |noisy, output| bound(noisy, output).unwrap()));
+                let (x_start, _, x_t) = case.noised();
+                let output = case.output.to_dtype(DType::F32).unwrap();
+                let want = bound_terms(&case.process, &output, &x_start, &x_t, &case.t, true).unwrap();
+                let want: Vec<f64> = want.iter().flat_map(|terms| [terms.vb, terms.xstart_mse]).collect();
+                let what = format!("{prediction_type:?}, {variance_type:?}, {shape:?}, {dtype:?}");
+                assert_close(&what, &found, &want, 1e-9);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_bound_of_an_output_that_is_no_number_is_none() {
+    let (loss, diffusion) = configs(LossKind::Simple, PredictionType::Epsilon);
+    let mut case = Case::new(&loss, &diffusion, [2, 4, 4, 3], DType::F32);
+    let mut output: Vec<f32> = case.output.flatten_all().unwrap().to_vec1().unwrap();
+    output[7] = f32::NAN;
+    case.output = Tensor::from_vec(output, case.output.dims(), &Device::Cpu).unwrap();
+    let constants: Vec<_> = case.t.iter().map(|&t| bound_constants(&case.process, t).unwrap()).collect();
+    let found = numbers(&case.on_gpu(&constants, |noisy, output| bound(noisy, output).unwrap()));
+    assert!(found[..2].iter().all(|x| x.is_nan()) && found[2..].iter().all(|x| x.is_finite()), "{found:?}");
 }
 
 #[test]

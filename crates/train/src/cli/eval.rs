@@ -74,9 +74,11 @@ fn text(nll: &Nll, data: &str, plot: Option<&Path>) -> String {
     table.row(&[&"  L_0", &format!("{decoder:.4}"), &"decoder: the last step, to 8 bits"]);
     table.row(&[&"mse", &format!("{:.4}", mean(&nll.mse)), &"of eps, mean over t"]);
     table.row(&[&"x_0 mse", &format!("{:.4}", mean(&nll.xstart_mse)), &"of the predicted x_0, mean over t"]);
-    let (images, steps, share) = (nll.images, nll.steps, 100.0 * nll.network_share);
+    let (images, steps) = (nll.images, nll.steps);
+    let share =
+        nll.network_share.map_or_else(String::new, |share| format!(" ({:.0} % of it in the network)", 100.0 * share));
     let mut text = format!(
-        "{}\n{images} of the images of {}, {steps} of the timesteps, {:.1} s ({share:.0} % of it in the network)\n",
+        "{}\n{images} of the images of {}, {steps} of the timesteps, {:.1} s{share}\n",
         table.render(),
         data,
         nll.seconds

@@ -35,6 +35,8 @@ pub struct EvalImages {
 pub struct EvalBatch {
     /// `[N, H, W, C]` in [-1, 1].
     pub x_start: Tensor,
+    /// The same as bytes.
+    pub pixels: Vec<u8>,
     /// Where the model has classes.
     pub labels: Option<Vec<u32>>,
     /// The number of the first of them among all the images.
@@ -122,12 +124,14 @@ impl EvalImages {
             // The last batch reaches beyond the last image.
             let count = batch_size.min(num - first);
             let [_, height, width, channels] = batch.shape;
-            let bytes = &batch.images[..count * height * width * channels];
+            let mut pixels = batch.images;
+            pixels.truncate(count * height * width * channels);
             let labels = batch.labels.map(|mut labels| {
                 labels.truncate(count);
                 labels
             });
-            Ok(EvalBatch { x_start: normalise(bytes, [count, height, width, channels], &Device::Cpu)?, labels, first })
+            let x_start = normalise(&pixels, [count, height, width, channels], &Device::Cpu)?;
+            Ok(EvalBatch { x_start, pixels, labels, first })
         }))
     }
 }

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use ddpm_kernels::philox::{Philox, Purpose};
-use ddpm_model::diffusion::{BitsPerDim, Timestep, bits_per_dim};
+use ddpm_model::diffusion::{BitsPerDim, DiffusionProcess, Timestep, bits_per_dim};
 use serde::Serialize;
 
+#[cfg(feature = "cuda")]
+use super::gpu_nll::GpuNll;
 use super::images::{EvalBatch, EvalImages};
 use crate::error::Failure;
 use crate::training::model::Model;
@@ -42,8 +44,8 @@ pub struct Nll {
     pub timesteps: Vec<usize>,
     /// The time it took.
     pub seconds: f64,
-    /// The share of that time in the network.
-    pub network_share: f64,
+    /// The share of that time in the network; on a GPU, which does all of it, not known.
+    pub network_share: Option<f64>,
 }
 
 /// How to evaluate.
@@ -70,25 +72,93 @@ pub fn evaluate(
 ) -> Result<Nll, Failure> {
     let start = Instant::now();
     let process = model.process.respaced(request.kept)?;
-    let (mut sums, mut in_network, mut passes) = (Sums::new(request.kept.len()), Duration::ZERO, 0);
     let philox = Philox::new(request.seed, Purpose::Evaluation);
-    for batch in images.batches(request.batch_size)? {
-        let EvalBatch { x_start, labels, first } = batch?;
-        let mut noise = |t: Timestep| Ok(normals(philox, t.index() as u64, first, x_start.dims())?);
-        let mut denoise = |x_t: &Tensor, t: Timestep| {
-            let entered = Instant::now();
-            let output = model.painter().denoise(x_t, t, labels.as_deref(), None);
-            in_network += entered.elapsed();
+    let mut judge = Judge::new(model, &process, images, request.batch_size, philox)?;
+    let (mut sums, mut passes) = (Sums::new(request.kept.len()), 0);
+    for batch in images.batches(judge.batch_size())? {
+        let mut passed = || {
             passes += 1;
             progress(passes, sums.mean());
-            output
         };
-        let of_images = bits_per_dim::<Failure>(&process, &x_start, &mut noise, &mut denoise)?;
+        let of_images = judge.evaluate(&batch?, &mut passed)?;
         sums.add(&of_images);
     }
     let seconds = start.elapsed().as_secs_f64();
     let timesteps = request.kept.iter().map(|t| t.index()).collect();
-    Ok(sums.into_nll(timesteps, seconds, in_network.as_secs_f64() / seconds))
+    let network_share = judge.in_network().map(|time| time.as_secs_f64() / seconds);
+    Ok(sums.into_nll(timesteps, seconds, network_share))
+}
+
+/// Whoever computes the bound of a batch.
+enum Judge<'a> {
+    Cpu(CpuNll<'a>),
+    #[cfg(feature = "cuda")]
+    Gpu(Box<GpuNll<'a>>),
+}
+
+impl<'a> Judge<'a> {
+    fn new(
+        model: &'a Model,
+        process: &'a DiffusionProcess,
+        images: &EvalImages,
+        batch_size: usize,
+        philox: Philox,
+    ) -> Result<Self, Failure> {
+        #[cfg(feature = "cuda")]
+        if model.params.buffer().device().is_cuda() {
+            return Ok(Self::Gpu(Box::new(GpuNll::new(model, process, images, batch_size, philox)?)));
+        }
+        let batch_size = batch_size.min(images.len()).max(1);
+        Ok(Self::Cpu(CpuNll { model, process, philox, batch_size, in_network: Duration::ZERO }))
+    }
+
+    fn batch_size(&self) -> usize {
+        match self {
+            Self::Cpu(cpu) => cpu.batch_size,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => gpu.batch_size(),
+        }
+    }
+
+    fn evaluate(&mut self, batch: &EvalBatch, passed: &mut dyn FnMut()) -> Result<Vec<BitsPerDim>, Failure> {
+        match self {
+            Self::Cpu(cpu) => cpu.evaluate(batch, passed),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => gpu.evaluate(batch, passed),
+        }
+    }
+
+    /// The time spent in the network, where that can be told.
+    fn in_network(&self) -> Option<Duration> {
+        match self {
+            Self::Cpu(cpu) => Some(cpu.in_network),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => None,
+        }
+    }
+}
+
+struct CpuNll<'a> {
+    model: &'a Model,
+    process: &'a DiffusionProcess,
+    philox: Philox,
+    batch_size: usize,
+    in_network: Duration,
+}
+
+impl CpuNll<'_> {
+    fn evaluate(&mut self, batch: &EvalBatch, passed: &mut dyn FnMut()) -> Result<Vec<BitsPerDim>, Failure> {
+        let EvalBatch { x_start, labels, first, .. } = batch;
+        let mut noise = |t: Timestep| Ok(normals(self.philox, t.index() as u64, *first, x_start.dims())?);
+        let mut denoise = |x_t: &Tensor, t: Timestep| {
+            let entered = Instant::now();
+            let output = self.model.painter().denoise(x_t, t, labels.as_deref(), None);
+            self.in_network += entered.elapsed();
+            passed();
+            output
+        };
+        bits_per_dim::<Failure>(self.process, x_start, &mut noise, &mut denoise)
+    }
 }
 
 /// Passes of a batch through the network that [`evaluate`] makes.
@@ -126,7 +196,7 @@ impl Sums {
         (!self.totals.is_empty()).then(|| self.totals.iter().sum::<f64>() / self.totals.len() as f64)
     }
 
-    fn into_nll(self, timesteps: Vec<usize>, seconds: f64, network_share: f64) -> Nll {
+    fn into_nll(self, timesteps: Vec<usize>, seconds: f64, network_share: Option<f64>) -> Nll {
         let (images, bits_per_dim) = (self.totals.len(), self.mean().unwrap_or(f64::NAN));
         let mean = |sums: Vec<f64>| sums.into_iter().map(|sum| sum / images as f64).collect::<Vec<_>>();
         Nll {
@@ -172,7 +242,7 @@ mod tests {
         let mut sums = Sums::new(2);
         sums.add(&[image(1.0)]);
         sums.add(&[image(2.0)]);
-        let nll = sums.into_nll(vec![0, 500], 1.0, 0.99);
+        let nll = sums.into_nll(vec![0, 500], 1.0, Some(0.99));
         assert_eq!((nll.bits_per_dim, nll.prior, nll.images, nll.steps), (6.0, 1.5, 2, 2));
         assert_eq!((nll.vb, nll.mse), (vec![1.5, 3.0], vec![1.5, 1.5]));
     }

@@ -17,7 +17,7 @@ use candle_core::{DType, Device, Tensor};
 use ddpm_data::Batch;
 use ddpm_kernels::KernelError;
 use ddpm_kernels::cuda::{Download, Gpu, IN_FLIGHT, Mark, Numbers, Recording, Upload};
-use ddpm_kernels::ops::diffusion::{NoisyImages, SampleConstants, loss_and_grad, q_sample};
+use ddpm_kernels::ops::diffusion::{NoisyImages, SampleConstants, loss_and_grad, place, q_sample};
 use ddpm_kernels::optim::{DeviceStep, StepSettings, StepState};
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::DrawnTimesteps;
@@ -26,6 +26,7 @@ use ddpm_model::unet::{ClassEmbedType, Condition};
 
 use super::gpu_memory::GpuEstimate;
 use super::outcome::{Phases, SampleLosses, StepOutcome};
+use super::replay::Labels;
 use super::step::{Trainer, diverged};
 use crate::config::TrainPlan;
 use crate::config::types::{Precision, TrainConfig};
@@ -44,7 +45,7 @@ const UNRECORDED: u64 = 1000;
 const IMAGES: usize = 0;
 const SAMPLES: usize = 1;
 const TIMESTEPS: usize = 2;
-const STEP: usize = 3;
+const PLACE: usize = 3;
 const SETTINGS: usize = 4;
 const LABELS: usize = 5;
 
@@ -69,9 +70,8 @@ pub(super) struct GpuSteps {
     may_halve: bool,
     /// To say what would fit.
     config: TrainConfig,
-    has_labels: bool,
-    /// Whether classes are embedded as numbers, as timesteps are.
-    labels_are_numbers: bool,
+    /// The format of labels, where there are any.
+    labels: Option<DType>,
     vlb: bool,
     last: Instant,
     /// What happened that a user should know.
@@ -116,12 +116,12 @@ impl GpuSteps {
             (DType::U8, vec![n, data.image_size, data.image_size, data.channels]),
             (DType::F64, vec![n, SampleConstants::WORDS]),
             (DType::F32, vec![n]),
-            (DType::U32, vec![2]),
+            (DType::U32, vec![4]),
             (DType::F64, vec![StepSettings::WORDS]),
         ];
-        let has_labels = plan.classes().is_some();
         let numbers = plan.config().model.class_embed_type == Some(ClassEmbedType::Timestep);
-        shapes.extend(has_labels.then(|| (if numbers { DType::F32 } else { DType::U32 }, vec![n])));
+        let labels = plan.classes().map(|_| if numbers { DType::F32 } else { DType::U32 });
+        shapes.extend(labels.map(|dtype| (dtype, vec![n])));
         let state = match plan.config().train.precision {
             Precision::F16 => StepState::scaled(FIRST_LOSS_SCALE),
             Precision::F32 | Precision::Bf16 => StepState::unscaled(),
@@ -141,8 +141,7 @@ impl GpuSteps {
             pending: VecDeque::new(),
             may_halve: plan.micro_batch().is_none(),
             config: plan.config().clone(),
-            has_labels,
-            labels_are_numbers: numbers,
+            labels,
             vlb: plan.config().loss.kind.has_bound(),
             last: Instant::now(),
             notices: Vec::new(),
@@ -184,28 +183,22 @@ impl Trainer {
         let most = if self.timestep_sampler.history().is_some() { 0 } else { IN_FLIGHT - 1 };
         self.read_steps(gpu, most)?;
         let drawn = self.timestep_sampler.draw(step, 0, n);
-        let labels = self.labels(step, batch, &(0..n)).filter(|_| gpu.has_labels);
+        let labels = self.labels(step, batch, &(0..n));
         let samples = self.loss.constants(&self.process, &drawn.timesteps, &drawn.weights, n)?;
         let samples: Vec<f64> = samples.iter().flat_map(SampleConstants::words).collect();
         let timesteps: Vec<f32> = drawn.timesteps.iter().map(|t| t.index() as f32).collect();
         let lr = self.lr.at(step);
         let settings = self.optimizer.count_step(lr).words()?;
-        let halves = [step as u32, (step >> 32) as u32];
+        let place = place(step, 0);
         let mut numbers = vec![
             Numbers::U8(&batch.images),
             Numbers::F64(&samples),
             Numbers::F32(&timesteps),
-            Numbers::U32(&halves),
+            Numbers::U32(&place),
             Numbers::F64(&settings),
         ];
-        let as_numbers: Vec<f32>;
-        numbers.extend(match labels.as_deref() {
-            Some(labels) if gpu.labels_are_numbers => {
-                as_numbers = labels.iter().map(|&label| label as f32).collect();
-                Some(Numbers::F32(&as_numbers))
-            }
-            labels => labels.map(Numbers::U32),
-        });
+        let labels = labels.zip(gpu.labels).map(|(labels, dtype)| Labels::new(labels, dtype));
+        numbers.extend(labels.as_ref().map(Labels::numbers));
         let sent = gpu.upload.send(&numbers).map_err(Failure::from);
         if let Err(failure) = sent.and_then(|()| self.run_or_replay(gpu, n)) {
             self.optimizer.uncount_step();
@@ -327,14 +320,15 @@ impl Trainer {
 
     fn queue_micro_batch(&mut self, gpu: &mut GpuSteps, samples: Range<usize>) -> Result<(), ModelError> {
         let part = |number: usize| gpu.upload.tensor(number).narrow(0, samples.start, samples.len());
-        let (images, constants, step) = (part(IMAGES)?, part(SAMPLES)?, gpu.upload.tensor(STEP));
+        let (images, constants, place) = (part(IMAGES)?, part(SAMPLES)?, gpu.upload.tensor(PLACE));
         let first_position = samples.start as u64;
-        let noisy = NoisyImages { images: &images, samples: &constants, noise: self.noise, step, first_position };
+        let noisy = NoisyImages { images: &images, samples: &constants, noise: self.noise, place, first_position };
         let x_t = q_sample(&noisy, self.params.dtype())?;
 
         let dropout = DropoutStream { seed: self.seed, step: 0, first_position };
-        let mut tape = Tape::training(&self.params, dropout).stepping_at(step).checkpointing(self.checkpointing);
-        let labels = gpu.has_labels.then(|| part(LABELS)).transpose()?;
+        let step = place.narrow(0, 0, 2)?;
+        let mut tape = Tape::training(&self.params, dropout).stepping_at(&step).checkpointing(self.checkpointing);
+        let labels = gpu.labels.map(|_| part(LABELS)).transpose()?;
         let condition = Condition { timesteps: part(TIMESTEPS)?, labels };
         let output = self.unet.forward_at(&mut tape, &x_t, &condition)?;
         let loss = loss_and_grad(&noisy, output.value(), Some(gpu.device_step.state_tensor()))?;

@@ -14,6 +14,7 @@
 //! | [`noise`] | standard normals, by Philox |
 //! | [`pixels`] | bytes to numbers and back |
 //! | [`pictures`] | images drawn from a model, always from the same noise; `gpu_pictures`: a step of it, recorded and replayed |
+//! | `replay` | with the feature `cuda`: passes without gradients, recorded and replayed |
 //! | [`model`] | a trained model, read back |
 //! | [`measure`], [`estimate`] | how long a step takes, or would take |
 //! | [`throughput`] | how fast images are drawn and read |
@@ -40,6 +41,8 @@ pub mod operations;
 pub mod outcome;
 pub mod pictures;
 pub mod pixels;
+#[cfg(feature = "cuda")]
+pub(crate) mod replay;
 mod resume;
 pub mod run;
 pub mod state;

@@ -10,6 +10,7 @@ mod counts;
 mod emulator;
 mod engines;
 mod memory;
+mod nll;
 mod resume;
 mod sampling;
 mod training;

@@ -25,7 +25,7 @@ fn with_images<'g>(
         .arg(operand(gpu, op, images.images, DType::U8)?)
         .arg(operand(gpu, op, images.samples, DType::F64)?)
         .arg(images.noise.key())
-        .arg(operand(gpu, op, images.step, DType::U32)?)
+        .arg(operand(gpu, op, images.place, DType::U32)?)
         .arg(images.first_position)
         .arg(values))
 }
@@ -48,28 +48,69 @@ pub(super) fn loss_and_grad(
     loss_scale: Option<&Tensor>,
 ) -> Result<LossOnDevice> {
     const OP: &str = "diffusion_loss";
-    let (n, values) = images.check(OP)?;
-    let (channels, halves) = output_channels(OP, images.images, model_output)?;
-    if n > MOST_IMAGES {
-        let (found, expected) = (vec![n], vec![MOST_IMAGES]);
-        return Err(KernelError::Shape { op: OP, tensor: "images", found, expected });
-    }
     let gpu = Gpu::of(images.images.device())?;
     let dtype = model_output.dtype();
+    let judged = Judged::new(OP, images, model_output)?;
     let grad = empty(&gpu, dtype, model_output.dims())?;
-    let samples = empty(&gpu, DType::F64, (n, 3))?;
-    let blocks = values.div_ceil(4 * THREADS as usize).min(MOST_BLOCKS);
-    with_images(&gpu, OP, gpu.float_kernel(OP, dtype)?, images, values)?
-        .arg(operand(&gpu, OP, model_output, dtype)?)
-        .arg(channels)
-        .arg(halves)
+    let samples = empty(&gpu, DType::F64, (judged.n, 3))?;
+    let launch = judged
+        .launch(&gpu, OP, images, model_output)?
         .arg(optional(&gpu, OP, loss_scale, DType::F64)?)
-        .arg(operand(&gpu, OP, &grad, dtype)?)
-        .arg(gpu.workspace(n * blocks * 2 * size_of::<f64>())?)
-        .arg(gpu.counters(n)?)
-        .arg(operand(&gpu, OP, &samples, DType::F64)?)
-        .blocks((blocks as u32, n as u32, 1), THREADS)?;
+        .arg(operand(&gpu, OP, &grad, dtype)?);
+    judged.run(&gpu, OP, launch, &samples)?;
     Ok(LossOnDevice { grad, samples })
+}
+
+pub(super) fn bound(images: &NoisyImages<'_>, model_output: &Tensor) -> Result<Tensor> {
+    const OP: &str = "diffusion_bound";
+    let gpu = Gpu::of(images.images.device())?;
+    let judged = Judged::new(OP, images, model_output)?;
+    let samples = empty(&gpu, DType::F64, (judged.n, 2))?;
+    judged.run(&gpu, OP, judged.launch(&gpu, OP, images, model_output)?, &samples)?;
+    Ok(samples)
+}
+
+/// Sizes of a launch that judges a network's output, image by image.
+struct Judged {
+    n: usize,
+    values: usize,
+    channels: u32,
+    halves: u32,
+}
+
+impl Judged {
+    fn new(op: &'static str, images: &NoisyImages<'_>, model_output: &Tensor) -> Result<Self> {
+        let (n, values) = images.check(op)?;
+        let (channels, halves) = output_channels(op, images.images, model_output)?;
+        if n > MOST_IMAGES {
+            let (found, expected) = (vec![n], vec![MOST_IMAGES]);
+            return Err(KernelError::Shape { op, tensor: "images", found, expected });
+        }
+        Ok(Self { n, values, channels, halves })
+    }
+
+    /// The arguments that every such kernel begins with.
+    fn launch<'g>(
+        &self,
+        gpu: &'g Gpu,
+        op: &'static str,
+        images: &NoisyImages<'_>,
+        model_output: &Tensor,
+    ) -> Result<Launch<'g>> {
+        let dtype = model_output.dtype();
+        let launch = with_images(gpu, op, gpu.float_kernel(op, dtype)?, images, self.values)?;
+        Ok(launch.arg(operand(gpu, op, model_output, dtype)?).arg(self.channels).arg(self.halves))
+    }
+
+    /// The arguments that every such kernel ends with: where blocks leave their sums, and where the results belong.
+    fn run(&self, gpu: &Gpu, op: &'static str, launch: Launch<'_>, results: &Tensor) -> Result<()> {
+        let blocks = self.values.div_ceil(4 * THREADS as usize).min(MOST_BLOCKS);
+        launch
+            .arg(gpu.workspace(self.n * blocks * 2 * size_of::<f64>())?)
+            .arg(gpu.counters(self.n)?)
+            .arg(operand(gpu, op, results, DType::F64)?)
+            .blocks((blocks as u32, self.n as u32, 1), THREADS)
+    }
 }
 
 /// The images' channels, and whether the output has as many or twice as many.

@@ -1,5 +1,5 @@
 //! The diffusion process on a GPU, one launch each: 8-bit images to noisy ones, the loss of a network's output with its
-//! gradient, a step of a sampler, and the sinusoids of time.
+//! gradient, its term of the variational bound, a step of a sampler, and the sinusoids of time.
 //!
 //! Nothing of a step is known to the host when it is queued: the step's number and what the samples' t mean are read from
 //! device memory, so that a captured graph can be replayed with others. The noise is a function of its place
@@ -12,7 +12,7 @@ mod sampler;
 
 use candle_core::{DType, Tensor};
 
-pub use self::sampler::{SamplerConstants, SamplerState, SamplerStep, place};
+pub use self::sampler::{SamplerConstants, SamplerState, SamplerStep};
 use crate::error::{KernelError, Result};
 use crate::ops::check;
 use crate::philox::Philox;
@@ -85,6 +85,11 @@ impl SampleConstants {
     }
 }
 
+/// Whose noise it is: that of `step`, for images from number `first` on.
+pub fn place(step: u64, first: u64) -> [u32; 4] {
+    [step as u32, (step >> 32) as u32, first as u32, (first >> 32) as u32]
+}
+
 /// A micro-batch of images and the noise they get, all in the GPU's memory.
 #[derive(Clone, Copy, Debug)]
 pub struct NoisyImages<'a> {
@@ -92,11 +97,11 @@ pub struct NoisyImages<'a> {
     pub images: &'a Tensor,
     /// [`SampleConstants::words`] of each, f64 `[N, SampleConstants::WORDS]`.
     pub samples: &'a Tensor,
-    /// The stream of the noise: element `i` of image `k` is that of `(step, first_position + k, i)`.
+    /// The stream of the noise: element `i` of image `k` is that of `(step, first + first_position + k, i)`.
     pub noise: Philox,
-    /// The step's number, u32 `[2]`: its low half, then its high one.
-    pub step: &'a Tensor,
-    /// The place of the first image in the whole batch.
+    /// [`place`] of the step and of the first image of all, u32 `[4]`.
+    pub place: &'a Tensor,
+    /// Which the first image here is, counted from that one.
     pub first_position: u64,
 }
 
@@ -105,7 +110,7 @@ impl NoisyImages<'_> {
     fn check(&self, op: &'static str) -> Result<(usize, usize)> {
         let [n, height, width, channels] = check::dims(op, "images", self.images)?;
         check::shape(op, "samples", self.samples, &[n, SampleConstants::WORDS])?;
-        check::shape(op, "step", self.step, &[2])?;
+        check::shape(op, "place", self.place, &[4])?;
         Ok((n, height * width * channels))
     }
 }
@@ -140,6 +145,16 @@ pub fn loss_and_grad(
     loss_scale: Option<&Tensor>,
 ) -> Result<LossOnDevice> {
     cuda::loss_and_grad(images, model_output, loss_scale)
+}
+
+/// What `model_output`, as in [`loss_and_grad`], says of each image: the bound's term in bits per dimension, then the mean
+/// squared error of the predicted `x_0`, which is clamped to [-1, 1] in both, as one does when judging a model and not when
+/// training it. f64 `[N, 2]`.
+///
+/// # Errors
+/// As [`loss_and_grad`].
+pub fn bound(images: &NoisyImages<'_>, model_output: &Tensor) -> Result<Tensor> {
+    cuda::bound(images, model_output)
 }
 
 /// `[N, channels]` in `dtype` of `numbers` (f32, N): `sin(t f_i), cos(t f_i)` with `f_i = 10000^(-i / (half - freq_shift))`

@@ -76,7 +76,7 @@ impl SamplerConstants {
 pub struct SamplerStep<'a> {
     /// [`SamplerConstants::words`], f64 `[SamplerConstants::WORDS]`.
     pub constants: &'a Tensor,
-    /// [`place`], u32 `[4]`.
+    /// [`place`](super::place) of the noise it adds, u32 `[4]`.
     pub place: &'a Tensor,
     /// The stream of the noise: element `i` of image `k` is that of `(step, first + k, i)`.
     pub noise: Philox,
@@ -84,11 +84,6 @@ pub struct SamplerStep<'a> {
     pub output: &'a Tensor,
     /// Its output without the class, where that is to guide.
     pub unguided: Option<&'a Tensor>,
-}
-
-/// Whose noise a step adds: that of `step`, for images from number `first` on.
-pub fn place(step: u64, first: u64) -> [u32; 4] {
-    [step as u32, (step >> 32) as u32, first as u32, (first >> 32) as u32]
 }
 
 /// N images between noise and picture, in memory that keeps its place.

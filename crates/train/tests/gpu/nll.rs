@@ -1,0 +1,139 @@
+//! Bits per dimension on a GPU against the same on the CPU, and what a timestep asks of the driver.
+
+use std::path::PathBuf;
+
+use candle_core::{DType, Device};
+use ddpm_model::diffusion::{DiffusionProcess, Spacing, Timestep};
+use ddpm_model::unet::UNet;
+use ddpm_train::error::ExitCode;
+use ddpm_train::eval::images::{EvalImages, Selection};
+use ddpm_train::eval::nll::{Nll, NllRequest, evaluate};
+use ddpm_train::training::model::Model;
+
+use crate::emulator::Emulator;
+use crate::sampling::Sketch;
+use crate::{TINY, gpu, plan};
+
+const CLASSES: &[(&str, &str)] = &[("data.num_classes", "10"), ("model.num_class_embeds", "10")];
+const NUMBERED: &[(&str, &str)] =
+    &[("data.num_classes", "10"), ("model.num_class_embeds", "10"), ("model.class_embed_type", "timestep")];
+const LEARNED: &[(&str, &str)] = &[("diffusion.variance_type", "learned_range"), ("loss.kind", "hybrid")];
+/// The last batch has one image fewer than the others.
+const IMAGES: usize = 3;
+const BATCH: usize = 2;
+const STEPS: usize = 5;
+
+fn model(settings: &[(&str, &str)], device: &Device, dtype: DType) -> Model {
+    let config = plan(TINY, settings).config().clone();
+    Model {
+        params: Sketch::new(settings).params(device, dtype),
+        unet: UNet::new(&config.model).unwrap(),
+        process: DiffusionProcess::new(&config.diffusion).unwrap(),
+        config,
+        origin: PathBuf::new(),
+        facts: None,
+        skipped: Vec::new(),
+    }
+}
+
+fn images(model: &Model, num: usize) -> EvalImages {
+    let selection = Selection { source: "builtin:fashion10k", split: None, num: Some(num), seed: 3 };
+    EvalImages::open(&selection, &model.config).unwrap()
+}
+
+fn kept(model: &Model, steps: usize) -> Vec<Timestep> {
+    Spacing::default().kept_timesteps(Some(steps), model.process.schedule().len()).unwrap()
+}
+
+/// Of the first `num` images; and how often progress was told.
+fn judge(model: &Model, num: usize, batch_size: usize) -> (Nll, usize) {
+    let kept = kept(model, STEPS);
+    let request = NllRequest { kept: &kept, batch_size, seed: 8 };
+    let mut last = 0;
+    let nll = evaluate(model, &images(model, num), &request, &mut |passes, _| last = passes).unwrap();
+    (nll, last)
+}
+
+#[track_caller]
+fn assert_close(what: &str, found: &Nll, want: &Nll, tolerance: f64) {
+    let all = |nll: &Nll| [&nll.vb[..], &nll.mse, &nll.xstart_mse, &nll.image_bits_per_dim, &[nll.prior]].concat();
+    let (found, want) = (all(found), all(want));
+    assert_eq!(found.len(), want.len(), "{what}");
+    for (i, (f, w)) in found.iter().zip(&want).enumerate() {
+        assert!((f - w).abs() <= tolerance * w.abs(), "{what}: number {i} is {f}, on the CPU {w}");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_bits_per_dim_are_the_cpus() {
+    let (device, _turn) = gpu();
+    for settings in [&[][..], LEARNED, CLASSES, NUMBERED] {
+        let (want, passes) = judge(&model(settings, &Device::Cpu, DType::F32), IMAGES, BATCH);
+        for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::F16, 2e-2), (DType::BF16, 2e-1)] {
+            let (found, passes_there) = judge(&model(settings, &device, dtype), IMAGES, BATCH);
+            assert_close(&format!("{settings:?}, {dtype:?}"), &found, &want, tolerance);
+            assert_eq!((passes_there, passes), (2 * STEPS, 2 * STEPS));
+        }
+    }
+}
+
+/// By another batch at least another algorithm may be the fastest.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_an_images_bits_do_not_depend_on_the_others() {
+    let (device, _turn) = gpu();
+    let model = model(CLASSES, &device, DType::F32);
+    let (all, _) = judge(&model, IMAGES, IMAGES + 3);
+    let (parts, _) = judge(&model, IMAGES, BATCH);
+    let (single, _) = judge(&model, IMAGES, 1);
+    assert_close("in twos", &parts, &all, 1e-4);
+    assert_close("one by one", &single, &all, 1e-4);
+}
+
+/// Needs the emulator, which counts.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_timestep_is_one_upload_and_one_replay() {
+    let (device, _turn) = gpu();
+    let Some(emulator) = Emulator::find() else { return };
+    let model = model(&[], &device, DType::BF16);
+    let kept = kept(&model, STEPS);
+    let request = NllRequest { kept: &kept, batch_size: BATCH, seed: 8 };
+    // The first batch finds algorithms and records; the second replays from its first step on.
+    let count = |name| emulator.get(name);
+    let mut counted = Vec::new();
+    evaluate(&model, &images(&model, 2 * BATCH), &request, &mut |passes, _| match passes {
+        passes if passes == STEPS + 1 => emulator.reset(),
+        passes if passes == 2 * STEPS => {
+            let names = ["api graph launch", "api HtoD", "api DtoH", "graph kernel diffusion_bound_bf16"];
+            counted.extend(names.map(count));
+            let none = ["kernel", "api cuMemAlloc", "api memset", "api cudnn", "api cublasLt heuristics"];
+            assert_eq!(none.map(count), [0; 5]);
+        }
+        _ => {}
+    })
+    .unwrap();
+    assert_eq!(counted, [STEPS as i64 - 1; 4]);
+}
+
+/// Needs the emulator, whose memory has the size that one says.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_memory_too_small_for_an_evaluation_is_told() {
+    let (device, _turn) = gpu();
+    let Some(emulator) = Emulator::find() else { return };
+    let model = model(&[], &device, DType::F32);
+    let kept = kept(&model, STEPS);
+    let request = NllRequest { kept: &kept, batch_size: BATCH, seed: 8 };
+    let images = images(&model, IMAGES);
+    for room in [0, 10_000, 40_000] {
+        emulator.limit_memory(Some(emulator.live_bytes() + room));
+        let judged = evaluate(&model, &images, &request, &mut |_, _| ());
+        emulator.limit_memory(None);
+        let failure = judged.expect_err("there was no room");
+        assert_eq!(failure.code, ExitCode::Device, "{}", failure.message);
+        assert!(failure.message.contains("memory is full"), "{}", failure.message);
+    }
+    judge(&model, IMAGES, BATCH);
+}
