@@ -43,8 +43,9 @@ def counter(name, counts):
                 counts[name] = graph.count_bytes()[0]
                 if name == "forward":
                     output = next(node for node in module.graph.nodes if node.op == "output")
-                    sizes = [node.meta["val"].nbytes for node in output.args[0] if hasattr(node.meta.get("val"), "nbytes")]
-                    counts["kept"] = sum(sizes[1:])  # the first is the network's own output
+                    kept = [node.meta["val"] for node in output.args[0][1:]]  # the first is the network's own output
+                    storages = {s._cdata: s.nbytes() for s in (v.untyped_storage() for v in kept if isinstance(v, torch.Tensor))}
+                    counts["kept"] = sum(storages.values())
         return make_boxed_func(module.forward)
     return count
 
@@ -54,12 +55,14 @@ class Calls(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.computing = self.views = 0
+        self.computing = self.views = self.of_images = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         view = function.overloadpacket.__name__ in VIEWS
         self.views, self.computing = self.views + view, self.computing + (not view)
-        return function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        self.of_images += not view and isinstance(result, torch.Tensor) and result.dim() > 0
+        return result
 
 
 def calls(config):
@@ -74,13 +77,13 @@ def calls(config):
 
 
 def scheduler_calls(config):
-    """Of one step of diffusers' DDIM, which is not compiled, beside the network."""
+    """Of one step of diffusers' DDIM, which is not compiled, beside the network: those that touch images."""
     scheduler = diffusers.DDIMScheduler(num_train_timesteps=config["diffusion"]["num_train_timesteps"])
     scheduler.set_timesteps(50)
-    x_t = torch.zeros(1, 3, 8, 8)
+    t, x_t = scheduler.timesteps.tolist()[0], torch.zeros(1, 3, 8, 8)
     with torch.inference_mode(), Calls() as counted:
-        scheduler.step(x_t, scheduler.timesteps.tolist()[0], x_t, return_dict=False)
-    return {"computing": counted.computing, "views": counted.views}
+        scheduler.step(x_t, t, x_t, return_dict=False)
+    return {"computing": counted.of_images}
 
 
 def main():

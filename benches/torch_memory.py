@@ -4,9 +4,9 @@
 usage: "$(scripts/rival-python)" benches/torch_memory.py CONFIG [--batch N] [--precision bf16]
 
 The step is that of torch_step.py in eager mode, on tensors that hold nothing: every operation runs as far as the shapes of its
-results, and PyTorch's own tracker adds up what is alive, in blocks of 512 bytes as its allocator has them. What a GPU does
-otherwise is made so: autocast computes group norms in f32 there, and dropout keeps a mask of bytes. Not in it: cuDNN's scratch
-space, and what the allocator holds beyond what tensors take. What torch.compile takes is not told.
+results, and PyTorch's own tracker adds up what is alive. What a GPU does otherwise is made so: autocast computes group norms
+in f32 there, and dropout keeps a mask of bytes. Not in it: cuDNN's scratch space, and what the allocator holds beyond what
+tensors take. What torch.compile takes is not told.
 
 Prints one JSON object on one line: the peak of the second step, when moments and averages are there, and its parts.
 """
@@ -36,7 +36,7 @@ def as_on_a_gpu():
     """Operations that take other memory on a CPU."""
     group_norm = F.group_norm
     F.group_norm = lambda x, *rest, **named: group_norm(x.float(), *rest, **named)
-    F.dropout = lambda x, p=0.5, training=True, inplace=False: torch.native_dropout(x, p, training)[0]
+    F.dropout = lambda x, p=0.5, training=True, inplace=False: torch.native_dropout(x, p, True)[0] if training and p > 0 else x
 
 
 def main():

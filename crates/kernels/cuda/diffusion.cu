@@ -154,15 +154,15 @@ __device__ void sinusoids(const float *numbers, T *y, u64 n, u64 half, u32 flip,
 
 #define DIFFUSION(T, S)                                                                                               \
     extern "C" __global__ void diffusion_q_sample_##S(const unsigned char *bytes, const SampleConstants *samples,     \
-                                                      u64 key, const u32 *place, u64 position, u64 values, T *x_t,     \
+                                                      u64 key, const u32 *place, u64 position, u64 values, T *x_t,    \
                                                       u64 n) {                                                        \
-        q_sample<T>(Images{bytes, samples, key, place, position, values}, x_t, n);                                     \
+        q_sample<T>(Images{bytes, samples, key, place, position, values}, x_t, n);                                    \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                              \
-        diffusion_loss_##S(const unsigned char *bytes, const SampleConstants *samples, u64 key, const u32 *place,      \
+        diffusion_loss_##S(const unsigned char *bytes, const SampleConstants *samples, u64 key, const u32 *place,     \
                            u64 position, u64 values, const T *output, u32 channels, u32 halves,                       \
                            const double *loss_scale, T *grad, Sums *partials, u32 *counters, double *results) {       \
-        diffusion_loss<T>(Images{bytes, samples, key, place, position, values}, output, channels, halves, loss_scale,  \
+        diffusion_loss<T>(Images{bytes, samples, key, place, position, values}, output, channels, halves, loss_scale, \
                           grad, partials, counters, results);                                                         \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                              \

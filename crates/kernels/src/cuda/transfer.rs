@@ -119,6 +119,10 @@ impl Upload {
     /// # Errors
     /// Numbers of another count than the tensors have, or a GPU that fails.
     pub fn send(&mut self, numbers: &[Numbers<'_>]) -> Result<()> {
+        if numbers.len() != self.parts.len() {
+            let (found, expected) = (vec![numbers.len()], vec![self.parts.len()]);
+            return Err(KernelError::Shape { op: "an upload", tensor: "the parts", found, expected });
+        }
         let slot = self.sent % self.staging.len();
         self.sent += 1;
         let Staging { host, crossed, landed, moved } = &mut self.staging[slot];
@@ -217,13 +221,12 @@ impl Download {
     /// A tensor that is no f64 on this GPU, or a GPU that fails.
     pub fn ask(&mut self, results: &[&Tensor]) -> Result<()> {
         let slot = self.asked % self.slots.len();
+        self.asked += 1;
         let (hosts, arrived) = &mut self.slots[slot];
         for (results, host) in results.iter().zip(hosts) {
             copy_to_host(&self.gpu, results, host)?;
         }
-        arrived.record(self.gpu.stream()).map_err(refused("downloading results"))?;
-        self.asked += 1;
-        Ok(())
+        arrived.record(self.gpu.stream()).map_err(refused("downloading results"))
     }
 
     /// The oldest pending results, waiting for them; none if nothing is pending.
@@ -240,6 +243,15 @@ impl Download {
         arrived.synchronize().map_err(refused("waiting for results"))?;
         let read = |host| PinnedHostSlice::as_slice(host).map_err(refused("reading results"));
         hosts.iter().map(read).collect::<Result<_>>().map(Some)
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        // A copy that is still on its way must not find its place on the host gone. A GPU that fails here has failed before.
+        if self.pending() > 0 {
+            let _ = self.gpu.synchronize();
+        }
     }
 }
 

@@ -27,6 +27,13 @@ pub struct BoundTerms {
     pub mse: f64,
 }
 
+impl BoundTerms {
+    /// At `t`, one of the process'.
+    pub fn new(process: &DiffusionProcess, t: Timestep, vb: f64, xstart_mse: f64) -> Self {
+        Self { vb, xstart_mse, mse: process.schedule().snr()[t.index()] * xstart_mse }
+    }
+}
+
 /// `L_t` of each of the N samples, with the errors behind it.
 ///
 /// `clip` clamps the predicted x_0 to [-1, 1], as one does when evaluating and not when training.
@@ -52,7 +59,7 @@ pub fn bound_terms(
         let image = i * per_image..(i + 1) * per_image;
         let output = &output[i * per_output..(i + 1) * per_output];
         let (vb, xstart_mse) = term.means(output, &x_start[image.clone()], &x_t[image], channels, clip);
-        BoundTerms { vb, xstart_mse, mse: process.schedule().snr()[t[i].index()] * xstart_mse }
+        BoundTerms::new(process, t[i], vb, xstart_mse)
     });
     Ok(of_samples.collect())
 }

@@ -1,8 +1,9 @@
 //! The bound of images on a GPU: a timestep as work that is queued, recorded and replayed.
 //!
-//! Images are uploaded once, as bytes. What differs from timestep to timestep is a small upload; then x_t is made where the
-//! network reads it, with the noise that the CPU would draw, and one launch makes of the network's output the two numbers of
-//! each image. They come back a few timesteps later, so that the GPU never waits for the host.
+//! Images are uploaded once, as bytes (to the few places that every upload has). What differs from timestep to timestep is a
+//! small upload; then x_t is made where the network reads it, with the noise that the CPU would draw, and one launch makes of
+//! the network's output the two numbers of each image. They come back a few timesteps later, so that the GPU never waits for
+//! the host.
 
 use std::sync::Arc;
 
@@ -16,8 +17,9 @@ use ddpm_model::tape::Tape;
 use ddpm_model::unet::Condition;
 
 use super::images::{EvalBatch, EvalImages};
-use crate::error::Failure;
+use crate::error::{ExitCode, Failure};
 use crate::training::model::{Model, data_classes};
+use crate::training::pixels::to_bytes;
 use crate::training::replay::{Labels, Replay, evenly, labels_dtype};
 
 /// The parts of a timestep's upload, in their order.
@@ -33,15 +35,21 @@ const RESULTS: usize = 2;
 /// An evaluation's memory on the GPU, and its recorded timestep.
 pub(super) struct GpuNll<'a> {
     process: &'a DiffusionProcess,
-    /// By timestep: as the network knows it, and what it makes of images.
-    steps: Vec<(Timestep, SampleConstants)>,
+    steps: Vec<Step>,
     batch: Upload,
     pass: Pass<'a>,
     download: Download,
     replay: Replay,
 }
 
-/// A timestep: what it is made of, and where its numbers lie.
+/// A timestep of the process: its own number and the network's, and what it makes of images.
+struct Step {
+    t: Timestep,
+    network_t: Timestep,
+    constants: SampleConstants,
+}
+
+/// A pass through the network: what it is made of, and where its numbers lie.
 struct Pass<'a> {
     model: &'a Model,
     noise: Philox,
@@ -79,7 +87,8 @@ impl<'a> GpuNll<'a> {
         let schedule = process.schedule();
         let steps = (0..schedule.len()).map(|index| {
             let t = schedule.timestep(index)?;
-            Ok::<_, Failure>((process.network_timestep(t)?, bound_constants(process, t)?))
+            let (network_t, constants) = (process.network_timestep(t)?, bound_constants(process, t)?);
+            Ok::<_, Failure>(Step { t, network_t, constants })
         });
         Ok(Self {
             process,
@@ -96,39 +105,59 @@ impl<'a> GpuNll<'a> {
         self.pass.n
     }
 
-    /// The terms of every timestep, ascending, of every image in `batch`. `passed` is told of each pass through the network.
+    /// The terms of every timestep, ascending, of every image in `batch`. `passed` is told of each pass through the network
+    /// that is done.
     ///
     /// # Errors
-    /// Exit code 2 for a label that the model does not know, 4 where the memory is full.
+    /// Exit code 2 for labels that the model does not know or need, 4 where the memory is full.
     pub(super) fn evaluate(&mut self, batch: &EvalBatch, passed: &mut dyn FnMut()) -> Result<Vec<BitsPerDim>, Failure> {
         let mut images = BitsPerDim::before_any_step(self.process, &batch.x_start)?;
         self.send_batch(batch)?;
-        let mut read = 0;
-        for (t, constants) in &self.steps {
-            self.pass.send(*t, constants, batch.first)?;
-            self.replay.run(|| self.pass.queue(&self.batch))?;
-            self.download.ask(&[&self.pass.results])?;
-            passed();
+        // What a batch that failed has left.
+        while self.download.read()?.is_some() {}
+        for number in 0..self.steps.len() {
+            self.queue(number, batch.first)?;
             if self.download.pending() == IN_FLIGHT {
-                read_step(&mut self.download, self.process, read, &mut images)?;
-                read += 1;
+                self.read(number + 1 - IN_FLIGHT, &mut images)?;
+                passed();
             }
         }
-        for index in read..self.steps.len() {
-            read_step(&mut self.download, self.process, index, &mut images)?;
+        for number in self.steps.len() - self.download.pending()..self.steps.len() {
+            self.read(number, &mut images)?;
+            passed();
         }
         Ok(images)
     }
 
+    /// Queues a step, and the way back of its results.
+    fn queue(&mut self, number: usize, first: usize) -> Result<(), Failure> {
+        self.pass.send(&self.steps[number], first)?;
+        self.replay.run(|| self.pass.queue(&self.batch))?;
+        Ok(self.download.ask(&[&self.pass.results])?)
+    }
+
+    /// Waits for the results of a step, the oldest that is pending.
+    fn read(&mut self, number: usize, images: &mut [BitsPerDim]) -> Result<(), Failure> {
+        let Some(results) = self.download.read()? else {
+            return Err(Failure::new(ExitCode::Other, format!("nothing was asked of timestep {number}")));
+        };
+        let of_images = results.iter().flat_map(|numbers| numbers.chunks_exact(RESULTS));
+        for (image, of_image) in images.iter_mut().zip(of_images) {
+            image.set(number, &BoundTerms::new(self.process, self.steps[number].t, of_image[0], of_image[1]));
+        }
+        Ok(())
+    }
+
     /// Queues the upload of the images. Those that a smaller batch lacks are black, and of its first image's class.
     fn send_batch(&mut self, batch: &EvalBatch) -> Result<(), Failure> {
-        let n = self.pass.n;
-        let mut pixels = batch.pixels.clone();
+        let (n, unet) = (self.pass.n, &self.pass.model.unet);
+        let mut pixels = to_bytes(&batch.x_start)?;
         pixels.resize(n * pixels.len() / batch.x_start.dims()[0].max(1), 0);
-        let labels = batch.labels.as_ref().zip(self.pass.labels);
-        let labels = labels.map(|(labels, dtype)| {
-            labels_dtype(&self.pass.model.unet, labels)?;
-            let mut labels = labels.clone();
+        if batch.labels.is_some() != self.pass.labels.is_some() {
+            return Err(ModelError::Labels { conditional: self.pass.labels.is_some() }.into());
+        }
+        let labels = batch.labels.clone().zip(self.pass.labels).map(|(mut labels, dtype)| {
+            labels_dtype(unet, &labels)?;
             labels.resize(n, labels.first().copied().unwrap_or_default());
             Ok::<_, Failure>(Labels::new(labels, dtype))
         });
@@ -138,27 +167,12 @@ impl<'a> GpuNll<'a> {
     }
 }
 
-/// Waits for the oldest results, those of the step `index`.
-fn read_step(
-    download: &mut Download,
-    process: &DiffusionProcess,
-    index: usize,
-    images: &mut [BitsPerDim],
-) -> Result<(), Failure> {
-    let results = download.read()?.unwrap_or_default();
-    let snr = process.schedule().snr()[index];
-    for (image, of_image) in images.iter_mut().zip(results.iter().flat_map(|numbers| numbers.chunks_exact(RESULTS))) {
-        let [vb, xstart_mse] = [of_image[0], of_image[1]];
-        image.set(index, &BoundTerms { vb, xstart_mse, mse: snr * xstart_mse });
-    }
-    Ok(())
-}
-
 impl Pass<'_> {
-    /// Queues the upload of all that is `t`'s own, for images from number `first` on.
-    fn send(&mut self, t: Timestep, constants: &SampleConstants, first: usize) -> Result<(), Failure> {
-        let (constants, timesteps) = (constants.words().repeat(self.n), vec![t.index() as f32; self.n]);
-        let place = place(t.index() as u64, first as u64);
+    /// Queues the upload of all that is the step's own, for images from number `first` on.
+    fn send(&mut self, step: &Step, first: usize) -> Result<(), Failure> {
+        let t = step.network_t.index();
+        let (constants, timesteps) = (step.constants.words().repeat(self.n), vec![t as f32; self.n]);
+        let place = place(t as u64, first as u64);
         Ok(self.upload.send(&[Numbers::F64(&constants), Numbers::U32(&place), Numbers::F32(&timesteps)])?)
     }
 

@@ -35,8 +35,6 @@ pub struct EvalImages {
 pub struct EvalBatch {
     /// `[N, H, W, C]` in [-1, 1].
     pub x_start: Tensor,
-    /// The same as bytes.
-    pub pixels: Vec<u8>,
     /// Where the model has classes.
     pub labels: Option<Vec<u32>>,
     /// The number of the first of them among all the images.
@@ -124,14 +122,12 @@ impl EvalImages {
             // The last batch reaches beyond the last image.
             let count = batch_size.min(num - first);
             let [_, height, width, channels] = batch.shape;
-            let mut pixels = batch.images;
-            pixels.truncate(count * height * width * channels);
+            let bytes = &batch.images[..count * height * width * channels];
             let labels = batch.labels.map(|mut labels| {
                 labels.truncate(count);
                 labels
             });
-            let x_start = normalise(&pixels, [count, height, width, channels], &Device::Cpu)?;
-            Ok(EvalBatch { x_start, pixels, labels, first })
+            Ok(EvalBatch { x_start: normalise(bytes, [count, height, width, channels], &Device::Cpu)?, labels, first })
         }))
     }
 }

@@ -346,12 +346,7 @@ mod tests {
     fn x_t_of_a_constant_image_has_the_mean_and_the_variance_of_the_forward_process() {
         let process = DiffusionProcess::new(&DiffusionConfig::default()).unwrap();
         let (value, dims) = (0.5f32, (8, 16, 16, 3));
-        let batch = EvalBatch {
-            x_start: Tensor::full(value, dims, &Device::Cpu).unwrap(),
-            pixels: Vec::new(),
-            labels: None,
-            first: 0,
-        };
+        let batch = EvalBatch { x_start: Tensor::full(value, dims, &Device::Cpu).unwrap(), labels: None, first: 0 };
         let n = batch.x_start.elem_count() as f64;
         let batches = [batch];
         for t in [0, 100, 500, 999] {

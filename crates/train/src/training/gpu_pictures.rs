@@ -135,10 +135,8 @@ impl Step<'_> {
         // Step 0 of the noise is x_T.
         let place = place(number as u64 + 1, first as u64);
         let mut numbers = vec![Numbers::F64(&constants), Numbers::U32(&place), Numbers::F32(&timesteps)];
-        // Where no class guides there is no part for the second.
-        let classes = self.request.labels(first, self.n).unwrap_or_default();
-        let none = self.request.guidance.map_or_else(Vec::new, |guidance| vec![guidance.none; self.n]);
-        let labels = self.labels.map(|dtype| [Labels::new(classes, dtype), Labels::new(none, dtype)]);
+        let none = self.request.guidance.map(|guidance| vec![guidance.none; self.n]);
+        let labels = [self.request.labels(first, self.n), none].map(|labels| Some(Labels::new(labels?, self.labels?)));
         numbers.extend(labels.iter().flatten().map(Labels::numbers));
         Ok(self.upload.send(&numbers)?)
     }
