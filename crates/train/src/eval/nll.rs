@@ -108,6 +108,7 @@ impl<'a> Judge<'a> {
         if model.params.buffer().device().is_cuda() {
             return Ok(Self::Gpu(Box::new(GpuNll::new(model, process, images, batch_size, philox)?)));
         }
+        let batch_size = batch_size.min(images.len());
         Ok(Self::Cpu(CpuNll { model, process, philox, batch_size, in_network: Duration::ZERO }))
     }
 
