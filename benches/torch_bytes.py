@@ -65,6 +65,11 @@ class Calls(TorchDispatchMode):
         return result
 
 
+def labels(config, timesteps):
+    """Of class 0, where there are classes."""
+    return torch.zeros_like(timesteps) if config["model"].get("num_class_embeds") else None
+
+
 def calls(config):
     """Of one step in eager mode, on tensors that hold nothing."""
     size, channels = config["data"]["image_size"], config["data"]["channels"]
@@ -72,7 +77,7 @@ def calls(config):
         network = common.build(config).bfloat16()
         images, timesteps = torch.zeros(1, channels, size, size, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.long)
     with Calls() as counted:
-        network(images, timesteps).sample.float().square().mean().backward()
+        network(images, timesteps, class_labels=labels(config, timesteps)).sample.float().square().mean().backward()
     return {"computing": counted.computing, "views": counted.views}
 
 
@@ -89,7 +94,7 @@ def scheduler_calls(config):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=pathlib.Path, metavar="CONFIG")
-    parser.add_argument("--batch", type=int, default=2, metavar="N", help="(default: 2)")
+    parser.add_argument("--batch", type=common.positive, default=2, metavar="N", help="(default: 2)")
     parser.add_argument("--sampling", action="store_true", help="a step of DDIM: the network forward, and the scheduler's calls")
     args = parser.parse_args()
     config = common.read(args.config)
@@ -101,7 +106,8 @@ def main():
     size, channels = config["data"]["image_size"], config["data"]["channels"]
     images = torch.randn(args.batch, channels, size, size).bfloat16().to(memory_format=torch.channels_last)
     with torch.set_grad_enabled(not args.sampling):
-        output = compiled(images, torch.zeros(args.batch, dtype=torch.long))
+        timesteps = torch.zeros(args.batch, dtype=torch.long)
+        output = compiled(images, timesteps, class_labels=labels(config, timesteps))
     if args.sampling:
         counts.pop("kept", None)
         counted = scheduler_calls(config)

@@ -3,6 +3,7 @@
 Import it after OMP_NUM_THREADS is set: PyTorch reads that when it is loaded.
 """
 
+import argparse
 import json
 import math
 import os
@@ -25,6 +26,14 @@ MODES = {
 }
 
 
+def positive(text):
+    """The value of an option that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return number
+
+
 def add_arguments(parser, batch):
     """The options that both benchmarks take; `batch` says what the default batch is."""
     parser.add_argument("config", type=pathlib.Path, metavar="CONFIG", help="a configuration of ours, TOML or the same as JSON")
@@ -34,7 +43,7 @@ def add_arguments(parser, batch):
     parser.add_argument("--precision", choices=list(DTYPES), default="f32", help="(default: f32)")
     parser.add_argument("--tf32", action="store_true", help="let f32 products run as TF32")
     parser.add_argument("--repeat", type=int, default=10, metavar="N", help="measured repetitions (default: 10)")
-    parser.add_argument("--batch", type=int, metavar="N", help=f"images (default: {batch})")
+    parser.add_argument("--batch", type=positive, metavar="N", help=f"images (default: {batch})")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="(default: all cores)")
     parser.add_argument("--serve", action="store_true",
                         help="warm up, say so in a line of JSON, then answer each line `measure N` on stdin with another")

@@ -27,7 +27,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=pathlib.Path, metavar="CONFIG")
-    parser.add_argument("--batch", type=int, metavar="N", help="images (default: train.batch_size)")
+    parser.add_argument("--batch", type=common.positive, metavar="N", help="images (default: train.batch_size)")
     parser.add_argument("--precision", choices=["f32", "bf16"], default="bf16", help="(default: bf16)")
     return parser.parse_args()
 

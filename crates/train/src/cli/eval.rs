@@ -49,11 +49,11 @@ pub(super) fn nll(args: &NllArgs, output: &Output) -> Result<Outcome, Failure> {
     drop(counter);
     let nll = nll?;
     let (data, plot) = (images.describe(), args.plot.as_deref());
-    let document = Document { nll: &nll, model: &model.origin, data: &data, plot };
+    let document = |plot| Document { nll: &nll, model: &model.origin, data: &data, plot };
     // What took hours is told even where its picture cannot be written.
     match plot.map_or(Ok(()), |path| write_plot(&nll, path)) {
-        Ok(()) => output.result(&document, || text(&nll, &data, plot)).map(|()| Outcome::Done),
-        Err(failure) => output.result_and_failure(&document, || text(&nll, &data, None), &failure),
+        Ok(()) => output.result(&document(plot), || text(&nll, &data, plot)).map(|()| Outcome::Done),
+        Err(failure) => output.result_and_failure(&document(None), || text(&nll, &data, None), &failure),
     }
 }
 

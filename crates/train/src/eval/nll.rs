@@ -1,7 +1,7 @@
 //! Bits per dimension: the variational bound of held-out images, with its parts (Ho et al. 2020, section 3.4).
 //!
 //! Every image is seen at every timestep once, with noise that depends on (seed, t, image) alone: so two models are judged
-//! on the same noise, and neither the size of a batch nor the number of images changes one image's result.
+//! on the same noise, and neither the size of a batch nor the number of images changes one image's result, but for rounding.
 
 use std::time::{Duration, Instant};
 
@@ -63,7 +63,7 @@ pub struct NllRequest<'a> {
 /// bits per dimension of the images that are done.
 ///
 /// # Errors
-/// Data that cannot be read, labels the model does not know.
+/// Data that cannot be read, labels the model does not know: all of it is read once before the first pass.
 pub fn evaluate(
     model: &Model,
     images: &EvalImages,
@@ -74,6 +74,8 @@ pub fn evaluate(
     let process = model.process.respaced(request.kept)?;
     let philox = Philox::new(request.seed, Purpose::Evaluation);
     let mut judge = Judge::new(model, &process, images, request.batch_size, philox)?;
+    // Reading takes seconds, the network hours; what cannot be judged is told before them.
+    images.batches(judge.batch_size())?.try_for_each(|batch| batch.map(drop))?;
     let (mut sums, mut passes) = (Sums::new(request.kept.len()), 0);
     for batch in images.batches(judge.batch_size())? {
         let mut passed = || {

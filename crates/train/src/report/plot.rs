@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use embedded_graphics::mono_font::{MonoTextStyle, ascii::FONT_7X13, ascii::FONT_9X15_BOLD};
 use embedded_graphics::pixelcolor::Rgb888;
 use embedded_graphics::prelude::*;
-use embedded_graphics::primitives::{Circle, Line, Polyline, PrimitiveStyle, Rectangle};
+use embedded_graphics::primitives::{Circle, Line, PrimitiveStyle, Rectangle};
 pub use embedded_graphics::text::Alignment;
 use embedded_graphics::text::Text;
 use image::{Rgb, RgbImage};
@@ -113,7 +113,10 @@ impl Page {
             self.draw(&zero.into_styled(PrimitiveStyle::with_stroke(FRAME, 1)));
         }
         let points: Vec<Point> = (0..values.len().min(curve.timesteps.len())).map(place).collect();
-        self.draw(&Polyline::new(&points).into_styled(PrimitiveStyle::with_stroke(CURVE, 2)));
+        // One by one: where two long lines meet at a sharp angle, the library's polyline overflows.
+        for (&from, &to) in points.iter().zip(points.iter().skip(1)) {
+            self.draw(&Line::new(from, to).into_styled(PrimitiveStyle::with_stroke(CURVE, 2)));
+        }
         // A curve of one value has no length.
         if let [only] = points[..] {
             self.draw(&Circle::with_center(only, 5).into_styled(PrimitiveStyle::with_fill(CURVE)));
@@ -171,6 +174,18 @@ mod tests {
         // Flat from t = 0 to t = 3, a third of the axis; then it rises to its end.
         let blue = drawn(&[0.0, 0.0, 1.0], &[0, 3, 9]);
         assert!(blue(width / 3 - 3, height - 1) && !blue(width / 2, height - 1) && blue(width - 2, 1));
+    }
+
+    #[test]
+    fn a_few_values_far_apart_are_drawn_too() {
+        let [right, bottom] = PANEL.map(|edge| edge as i32 - 1);
+        let runs_through = |values: &[f64], timesteps: &[usize], points: &[[i32; 2]]| {
+            let blue = drawn(values, timesteps);
+            let near = |&[x, y]: &[i32; 2]| (-2..=2).any(|i| (-2..=2).any(|j| blue(x + i, y + j)));
+            assert!(points.iter().all(near), "{values:?} at {timesteps:?}");
+        };
+        runs_through(&[0.0, 1.0, 0.0], &[0, 4, 9], &[[0, bottom], [right * 4 / 9, 0], [right, bottom]]);
+        runs_through(&[1.0, 0.0, 1.0], &[0, 1, 9], &[[0, 0], [right / 9, bottom], [right, 0]]);
     }
 
     #[test]

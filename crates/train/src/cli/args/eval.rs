@@ -20,7 +20,7 @@ pub enum EvalCommand {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:
   ddpm eval nll runs/quickstart --data builtin:fashion10k --num 64
-  ddpm eval nll runs/mine --data photos --split [9000:] --plot terms.png    # images that were held out of the training
+  ddpm eval nll runs/mine --data photos --split '[9000:]' --plot terms.png    # images that were held out of the training
   ddpm eval nll runs/mine --data photos --steps 50 --json                   # on 50 of the timesteps")]
 pub struct NllArgs {
     /// A run directory, a checkpoint, a diffusers folder or hf://owner/name
@@ -46,7 +46,7 @@ pub struct NllArgs {
     /// The choice of images, and the noise that is added to them
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Images computed at once; it changes speed and memory, not the result
+    /// Images computed at once; it changes speed and memory, and the result by no more than rounding
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = count)]
     pub batch_size: usize,
     /// Draw the terms of the bound over t
