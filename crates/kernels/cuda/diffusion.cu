@@ -53,11 +53,6 @@ __device__ __forceinline__ double bits_per_value(double nats, double values) {
     return nats / (values * 0.69314718055994530942);
 }
 
-// Where the value `i` of an image is in an output of `halves` times as many channels.
-__device__ __forceinline__ u64 place_in_output(u64 i, u32 channels, u32 halves) {
-    return halves == 1 ? i : i / channels * (halves * channels) + i % channels;
-}
-
 // One element's share of both sums; its gradient is written. `at` is its place in the output's first half.
 template <typename T>
 __device__ __forceinline__ void element_loss(const SampleConstants &s, double loss_scale, double values, u32 channels,
@@ -124,9 +119,7 @@ __device__ void diffusion_bound(const Images &images, const T *output, u32 chann
         for (u32 k = 0; k < four.count; ++k) {
             u64 at = place_in_output(4 * block + k, channels, halves);
             double x_start = (double)pick(four.x_start, k), x_t = (double)pick(four.x_t, k);
-            double predicted = predicted_x_start(s, x_t, (double)to_float(of_image[at]));
-            // Not by fmin and fmax, which would make a number of what is none.
-            predicted = predicted < -1.0 ? -1.0 : predicted > 1.0 ? 1.0 : predicted;
+            double predicted = clamped(predicted_x_start(s, x_t, (double)to_float(of_image[at])));
             double variance_value = halves == 1 ? -1.0 : (double)to_float(of_image[at + channels]);
             sums.nats += bound_nats(s, x_start, x_t, predicted, model_log_variance(s, variance_value)).value;
             sums.squares += (predicted - x_start) * (predicted - x_start);

@@ -52,14 +52,23 @@ __device__ __forceinline__ Nats normal_kl(double mean_error, double q, double p)
     return {0.5 * (p - q - 1.0 + ratio + squared), mean_error * precision, 0.5 * (1.0 - ratio - squared)};
 }
 
-// x_0 as the network's prediction says, in double.
-__device__ __forceinline__ double predicted_x_start(const SampleConstants &s, double x_t, double prediction) {
+// x_0 as the network's prediction says, in double; by the constants of a sample or of a sampler's step.
+template <typename Constants>
+__device__ __forceinline__ double predicted_x_start(const Constants &s, double x_t, double prediction) {
     return s.x_start_x_t * x_t + s.x_start_prediction * prediction;
 }
 
+// x_0 clamped to [-1, 1]. Not by fmin and fmax, which would make a number of what is none.
+__device__ __forceinline__ double clamped(double x_start) { return x_start < -1.0 ? -1.0 : x_start > 1.0 ? 1.0 : x_start; }
+
 // The variance that the network's second half of channels stands for; its value has no part where the variance is fixed.
-__device__ __forceinline__ double model_log_variance(const SampleConstants &s, double variance_value) {
+template <typename Constants> __device__ __forceinline__ double model_log_variance(const Constants &s, double variance_value) {
     return s.log_variance_lower + 0.5 * (variance_value + 1.0) * s.log_variance_width;
+}
+
+// Where the value `i` of images is in an output of `halves` times as many channels.
+__device__ __forceinline__ u64 place_in_output(u64 i, u32 channels, u32 halves) {
+    return halves == 1 ? i : i / channels * (halves * channels) + i % channels;
 }
 
 // One element's term of the bound for a predicted x_0.

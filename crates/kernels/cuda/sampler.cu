@@ -2,7 +2,7 @@
 // with the step's noise made in registers. Computed in double and rounded once: what a step loses goes through the network
 // again at every later one. What the step is and which images these are is read from device memory, so that a captured step
 // can be replayed as another.
-#include "philox.cuh"
+#include "diffusion.cuh"
 
 // What a step does: the mirror of SamplerConstants in src/ops/diffusion/sampler.rs.
 struct SamplerConstants {
@@ -45,16 +45,14 @@ template <typename T> __device__ void sampler_begin(const float *given, const No
 // One value's step. A factor of zero leaves out what it would multiply, which may be infinite or nothing yet.
 __device__ __forceinline__ double next_value(const SamplerConstants &s, double prediction, double variance_value, double x,
                                              float noise, float *x_start) {
-    double x_0 = s.x_start_x_t * x + s.x_start_prediction * prediction;
-    // Not by fmin and fmax, which would make a number of what is none.
-    if (s.clip != 0.0) x_0 = x_0 < -1.0 ? -1.0 : x_0 > 1.0 ? 1.0 : x_0;
+    double x_0 = predicted_x_start(s, x, prediction);
+    if (s.clip != 0.0) x_0 = clamped(x_0);
     double next = s.mean_x_start * x_0 + s.mean_x_t * x;
     if (s.mean_prediction != 0.0) next += s.mean_prediction * prediction;
     if (s.mean_previous != 0.0) next += s.mean_previous * (double)*x_start;
     *x_start = (float)x_0;
     if (s.noise == 0.0) return next;
-    double log_variance = s.log_variance_lower + 0.5 * (variance_value + 1.0) * s.log_variance_width;
-    return next + exp(0.5 * log_variance) * (double)noise;
+    return next + exp(0.5 * model_log_variance(s, variance_value)) * (double)noise;
 }
 
 // `output` has `halves` times `channels` channels, of which the second half is the variance; `unguided` may be none.
@@ -69,7 +67,7 @@ __device__ void sampler_step(const SamplerConstants *constants, const T *output,
         if (s.noise != 0.0) normals4(element_block(noise.key, noise.step, noise.position + image, (u32)block), four);
         for (u64 k = 0; k < 4 && 4 * block + k < batch.values; ++k) {
             u64 at = image * batch.values + 4 * block + k;
-            u64 of_output = halves == 1 ? at : at / channels * (halves * channels) + at % channels;
+            u64 of_output = place_in_output(at, channels, halves);
             double prediction = (double)to_float(output[of_output]);
             double variance_value = halves == 1 ? -1.0 : (double)to_float(output[of_output + channels]);
             if (unguided)

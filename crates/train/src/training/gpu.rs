@@ -22,11 +22,11 @@ use ddpm_kernels::optim::{DeviceStep, StepSettings, StepState};
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::DrawnTimesteps;
 use ddpm_model::tape::{DropoutStream, Tape};
-use ddpm_model::unet::{ClassEmbedType, Condition};
+use ddpm_model::unet::{Condition, UNet};
 
 use super::gpu_memory::GpuEstimate;
 use super::outcome::{Phases, SampleLosses, StepOutcome};
-use super::replay::Labels;
+use super::replay::{Labels, labels_dtype};
 use super::step::{Trainer, diverged};
 use crate::config::TrainPlan;
 use crate::config::types::{Precision, TrainConfig};
@@ -108,7 +108,7 @@ impl GpuSteps {
     }
 
     /// For a run of `plan` on a GPU.
-    pub(super) fn new(plan: &TrainPlan, device: &Device) -> Result<Self, Failure> {
+    pub(super) fn new(plan: &TrainPlan, unet: &UNet, device: &Device) -> Result<Self, Failure> {
         let gpu = Gpu::of(device)?;
         let data = &plan.config().data;
         let n = plan.config().train.batch_size;
@@ -119,8 +119,7 @@ impl GpuSteps {
             (DType::U32, vec![4]),
             (DType::F64, vec![StepSettings::WORDS]),
         ];
-        let numbers = plan.config().model.class_embed_type == Some(ClassEmbedType::Timestep);
-        let labels = plan.classes().map(|_| if numbers { DType::F32 } else { DType::U32 });
+        let labels = plan.classes().map(|_| labels_dtype(unet, &[0])).transpose()?.flatten();
         shapes.extend(labels.map(|dtype| (dtype, vec![n])));
         let state = match plan.config().train.precision {
             Precision::F16 => StepState::scaled(FIRST_LOSS_SCALE),

@@ -108,7 +108,7 @@ impl Trainer {
             device: device.clone(),
             finished: VecDeque::new(),
             #[cfg(feature = "cuda")]
-            gpu: if device.is_cuda() { Some(Box::new(GpuSteps::new(plan, device)?)) } else { None },
+            gpu: if device.is_cuda() { Some(Box::new(GpuSteps::new(plan, &unet, device)?)) } else { None },
             unet,
             params,
             optimizer,

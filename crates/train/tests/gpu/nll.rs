@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use candle_core::{DType, Device};
-use ddpm_model::diffusion::{DiffusionProcess, Spacing, Timestep};
+use ddpm_model::diffusion::{DiffusionProcess, Spacing};
 use ddpm_model::unet::UNet;
-use ddpm_train::error::ExitCode;
+use ddpm_train::error::{ExitCode, Failure};
 use ddpm_train::eval::images::{EvalImages, Selection};
 use ddpm_train::eval::nll::{Nll, NllRequest, evaluate};
 use ddpm_train::training::model::Model;
@@ -43,16 +43,22 @@ fn images(model: &Model, num: usize) -> EvalImages {
     EvalImages::open(&selection, &model.config).unwrap()
 }
 
-fn kept(model: &Model, steps: usize) -> Vec<Timestep> {
-    Spacing::default().kept_timesteps(Some(steps), model.process.schedule().len()).unwrap()
+/// So many images at once, at some of the timesteps; `progress` is told the number of passes.
+fn try_judge(
+    model: &Model,
+    images: &EvalImages,
+    batch_size: usize,
+    mut progress: impl FnMut(usize),
+) -> Result<Nll, Failure> {
+    let kept = Spacing::default().kept_timesteps(Some(STEPS), model.process.schedule().len()).unwrap();
+    let request = NllRequest { kept: &kept, batch_size, seed: 8 };
+    evaluate(model, images, &request, &mut |passes, _| progress(passes))
 }
 
 /// Of the first `num` images; and how often progress was told.
 fn judge(model: &Model, num: usize, batch_size: usize) -> (Nll, usize) {
-    let kept = kept(model, STEPS);
-    let request = NllRequest { kept: &kept, batch_size, seed: 8 };
     let mut last = 0;
-    let nll = evaluate(model, &images(model, num), &request, &mut |passes, _| last = passes).unwrap();
+    let nll = try_judge(model, &images(model, num), batch_size, |passes| last = passes).unwrap();
     (nll, last)
 }
 
@@ -100,12 +106,10 @@ fn gpu_a_timestep_is_one_upload_and_one_replay() {
     let (device, _turn) = gpu();
     let Some(emulator) = Emulator::find() else { return };
     let model = model(&[], &device, DType::BF16);
-    let kept = kept(&model, STEPS);
-    let request = NllRequest { kept: &kept, batch_size: BATCH, seed: 8 };
     // The first batch finds algorithms and records; the second replays from its first step on, after its images.
     let count = |name| emulator.get(name);
     let mut counted = Vec::new();
-    evaluate(&model, &images(&model, 2 * BATCH), &request, &mut |passes, _| match passes {
+    try_judge(&model, &images(&model, 2 * BATCH), BATCH, |passes| match passes {
         passes if passes == STEPS => emulator.reset(),
         passes if passes == 2 * STEPS => {
             let names = ["api graph launch", "api DtoH", "graph kernel diffusion_bound_bf16", "api HtoD"];
@@ -127,25 +131,19 @@ fn gpu_a_memory_too_small_for_an_evaluation_is_told() {
     let (device, _turn) = gpu();
     let Some(emulator) = Emulator::find() else { return };
     let model = model(&[], &device, DType::F32);
-    let kept = kept(&model, STEPS);
-    let request = NllRequest { kept: &kept, batch_size: BATCH, seed: 8 };
     let images = images(&model, IMAGES);
     for room in [0, 10_000, 40_000] {
         emulator.limit_memory(Some(emulator.live_bytes() + room));
-        let judged = evaluate(&model, &images, &request, &mut |_, _| ());
+        let judged = try_judge(&model, &images, BATCH, |_| ());
         emulator.limit_memory(None);
         let failure = judged.expect_err("there was no room");
         assert_eq!(failure.code, ExitCode::Device, "{}", failure.message);
         assert!(failure.message.contains("memory is full"), "{}", failure.message);
     }
     // In the middle of a batch, with results on their way.
-    let full = evaluate(&model, &images, &request, &mut |passes, _| {
-        emulator.limit_memory((passes == 1).then(|| emulator.live_bytes()));
-    });
+    let full = try_judge(&model, &images, BATCH, |_| emulator.limit_memory(Some(emulator.live_bytes())));
     emulator.limit_memory(None);
-    if let Err(failure) = full {
-        assert_eq!(failure.code, ExitCode::Device, "{}", failure.message);
-    }
+    assert_eq!(full.expect_err("there was no room").code, ExitCode::Device);
     judge(&model, IMAGES, BATCH);
 }
 
@@ -154,13 +152,11 @@ fn gpu_a_memory_too_small_for_an_evaluation_is_told() {
 fn gpu_labels_that_do_not_fit_the_model_are_refused() {
     let (device, _turn) = gpu();
     let conditional = model(CLASSES, &device, DType::F32);
-    let kept = kept(&conditional, STEPS);
-    let request = NllRequest { kept: &kept, batch_size: BATCH, seed: 8 };
     let unlabelled = images(&conditional, IMAGES).without_labels();
-    let failure = evaluate(&conditional, &unlabelled, &request, &mut |_, _| ()).expect_err("there are no labels");
+    let failure = try_judge(&conditional, &unlabelled, BATCH, |_| ()).expect_err("there are no labels");
     assert_eq!(failure.code, ExitCode::Usage, "{}", failure.message);
     let unconditional = model(&[], &device, DType::F32);
     let labelled = images(&conditional, IMAGES);
-    let failure = evaluate(&unconditional, &labelled, &request, &mut |_, _| ()).expect_err("there are labels");
+    let failure = try_judge(&unconditional, &labelled, BATCH, |_| ()).expect_err("there are labels");
     assert_eq!(failure.code, ExitCode::Usage, "{}", failure.message);
 }
