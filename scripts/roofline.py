@@ -59,13 +59,23 @@ class Convolution(NamedTuple):
     first: bool
 
 
+class Attention(NamedTuple):
+    """An attention layer of the network as a library sees it."""
+
+    batch: int
+    tokens: int
+    heads: int
+    head_dim: int
+
+
 class Network:
     """Walks a UNet2DModel, layer by layer in the order of the data, and collects operations and parameters."""
 
     def __init__(self, config, batch):
         model, data = config["model"], config["data"]
         self.batch, self.size, self.parameters = batch, data["image_size"], 0
-        self.operations, self.convolutions = [], []
+        self.operations, self.convolutions, self.attentions = [], [], []
+        self.head_dim = model.get("attention_head_dim")
         # Where diffusers pads nothing when it makes an image smaller, it adds a row below and a column on the right.
         self.down_pads = (0, 1) if model.get("downsample_padding", 1) == 0 else (1, 1)
         self.scale_shift = model.get("resnet_time_scale_shift", "default") == "scale_shift"
@@ -124,6 +134,8 @@ class Network:
         self.norm(channels)
         for _ in range(4):  # query, key, value, output
             self.linear(channels, channels, self.batch * tokens)
+        head_dim = self.head_dim or channels
+        self.attentions.append(Attention(self.batch, tokens, channels // head_dim, head_dim))
         product, x = 2 * self.batch * tokens**2 * channels, self.pixels(channels)
         self.add("attention", "forward", 2 * product, HALF * 4 * x)
         self.add("attention", "backward", 5 * product, HALF * 8 * x)
