@@ -9,6 +9,7 @@ mod bench;
 mod counts;
 mod emulator;
 mod engines;
+mod faults;
 mod memory;
 mod nll;
 mod resume;
