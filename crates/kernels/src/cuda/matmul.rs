@@ -99,7 +99,7 @@ pub(crate) struct Operands {
 
 /// What a plan depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub(crate) struct Key {
     product: Product,
     adds: bool,
     tf32: bool,
@@ -172,7 +172,7 @@ impl Gpu {
 }
 
 impl Key {
-    fn new(gpu: &Gpu, product: &Product, operands: &Operands) -> Self {
+    pub(crate) fn new(gpu: &Gpu, product: &Product, operands: &Operands) -> Self {
         let c = operands.c.unwrap_or(operands.y);
         // More than 16 bytes changes nothing, and would have equal layers timed apart.
         let alignment = [operands.b, operands.a, c, operands.y].map(|address| address.alignment().min(16));
