@@ -14,6 +14,7 @@ mod memory;
 mod nll;
 mod resume;
 mod sampling;
+mod switches;
 mod training;
 
 use std::path::Path;

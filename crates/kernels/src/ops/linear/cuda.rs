@@ -7,6 +7,7 @@ use super::{OP, Shape};
 use crate::buffer::ParamGrads;
 use crate::cuda::dnn::Operands;
 use crate::cuda::matmul::{self, Epilogue, Matrix, Product};
+use crate::cuda::switches::Family;
 use crate::cuda::{Address, Gpu, column_sum, empty, optional};
 use crate::error::{KernelError, Result};
 use crate::gemm::Write;
@@ -160,7 +161,7 @@ impl Gradients<'_> {
         let Self { gpu, product, places, .. } = self;
         // The epilogue overwrites, so it cannot add to what is there. And where the bits must be the same every time, no clock
         // decides: our own sums are, the library promises nothing of its epilogue's.
-        let apart = self.write == Write::Add || gpu.deterministic();
+        let apart = self.write == Write::Add || gpu.deterministic() || !gpu.uses(Family::BiasEpilogue);
         if !apart {
             let choice = BiasGradient { of: matmul::Key::new(gpu, product, places) };
             let way = gpu.faster(&choice, &WAYS, |way| self.queue(*way))?.map(|way| WAYS[way]);
