@@ -256,8 +256,13 @@ fn bench_measures_sampling_reading_and_operations() {
     assert_eq!((&sample["batch_size"], &sample["steps"]), (&2.into(), &3.into()));
     let data = place.ddpm("bench data tiny.toml --repeat 2").json();
     assert_fields(&data, "images_per_s, bytes_per_s, workers, median_batch_ms");
-    let document = place.ddpm("bench ops tiny.toml --repeat 1 --device cpu").json();
+    // A line for each as soon as it is timed, then all of them.
+    let told = place.ddpm("bench ops tiny.toml --repeat 1 --device cpu --json").succeeds().stdout;
+    let mut lines: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let document = lines.pop().unwrap();
+    assert_fields(&document, "device, precision, batch_size, ops");
     let ops = document["ops"].as_array().unwrap();
+    assert_eq!(lines.iter().map(|line| &line["op"]).collect::<Vec<_>>(), ops.iter().collect::<Vec<_>>());
     for op in ops {
         assert_fields(op, "name, shape, count, ms, bytes, flop");
         assert!(op["ms"].as_f64().unwrap() > 0.0 && op["bytes"].as_u64().unwrap() > 0, "{op}");

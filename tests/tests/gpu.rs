@@ -46,5 +46,38 @@ fn the_check_and_the_bench_tell_a_gpus_peak_beside_the_estimate() {
         let ratio = peak / bytes("estimated_bytes");
         assert!((0.9..1.1).contains(&ratio), "{document}");
     }
+    let bench = on_gpu(&place, "bench step tiny.toml --repeat 1").json();
+    assert_fields(&bench["around_picture_ms"], "before, after");
     assert_fields(&check.json()["gpu"], "total_bytes, parameters_bytes, gradients_bytes, activations_bytes");
+}
+
+#[test]
+#[ignore = "needs a build for GPUs, and the emulator"]
+fn what_is_turned_off_on_a_gpu_is_told_and_an_unknown_word_is_a_usage_problem() {
+    let place = fresh_run(&[]);
+    let with = |command: &str, words: &str| on_gpu(&place, command).env("DDPM_GPU_OFF", words);
+    for command in ["train tiny.toml --max-steps 1", "bench sample tiny.toml --repeat 1 --set sample.steps=2"] {
+        let failed = with(command, "flash,grpah").fails_with(2);
+        failed.stderr_has("DDPM_GPU_OFF: found `grpah`, expected any of graph, flash, fuse, bgradb");
+        let warning = "warning: DDPM_GPU_OFF=graph,fuse: the GPU computes without these";
+        let told = with(command, "fuse,graph").succeeds().stderr_has(warning);
+        assert_eq!(told.stderr.matches("DDPM_GPU_OFF").count(), 1, "{}", told.stderr);
+        on_gpu(&place, command).succeeds().stderr_lacks("DDPM_GPU_OFF");
+    }
+    let doctor = |words: &str| {
+        let libraries = std::env::var("CUDA_LIB_DIRS").unwrap_or_default();
+        place.ddpm("doctor").env("CUDA_LIB_DIRS", &libraries).env("DDPM_GPU_OFF", words).succeeds()
+    };
+    doctor("flash").stdout_has("DDPM_GPU_OFF").stdout_has("flash: off");
+    doctor("flsh").stdout_has("found `flsh`, expected any of");
+    assert!(!doctor("").stdout.contains("DDPM_GPU_OFF"));
+}
+
+#[test]
+#[ignore = "needs a build for GPUs, and the emulator"]
+fn a_cudnn_that_fails_is_told_once_and_ends_no_run() {
+    let run = fresh_run(&[]);
+    let train = on_gpu(&run, "train tiny.toml --max-steps 2").env("GPU_EMULATOR_CUDNN_FAULT", "heuristics:4000");
+    let told = train.succeeds().stderr_has("warning: cuDNN failed at a convolution").stderr_has("4000");
+    assert_eq!(told.stderr.matches("cuDNN failed").count(), 1, "{}", told.stderr);
 }

@@ -45,6 +45,16 @@ pub enum KernelError {
         /// What it said.
         error: String,
     },
+    /// An environment variable that says what nobody understands.
+    #[error("{variable}: found `{found}`, expected any of {expected}")]
+    Setting {
+        /// Its name.
+        variable: &'static str,
+        /// The word.
+        found: String,
+        /// The words there are.
+        expected: String,
+    },
     /// The GPU has no room.
     #[error("the GPU's memory is full: {what}")]
     OutOfMemory {

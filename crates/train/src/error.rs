@@ -84,6 +84,9 @@ impl From<ModelError> for Failure {
             }
             _ if error.is_out_of_memory() => Self::from_error(ExitCode::Device, &error)
                 .hint("compute fewer images at once: a smaller train.micro_batch or --batch-size"),
+            ModelError::Kernel(KernelError::Setting { .. }) => {
+                Self::from_error(ExitCode::Usage, &error).hint("several are separated by commas; unset, nothing is off")
+            }
             ModelError::Kernel(KernelError::Gpu { .. }) => Self::from_error(ExitCode::Device, &error)
                 .hint("`ddpm doctor` shows which of NVIDIA's libraries are there; --device cpu needs none"),
             _ => Self::from_error(ExitCode::Other, &error),

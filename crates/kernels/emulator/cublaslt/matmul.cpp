@@ -104,7 +104,7 @@ static int matmul(const Operation* o, float alpha, char* A, const Layout* a, cha
         }
         return CUDA_SUCCESS;
     };
-    return submit(stream, "kernel cublasLt", run) ? EXECUTION_FAILED : SUCCESS;
+    return submit(stream, op.epilogue == BGRADB ? "kernel cublasLt bgradb" : "kernel cublasLt", run) ? EXECUTION_FAILED : SUCCESS;
 }
 struct Result {
     Algorithm algo;

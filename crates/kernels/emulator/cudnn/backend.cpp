@@ -191,7 +191,8 @@ API const char* cudnnGetErrorString(int s) {
     case NOT_FINALIZED: return "CUDNN_STATUS_BAD_PARAM_NOT_FINALIZED";
     case SHAPE_MISMATCH: return "CUDNN_STATUS_BAD_PARAM_SHAPE_MISMATCH";
     case MISALIGNED: return "CUDNN_STATUS_BAD_PARAM_MISALIGNED_POINTER";
-    default: return s / 1000 == 2 ? "CUDNN_STATUS_BAD_PARAM" : s / 1000 == 3 ? "CUDNN_STATUS_NOT_SUPPORTED" : "CUDNN_STATUS_EXECUTION_FAILED";
+    default: return s / 1000 == 2 ? "CUDNN_STATUS_BAD_PARAM" : s / 1000 == 3 ? "CUDNN_STATUS_NOT_SUPPORTED"
+                    : s / 1000 == 4 ? "CUDNN_STATUS_INTERNAL_ERROR" : "CUDNN_STATUS_EXECUTION_FAILED";
     }
 }
 API void cudnnGetLastErrorString(char* text, size_t size) { if (size) text[0] = 0; }

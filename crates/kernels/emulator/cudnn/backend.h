@@ -64,6 +64,9 @@ struct Handle {
 };
 
 int refuse(Status s, const Body& body, const std::string& why);
+int fault(const char* where);                               // the code that GPU_EMULATOR_CUDNN_FAULT has for this place, or 0
+int fault_of_engine(const char* where, const Body& engine); // the same if it is the engine that is proposed first
+bool shortens(const Body& engine);                          // whether it reads f32 as 16 bits
 int finalise(Body& body);                                    // finalise.cpp
 bool fill_results(const Body& body, int name, Attribute& a); // engines.cpp: attributes that the library computes
 int finalise_plan(Body& plan);

@@ -25,6 +25,14 @@ static const std::vector<float>& load(const Operands& operands, Values& values, 
     each(t, [&](size_t i, size_t at) { v[i] = read(t.type, data, at); });
     return v;
 }
+static void shorten(const Body& o, const Operands& operands, Values& values) { // what the operation reads, to 16 bits
+    for (auto& [name, a] : o.attributes)
+        if (!a.linked.empty() && a.linked[0]->kind == TENSOR && name != 705 && name != 710 && name != 715 && name != 753) {
+            Tensor t = tensor_of(*a.linked[0]);
+            load(operands, values, t);
+            for (float& v : values[t.uid]) v = round_to(Number::F16, v);
+        }
+}
 static void store(const Operands& operands, Values& values, const Tensor& t, std::vector<float> v, double alpha, double beta) {
     char* data = t.is_virtual ? nullptr : operands.at(t.uid).data;
     each(t, [&](size_t i, size_t at) {
@@ -97,7 +105,9 @@ static int bind_tensors(const Body& graph, const Body& pack, Operands& operands)
     return SUCCESS;
 }
 int execute(Handle* h, const Body& plan, const Body& pack) {
-    BodyPtr graph = plan.link(401)->link(300)->link(1300);
+    BodyPtr engine = plan.link(401)->link(300), graph = engine->link(1300);
+    if (int code = fault_of_engine("execute", *engine)) return code;
+    bool shortened = shortens(*engine);
     Operands operands;
     if (int s = bind_tensors(*graph, pack, operands)) return s;
     Attribute a;
@@ -111,6 +121,7 @@ int execute(Handle* h, const Body& plan, const Body& pack) {
         if (bytes) memset((void*)workspace, 0xff, (size_t)bytes);
         Values values;
         for (auto& o : graph->attributes.at(801).linked) {
+            if (shortened) shorten(*o, operands, values);
             if (o->kind == FORWARD) run_convolution(*o, 700, 704, 703, 705, operands, values);
             else if (o->kind == BACKWARD_DATA) run_convolution(*o, 706, 710, 709, 711, operands, values);
             else if (o->kind == BACKWARD_FILTER) run_convolution(*o, 712, 716, 715, 717, operands, values);

@@ -120,7 +120,10 @@ int finalise(Body& b) {
     case POINTWISE: return required(b, {0, 1});
     case OPERATION_POINTWISE: return pointwise(b);
     case GRAPH: return graph(b);
-    case ENGINEHEUR: return required(b, {200, 201});
+    case ENGINEHEUR: {
+        int s = required(b, {200, 201});
+        return s ? s : fault("heuristics");
+    }
     case ENGINE: return required(b, {1300, 1301});
     case ENGINECFG: return required(b, {300});
     case PLAN: {

@@ -14,9 +14,15 @@ static std::map<std::string, long>& counts() {
     static auto* m = new std::map<std::string, long>;
     return *m;
 }
+static bool profiled;
+void profile(bool on) {
+    if (on && !profiled) count("api profile");
+    profiled = on;
+}
 void count(const std::string& name) {
     Lock lock;
     counts()[name]++;
+    if (profiled) counts()["profiled " + name]++;
 }
 bool flag(const char* name) {
     const char* v = getenv(name);

@@ -89,8 +89,8 @@ API CUresult cuCtxSetFlags(unsigned) { return CUDA_SUCCESS; }
 API CUresult cuCtxGetStreamPriorityRange(int* least, int* greatest) { *least = 0; *greatest = -5; return CUDA_SUCCESS; }
 API CUresult cuCtxGetLimit(size_t* v, CUlimit) { *v = 1024; return CUDA_SUCCESS; }
 API CUresult cuCtxSetLimit(CUlimit, size_t) { return CUDA_SUCCESS; }
-API CUresult cuProfilerStart() { return CUDA_SUCCESS; }
-API CUresult cuProfilerStop() { return CUDA_SUCCESS; }
+API CUresult cuProfilerStart() { Lock lock; profile(true); return CUDA_SUCCESS; }
+API CUresult cuProfilerStop() { Lock lock; profile(false); return CUDA_SUCCESS; }
 API CUresult cuCtxSynchronize() {
     Lock lock;
     count("api sync");

@@ -24,6 +24,7 @@ CUresult map(Allocation* a);
 void unmap(Allocation* a);
 void forget(CUdeviceptr p);
 bool pinned(const void* p, size_t bytes);
+extern uint64_t graph_trims; // how often the memory of graphs that do not run was taken from them
 size_t total_memory();
 size_t live_memory();
 size_t peak_memory(bool reset = false);
@@ -63,6 +64,9 @@ CUresult run_work(const std::string& name, const Work& work);
 const std::string* work_of_this_thread(); // what runs, for a fault
 CUresult run_graph(const Graph& g, bool auto_free);
 CUresult invalid(const char* function, const char* why, CUresult code = CUDA_ERROR_INVALID_VALUE);
+
+// --- count.cpp
+void profile(bool on); // a profiler looks, or no longer
 
 // --- kernel.cpp, block.cpp
 struct Kernel {

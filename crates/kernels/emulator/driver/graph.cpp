@@ -6,6 +6,7 @@ namespace emu {
 struct Exec {
     Graph graph;
     bool auto_free;
+    uint64_t mapped; // after so many trims it last ran, and has its memory since; 0: never
 };
 CUresult run_graph(const Graph& g, bool auto_free) {
     for (CUdeviceptr p : g.kept)
@@ -26,7 +27,7 @@ static CUresult instantiate(CUgraphExec* exec, CUgraph graph, unsigned long long
     if (!graph) return CUDA_ERROR_INVALID_VALUE;
     if (flags & CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH) return CUDA_ERROR_INVALID_VALUE;
     count("api graph instantiate");
-    *exec = (CUgraphExec) new Exec{*(Graph*)graph, (flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH) != 0};
+    *exec = (CUgraphExec) new Exec{*(Graph*)graph, (flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH) != 0, 0};
     return CUDA_SUCCESS;
 }
 } // namespace emu
@@ -46,6 +47,8 @@ API CUresult cuGraphLaunch(CUgraphExec e, CUstream s) {
     Lock lock;
     if (!e) return CUDA_ERROR_INVALID_VALUE;
     auto* exec = (Exec*)e;
+    if (exec->graph.most && exec->mapped != graph_trims) count("api graph memory");
+    exec->mapped = graph_trims;
     return submit(s, "api graph launch", [graph = exec->graph, free = exec->auto_free] { return run_graph(graph, free); });
 }
 API CUresult cuGraphGetNodes(CUgraph g, CUgraphNode* nodes, size_t* n) {

@@ -10,6 +10,7 @@ namespace emu {
 static const size_t PAGE = 4096;
 static uintptr_t arena, arena_next, arena_end;
 static size_t live, peak;
+uint64_t graph_trims = 1;
 static std::map<CUdeviceptr, Allocation>& table() {
     static auto* t = new std::map<CUdeviceptr, Allocation>;
     return *t;
@@ -251,4 +252,4 @@ API CUresult cuMemPoolGetAttribute(CUmemoryPool, CUmemPool_attribute attribute, 
 }
 API CUresult cuDeviceGetGraphMemAttribute(CUdevice, CUgraphMem_attribute, void* value) { *(uint64_t*)value = 0; return CUDA_SUCCESS; }
 API CUresult cuDeviceSetGraphMemAttribute(CUdevice, CUgraphMem_attribute, void*) { return CUDA_SUCCESS; }
-API CUresult cuDeviceGraphMemTrim(CUdevice) { return CUDA_SUCCESS; }
+API CUresult cuDeviceGraphMemTrim(CUdevice) { Lock lock; graph_trims++; count("api cuDeviceGraphMemTrim"); return CUDA_SUCCESS; }

@@ -99,7 +99,7 @@ pub(crate) struct Operands {
 
 /// What a plan depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub(crate) struct Key {
     product: Product,
     adds: bool,
     tf32: bool,
@@ -172,7 +172,7 @@ impl Gpu {
 }
 
 impl Key {
-    fn new(gpu: &Gpu, product: &Product, operands: &Operands) -> Self {
+    pub(crate) fn new(gpu: &Gpu, product: &Product, operands: &Operands) -> Self {
         let c = operands.c.unwrap_or(operands.y);
         // More than 16 bytes changes nothing, and would have equal layers timed apart.
         let alignment = [operands.b, operands.a, c, operands.y].map(|address| address.alignment().min(16));
@@ -185,6 +185,22 @@ impl Key {
         }
     }
 }
+
+/// The library's `cublasLtMatmulHeuristicResult_t`, with its state as a number: in the bindings' enum a state that they do not
+/// know would be undefined behaviour.
+#[repr(C)]
+struct Candidate {
+    algorithm: sys::cublasLtMatmulAlgo_t,
+    _workspace: usize,
+    state: u32,
+    _waves: f32,
+    _reserved: [i32; 4],
+}
+
+const _: () = assert!(
+    size_of::<Candidate>() == size_of::<sys::cublasLtMatmulHeuristicResult_t>()
+        && std::mem::offset_of!(Candidate, state) == std::mem::offset_of!(sys::cublasLtMatmulHeuristicResult_t, state)
+);
 
 /// Descriptors of a product, and the algorithm that was fastest.
 #[derive(Debug)]
@@ -279,10 +295,11 @@ impl Plan {
             (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
             (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, d),
         ];
-        let mut found: Vec<sys::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(CANDIDATES);
+        let mut found: Vec<Candidate> = Vec::with_capacity(CANDIDATES);
         let mut count = 0;
         let [la, lb, ly] = self.layouts;
-        // SAFETY: descriptors that live; the array has room for CANDIDATES results, of which `count` are written.
+        // SAFETY: descriptors that live; the array has room for CANDIDATES results, of which `count` are written, and any bits
+        // that the library writes are one of ours.
         let status = unsafe {
             let bytes = std::ptr::from_ref(&WORKSPACE).cast::<c_void>();
             let limit = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
@@ -300,7 +317,7 @@ impl Plan {
                 ly,
                 preference,
                 CANDIDATES as i32,
-                found.as_mut_ptr(),
+                found.as_mut_ptr().cast(),
                 &mut count,
             );
             let _ = result::destroy_matmul_pref(preference);
@@ -314,8 +331,8 @@ impl Plan {
             }
             other => return Err(fail()(result::CublasError(other))),
         }
-        found.retain(|candidate| candidate.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
-        Ok(found.into_iter().map(|candidate| candidate.algo).collect())
+        found.retain(|candidate| candidate.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS as u32);
+        Ok(found.into_iter().map(|candidate| candidate.algorithm).collect())
     }
 
     fn queue(

@@ -1,5 +1,7 @@
 //! The GPU's memory: what stays with the process, what is used, and scratch space.
 
+use std::sync::atomic::Ordering;
+
 use candle_core::cuda_backend::CudaDevice;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DriverError, result, sys};
 
@@ -51,19 +53,32 @@ pub(super) fn keep_freed(device: &CudaDevice) -> Result<()> {
 }
 
 impl Gpu {
-    /// Gives back to the driver what nobody uses, after waiting for all that is queued: before a recording, whose memory is
-    /// its own, and after the memory was full.
+    /// Gives back to the driver what nobody uses, after waiting for all that is queued: after the memory was full.
     ///
     /// # Errors
     /// Something queued before has failed.
     pub fn give_back_unused(&self) -> Result<()> {
-        self.synchronize()?;
-        // SAFETY: the device's own pool.
-        unsafe { result::mem_pool::trim_to(default_pool(self.device())?, 0) }.map_err(refused("giving memory back"))?;
-        // SAFETY: the device of an open context; only what no recording uses goes.
+        self.give_back_pool()?;
+        // SAFETY: the device of an open context; only what no recording uses right now goes.
         unsafe { sys::cuDeviceGraphMemTrim(self.stream().context().cu_device()) }
             .result()
             .map_err(refused("giving back the memory of recordings"))
+    }
+
+    /// The same before a recording: what its work took when it ran as it was belongs to the process, and the recording has
+    /// memory of its own. Where another recording is alive, its memory stays: a replay gives it up at its end, so that a trim
+    /// would take it, and the next replay would have to ask for all of it again.
+    ///
+    /// # Errors
+    /// Something queued before has failed.
+    pub fn make_room_to_record(&self) -> Result<()> {
+        if self.recordings.load(Ordering::Relaxed) == 0 { self.give_back_unused() } else { self.give_back_pool() }
+    }
+
+    fn give_back_pool(&self) -> Result<()> {
+        self.synchronize()?;
+        // SAFETY: the device's own pool.
+        unsafe { result::mem_pool::trim_to(default_pool(self.device())?, 0) }.map_err(refused("giving memory back"))
     }
 
     /// The most bytes that tensors and scratch space took at once: in the memory pool, or in the pool and in a recording

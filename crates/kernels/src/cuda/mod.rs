@@ -13,14 +13,17 @@ mod launch;
 pub(crate) mod matmul;
 pub mod memory;
 mod narrow;
+mod notices;
+mod profile;
 pub mod random;
 mod recording;
 pub mod survey;
+pub mod switches;
 mod timing;
 mod transfer;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute as Attribute};
@@ -37,7 +40,9 @@ pub(crate) use self::launch::{Launch, Value};
 use self::matmul::Products;
 use self::memory::Workspace;
 pub use self::narrow::Narrow;
+pub use self::notices::take_notices;
 pub use self::recording::Recording;
+use self::switches::Off;
 pub use self::timing::Mark;
 pub use self::transfer::{Download, IN_FLIGHT, Numbers, Upload};
 use crate::error::{KernelError, Result};
@@ -67,6 +72,9 @@ pub struct Gpu {
     deterministic: AtomicBool,
     tf32: AtomicBool,
     choices: Mutex<Choices>,
+    off: AtomicU8,
+    /// Recordings that are alive.
+    recordings: Arc<AtomicUsize>,
 }
 
 /// Whether there is a GPU that a driver answers for.
@@ -98,7 +106,7 @@ impl Gpu {
     /// The GPU that `device` is.
     ///
     /// # Errors
-    /// The device is no GPU, or refuses our kernels.
+    /// The device is no GPU, or refuses our kernels; [`switches::VARIABLE`] names what is not there.
     pub fn of(device: &Device) -> Result<Arc<Self>> {
         static OPEN: OnceLock<Mutex<HashMap<DeviceId, Arc<Gpu>>>> = OnceLock::new();
         let Device::Cuda(cuda) = device else {
@@ -108,7 +116,15 @@ impl Gpu {
         if let Some(gpu) = open.get(&cuda.id()) {
             return Ok(gpu.clone());
         }
+        let off = Off::from_environment()?;
         let gpu = Arc::new(Self::new(cuda)?);
+        gpu.set_off(off);
+        if !off.is_empty() {
+            notices::notice(format!(
+                "{}={off}: the GPU computes without these, slower than it can",
+                switches::VARIABLE
+            ));
+        }
         open.insert(cuda.id(), gpu.clone());
         Ok(gpu)
     }
@@ -137,6 +153,8 @@ impl Gpu {
             deterministic: AtomicBool::new(false),
             tf32: AtomicBool::new(false),
             choices: Mutex::default(),
+            off: AtomicU8::default(),
+            recordings: Arc::default(),
             module,
             stream,
             device: device.clone(),

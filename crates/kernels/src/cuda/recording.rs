@@ -1,6 +1,9 @@
 //! Work recorded once and replayed by a single call: a CUDA graph. What it reads and writes keeps its place; what it
 //! allocates on the way belongs to it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use candle_core::cuda_backend::cudarc::driver::CudaGraph;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
@@ -11,6 +14,23 @@ use crate::error::{KernelError, Result};
 /// See the module.
 pub struct Recording {
     graph: CudaGraph,
+    _alive: Alive,
+}
+
+/// One of the recordings that a GPU counts.
+struct Alive(Arc<AtomicUsize>);
+
+impl Alive {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl std::fmt::Debug for Recording {
@@ -39,7 +59,7 @@ impl Gpu {
         let graph = self.stream().end_capture(flags);
         worked?;
         match graph.map_err(out_of_memory("ending a recording".to_owned()))? {
-            Some(graph) => Ok(Recording { graph }),
+            Some(graph) => Ok(Recording { graph, _alive: Alive::new(&self.recordings) }),
             None => {
                 Err(KernelError::Gpu { what: "recording".to_owned(), error: "nothing was queued".to_owned() }.into())
             }

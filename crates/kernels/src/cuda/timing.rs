@@ -1,12 +1,15 @@
 //! When the GPU gets where: marks between the things that are queued; and which of several ways is the fastest here, asked
 //! once per shape.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use candle_core::cuda_backend::cudarc::driver::CudaEvent;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUevent_flags, CUstreamCaptureStatus};
 
-use super::{Gpu, refused};
+use super::{Gpu, lock, refused};
 use crate::error::Result;
 
 /// Runs of each way that are timed together, after one that is not.
@@ -15,6 +18,10 @@ const RUNS: usize = 3;
 const HEAD_START: usize = 200_000;
 /// How often they are: the least time counts, since nothing makes a way faster than it is.
 const ROUNDS: usize = 2;
+/// An idle GPU's clock is a fraction of its best (345 of 1,980 MHz on an H100), and takes so long to get there.
+const WARM_UP: Duration = Duration::from_millis(200);
+/// Of a launch that keeps it busy: 1 ms at the best clock.
+const WARM_UP_CYCLES: usize = 2_000_000;
 
 /// The number of the fastest of `ways` to do `computation`, or of the one that was chosen before; the first that works
 /// where the stream is being captured and nothing can be timed. None if none works.
@@ -38,34 +45,58 @@ pub(super) fn fastest<W>(
     {
         return Ok(Some(way));
     }
-    let mut best: Option<(usize, f32)> = None;
-    let mut full = None;
+    let (mut working, mut full) = (Vec::with_capacity(ways.len()), None);
     for (number, way) in ways.iter().enumerate() {
         match queue(way) {
             // Which is the fastest differs from run to run, and with it the last bits.
             Ok(()) if gpu.deterministic() || ways.len() == 1 => return Ok(Some(number)),
-            Ok(()) => {}
-            Err(error) if error.is_out_of_memory() => {
-                full = Some(error);
-                continue;
-            }
-            Err(_) => continue,
-        }
-        for _ in 0..ROUNDS {
-            let time = milliseconds(gpu, || (0..RUNS).try_for_each(|_| queue(way)))?;
-            if best.is_none_or(|(_, least)| time < least) {
-                best = Some((number, time));
-            }
+            Ok(()) => working.push(number),
+            Err(error) if error.is_out_of_memory() => full = Some(error),
+            Err(_) => {}
         }
     }
-    if let Some((number, _)) = best {
-        gpu.keep_choice(computation, number, ways.len());
-    }
+    let best = match working[..] {
+        [] => None,
+        [only] => Some(only),
+        _ => {
+            warm_up(gpu)?;
+            let time = |number: usize| milliseconds(gpu, || (0..RUNS).try_for_each(|_| queue(&ways[number])));
+            least(&working, time)?
+        }
+    };
     match (best, full) {
+        (Some(number), _) => gpu.keep_choice(computation, number, ways.len()),
         // That there is no room now must not be remembered as that there is no way.
-        (None, Some(error)) => Err(error),
-        (best, _) => Ok(best.map(|(number, _)| number)),
+        (None, Some(error)) => return Err(error),
+        (None, None) => {}
     }
+    Ok(best)
+}
+
+/// Which of `ways` takes the least time. A round asks all of them before any is asked again, so that a clock that changes
+/// meanwhile is the same to all.
+fn least(ways: &[usize], mut time: impl FnMut(usize) -> Result<f32>) -> Result<Option<usize>> {
+    let mut times = vec![f32::INFINITY; ways.len()];
+    for _ in 0..ROUNDS {
+        for (way, least) in ways.iter().zip(&mut times) {
+            *least = least.min(time(*way)?);
+        }
+    }
+    Ok(ways.iter().zip(times).min_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(way, _)| *way))
+}
+
+/// Keeps a GPU that may have idled busy until its clock is up, the first time in the process' life.
+fn warm_up(gpu: &Gpu) -> Result<()> {
+    static WARM: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
+    if !lock(&WARM).insert(gpu.stream().context().ordinal()) {
+        return Ok(());
+    }
+    let start = Instant::now();
+    while start.elapsed() < WARM_UP {
+        gpu.kernel("busy")?.arg(WARM_UP_CYCLES).blocks((gpu.multiprocessors(), 1, 1), 1)?;
+        gpu.synchronize()?;
+    }
+    Ok(())
 }
 
 /// How long the GPU takes for what `work` queues.
@@ -82,6 +113,20 @@ fn milliseconds(gpu: &Gpu, work: impl FnOnce() -> Result<()>) -> Result<f32> {
 pub struct Mark(CudaEvent);
 
 impl Gpu {
+    /// The number of the fastest of `ways`, looked for the first time that `computation` is asked for. Not among the same bits
+    /// every time: whoever wants these decides alone.
+    pub(crate) fn faster<W>(
+        &self,
+        computation: &dyn Debug,
+        ways: &[W],
+        queue: impl FnMut(&W) -> Result<()>,
+    ) -> Result<Option<usize>> {
+        match self.chosen(computation, ways.len()) {
+            Some(way) => Ok(Some(way)),
+            None => fastest(self, computation, ways, queue),
+        }
+    }
+
     /// Marks what is queued next.
     ///
     /// # Errors
@@ -99,5 +144,23 @@ impl Mark {
     /// Something queued before has failed.
     pub fn milliseconds_since(&self, earlier: &Self) -> Result<f32> {
         earlier.0.elapsed_ms(&self.0).map_err(refused("timing on the GPU"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_gets_faster_favours_no_way() {
+        // The second way takes half as long, but is asked for while the clock is at a quarter.
+        let mut asked = Vec::new();
+        let found = least(&[4, 7], |way| {
+            asked.push(way);
+            let clock = if asked.len() <= 2 { 0.25 } else { 1.0 };
+            Ok(if way == 7 { 1.0 } else { 2.0 } / clock)
+        });
+        assert!(matches!(found, Ok(Some(7))), "{found:?}");
+        assert_eq!(asked, [4, 7, 4, 7]);
     }
 }

@@ -25,6 +25,8 @@ pub use sketch::Sketch;
 pub use var::Var;
 
 use candle_core::{DType, Device, Tensor};
+#[cfg(feature = "cuda")]
+use ddpm_kernels::cuda::{Gpu, switches::Family};
 use ddpm_kernels::ops::conv2d::Algorithm;
 use ddpm_kernels::ops::dropout::Dropout;
 use ddpm_kernels::ops::elementwise;
@@ -66,6 +68,14 @@ pub struct Tape<'p> {
     sketch: Option<Sketch>,
     /// Which values an operation has taken, by their numbers.
     taken: Vec<bool>,
+}
+
+/// Whether operations on `device` do what stands around them in the same pass: a GPU's, unless that is turned off.
+pub fn fuses_on(device: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    return device.is_cuda() && Gpu::of(device).is_ok_and(|gpu| gpu.uses(Family::Fuse));
+    #[cfg(not(feature = "cuda"))]
+    device.is_cuda()
 }
 
 impl<'p> Tape<'p> {
@@ -149,7 +159,7 @@ impl<'p> Tape<'p> {
 
     /// Whether operations do what stands around them in the same pass.
     fn fuses(&self) -> bool {
-        self.sketch.as_ref().map_or(!self.is_reference() && self.device().is_cuda(), |sketch| sketch.fused)
+        self.sketch.as_ref().map_or_else(|| !self.is_reference() && fuses_on(&self.device()), |sketch| sketch.fused)
     }
 
     fn is_reference(&self) -> bool {

@@ -1,12 +1,14 @@
 //! `ddpm bench`.
 
+use serde_json::json;
+
 use super::args::{BenchArgs, BenchKind};
 use super::output::{Align, Output, Table};
 use crate::config::{Resolved, TrainPlan};
 use crate::error::Failure;
 use crate::memory::format_bytes;
-use crate::training::measure::{StepMeasurement, measure_step};
-use crate::training::operations::{Operations, measure_operations};
+use crate::training::measure::{SingleStepMs, StepMeasurement, measure_step};
+use crate::training::operations::{Operations, Progress, measure_operations};
 use crate::training::throughput::{DataMeasurement, SampleMeasurement, measure_data, measure_sample};
 
 /// Measures, and prints a table.
@@ -15,10 +17,12 @@ pub(super) fn run(args: &BenchArgs, output: &Output) -> Result<(), Failure> {
     match args.what {
         BenchKind::Step => {
             let measurement = measure_step(&plan, args.repeat)?;
+            output.gpu_notices();
             output.result(&measurement, || step_table(&measurement))
         }
         BenchKind::Sample => {
             let measurement = measure_sample(&plan, args.repeat)?;
+            output.gpu_notices();
             output.result(&measurement, || sample_table(&measurement))
         }
         BenchKind::Data => {
@@ -27,8 +31,15 @@ pub(super) fn run(args: &BenchArgs, output: &Output) -> Result<(), Failure> {
         }
         BenchKind::Ops => {
             let mut counter = None;
-            let operations = measure_operations(&plan, args.repeat, &mut |done, all| {
-                counter.get_or_insert_with(|| output.counter(all, "operations")).set(done as u64, "");
+            let operations = measure_operations(&plan, args.repeat, &mut |progress| {
+                output.gpu_notices();
+                match progress {
+                    Progress::Done(done, all) => {
+                        counter.get_or_insert_with(|| output.counter(all, "operations")).set(done as u64, "");
+                        Ok(())
+                    }
+                    Progress::Timed(op) => output.piece(&json!({"op": op})),
+                }
             })?;
             drop(counter);
             output.result(&operations, || operations_table(&operations))
@@ -49,6 +60,9 @@ fn step_table(m: &StepMeasurement) -> String {
     table.row(&[&"forward", &format!("{:.1} ms", m.phases_ms.forward)]);
     table.row(&[&"backward", &format!("{:.1} ms", m.phases_ms.backward)]);
     table.row(&[&"optimizer", &format!("{:.1} ms", m.phases_ms.optimizer)]);
+    if let Some(SingleStepMs { before, after }) = m.around_picture_ms {
+        table.row(&[&"one step, before and after a picture", &format!("{before:.1} and {after:.1} ms")]);
+    }
     peak_row(&mut table, m.peak_bytes, m.estimated_bytes);
     table.render()
 }

@@ -39,6 +39,7 @@ pub fn main() -> std::process::ExitCode {
     let output = Output::new(cli.global.json, verbosity);
     // Nothing of what the command held is used afterwards, so it cannot be seen half changed.
     let outcome = catch_unwind(AssertUnwindSafe(|| dispatch(cli.command, &output)));
+    output.gpu_notices();
     match outcome.unwrap_or_else(|_| Err(after_panic())) {
         Ok(outcome) => outcome.into(),
         Err(failure) => {

@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::config::take_gpu_notices;
 use crate::error::{ExitCode, Failure, Outcome};
 use crate::report::counter::Counter;
 use crate::report::progress::Verbosity;
@@ -48,13 +49,12 @@ impl Output {
 
     /// Prints the result of a command: `document` on stdout with `--json`, else what `text` returns.
     pub fn result<T: Serialize>(&self, document: &T, text: impl FnOnce() -> String) -> Result<(), Failure> {
-        let text = if self.json {
-            serde_json::to_string(document)
-                .map_err(|error| Failure::caused_by(ExitCode::Other, "the result cannot be written as JSON", &error))?
-        } else {
-            text()
-        };
-        write_stdout(&text).map_err(|error| Failure::caused_by(ExitCode::Other, "stdout cannot be written", &error))
+        print(&if self.json { in_json(document)? } else { text() })
+    }
+
+    /// Prints a part of a result that is there before the rest: a line on stdout with `--json`, else nothing.
+    pub fn piece<T: Serialize>(&self, document: &T) -> Result<(), Failure> {
+        if self.json { print(&in_json(document)?) } else { Ok(()) }
     }
 
     /// Prints the result of a command that fails all the same, then the failure on stderr; with `--json` both in the one
@@ -96,6 +96,11 @@ impl Output {
         write_stderr(&format!("{} {text}", self.paint("warning:", "33")));
     }
 
+    /// Warns of what happened on a GPU, unless that has been told.
+    pub fn gpu_notices(&self) {
+        take_gpu_notices().iter().for_each(|notice| self.warn(notice));
+    }
+
     /// Shows a failure: as JSON on stdout with `--json`, else on stderr.
     pub fn failure(&self, failure: &Failure) {
         if self.json {
@@ -112,6 +117,15 @@ impl Output {
     fn paint(&self, text: &str, colour: &str) -> String {
         if self.terminal.colour { format!("\x1b[1;{colour}m{text}\x1b[0m") } else { text.to_owned() }
     }
+}
+
+fn in_json<T: Serialize>(document: &T) -> Result<String, Failure> {
+    serde_json::to_string(document)
+        .map_err(|error| Failure::caused_by(ExitCode::Other, "the result cannot be written as JSON", &error))
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    write_stdout(text).map_err(|error| Failure::caused_by(ExitCode::Other, "stdout cannot be written", &error))
 }
 
 /// Writes a line to stdout, and gives up quietly when nobody reads.

@@ -57,7 +57,7 @@ impl DeviceChoice {
     /// Opens the device.
     ///
     /// # Errors
-    /// Exit code 4: this build has no CUDA, or there is no such GPU.
+    /// Exit code 4: this build has no CUDA, or there is no such GPU; 2 where the environment turns off what is not there.
     pub fn open(self) -> Result<Device, Failure> {
         match self {
             Self::Cuda(number) => open_cuda(number),
@@ -65,6 +65,14 @@ impl DeviceChoice {
             Self::Auto | Self::Cpu => Ok(Device::Cpu),
         }
     }
+}
+
+/// What happened on a GPU that the user should know and nobody has told; nothing in a build without.
+pub fn take_gpu_notices() -> Vec<String> {
+    #[cfg(feature = "cuda")]
+    return ddpm_kernels::cuda::take_notices();
+    #[cfg(not(feature = "cuda"))]
+    Vec::new()
 }
 
 /// Whether this build can use a GPU and there is one.
@@ -77,9 +85,12 @@ fn gpu_is_there() -> bool {
 
 #[cfg(feature = "cuda")]
 fn open_cuda(number: usize) -> Result<Device, Failure> {
-    ddpm_kernels::cuda::open(number).map_err(|error| {
-        Failure::caused_by(ExitCode::Device, format!("device cuda:{number} cannot be opened"), &error)
-            .hint("`ddpm doctor` shows what is there; --device cpu needs no GPU")
+    use ddpm_kernels::KernelError;
+
+    ddpm_kernels::cuda::open(number).map_err(|error| match error {
+        KernelError::Setting { .. } => Failure::from(error),
+        _ => Failure::caused_by(ExitCode::Device, format!("device cuda:{number} cannot be opened"), &error)
+            .hint("`ddpm doctor` shows what is there; --device cpu needs no GPU"),
     })
 }
 

@@ -21,7 +21,7 @@ mod toml_source;
 pub mod types;
 mod write;
 
-pub use device::DeviceChoice;
+pub use device::{DeviceChoice, take_gpu_notices};
 pub use error::{ConfigError, Origin};
 pub use identity::{Change, config_hash, diff};
 pub use layers::{Entry, Resolved, Setting};

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Tensor};
 use ddpm_data::Batch;
 use ddpm_kernels::KernelError;
+use ddpm_kernels::cuda::switches::Family;
 use ddpm_kernels::cuda::{Download, Gpu, IN_FLIGHT, Mark, Numbers, Recording, Upload};
 use ddpm_kernels::ops::diffusion::{NoisyImages, SampleConstants, loss_and_grad, place, q_sample};
 use ddpm_kernels::optim::{DeviceStep, StepSettings, StepState};
@@ -211,13 +212,21 @@ impl Trainer {
     }
 
     /// Queues the step that learns from `batch` operation by operation, and waits for the times of its parts. A host that
-    /// is slower than the GPU makes them longer than in a step that is replayed.
-    pub(super) fn queue_timed_step(&mut self, gpu: &mut GpuSteps, batch: &Batch) -> Result<Phases, Failure> {
+    /// is slower than the GPU makes them longer than in a step that is replayed. If `profiled`, a profiler that waits for it
+    /// sees this step.
+    pub(super) fn queue_timed_step(
+        &mut self,
+        gpu: &mut GpuSteps,
+        batch: &Batch,
+        profiled: bool,
+    ) -> Result<Phases, Failure> {
         self.read_steps(gpu, 0)?;
         // A recording keeps its memory, and there may be none left for a step beside it.
         gpu.give_back_recording()?;
         gpu.marks = Some(Vec::new());
-        let queued = self.queue_step(gpu, batch);
+        let device = gpu.gpu.clone();
+        let queued =
+            if profiled { device.profiled(|| self.queue_step(gpu, batch)) } else { self.queue_step(gpu, batch) };
         let marks = gpu.marks.take().unwrap_or_default();
         queued?;
         self.read_steps(gpu, 0)?;
@@ -235,7 +244,8 @@ impl Trainer {
     }
 
     fn run_or_replay(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), Failure> {
-        if gpu.marks.is_some() || (gpu.recording.is_none() && gpu.unrecorded > 0) {
+        let as_it_is = gpu.marks.is_some() || !gpu.gpu.uses(Family::Graph);
+        if as_it_is || (gpu.recording.is_none() && gpu.unrecorded > 0) {
             self.run_as_it_is(gpu, n)?;
             gpu.unrecorded = gpu.unrecorded.saturating_sub(1);
             return Ok(());
@@ -267,8 +277,7 @@ impl Trainer {
         if let Some(recording) = &mut gpu.recording {
             return Ok(recording.replay()?);
         }
-        // What the first step used belongs to the process; a recording has memory of its own.
-        gpu.gpu.give_back_unused()?;
+        gpu.gpu.make_room_to_record()?;
         let device = gpu.gpu.clone();
         let mut recording = device.record(|| self.queue_work(gpu, n))?;
         recording.replay()?;

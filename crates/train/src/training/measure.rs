@@ -9,14 +9,17 @@ use std::time::{Duration, Instant};
 use candle_core::Device;
 use ddpm_data::{Batch, DataError, Loader};
 use ddpm_model::ModelError;
+use ddpm_model::diffusion::SamplerConfig;
 use serde::Serialize;
 
-use super::context::{device_name, loader_config};
+use super::context::{device_name, loader_config, sampler_config};
 use super::gpu_memory::GpuEstimate;
+use super::model::all_classes;
 use super::outcome::Phases;
+use super::pictures::{BATCH, Painter, Request, Start};
 use super::step::Trainer;
 use crate::config::TrainPlan;
-use crate::error::Failure;
+use crate::error::{ExitCode, Failure};
 use crate::memory;
 
 /// Steps before counting: memory is allocated, caches and clocks warm up; on a GPU the step is also recorded.
@@ -26,6 +29,8 @@ const BLOCKS: usize = 3;
 const LONGEST_BLOCK: usize = 10;
 /// Steps whose phases a GPU times, after one that is not counted.
 const TIMED_STEPS: usize = 3;
+/// Steps of a picture: one to look for algorithms, one to record, and some to replay.
+const PICTURE_STEPS: usize = 5;
 
 /// Time by phase, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -38,6 +43,15 @@ pub struct PhasesMs {
     pub backward: f64,
     /// Clipping, AdamW and the averages.
     pub optimizer: f64,
+}
+
+/// How long a step takes that is waited for, in milliseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct SingleStepMs {
+    /// Before a picture is drawn.
+    pub before: f64,
+    /// The first one after it.
+    pub after: f64,
 }
 
 /// A measurement.
@@ -67,6 +81,8 @@ pub struct StepMeasurement {
     pub estimated_bytes: Option<u64>,
     /// Medians by phase.
     pub phases_ms: PhasesMs,
+    /// On a GPU, whether the memory of the recorded step is still there when a picture was drawn; none without room for one.
+    pub around_picture_ms: Option<SingleStepMs>,
 }
 
 /// Measures `repeat` training steps of `plan`, after a few to warm up.
@@ -78,7 +94,11 @@ pub fn measure_step(plan: &TrainPlan, repeat: usize) -> Result<StepMeasurement, 
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
     let mut loader = Loader::start(source, loader_config(plan), 0)?;
     let mut trainer = Trainer::new(plan, &device)?;
-    measure(plan, &mut trainer, &device, repeat, || loader.next())
+    let mut measurement = measure(plan, &mut trainer, &device, repeat, || loader.next())?;
+    if !device.is_cpu() {
+        measurement.around_picture_ms = around_picture(plan, &mut trainer, &mut || loader.next())?;
+    }
+    Ok(measurement)
 }
 
 pub(super) fn measure(
@@ -125,7 +145,43 @@ pub(super) fn measure(
             backward: phase(|phases| phases.backward),
             optimizer: phase(|phases| phases.optimizer),
         },
+        around_picture_ms: None,
     })
+}
+
+/// A step by itself, and the first one after a picture of few steps, as a run draws them.
+fn around_picture(
+    plan: &TrainPlan,
+    trainer: &mut Trainer,
+    next_batch: &mut impl FnMut() -> Result<Batch, DataError>,
+) -> Result<Option<SingleStepMs>, Failure> {
+    // Steps that were timed by phases have left none recorded.
+    Times::default().block(trainer, 1, next_batch)?;
+    let mut times = Times::default();
+    times.block(trainer, 1, next_batch)?;
+    match draw_picture(plan, trainer) {
+        Err(failure) if failure.code == ExitCode::Device => return Ok(None),
+        drawn => drawn?,
+    }
+    times.block(trainer, 1, next_batch)?;
+    Ok(if let [before, after] = times.steps[..] { Some(SingleStepMs { before, after }) } else { None })
+}
+
+fn draw_picture(plan: &TrainPlan, trainer: &Trainer) -> Result<(), Failure> {
+    let config = plan.config();
+    let sampler = sampler_config(config);
+    let sampler = SamplerConfig { steps: sampler.steps.map(|steps| steps.min(PICTURE_STEPS)), ..sampler };
+    let request = Request {
+        num: config.sample.num,
+        sampler: &sampler,
+        start: Start::Seed(config.sample.seed),
+        classes: all_classes(config),
+        guidance: None,
+        batch_size: BATCH.min(config.sample.num),
+    };
+    let params = trainer.sampling_params()?;
+    let painter = Painter { unet: trainer.unet(), params: &params, process: trainer.process() };
+    painter.draw_unless(&request, &|| false).map(drop)
 }
 
 /// What was measured so far.
@@ -169,7 +225,8 @@ impl Times {
     ) -> Result<(), Failure> {
         self.phases.clear();
         for step in 0..=TIMED_STEPS {
-            let phases = trainer.time_step(&next_batch()?)?;
+            // The last is the one that a profiler is shown: by then nothing is done for the first time.
+            let phases = trainer.time_step(&next_batch()?, step == TIMED_STEPS)?;
             trainer.outcomes(true)?;
             if step > 0 {
                 self.phases.push(phases);

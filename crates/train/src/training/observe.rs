@@ -16,7 +16,7 @@ use super::stop::{StopReason, StopWatch};
 use super::upload::{Report, Uploader};
 use super::window::Window;
 use crate::checkpoint::{CheckpointError, Outcome, Retention, Writer};
-use crate::config::Cadence;
+use crate::config::{Cadence, take_gpu_notices};
 use crate::error::{ExitCode, Failure, in_one_line};
 use crate::memory;
 use crate::report::pictures::{Layout, encode, grid};
@@ -169,7 +169,7 @@ impl<'a> Observers<'a> {
         let log = plan.log_cadence().is_due(step);
         let (save, draw) = (plan.checkpoint_cadence().is_due(step), plan.sample_cadence().is_due(step));
         self.take_outcomes(trainer, log || save || draw)?;
-        for notice in trainer.take_notices() {
+        for notice in trainer.take_notices().into_iter().chain(take_gpu_notices()) {
             self.reporter.warn(&notice);
         }
         self.reporter.step(step);

@@ -8,6 +8,8 @@ use ddpm_kernels::ops::dropout::{self, Dropout};
 #[cfg(feature = "cuda")]
 use ddpm_kernels::ops::group_norm::fused::{self, Fused, Inputs, Mask, Wanted};
 use ddpm_kernels::ops::{activation, attention, conv2d, elementwise, group_norm, linear, resample};
+#[cfg(feature = "cuda")]
+use ddpm_model::tape::fuses_on;
 use ddpm_model::tape::{Kind, Operation};
 
 /// Numbers that are made; operands repeat them.
@@ -99,7 +101,7 @@ fn layer(operation: &Operation, make: &Maker<'_>) -> Result<Runs> {
             )
         }
         #[cfg(feature = "cuda")]
-        Kind::GroupNorm { .. } if x.device().is_cuda() => return fused_norm(operation, make),
+        Kind::GroupNorm { .. } if fuses_on(x.device()) => return fused_norm(operation, make),
         Kind::GroupNorm { norm, modulation, .. } => {
             let (weight, bias) = (make.f32(&[channels])?, make.f32(&[channels])?);
             let modulation = modulation.then(|| make.numbers(&[samples, 2 * channels])).transpose()?;

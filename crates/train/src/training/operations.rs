@@ -8,7 +8,9 @@
 use std::time::Instant;
 
 use candle_core::Device;
-use ddpm_model::tape::{Operation, Work};
+#[cfg(feature = "cuda")]
+use ddpm_kernels::cuda::{Gpu, Recording, switches::Family};
+use ddpm_model::tape::{Operation, Work, fuses_on};
 use ddpm_model::unet::UNet;
 use serde::Serialize;
 
@@ -53,34 +55,45 @@ pub struct TimedOperation {
     pub flop: u64,
 }
 
-/// Times the operations of the network of `plan`, each `repeat` times; `tell` hears how many of how many are done.
+/// What is told while operations are timed.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// So many of so many are done.
+    Done(usize, usize),
+    /// This one has just been.
+    Timed(&'a TimedOperation),
+}
+
+/// Times the operations of the network of `plan`, each `repeat` times; `tell` hears how far it is.
 ///
 /// # Errors
-/// A device that cannot be opened, an operation that fails.
+/// A device that cannot be opened, an operation that fails, what `tell` returns.
 pub fn measure_operations(
     plan: &TrainPlan,
     repeat: usize,
-    tell: &mut dyn FnMut(usize, usize),
+    tell: &mut dyn FnMut(Progress<'_>) -> Result<(), Failure>,
 ) -> Result<Operations, Failure> {
     let device = plan.device().open()?;
     let config = plan.config();
     let dtype = set_arithmetic(&config.train, &device)?;
     let batch_size = plan.micro_batch().map_or(config.train.batch_size, usize::from);
-    let counted = counted(UNet::new(&config.model)?.sketch(device.is_cuda())?.operations().cloned());
+    let counted = counted(UNet::new(&config.model)?.sketch(fuses_on(&device))?.operations().cloned());
     let mut ops = Vec::new();
     for (done, (operation, count)) in counted.iter().enumerate() {
-        tell(done, counted.len());
+        tell(Progress::Done(done, counted.len()))?;
         let operation = operation.clone().of_samples(batch_size);
         let Runs { forward, backward } = prepare(&operation, dtype, &device)?;
         let mut add = |direction: &str, run: &Run, work: Work| -> Result<(), Failure> {
-            ops.push(TimedOperation {
+            let timed = TimedOperation {
                 name: format!("{} {direction}", operation.name()),
                 shape: operation.to_string(),
                 count: *count,
                 ms: time(run, &device, repeat)?,
                 bytes: work.bytes,
                 flop: work.flop,
-            });
+            };
+            tell(Progress::Timed(&timed))?;
+            ops.push(timed);
             Ok(())
         };
         add("forward", &forward, operation.forward_work(dtype.size_in_bytes()))?;
@@ -109,7 +122,7 @@ fn time(run: &Run, device: &Device, repeat: usize) -> Result<f64, Failure> {
     run()?;
     #[cfg(feature = "cuda")]
     if device.is_cuda() {
-        return time_on_gpu(run, &*ddpm_kernels::cuda::Gpu::of(device)?, repeat);
+        return time_on_gpu(run, &*Gpu::of(device)?, repeat);
     }
     let _ = device;
     let mut times = Vec::with_capacity(repeat);
@@ -122,14 +135,20 @@ fn time(run: &Run, device: &Device, repeat: usize) -> Result<f64, Failure> {
 }
 
 #[cfg(feature = "cuda")]
-fn time_on_gpu(run: &Run, gpu: &ddpm_kernels::cuda::Gpu, repeat: usize) -> Result<f64, Failure> {
-    gpu.give_back_unused()?;
-    let mut recording = gpu.record(|| (0..RECORDED).try_for_each(|_| run()))?;
-    recording.replay()?;
+fn time_on_gpu(run: &Run, gpu: &Gpu, repeat: usize) -> Result<f64, Failure> {
+    let all = || (0..RECORDED).try_for_each(|_| run());
+    let mut recording = if gpu.uses(Family::Graph) {
+        gpu.make_room_to_record()?;
+        Some(gpu.record(all)?)
+    } else {
+        None
+    };
+    let mut queue = || recording.as_mut().map_or_else(all, Recording::replay);
+    queue()?;
     let mut times = Vec::with_capacity(repeat);
     for _ in 0..repeat {
         let start = gpu.mark()?;
-        recording.replay()?;
+        queue()?;
         times.push(f64::from(gpu.mark()?.milliseconds_since(&start)?) / RECORDED as f64);
     }
     Ok(median(&mut times))

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
+use ddpm_kernels::cuda::switches::Family;
 use ddpm_kernels::cuda::{Gpu, Numbers, Recording};
 use ddpm_model::ModelError;
 use ddpm_model::unet::UNet;
@@ -33,13 +34,12 @@ impl Replay {
         if let Some(recording) = &mut self.recording {
             return Ok(recording.replay()?);
         }
-        if !self.warm {
+        if !self.warm || !self.gpu.uses(Family::Graph) {
             work()?;
             self.warm = true;
             return Ok(());
         }
-        // What the first pass used belongs to the process; a recording has memory of its own.
-        self.gpu.give_back_unused()?;
+        self.gpu.make_room_to_record()?;
         let mut recording = self.gpu.record(work)?;
         recording.replay()?;
         self.recording = Some(recording);

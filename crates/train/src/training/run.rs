@@ -14,7 +14,7 @@ use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
 use crate::checkpoint::{Checkpoint, remove_stale};
 use crate::cli::args::Resume;
-use crate::config::TrainPlan;
+use crate::config::{TrainPlan, take_gpu_notices};
 use crate::error::{ExitCode, Failure};
 use crate::memory::{self, format_bytes};
 use crate::report::progress::Verbosity;
@@ -191,6 +191,7 @@ fn announce(
     for warning in context.plan.warnings() {
         reporter.warn(&format!("{}: {}", warning.key, warning.message));
     }
+    take_gpu_notices().iter().for_each(|notice| reporter.warn(notice));
     let parameters = trainer.unet().layout().parameters() as f64 / 1e6;
     let (device, data) = (device_name(context.device), context.source.describe());
     reporter.info(&format!("{parameters:.2} M parameters on {device}; data: {data}"));

@@ -176,14 +176,16 @@ impl Trainer {
         Ok(self.finished.drain(..).collect())
     }
 
-    /// Learns from `batch` part by part; on a GPU, where a step's parts are not seen otherwise, gives their times.
-    pub(super) fn time_step(&mut self, batch: &Batch) -> Result<Phases, Failure> {
+    /// Learns from `batch` part by part; on a GPU, where a step's parts are not seen otherwise, gives their times, and if
+    /// `profiled` shows the step to a profiler.
+    pub(super) fn time_step(&mut self, batch: &Batch, profiled: bool) -> Result<Phases, Failure> {
         #[cfg(feature = "cuda")]
         if let Some(mut gpu) = self.gpu.take() {
-            let timed = self.queue_timed_step(&mut gpu, batch);
+            let timed = self.queue_timed_step(&mut gpu, batch, profiled);
             self.gpu = Some(gpu);
             return timed;
         }
+        let _ = profiled;
         let outcome = self.learn(batch)?;
         let phases = outcome.phases;
         self.finished.push_back(outcome);

@@ -2,9 +2,10 @@
 
 use ddpm_train::config::TrainPlan;
 use ddpm_train::training::measure::measure_step;
-use ddpm_train::training::operations::measure_operations;
+use ddpm_train::training::operations::{Progress, measure_operations};
 use ddpm_train::training::throughput::measure_sample;
 
+use crate::emulator::Emulator;
 use crate::{TINY, gpu, plan};
 
 fn tiny(precision: &str) -> TrainPlan {
@@ -28,6 +29,30 @@ fn gpu_steps_are_measured_in_blocks_and_by_phases() {
     let times = [step.median_ms, step.min_ms, step.max_ms, phases.forward, phases.backward, phases.optimizer];
     assert!(times.iter().all(|&time| time > 0.0), "{step:?}");
     assert!(step.peak_bytes.unwrap() > 12 * step.parameters as u64, "{step:?}");
+    let single = step.around_picture_ms.unwrap();
+    assert!(single.before > 0.0 && single.after > 0.0, "{single:?}");
+}
+
+/// Needs the emulator, which counts what a profiler would see.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_profiler_sees_one_step_and_nothing_that_is_done_once() {
+    let (_, _turn) = gpu();
+    let Some(emulator) = Emulator::find() else { return };
+    emulator.reset();
+    // SAFETY: tests that use the GPU take turns, and nothing else here reads the environment meanwhile.
+    unsafe { std::env::set_var("DDPM_GPU_PROFILE", "1") };
+    let measured = measure_step(&tiny("bf16"), 1);
+    // SAFETY: as before.
+    unsafe { std::env::remove_var("DDPM_GPU_PROFILE") };
+    measured.unwrap();
+    assert_eq!(emulator.get("api profile"), 1);
+    assert_eq!(emulator.get("profiled api HtoD"), 1, "uploads, of which a step has one");
+    assert!(emulator.get("profiled kernel") > 50);
+    for name in ["profiled kernel busy", "profiled api cudnn", "profiled api cublasLt heuristics", "profiled api graph"]
+    {
+        assert_eq!(emulator.get(name), 0, "{name}");
+    }
 }
 
 #[test]
@@ -43,7 +68,13 @@ fn gpu_sampling_is_measured() {
 #[ignore = "needs a GPU"]
 fn gpu_operations_are_measured_both_ways() {
     let (_, _turn) = gpu();
-    let operations = measure_operations(&tiny("bf16"), 1, &mut |_, _| ()).unwrap();
+    let mut told = 0;
+    let tell = &mut |progress: Progress<'_>| {
+        told += usize::from(matches!(progress, Progress::Timed(_)));
+        Ok(())
+    };
+    let operations = measure_operations(&tiny("bf16"), 1, tell).unwrap();
+    assert_eq!(told, operations.ops.len());
     assert!(operations.ops.iter().all(|op| op.ms > 0.0 && op.bytes > 0), "{operations:?}");
     for name in ["conv2d forward", "conv2d backward", "attention backward", "group_norm forward"] {
         assert!(operations.ops.iter().any(|op| op.name == name), "{name}");

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 
 use candle_core::DType;
+use ddpm_kernels::cuda::Gpu;
 use ddpm_model::diffusion::SamplerKind;
 use ddpm_train::config::presets;
 use ddpm_train::training::pictures::{Glimpse, Onlooker};
@@ -35,9 +36,9 @@ fn gpu_a_step_is_one_upload_and_one_replay() {
     let plan = plan(text, &settings);
     let mut trainer = Trainer::new(&plan, &device).unwrap();
     let batches = batches(&plan);
-    for step in 0..2 {
-        trainer.step(&batches.batch_at(step).unwrap()).unwrap();
-    }
+    trainer.step(&batches.batch_at(0).unwrap()).unwrap();
+    sum_on_the_way(&Gpu::of(&device).unwrap());
+    trainer.step(&batches.batch_at(1).unwrap()).unwrap();
     let batch = batches.batch_at(2).unwrap();
     emulator.reset();
     trainer.step(&batch).unwrap();
@@ -58,6 +59,36 @@ fn gpu_a_step_is_one_upload_and_one_replay() {
     for name in ["kernel", "api cuMemAlloc", "api memset", "api sync", "api cudnn", "api cublasLt heuristics"] {
         assert_eq!(count(name), 0, "{name}");
     }
+}
+
+/// Has biases' gradients summed on the way of their weights', whatever was faster: the emulator's clock knows no GPU.
+fn sum_on_the_way(gpu: &Gpu) {
+    let choices = gpu.choices().into_iter().filter(|(computation, _)| computation.starts_with("BiasGradient"));
+    gpu.choose(choices.map(|(computation, (_, of))| (computation, (of - 1, of))).collect());
+}
+
+/// A picture's recording must not take the memory of the step's.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_picture_leaves_the_recorded_step_its_memory() {
+    let (device, _turn) = gpu();
+    let Some(emulator) = Emulator::find() else { return };
+    let plan = plan(TINY, &[("run.device", "cuda")]);
+    let mut trainer = Trainer::new(&plan, &device).unwrap();
+    let batches = batches(&plan);
+    let replay = |trainer: &mut Trainer, step| {
+        emulator.reset();
+        trainer.step(&batches.batch_at(step).unwrap()).unwrap();
+        trainer.outcomes(true).unwrap();
+        emulator.get("api graph memory")
+    };
+    replay(&mut trainer, 0);
+    assert_eq!((replay(&mut trainer, 1), replay(&mut trainer, 2)), (1, 0), "what is recorded finds memory once");
+    let (sketch, sampler) = (Sketch::new(&[]), sampler((SamplerKind::Ddpm, 0.0), 4));
+    let params = sketch.params(&device, DType::F32);
+    sketch.painter(&params).draw_unless(&request(&sampler), &|| false).unwrap().unwrap();
+    assert_eq!(replay(&mut trainer, 3), 0, "the step had to find its memory again");
+    assert_eq!(emulator.get("api graph launch"), 1);
 }
 
 /// Steps that are counted, after as many.

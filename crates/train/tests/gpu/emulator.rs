@@ -56,13 +56,22 @@ impl Emulator {
 
     /// Has allocations fail beyond so many bytes, or no more.
     pub(crate) fn limit_memory(&self, bytes: Option<i64>) {
-        const NAME: &str = "GPU_EMULATOR_MEMORY";
-        // SAFETY: tests that use the GPU take turns, and nothing else here reads the environment meanwhile.
-        unsafe {
-            match bytes {
-                Some(bytes) => std::env::set_var(NAME, bytes.to_string()),
-                None => std::env::remove_var(NAME),
-            }
+        set("GPU_EMULATOR_MEMORY", bytes.map(|bytes| bytes.to_string()).as_deref());
+    }
+
+    /// Has cuDNN fail, `WHERE:CODE`, or no more.
+    #[allow(dead_code, reason = "the model crate's tests have no use for it")]
+    pub(crate) fn fail_cudnn(&self, fault: Option<&str>) {
+        set("GPU_EMULATOR_CUDNN_FAULT", fault);
+    }
+}
+
+fn set(name: &str, value: Option<&str>) {
+    // SAFETY: tests that use the GPU take turns, and nothing else here reads the environment meanwhile.
+    unsafe {
+        match value {
+            Some(value) => std::env::set_var(name, value),
+            None => std::env::remove_var(name),
         }
     }
 }

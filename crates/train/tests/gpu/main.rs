@@ -9,10 +9,12 @@ mod bench;
 mod counts;
 mod emulator;
 mod engines;
+mod faults;
 mod memory;
 mod nll;
 mod resume;
 mod sampling;
+mod switches;
 mod training;
 
 use std::path::Path;

@@ -1,15 +1,79 @@
 //! cuDNN's backend interface: everything is a descriptor that is created, given attributes, and finalised.
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_char, c_void};
+use std::fmt;
 
 use candle_core::DType;
-use candle_core::cuda_backend::cudarc::cudnn::{CudnnError, sys};
+use candle_core::cuda_backend::cudarc::cudnn::sys;
 use sys::{
     cudnnBackendAttributeName_t as Name, cudnnBackendAttributeType_t as Type, cudnnBackendDescriptorType_t as Kind,
 };
 
-/// What the library said no with.
-pub(super) type Answer<T> = Result<T, CudnnError>;
+/// What it answers is read as a number: a newer library has codes that the bindings' enum lacks, and such a value in it would be
+/// undefined behaviour.
+mod library {
+    use super::{Kind, Name, Type, c_char, c_void, sys};
+
+    unsafe extern "C" {
+        pub(super) fn cudnnBackendCreateDescriptor(kind: Kind, descriptor: *mut sys::cudnnBackendDescriptor_t) -> u32;
+        pub(super) fn cudnnBackendDestroyDescriptor(descriptor: sys::cudnnBackendDescriptor_t) -> u32;
+        pub(super) fn cudnnBackendSetAttribute(
+            descriptor: sys::cudnnBackendDescriptor_t,
+            name: Name,
+            kind: Type,
+            count: i64,
+            values: *const c_void,
+        ) -> u32;
+        pub(super) fn cudnnBackendGetAttribute(
+            descriptor: sys::cudnnBackendDescriptor_t,
+            name: Name,
+            kind: Type,
+            most: i64,
+            count: *mut i64,
+            values: *mut c_void,
+        ) -> u32;
+        pub(super) fn cudnnBackendFinalize(descriptor: sys::cudnnBackendDescriptor_t) -> u32;
+        pub(super) fn cudnnBackendExecute(
+            handle: sys::cudnnHandle_t,
+            plan: sys::cudnnBackendDescriptor_t,
+            pack: sys::cudnnBackendDescriptor_t,
+        ) -> u32;
+        pub(super) fn cudnnGetErrorString(code: u32) -> *const c_char;
+    }
+}
+
+/// The code that the library said no with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refusal(u32);
+
+impl Refusal {
+    /// Something is not supported, or a shape is not allowed: all such codes begin with the same digits.
+    pub(super) fn is_unsupported(self) -> bool {
+        matches!(self.0 / 1000, 2 | 3)
+    }
+
+    /// The library's own fault: it could not compile an engine, or met what it did not expect.
+    pub(super) fn is_internal(self) -> bool {
+        self.0 / 1000 == 4
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // SAFETY: whoever has a code has a library that gave it; its texts are constants.
+        let text = unsafe {
+            let text = library::cudnnGetErrorString(self.0);
+            (!text.is_null()).then(|| CStr::from_ptr(text))
+        };
+        write!(f, "{} ({})", text.unwrap_or_default().to_string_lossy(), self.0)
+    }
+}
+
+pub(super) type Answer<T> = Result<T, Refusal>;
+
+fn answer(code: u32) -> Answer<()> {
+    if code == 0 { Ok(()) } else { Err(Refusal(code)) }
+}
 
 /// A descriptor, destroyed when dropped.
 #[derive(Debug)]
@@ -18,7 +82,7 @@ pub(super) struct Descriptor(sys::cudnnBackendDescriptor_t);
 impl Drop for Descriptor {
     fn drop(&mut self) {
         // SAFETY: made by `new`, used by nobody any more.
-        let _ = unsafe { sys::cudnnBackendDestroyDescriptor(self.0) };
+        let _ = unsafe { library::cudnnBackendDestroyDescriptor(self.0) };
     }
 }
 
@@ -45,23 +109,46 @@ values! {
     sys::cudnnConvolutionMode_t => CUDNN_TYPE_CONVOLUTION_MODE,
     sys::cudnnBackendHeurMode_t => CUDNN_TYPE_HEUR_MODE,
     sys::cudnnPointwiseMode_t => CUDNN_TYPE_POINTWISE_MODE,
-    sys::cudnnBackendNumericalNote_t => CUDNN_TYPE_NUMERICAL_NOTE,
-    sys::cudnnBackendBehaviorNote_t => CUDNN_TYPE_BEHAVIOR_NOTE,
+    NumericalNote => CUDNN_TYPE_NUMERICAL_NOTE,
+    BehaviourNote => CUDNN_TYPE_BEHAVIOR_NOTE,
 }
+
+/// A `cudnnBackendNumericalNote_t` by its number, for the same reason.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NumericalNote(pub(super) u32);
+
+/// A `cudnnBackendBehaviorNote_t` by its number.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BehaviourNote(pub(super) u32);
+
+/// What may be read from the library, whatever it writes.
+///
+/// # Safety
+/// Any bits are a value of the type, and it is as wide as the library's.
+pub(super) unsafe trait Readable: Value {}
+// SAFETY: an integer.
+unsafe impl Readable for i64 {}
+// SAFETY: an integer of 32 bits, as the library's enums are.
+unsafe impl Readable for NumericalNote {}
+// SAFETY: as before.
+unsafe impl Readable for BehaviourNote {}
 
 impl Descriptor {
     pub(super) fn new(kind: Kind) -> Answer<Self> {
         let mut descriptor = std::ptr::null_mut();
         // SAFETY: the library writes one pointer.
-        unsafe { sys::cudnnBackendCreateDescriptor(kind, &mut descriptor) }.result()?;
+        answer(unsafe { library::cudnnBackendCreateDescriptor(kind, &mut descriptor) })?;
         Ok(Self(descriptor))
     }
 
     /// Sets an attribute of one value or several.
     pub(super) fn set<T: Value>(&self, name: Name, values: &[T]) -> Answer<()> {
         // SAFETY: the library copies `values.len()` values of the type it is told.
-        unsafe { sys::cudnnBackendSetAttribute(self.0, name, T::TYPE, values.len() as i64, values.as_ptr().cast()) }
-            .result()
+        answer(unsafe {
+            library::cudnnBackendSetAttribute(self.0, name, T::TYPE, values.len() as i64, values.as_ptr().cast())
+        })
     }
 
     /// Sets an attribute that holds other descriptors; they must outlive this one.
@@ -69,25 +156,26 @@ impl Descriptor {
         let others: Vec<_> = others.iter().map(|other| other.0).collect();
         let kind = Type::CUDNN_TYPE_BACKEND_DESCRIPTOR;
         // SAFETY: the library copies `others.len()` descriptors.
-        unsafe { sys::cudnnBackendSetAttribute(self.0, name, kind, others.len() as i64, others.as_ptr().cast()) }
-            .result()
+        answer(unsafe {
+            library::cudnnBackendSetAttribute(self.0, name, kind, others.len() as i64, others.as_ptr().cast())
+        })
     }
 
     /// Makes it final: from now on it can be used, and not be changed.
     pub(super) fn finalise(self) -> Answer<Self> {
         // SAFETY: a descriptor that lives.
-        unsafe { sys::cudnnBackendFinalize(self.0) }.result()?;
+        answer(unsafe { library::cudnnBackendFinalize(self.0) })?;
         Ok(self)
     }
 
     /// An attribute of at most `most` values.
-    pub(super) fn get<T: Value>(&self, name: Name, most: usize) -> Answer<Vec<T>> {
+    pub(super) fn get<T: Readable>(&self, name: Name, most: usize) -> Answer<Vec<T>> {
         let mut values = Vec::<T>::with_capacity(most);
         let mut count = 0;
-        // SAFETY: there is room for `most` values, of which the library writes `count`.
+        // SAFETY: there is room for `most` values, of which the library writes `count`; any bits are one.
         unsafe {
             let room = values.as_mut_ptr().cast();
-            sys::cudnnBackendGetAttribute(self.0, name, T::TYPE, most as i64, &mut count, room).result()?;
+            answer(library::cudnnBackendGetAttribute(self.0, name, T::TYPE, most as i64, &mut count, room))?;
             values.set_len(count.clamp(0, most as i64) as usize);
         }
         Ok(values)
@@ -100,10 +188,9 @@ impl Descriptor {
         let mut count = 0;
         let linked = Type::CUDNN_TYPE_BACKEND_DESCRIPTOR;
         // SAFETY: `most` descriptors of the right kind, of which the library fills `count`.
-        unsafe {
-            sys::cudnnBackendGetAttribute(self.0, name, linked, most as i64, &mut count, raw.as_mut_ptr().cast())
-        }
-        .result()?;
+        answer(unsafe {
+            library::cudnnBackendGetAttribute(self.0, name, linked, most as i64, &mut count, raw.as_mut_ptr().cast())
+        })?;
         found.truncate(count.clamp(0, most as i64) as usize);
         Ok(found)
     }
@@ -111,7 +198,7 @@ impl Descriptor {
     /// Queues a plan on the handle's stream.
     pub(super) fn execute(&self, handle: sys::cudnnHandle_t, pack: &Self) -> Answer<()> {
         // SAFETY: a final plan and a final pack of addresses that its tensors lie at.
-        unsafe { sys::cudnnBackendExecute(handle, self.0, pack.0) }.result()
+        answer(unsafe { library::cudnnBackendExecute(handle, self.0, pack.0) })
     }
 }
 

@@ -6,26 +6,27 @@
 //! format; a weight's gradient comes in that format too.
 //!
 //! For each shape the engines that the library's heuristics name are timed once; the fastest is kept. A graph that no
-//! engine takes is remembered as such, and the operation does it in parts, or by our own kernels.
+//! engine takes is remembered as such, and the operation does it in parts, or by our own kernels. So it is where the library
+//! fails, which the user is told.
 
 mod backend;
 mod graph;
+mod proposals;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use candle_core::cuda_backend::cudarc::cudnn::{result, sys};
 use candle_core::{DType, Tensor};
-use sys::{
-    cudnnBackendAttributeName_t as Name, cudnnBackendBehaviorNote_t as Behaviour, cudnnBackendDescriptorType_t as Kind,
-    cudnnBackendHeurMode_t as Mode, cudnnBackendNumericalNote_t as Note,
-};
+use sys::{cudnnBackendAttributeName_t as Name, cudnnBackendDescriptorType_t as Kind, cudnnBackendHeurMode_t as Mode};
 
-use self::backend::{Answer, Descriptor, Value};
+use self::backend::{Answer, Descriptor};
 use self::graph::{BIAS, Graph, RESIDUAL, WEIGHT, X, Y};
+use self::proposals::proposals;
+use super::notices::notice;
 use super::timing::fastest;
 use super::{Address, Gpu, lock, operand, optional, refused};
-use crate::error::{KernelError, Result};
+use crate::error::Result;
 
 /// Engines that are timed, as many as PyTorch does. One that comes compiled is ready in less than a millisecond.
 const CANDIDATES: usize = 10;
@@ -183,16 +184,13 @@ impl Plan {
         let graph = std::rc::Rc::new(graph);
         let mut plans = Vec::new();
         for mode in [Mode::CUDNN_HEUR_MODE_A, Mode::CUDNN_HEUR_MODE_FALLBACK] {
-            if plans.is_empty() {
-                let mut proposed = unless_refused(configurations(&graph, mode))?.unwrap_or_default();
-                proposed.retain(|configuration| allowed(gpu, request, configuration));
-                // Those that are compiled when they are first used take seconds each.
-                let (later, compiled): (Vec<_>, Vec<_>) = proposed.into_iter().partition(is_compiled_later);
-                for proposed in [compiled, later] {
-                    if plans.is_empty() {
-                        let ready = proposed.into_iter().filter_map(|c| Self::new(handle, c, &graph, request).ok());
-                        plans.extend(ready.take(CANDIDATES));
-                    }
+            if !plans.is_empty() {
+                break;
+            }
+            for proposed in unless_refused(proposals(&graph, mode, key))?.into_iter().flatten() {
+                if plans.is_empty() {
+                    let ready = proposed.into_iter().filter_map(|c| Self::prepare(handle, c, &graph, request));
+                    plans.extend(ready.take(CANDIDATES));
                 }
             }
         }
@@ -200,8 +198,30 @@ impl Plan {
         if plans.iter().any(|plan| plan.workspace <= LARGE_WORKSPACE) {
             plans.retain(|plan| plan.workspace <= LARGE_WORKSPACE);
         }
-        let best = fastest(gpu, key, &plans, |plan| plan.queue(gpu, handle, operands))?;
+        let best = fastest(gpu, key, &plans, |plan| {
+            plan.queue(gpu, handle, operands).inspect_err(|error| {
+                if !error.is_out_of_memory() {
+                    tell_of_fault(&error.to_string());
+                }
+            })
+        })?;
         Ok(best.map(|at| plans.swap_remove(at)))
+    }
+
+    /// None where the engine cannot get ready: another one does as well.
+    fn prepare(
+        handle: sys::cudnnHandle_t,
+        configuration: Descriptor,
+        graph: &std::rc::Rc<Graph>,
+        request: &Request,
+    ) -> Option<Self> {
+        let plan = Self::new(handle, configuration, graph, request);
+        plan.inspect_err(|refusal| {
+            if !refusal.is_unsupported() {
+                tell_of_fault(&refusal.to_string());
+            }
+        })
+        .ok()
     }
 
     fn new(
@@ -240,48 +260,24 @@ fn pack(tensors: &[(i64, Address)], workspace: Address) -> Answer<Descriptor> {
     pack.finalise()
 }
 
-/// What the library's heuristics propose for `graph`, best first.
-fn configurations(graph: &Graph, mode: Mode) -> Answer<Vec<Descriptor>> {
-    let heuristics = Descriptor::new(Kind::CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR)?;
-    heuristics.link(Name::CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, &[&graph.graph])?;
-    heuristics.set(Name::CUDNN_ATTR_ENGINEHEUR_MODE, &[mode])?;
-    let heuristics = heuristics.finalise()?;
-    // More than are timed: some will not be allowed, or not get ready.
-    let kind = Kind::CUDNN_BACKEND_ENGINECFG_DESCRIPTOR;
-    heuristics.get_linked(Name::CUDNN_ATTR_ENGINEHEUR_RESULTS, kind, 2 * CANDIDATES)
-}
-
-/// Whether an engine keeps to the settings: the same bits every time, no shortened f32.
-fn allowed(gpu: &Gpu, request: &Request, configuration: &Descriptor) -> bool {
-    let most = Note::CUDNN_NUMERICAL_NOTE_TYPE_COUNT as usize;
-    let Ok(notes) = notes::<Note>(configuration, Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, most) else { return false };
-    let has = |note| notes.contains(&note);
-    let full_precision = request.dtype == DType::F32 && !gpu.tf32();
-    let varies = gpu.deterministic() && has(Note::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC);
-    let rounds = full_precision && has(Note::CUDNN_NUMERICAL_NOTE_TENSOR_CORE);
-    !varies && !rounds && !has(Note::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
-}
-
-/// Whether an engine is no machine code yet.
-fn is_compiled_later(configuration: &Descriptor) -> bool {
-    let most = Behaviour::CUDNN_BEHAVIOR_NOTE_TYPE_COUNT as usize;
-    let notes = notes::<Behaviour>(configuration, Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, most);
-    notes.is_ok_and(|notes| notes.contains(&Behaviour::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION))
-}
-
-/// What the library notes of an engine, of one kind.
-fn notes<N: Value>(configuration: &Descriptor, name: Name, most: usize) -> Answer<Vec<N>> {
-    let kind = Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR;
-    let engines = configuration.get_linked(Name::CUDNN_ATTR_ENGINECFG_ENGINE, kind, 1)?;
-    engines.first().map_or(Ok(Vec::new()), |engine| engine.get(name, most))
-}
-
-/// Nothing where the library has no way to do it; an error where it fails.
+/// Nothing where the library has no way to do it, or fails at it by itself, of which the user is told; an error where it has no
+/// room, or is not what it should be.
 fn unless_refused<T>(answer: Answer<T>) -> Result<Option<T>> {
     match answer {
         Ok(value) => Ok(Some(value)),
-        // All reasons for which something is not supported, and shapes that are not allowed, start with the same digit.
-        Err(error) if matches!(error.0 as u32 / 1000, 2 | 3) => Ok(None),
-        Err(error) => Err(KernelError::Gpu { what: "preparing a convolution".to_owned(), error: error.to_string() }),
+        Err(refusal) if refusal.is_unsupported() => Ok(None),
+        Err(refusal) => {
+            let error = refused("preparing a convolution")(refusal);
+            if !refusal.is_internal() || error.is_out_of_memory() {
+                return Err(error);
+            }
+            tell_of_fault(&refusal.to_string());
+            Ok(None)
+        }
     }
+}
+
+/// Tells the user that there was a way that failed.
+fn tell_of_fault(error: &str) {
+    notice(format!("cuDNN failed at a convolution, which is computed another way: {error}"));
 }

@@ -1,5 +1,5 @@
 //! The body for a GPU: three products by cuBLASLt, bias and residual added, a gradient from elsewhere too, and the bias'
-//! gradient summed on the way.
+//! gradient summed on the way where that is faster.
 
 use candle_core::{DType, Tensor};
 
@@ -7,8 +7,9 @@ use super::{OP, Shape};
 use crate::buffer::ParamGrads;
 use crate::cuda::dnn::Operands;
 use crate::cuda::matmul::{self, Epilogue, Matrix, Product};
+use crate::cuda::switches::Family;
 use crate::cuda::{Address, Gpu, column_sum, empty, optional};
-use crate::error::Result;
+use crate::error::{KernelError, Result};
 use crate::gemm::Write;
 
 pub(super) fn forward(
@@ -116,18 +117,80 @@ pub(in crate::ops) fn backward_at(
         y: Matrix::rows(inputs),
         dtype,
         y_dtype: DType::F32,
-        epilogue: Epilogue::RowSums,
+        epilogue: Epilogue::None,
     };
     let c = (write == Write::Add).then_some(dw);
-    let places = matmul::Operands { a: operands.y, b: operands.x, c, y: dw, vector: db, alpha: 1.0 };
-    // The epilogue overwrites: where there is something to add to, the bias' gradient is a launch of its own.
-    if !grads.bias_summed && write == Write::Assign && gpu.try_matmul(&product, &places)? {
-        return Ok(());
-    }
-    let product = Product { epilogue: Epilogue::None, ..product };
-    gpu.matmul(&product, &matmul::Operands { vector: Address::NONE, ..places })?;
+    let places = matmul::Operands { a: operands.y, b: operands.x, c, y: dw, vector: Address::NONE, alpha: 1.0 };
     if grads.bias_summed {
-        return Ok(());
+        return gpu.matmul(&product, &places);
     }
-    column_sum(gpu, dtype, operands.y, (rows, outputs), db, write)
+    Gradients { gpu, product, places, bias: db, write }.queue_faster()
+}
+
+/// The gradients of a weight and a bias.
+struct Gradients<'g> {
+    gpu: &'g Gpu,
+    /// The weight's.
+    product: Product,
+    places: matmul::Operands,
+    bias: Address,
+    write: Write,
+}
+
+/// How the bias' comes to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// In a launch of its own, which reads dy once more.
+    Apart,
+    /// On the way of the weight's. That costs no launch, but leaves the library fewer algorithms: where few outputs are sums over
+    /// very many rows, perhaps none that splits the rows between multiprocessors.
+    Together,
+}
+
+const WAYS: [Way; 2] = [Way::Apart, Way::Together];
+
+/// The name of the choice between them.
+#[derive(Debug)]
+struct BiasGradient {
+    #[expect(dead_code, reason = "its text is the name")]
+    of: matmul::Key,
+}
+
+impl Gradients<'_> {
+    fn queue_faster(&self) -> Result<()> {
+        let Self { gpu, product, places, .. } = self;
+        // The epilogue overwrites, so it cannot add to what is there. And where the bits must be the same every time, no clock
+        // decides: our own sums are, the library promises nothing of its epilogue's.
+        let apart = self.write == Write::Add || gpu.deterministic() || !gpu.uses(Family::BiasEpilogue);
+        if !apart {
+            let choice = BiasGradient { of: matmul::Key::new(gpu, product, places) };
+            let way = gpu.faster(&choice, &WAYS, |way| self.queue(*way))?.map(|way| WAYS[way]);
+            if way == Some(Way::Together) && self.together()? {
+                return Ok(());
+            }
+        }
+        self.queue(Way::Apart)
+    }
+
+    /// Overwrites both, if nothing is to be added to: as often as one likes.
+    fn queue(&self, way: Way) -> Result<()> {
+        let Self { gpu, product, places, bias, write } = self;
+        match way {
+            Way::Together if self.together()? => Ok(()),
+            Way::Together => {
+                let error = "it has no algorithm with this epilogue".to_owned();
+                Err(KernelError::Gpu { what: format!("asking cuBLASLt for {product:?}"), error })
+            }
+            Way::Apart => {
+                gpu.matmul(product, places)?;
+                column_sum(gpu, product.dtype, places.a, (product.inner, product.rows), *bias, *write)
+            }
+        }
+    }
+
+    /// Whether the library can do that.
+    fn together(&self) -> Result<bool> {
+        let product = Product { epilogue: Epilogue::RowSums, ..self.product };
+        self.gpu.try_matmul(&product, &matmul::Operands { vector: self.bias, ..self.places })
+    }
 }

@@ -1,6 +1,7 @@
 //! NVIDIA's driver and libraries, asked: in a build that uses them.
 
 use ddpm_kernels::cuda::survey::{GpuFacts, survey};
+use ddpm_kernels::cuda::switches::{Off, VARIABLE};
 
 use super::Finding;
 use crate::memory::format_bytes;
@@ -23,7 +24,17 @@ pub(super) fn findings() -> Vec<Finding> {
     findings.push(library("cuBLAS", survey.cublas_lt, CUDA as usize, has_gpu));
     findings.push(library("cuDNN", survey.cudnn, CUDNN, has_gpu));
     findings.push(Finding::found("this build", "CPU and CUDA"));
+    findings.extend(turned_off());
     findings
+}
+
+/// What the environment turns off; nothing where that is nothing.
+fn turned_off() -> Option<Finding> {
+    match Off::from_environment() {
+        Ok(off) if off.is_empty() => None,
+        Ok(off) => Some(Finding::problem(VARIABLE, format!("{off}: off"), "unset it for the speed that a GPU has")),
+        Err(error) => Some(Finding::problem(VARIABLE, error.to_string(), "a GPU is not opened like this")),
+    }
 }
 
 fn driver(answer: &Result<((i32, i32), Vec<GpuFacts>), String>) -> Finding {

@@ -5,6 +5,7 @@ use candle_core::{DType, Tensor};
 
 use super::super::{Kept, OP, Shape};
 use super::length;
+use crate::cuda::switches::Family;
 use crate::cuda::{Gpu, Launch, empty, operand};
 use crate::error::Result;
 use crate::ops::elementwise;
@@ -25,7 +26,7 @@ const FORWARD: [&str; 3] = ["attention_flash_forward_32", "attention_flash_forwa
 const QUERIES: [&str; 3] = ["attention_flash_queries_32", "attention_flash_queries_64", "attention_flash_queries_128"];
 const KEYS: [&str; 3] = ["attention_flash_keys_32", "attention_flash_keys_64", "attention_flash_keys_128"];
 
-/// Whether the kernels can do this: they read 16 bytes at a time, of numbers that tensor cores multiply.
+/// Whether the kernels can do this, and may: they read 16 bytes at a time, of numbers that tensor cores multiply.
 pub(super) fn fits(s: Shape, qkv: &Tensor) -> Result<bool> {
     let d = s.head_dim();
     let numbers = matches!(qkv.dtype(), DType::BF16 | DType::F16) && d.is_multiple_of(8);
@@ -33,6 +34,9 @@ pub(super) fn fits(s: Shape, qkv: &Tensor) -> Result<bool> {
         return Ok(false);
     }
     let gpu = Gpu::of(qkv.device())?;
+    if !gpu.uses(Family::Flash) {
+        return Ok(false);
+    }
     let room = KEYS_TILES * tile_bytes(s, qkv.dtype()) <= gpu.shared_memory();
     Ok(room && operand(&gpu, OP, qkv, qkv.dtype())?.alignment() >= 16)
 }
