@@ -92,6 +92,19 @@ impl FlatBuffer {
         Ok(Self { tensor: Tensor::from_vec(data, len, device)? })
     }
 
+    /// The elements of `tensor`, where they lie: what is written here is seen there.
+    ///
+    /// # Errors
+    /// Another format than f32, or a strided view.
+    pub fn sharing(tensor: &Tensor) -> Result<Self> {
+        if tensor.dtype() != DType::F32 || !tensor.is_contiguous() {
+            let (dtype, shape) = (tensor.dtype(), tensor.dims().to_vec());
+            return Err(KernelError::Layout { op: "flat buffer", dtype, shape });
+        }
+        // Contiguous, so that this is a view.
+        Ok(Self { tensor: tensor.detach().flatten_all()? })
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.tensor.elem_count()

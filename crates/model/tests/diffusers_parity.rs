@@ -10,8 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use ddpm_model::params::{Gradients, ParamLayout, Params};
+use ddpm_model::plain::UNet2DModel;
 use ddpm_model::tape::Tape;
 use ddpm_model::unet::naming::FileTensor;
 use ddpm_model::unet::{Activation, DownBlockType, Resample, UNet, UNetConfig, unsupported};
@@ -161,6 +163,21 @@ fn outputs_agree_with_diffusers_however_the_network_is_run() {
                 assert!(error < OUTPUT_TOLERANCE, "{}, exact {exact}, {pass}: off by {error:e}", fixture.name);
             }
         }
+    }
+}
+
+#[test]
+fn the_network_of_candles_own_layers_agrees_with_diffusers_too() {
+    for fixture in fixtures() {
+        let tensor = |t: &FileTensor| Tensor::from_vec(t.data.clone(), t.shape.clone(), &Device::Cpu).unwrap();
+        let weights =
+            fixture.tensors.iter().filter_map(|(key, t)| Some((key.strip_prefix("weight.")?.to_owned(), tensor(t))));
+        let vb = VarBuilder::from_tensors(weights.collect(), DType::F32, &Device::Cpu);
+        let unet = UNet2DModel::new(&fixture.config, vb).unwrap();
+        let (x, want) = (tensor(&fixture.tensors["sample"]), &fixture.tensors["output"].data);
+        let y = unet.forward(&x, &fixture.timesteps, fixture.class_labels.as_deref()).unwrap();
+        let error = relative_error(&values(&y), want);
+        assert!(error < OUTPUT_TOLERANCE, "{}: off by {error:e}", fixture.name);
     }
 }
 

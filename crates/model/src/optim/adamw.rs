@@ -28,6 +28,22 @@ pub struct AdamWConfig {
     pub ema_decays: Vec<f64>,
 }
 
+impl AdamWConfig {
+    /// The numbers of step `step`, the first of which is 1, for a gradient of this norm.
+    pub(crate) fn step(&self, lr: f64, step: u64, grad_norm: f64) -> AdamW {
+        let limit = self.clip_grad_norm;
+        AdamW {
+            lr,
+            beta1: self.betas[0],
+            beta2: self.betas[1],
+            eps: self.eps,
+            weight_decay: self.weight_decay,
+            step,
+            gradient_scale: if limit > 0.0 && grad_norm > limit { limit / grad_norm } else { 1.0 },
+        }
+    }
+}
+
 /// A moving average of the weights.
 #[derive(Clone, Debug)]
 pub struct Average {
@@ -165,16 +181,7 @@ impl Optimizer {
             return Err(ModelError::NotFinite { norm: grad_norm });
         }
         self.step += 1;
-        let limit = self.config.clip_grad_norm;
-        let adamw = AdamW {
-            lr,
-            beta1: self.config.betas[0],
-            beta2: self.config.betas[1],
-            eps: self.config.eps,
-            weight_decay: self.config.weight_decay,
-            step: self.step,
-            gradient_scale: if limit > 0.0 && grad_norm > limit { limit / grad_norm } else { 1.0 },
-        };
+        let adamw = self.config.step(lr, self.step, grad_norm);
         let warm_up = ema_warm_up(self.step);
         let averages: Vec<(FlatBuffer, f64)> =
             self.averages.iter().map(|a| (a.params.buffer().clone(), a.decay.min(warm_up))).collect();
@@ -193,7 +200,7 @@ impl Optimizer {
 }
 
 /// The largest decay after `n` steps: an average of few steps must forget its start.
-fn ema_warm_up(n: u64) -> f64 {
+pub(crate) fn ema_warm_up(n: u64) -> f64 {
     (1.0 + n as f64) / (10.0 + n as f64)
 }
 

@@ -3,5 +3,6 @@
 mod adamw;
 mod lr;
 
+pub(crate) use adamw::ema_warm_up;
 pub use adamw::{AdamWConfig, Average, Optimizer, StepReport};
 pub use lr::{LrConfig, LrSchedule};

@@ -167,7 +167,7 @@ impl Sinusoids {
 ///
 /// In f32 throughout, as PyTorch computes it: `t f` reaches 1000, where f32 keeps four decimals of the angle, and a
 /// network must see the same rounding in training and in diffusers.
-fn sinusoids(timesteps: &[f32], channels: usize, flip_sin_to_cos: bool, freq_shift: f64) -> Result<Tensor> {
+pub(crate) fn sinusoids(timesteps: &[f32], channels: usize, flip_sin_to_cos: bool, freq_shift: f64) -> Result<Tensor> {
     let half = channels / 2;
     let ln = -(10_000f64.ln()) as f32;
     let frequencies: Vec<f32> = (0..half).map(|i| (ln * i as f32 / (half as f64 - freq_shift) as f32).exp()).collect();

@@ -28,6 +28,7 @@ pub use config::{
     UNetConfig, UpBlockType, unsupported,
 };
 pub use embedding::Condition;
+pub(crate) use embedding::sinusoids;
 pub use error::UNetConfigError;
 
 use self::blocks::{DownBlock, MidBlock, UpBlock};

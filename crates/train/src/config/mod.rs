@@ -26,6 +26,5 @@ pub use error::{ConfigError, Origin};
 pub use identity::{Change, config_hash, diff};
 pub use layers::{Entry, Resolved, Setting};
 pub use plan::{Cadence, MAX_TERMINAL_SIGNAL, TrainPlan, Warning};
-pub(crate) use schema::field_names;
 pub use toml_source::to_toml;
 pub use types::TrainConfig;

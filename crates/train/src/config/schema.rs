@@ -1,10 +1,6 @@
-//! Which keys a configuration may have: asked of the types themselves, so that there is no second list to keep.
-//!
-//! A struct that derives `Deserialize` hands its field names to `deserialize_struct`; a deserializer that only listens
-//! for them, and then refuses, learns every key, also those of optional fields that a serialised default leaves out.
+//! Which keys a configuration may have, asked of the types themselves.
 
-use serde::de::{Deserialize, Deserializer, Error as _, Visitor, value::Error};
-use serde::forward_to_deserialize_any;
+use ddpm_model::fields::field_names;
 
 use super::types::{
     CheckpointConfig, DataConfig, DiffusionConfig, HubConfig, LogConfig, LossConfig, OptimConfig, RunConfig,
@@ -32,40 +28,6 @@ pub(super) fn sections() -> Vec<(&'static str, &'static [&'static str])> {
 /// Every key as `section.key`, in the order of the types.
 pub(super) fn keys() -> impl Iterator<Item = String> {
     sections().into_iter().flat_map(|(section, keys)| keys.iter().map(move |key| format!("{section}.{key}")))
-}
-
-/// The names of the fields of a struct.
-pub(crate) fn field_names<T: for<'de> Deserialize<'de>>() -> &'static [&'static str] {
-    let mut names: &'static [&'static str] = &[];
-    // Always an error: the listener never gives a value.
-    let _ = T::deserialize(Listener(&mut names));
-    names
-}
-
-/// Hears the field names, and refuses.
-struct Listener<'a>(&'a mut &'static [&'static str]);
-
-impl<'de> Deserializer<'de> for Listener<'_> {
-    type Error = Error;
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        fields: &'static [&'static str],
-        _visitor: V,
-    ) -> Result<V::Value, Error> {
-        *self.0 = fields;
-        Err(Error::custom("only listening"))
-    }
-
-    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Error> {
-        Err(Error::custom("not a struct"))
-    }
-
-    forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
-        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
-    }
 }
 
 #[cfg(test)]

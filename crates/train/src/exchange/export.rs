@@ -5,12 +5,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use ddpm_model::diffusers::{pretty, scheduler_json, unet_json};
 use ddpm_model::diffusion::{DiffusionConfig, PredictionType, SamplerConfig, SamplerKind, VarianceType};
 use ddpm_model::unet::UNetConfig;
 use serde_json::json;
 
 use super::card::{Card, card, sample_steps};
-use super::config::{pretty, scheduler_json, unet_json};
 use super::{
     CARD_FILE, DIFFUSERS_VERSION, FACTS_FILE, Facts, INDEX_FILE, Measured, SAMPLES_FILE, SCHEDULER_CONFIG,
     SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,

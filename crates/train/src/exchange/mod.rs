@@ -16,7 +16,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `config` | `[model]` and `[diffusion]` to and from diffusers' JSON |
+//! | `config` | `[model]` and `[diffusion]` of diffusers' JSON, which the model's crate reads and writes |
 //! | `folder` | a folder, read and checked |
 //! | `facts` | what is known of a model's training |
 //! | `export`, `card` | the folder, written |
@@ -33,6 +33,7 @@ mod measured;
 
 use std::path::{Path, PathBuf};
 
+pub use ddpm_model::diffusers::DIFFUSERS_VERSION;
 pub use export::{ExportOptions, Exported, export};
 pub(crate) use facts::IMPORTED;
 pub use facts::{Facts, Imported};
@@ -44,9 +45,6 @@ use crate::error::{ExitCode, Failure};
 use crate::hub::SCHEME;
 #[cfg(feature = "hub")]
 use crate::hub::Settings;
-
-/// The version whose format is written, and with which `scripts/check-diffusers` compares.
-pub const DIFFUSERS_VERSION: &str = "0.42.1";
 
 /// Images on a card where no number is given.
 pub const CARD_SAMPLES: usize = 16;

@@ -1,0 +1,260 @@
+//! [`UNetConfig`] and [`DiffusionConfig`] to and from diffusers' `config.json` and `scheduler_config.json`.
+//!
+//! Our keys have diffusers' names, so both ways are a copy, key by key: whatever `UNetConfig` learns is read and
+//! written without a line here. What diffusers has beside them is accepted with the one value that means nothing, and
+//! refused by name with any other; so is every value our types do not know. What a file leaves out has diffusers'
+//! default, not ours: they differ (`attention_head_dim` is 8 there).
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use crate::diffusion::DiffusionConfig;
+use crate::fields::field_names;
+use crate::unet::{UNetConfig, unsupported};
+
+/// The version whose format is written.
+pub const DIFFUSERS_VERSION: &str = "0.42.1";
+
+/// Why a config of diffusers is none of ours.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DiffusersConfigError {
+    /// No JSON at all.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// Another kind of document.
+    #[error("expected a JSON object, a config of diffusers' {class}")]
+    NotAnObject {
+        /// The class that was expected.
+        class: &'static str,
+    },
+    /// A config of another class.
+    #[error("_class_name = {found}, expected {expected}")]
+    Class {
+        /// What the file says, as JSON.
+        found: String,
+        /// The classes that would do.
+        expected: String,
+    },
+    /// A key that is not ours, with a value that would change something.
+    #[error("{key} = {value}: {}", neutral(.expected.as_deref()))]
+    Foreign {
+        /// The key.
+        key: String,
+        /// Its value, as JSON.
+        value: String,
+        /// The value that changes nothing, where the key is known.
+        expected: Option<String>,
+    },
+    /// A value that our types do not have.
+    #[error("{key} = {value}: {error}")]
+    Value {
+        /// The key.
+        key: String,
+        /// Its value, as JSON.
+        value: String,
+        /// What is wrong with it.
+        error: String,
+        /// Why we do not have it, where it is a name that diffusers knows.
+        reason: Option<&'static str>,
+    },
+}
+
+fn neutral(expected: Option<&str>) -> String {
+    expected.map_or_else(|| "a key that this version does not know".to_owned(), |value| format!("expected {value}"))
+}
+
+type Object = Map<String, Value>;
+
+/// A config class of diffusers.
+struct Class {
+    /// The name written, then others that read alike.
+    names: &'static [&'static str],
+    /// Defaults of the keys that are ours, as JSON.
+    defaults: fn() -> Value,
+    /// Keys that are not ours, with the values that change nothing; the first is written.
+    neutral: fn() -> Value,
+    /// Keys that are not ours and only a sampler of diffusers reads; whatever they say, the model is the same.
+    inference: &'static [&'static str],
+}
+
+/// `UNet2DModel`, as of [`DIFFUSERS_VERSION`].
+const UNET: Class = Class {
+    names: &["UNet2DModel"],
+    defaults: || {
+        json!({
+            "sample_size": null, "in_channels": 3, "out_channels": 3,
+            "block_out_channels": [224, 448, 672, 896], "layers_per_block": 2,
+            "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+            "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+            "add_attention": true, "attention_head_dim": 8, "norm_num_groups": 32, "attn_norm_num_groups": null,
+            "norm_eps": 1e-5, "dropout": 0.0, "act_fn": "silu", "resnet_time_scale_shift": "default",
+            "downsample_padding": 1, "downsample_type": "conv", "upsample_type": "conv", "flip_sin_to_cos": true,
+            "freq_shift": 0, "num_class_embeds": null, "center_input_sample": false, "class_embed_type": null,
+            "mid_block_type": "UNetMidBlock2D", "mid_block_scale_factor": 1, "time_embedding_dim": null,
+            "time_embedding_type": "positional",
+        })
+    },
+    neutral: || json!({"num_train_timesteps": [null]}),
+    // The number of timesteps matters to the learned time embedding alone, which is refused.
+    inference: &["num_train_timesteps"],
+};
+
+/// `DDPMScheduler`; `DDIMScheduler` noises alike and differs in sampling only.
+const SCHEDULER: Class = Class {
+    names: &["DDPMScheduler", "DDIMScheduler"],
+    defaults: || {
+        json!({
+            "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02,
+            "prediction_type": "epsilon", "variance_type": "fixed_small", "clip_sample": true,
+        })
+    },
+    neutral: || {
+        json!({
+            "clip_sample_range": [1.0, 1], "dynamic_thresholding_ratio": [0.995], "rescale_betas_zero_snr": [false],
+            "sample_max_value": [1.0, 1], "thresholding": [false], "trained_betas": [null],
+            "steps_offset": [0], "timestep_spacing": ["leading"],
+        })
+    },
+    inference: &[
+        "dynamic_thresholding_ratio",
+        "sample_max_value",
+        "set_alpha_to_one",
+        "skip_prk_steps",
+        "steps_offset",
+        "timestep_spacing",
+    ],
+};
+
+/// The text of `unet/config.json`.
+pub fn unet_json(config: &UNetConfig) -> String {
+    write(config, &UNET)
+}
+
+/// The text of `scheduler/scheduler_config.json`.
+pub fn scheduler_json(config: &DiffusionConfig) -> String {
+    write(config, &SCHEDULER)
+}
+
+/// What the text of a `UNet2DModel`'s `config.json` says.
+///
+/// # Errors
+/// No JSON, and as [`read_unet`].
+pub fn parse_unet(text: &str) -> Result<UNetConfig, DiffusersConfigError> {
+    read_unet(&serde_json::from_str(text)?)
+}
+
+/// What a `UNet2DModel` config says.
+///
+/// # Errors
+/// The key that this version does not know or a value it does not have; another class of model.
+pub fn read_unet(document: &Value) -> Result<UNetConfig, DiffusersConfigError> {
+    read(document, &UNET)
+}
+
+/// What a scheduler config says of training.
+///
+/// # Errors
+/// As [`read_unet`].
+pub fn read_scheduler(document: &Value) -> Result<DiffusionConfig, DiffusersConfigError> {
+    read(document, &SCHEDULER)
+}
+
+/// JSON as Python's `json.dumps(..., indent=2, sort_keys=True)` lays it out, and a line feed.
+pub fn pretty(document: &Value) -> String {
+    // A value of ours is a tree of maps with text keys: it has a text.
+    format!("{}\n", serde_json::to_string_pretty(&sorted(document)).unwrap_or_default())
+}
+
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(object) => {
+            let mut entries: Vec<_> = object.iter().map(|(key, value)| (key.clone(), sorted(value))).collect();
+            entries.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(entries.into_iter().collect())
+        }
+        Value::Array(values) => values.iter().map(sorted).collect(),
+        other => other.clone(),
+    }
+}
+
+fn write<T: Serialize + DeserializeOwned>(config: &T, class: &Class) -> String {
+    let ours = json!(config);
+    let mut document = Object::new();
+    document.insert("_class_name".to_owned(), json!(class.names[0]));
+    document.insert("_diffusers_version".to_owned(), json!(DIFFUSERS_VERSION));
+    for (key, values) in (class.neutral)().as_object().into_iter().flatten() {
+        document.insert(key.clone(), values[0].clone());
+    }
+    for &key in field_names::<T>() {
+        document.insert(key.to_owned(), ours.get(key).cloned().unwrap_or(Value::Null));
+    }
+    pretty(&Value::Object(document))
+}
+
+fn read<T: Serialize + DeserializeOwned + Default>(document: &Value, class: &Class) -> Result<T, DiffusersConfigError> {
+    let Some(found) = document.as_object() else {
+        return Err(DiffusersConfigError::NotAnObject { class: class.names[0] });
+    };
+    match found.get("_class_name") {
+        Some(Value::String(name)) if class.names.contains(&name.as_str()) => {}
+        None => {}
+        Some(other) => {
+            let (found, expected) = (other.to_string(), class.names.join(" or "));
+            return Err(DiffusersConfigError::Class { found, expected });
+        }
+    }
+    let ours = field_names::<T>();
+    for (key, value) in found.iter().filter(|(key, _)| !key.starts_with('_') && !ours.contains(&key.as_str())) {
+        accept_neutral(key, value, class)?;
+    }
+    let mut values = (class.defaults)();
+    found.iter().for_each(|(key, value)| values[key] = value.clone());
+    let mut reader = OneByOne { document: json!(T::default()), config: T::default() };
+    for &key in ours {
+        if let Some(value) = values.get(key) {
+            reader.assign(key, value)?;
+        }
+    }
+    Ok(reader.config)
+}
+
+fn accept_neutral(key: &str, value: &Value, class: &Class) -> Result<(), DiffusersConfigError> {
+    let neutral = (class.neutral)();
+    let accepted = neutral.get(key).and_then(Value::as_array);
+    if class.inference.contains(&key) || value.is_null() || accepted.is_some_and(|values| values.contains(value)) {
+        return Ok(());
+    }
+    let expected = accepted.and_then(|values| values.first()).map(Value::to_string);
+    Err(DiffusersConfigError::Foreign { key: key.to_owned(), value: value.to_string(), expected })
+}
+
+/// Why a name in `value` that diffusers knows is refused here, where that is known.
+fn reason(value: &Value) -> Option<&'static str> {
+    match value {
+        Value::String(name) => unsupported(name),
+        Value::Array(values) => values.iter().find_map(reason),
+        _ => None,
+    }
+}
+
+/// A config read one key at a time, so that an error is that of one key.
+struct OneByOne<T> {
+    document: Value,
+    config: T,
+}
+
+impl<T: DeserializeOwned> OneByOne<T> {
+    fn assign(&mut self, key: &str, value: &Value) -> Result<(), DiffusersConfigError> {
+        self.document[key] = value.clone();
+        self.config = T::deserialize(&self.document).map_err(|error| DiffusersConfigError::Value {
+            key: key.to_owned(),
+            value: value.to_string(),
+            error: error.to_string().replace('`', "\""),
+            reason: reason(value),
+        })?;
+        Ok(())
+    }
+}
