@@ -81,7 +81,13 @@ class Machine:
             raise Failed("no time was left")
         program = Program(self, command, environment)
         program.process.stdin.close()
-        return Outcome(program, program.wait(seconds, progress), seconds)
+        try:
+            return Outcome(program, program.wait(seconds, progress), seconds)
+        except BaseException:  # told to end: what it has printed counts
+            program.kill()
+            if progress:
+                progress(program.text())
+            raise
 
     def json(self, command, limit=None):
         """The JSON document that a program prints; a failure says what the program said."""

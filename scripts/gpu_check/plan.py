@@ -45,12 +45,17 @@ class Check:
         }
 
     def save(self):
-        """JSON and table as things stand, each whole or not at all."""
-        self.results["targets"] = [] if self.machine.rehearse else report.targets(self.results)
-        for name, text in [("gpu-check.json", json.dumps(self.results, indent=1) + "\n"), ("table.txt", report.table(self.results))]:
+        """JSON and table as things stand, each whole or not at all. What cannot be shown is no reason to stop."""
+        try:
+            self.results["targets"] = [] if self.machine.rehearse else report.targets(self.results)
+            table = report.table(self.results)
+        except Exception as error:  # noqa: BLE001: some program's answer lacks what the table shows
+            table = f"no table could be made of gpu-check.json: {type(error).__name__}: {error}\n"
+        for name, text in [("gpu-check.json", json.dumps(self.results, indent=1) + "\n"), ("table.txt", table)]:
             fresh = self.machine.out / f".{name}.tmp"
             fresh.write_text(text)
             fresh.replace(self.machine.out / name)
+        return table
 
     def take_rival(self, name):
         """A server that was started for a piece before; whoever takes it stops it."""

@@ -107,12 +107,12 @@ class Program:
 
     def wait(self, seconds, progress=None):
         """The exit code, or None if it was not done in time and was killed."""
-        until, told, length = time.monotonic() + seconds, time.monotonic(), 0
+        until, told = time.monotonic() + seconds, time.monotonic()
         while self.process.poll() is None and time.monotonic() < until:
             with self.changed:
                 self.changed.wait(0.02)
-            if progress and len(self.output) != length and time.monotonic() - told >= PROGRESS_SECONDS:
-                length, told = len(self.output), time.monotonic()
+            if progress and time.monotonic() - told >= PROGRESS_SECONDS:
+                told = time.monotonic()
                 progress(self.text())
         code = self.process.poll()
         self.kill()

@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 
-from . import checks, comparisons, gputests, kernels, report
+from . import checks, comparisons, gputests, kernels
 from .machine import Machine, gpu
 from .plan import Check, Interrupted, Piece, go_through
 
@@ -90,8 +90,7 @@ def run(directory, out, args):
         machine.say("told to end")
     finally:
         machine.close()
-        check.save()
-        finish(check)
+        finish(check, check.save())
     return results["exit_code"]
 
 
@@ -102,9 +101,9 @@ def interrupt(*_):
     raise Interrupted
 
 
-def finish(check):
+def finish(check, table):
     """The table on stdout."""
-    print(report.table(check.results))
+    print(table)
     if error := check.results.get("error"):
         print(f"error: {error['message']}\n  help: {error['hint']}", file=sys.stderr)
     print(f"written to {check.machine.out}: {', '.join(sorted(path.name for path in check.machine.out.iterdir() if path.is_file()))}",

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 
 from gpu_check.machine import Machine
 from gpu_check.plan import Check
@@ -86,7 +87,7 @@ class Place:
         tempfile.tempdir = None
         machine = Machine(self.pack, self.out, 10, None)
         machine.unpack()
-        machine.deadline = machine.started + seconds
+        machine.deadline = machine.end = time.monotonic() + seconds
         return Check(machine, argparse.Namespace(configs=None, parts=[], off=[]), {"tests": TESTS})
 
     def remove(self):

@@ -6,7 +6,7 @@ import signal
 import time
 import unittest
 
-from .support import Place, kill_at
+from .support import BEGUN, Place, kill_at
 
 FINAL = {"ok", "failed", "explained", "skipped"}
 
@@ -31,16 +31,13 @@ class Killed(unittest.TestCase):
         self.place = Place()
         self.addCleanup(self.place.remove)
 
-    def check_boundaries(self, signal_number, numbers):
-        seen = 0
+    def check_kills(self, signal_number, numbers):
+        """Runs of which each is ended at one boundary."""
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
             for number, found in zip(numbers, pool.map(lambda number: at_boundary(number, signal_number), numbers)):
-                if found is None:
-                    continue
-                seen += 1
                 with self.subTest(signal=signal_number.name, piece=number):
+                    self.assertIsNotNone(found, "there are fewer pieces")
                     self.check_one(*found)
-        return seen
 
     def check_one(self, begun, results, table, survivors):
         pieces = results["pieces"]
@@ -58,11 +55,25 @@ class Killed(unittest.TestCase):
             self.assertEqual(results["cases"]["cifar10-ddpm"]["ours"]["rounds_ms"], [10.0] * 3)
         self.assertEqual(survivors, [], f"when {begun[-1]} began")
 
-    def test_a_kill_at_any_boundary_loses_no_finished_piece(self):
-        self.assertGreater(self.check_boundaries(signal.SIGKILL, range(1, 60)), 35)
+    def test_at_every_boundary_no_finished_piece_would_be_lost(self):
+        """The runner is stopped where each piece begins: what is in its folder then is what a kill would leave."""
+        process, begun = self.place.start("--minutes", "2"), []
+        for line in process.stderr:
+            if not (found := BEGUN.match(line)):
+                continue
+            begun.append(found[1])
+            process.send_signal(signal.SIGSTOP)
+            with self.subTest(piece=found[1]):
+                self.check_one(list(begun), self.place.results(), (self.place.out / "table.txt").read_text(), [])
+            process.send_signal(signal.SIGCONT)
+        process.communicate()
+        self.assertGreater(len(begun), 34)
 
-    def test_being_told_to_end_at_any_boundary_loses_no_finished_piece(self):
-        self.assertGreater(self.check_boundaries(signal.SIGTERM, range(1, 60, 4)), 8)
+    def test_a_kill_at_a_boundary_loses_no_finished_piece_and_leaves_no_program_behind(self):
+        self.check_kills(signal.SIGKILL, [1, 5, 10, 14, 16, 18, 20, 24, 33])
+
+    def test_being_told_to_end_at_a_boundary_loses_no_finished_piece(self):
+        self.check_kills(signal.SIGTERM, [2, 9, 15, 19, 30])
 
     def test_before_the_first_piece_there_is_a_document(self):
         process = self.place.start("--minutes", "2")
@@ -90,6 +101,16 @@ class Killed(unittest.TestCase):
         self.assertEqual((len(results["ops"]["ops"]), results["pieces"]["operations"]["status"]), (3, "running"))
         self.assertIn('{"op": {"name": "half a', (self.place.out / "gpu-check.log").read_text())
         self.assertIn("op 2", (self.place.out / "table.txt").read_text())
+
+    def test_being_told_to_end_inside_a_piece_takes_what_was_printed_last(self):
+        process = self.place.start("--minutes", "2", "--parts", "ops", ops_hang=True)
+        log = self.place.out / "gpu-check.log"
+        while not (log.is_file() and "half a" in log.read_text()):
+            time.sleep(0.005)
+        process.terminate()
+        process.communicate()
+        results = self.place.results()
+        self.assertEqual((len(results["ops"]["ops"]), results["pieces"]["operations"]["status"]), (3, "interrupted"))
 
     def test_a_kill_inside_a_module_leaves_who_passed_and_who_was_running(self):
         process = self.place.start("--minutes", "2", "--parts", "smoke", hang=["attention::gpu_b"])
