@@ -61,7 +61,7 @@ def heading(results):
     lines = [", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in gpu.items()) or "no GPU",
              f"{results['date']}, revision {pack.get('revision')}, packed {pack.get('packed')}"]
     if roofs := results["roofs"]:
-        lines.append(f"roofs, {roofs['source']}: {roofs['flop_per_s'] / 1e12:.0f} TFLOP/s bf16, {roofs['bytes_per_s'] / 1e12:.2f} TB/s")
+        lines.append(f"roofs, {roofs['source']} ({roofs.get('device', 'PyTorch')}): {roofs['flop_per_s'] / 1e12:.0f} TFLOP/s bf16, {roofs['bytes_per_s'] / 1e12:.2f} TB/s")
     if results["rehearsal"]:
         lines.append(f"A REHEARSAL ON {results['rehearsal'].upper()}: every number below means nothing")
     for switch, why in results["off"].items():
@@ -87,14 +87,18 @@ def short(name):
 
 
 def trouble_lines(results):
-    """Every piece that failed, and every failure that is explained, with what was said."""
-    lines = []
+    """Every piece that failed and every failure that is explained, with what was said; why others were not run, once."""
+    lines, passed_over = [], {}
     for name, piece in results["pieces"].items():
-        if piece["status"] in ("failed", "interrupted", "skipped") or piece.get("why", "not reached") not in ("", "not reached"):
-            lines.append(f"{name}: {piece['status']}: {piece.get('why', '')}")
+        if piece["status"] in ("failed", "interrupted"):
+            lines.append(f"{name}: {piece['status']}: {piece['why']}")
+        elif piece["status"] in ("skipped", "not run") and piece["why"] != "not reached":
+            passed_over.setdefault((piece["status"], piece["why"]), []).append(name)
         lines += [f"{name}: explained: {test}: {why}" for test, why in (piece.get("explained") or {}).items()]
         lines += [f"{name}: {key}: {', '.join(' '.join([test, found['status']]) for test, found in tests.items())}"
                   for key, tests in piece.items() if key.startswith("without ")]
+    lines += [f"{status}, for {why}: {', '.join(names) if len(names) < 4 else f'{len(names)} pieces'}"
+              for (status, why), names in passed_over.items()]
     shown = [wrapped for line in lines for wrapped in textwrap.wrap(line[:3 * WIDTH], WIDTH, subsequent_indent="    ")]
     return ["", *shown] if shown else []
 

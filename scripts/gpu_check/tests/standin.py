@@ -30,8 +30,9 @@ def hang():
 
 
 def measured(ms=10.0):
-    batch = "sample.num" if "sample" in sys.argv else "train.batch_size"
-    return {"parameters": 5, "batch_size": value("--batch", batch), "precision": value("--precision", "train.precision"),
+    if "sample" in sys.argv:  # ours says less of it
+        return {"batch_size": value("--batch", "sample.num"), "median_ms": ms, "images_per_s": 1000 / ms}
+    return {"parameters": 5, "batch_size": value("--batch", "train.batch_size"), "precision": value("--precision", "train.precision"),
             "median_ms": ms, "min_ms": ms, "max_ms": ms, "images_per_s": 1000 / ms, "peak_bytes": 2**20,
             "phases_ms": {"data": 0.1, "forward": 1, "backward": 2, "optimizer": 3}}
 
