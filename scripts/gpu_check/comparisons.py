@@ -12,6 +12,8 @@ STEPS = 20
 CONVOLUTIONS = "TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS"
 COMPILED, EAGER = "max-autotune", "channels_last"
 WARM_SECONDS, COMPILE_SECONDS = 90, 270
+# One measurement, our program's start and its choice of algorithms included.
+MEASURE_SECONDS = 60
 
 
 class Case(NamedTuple):
@@ -90,7 +92,8 @@ def record_of(check, case):
 def measure_ours(check, case):
     path = config(check.machine, case)
     source = images.folder(check.machine, path, 4 * case.batch)
-    return check.machine.ddpm("bench", "step", path, "--repeat", STEPS, *overrides(check.machine, case, source))
+    return check.machine.ddpm("bench", "step", path, "--repeat", STEPS, *overrides(check.machine, case, source),
+                              limit=MEASURE_SECONDS)
 
 
 def ours(case):
@@ -107,7 +110,7 @@ def eager(case):
         server = begin(check, (case.name, EAGER), trainer(check.machine, case, EAGER))
         try:
             server.warm(min(WARM_SECONDS, check.machine.left()))
-            found["rivals"][EAGER] = server.measure(STEPS, check.machine.left())
+            found["rivals"][EAGER] = server.measure(STEPS, limit(check))
             same_work(found)
         except Failed:
             check.take_rival((case.name, EAGER)).stop()
@@ -115,6 +118,11 @@ def eager(case):
         if case.large:  # two of them would not fit beside ours
             check.take_rival((case.name, EAGER)).stop()
     return work
+
+
+def limit(check):
+    """Seconds for one answer of a rival."""
+    return min(MEASURE_SECONDS, max(1, check.machine.left()))
 
 
 def begin(check, key, command):
@@ -137,40 +145,53 @@ def settled(check, key):
 
 
 def turns(check, found, key, rivals, measure):
-    """Rounds of ours and every rival in turn: each result is the median round, with all rounds beside it."""
-    servers, errors = {}, []
+    """Rounds of ours and every rival in turn: each result is the median round, with all rounds beside it. Whoever fails drops out."""
+    servers, errors = warmed(check, key, rivals)
+    rounds = {name: [] for name in ["ours", *servers]}
     try:
-        for mode in rivals:
-            try:
-                servers[mode] = check.take_rival((key, mode))
-                since = time.monotonic() - servers[mode].begun
-                servers[mode].warm(min(check.machine.left(), max(1, (COMPILE_SECONDS if mode == COMPILED else WARM_SECONDS) - since)))
-            except Failed as error:
-                errors.append(f"{mode}: {error}")
-                if mode in servers:
-                    servers.pop(mode).stop()
-        rounds = {name: [] for name in ["ours", *servers]}
         for _ in range(1 if check.machine.rehearse else ROUNDS):
-            for name, documents in rounds.items():
-                documents.append(measure(servers.get(name)))
-                (found if name == "ours" else found["rivals"])[name] = middle(documents)
+            for name in list(rounds):
+                try:
+                    rounds[name].append(measure(servers.get(name)))
+                except Failed as error:
+                    errors[name] = str(error)
+                    del rounds[name]
+                    continue
+                (found if name == "ours" else found["rivals"])[name] = middle(rounds[name])
                 check.save()
-    except Failed as error:
-        errors.append(str(error))
     finally:
         for server in servers.values():
             server.stop()
-    found["errors"] = {"rounds": "; ".join(errors)} if errors else {}
+    found["errors"] = dict(errors)
     same_work(found)
     if errors:
-        raise Failed("; ".join(errors))
+        raise Failed("; ".join(f"{name}: {error}" for name, error in errors.items()))
+
+
+def warmed(check, key, rivals):
+    """The rivals' servers that are ready, and why others are not."""
+    servers, errors = {}, {}
+    for mode in rivals:
+        try:
+            server = check.take_rival((key, mode))
+        except Failed as error:
+            errors[mode] = str(error)
+            continue
+        left = (COMPILE_SECONDS if mode == COMPILED else WARM_SECONDS) - (time.monotonic() - server.begun)
+        try:
+            server.warm(min(check.machine.left(), max(1, left)))
+            servers[mode] = server
+        except Failed as error:
+            errors[mode] = str(error)
+            server.stop()
+    return servers, errors
 
 
 def rounds(case):
     """A piece: training steps of ours and of all rivals, in turn."""
     def work(check, record):
         def measure(server):
-            return server.measure(STEPS, max(1, check.machine.left())) if server else measure_ours(check, case)
+            return server.measure(STEPS, limit(check)) if server else measure_ours(check, case)
         conditions(check, record, case.name)
         rivals = [mode for mode in case.rivals if mode == COMPILED or not case.large]
         turns(check, record_of(check, case), case.name, rivals, measure)
@@ -186,12 +207,12 @@ def sampling_alone(check, _):
     check.save()
     server = begin(check, (SAMPLING, EAGER), sampler(machine, EAGER))
     server.warm(min(WARM_SECONDS, machine.left()))
-    found["rivals"][EAGER] = server.measure(repeat(machine), machine.left())
+    found["rivals"][EAGER] = server.measure(repeat(machine), limit(check))
 
 
 def sampling_rounds(check, record):
     def measure(server):
-        return server.measure(repeat(check.machine), max(1, check.machine.left())) if server else measure_sampling(check)
+        return server.measure(repeat(check.machine), limit(check)) if server else measure_sampling(check)
     conditions(check, record, SAMPLING)
     found = check.results["sample"]
     for key in ["rivals", "errors"]:
@@ -206,7 +227,7 @@ def measure_sampling(check):
     keys = {"run.device": machine.device, "train.precision": precision, "sample.num": number, "sample.sampler": "ddim",
             "sample.steps": steps}
     settings = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
-    return machine.ddpm("bench", "sample", path, "--repeat", repeat(machine), *settings)
+    return machine.ddpm("bench", "sample", path, "--repeat", repeat(machine), *settings, limit=MEASURE_SECONDS)
 
 
 def repeat(machine):

@@ -69,11 +69,6 @@ class Machine:
         self.off[switch] = why
         self.environment[SWITCHES] = ",".join(self.off)
 
-    def turn_on(self, switch):
-        """As before `turn_off`."""
-        self.off.pop(switch, None)
-        self.environment[SWITCHES] = ",".join(self.off)
-
     def run(self, command, limit=None, progress=None, environment=None):
         """Runs a program to its end or to its limit: what became of it."""
         seconds = min(self.left(), limit or self.left())

@@ -17,8 +17,8 @@ OUTPUT_BYTES = 32 * 2**20
 LAST_LINES = 40
 # How often a caller is told of what a program has printed meanwhile.
 PROGRESS_SECONDS = 1.0
-LIBC = ctypes.CDLL(None)
-PR_SET_PDEATHSIG = 1
+# Looked up here and not between fork and exec.
+PRCTL, PR_SET_PDEATHSIG = ctypes.CDLL(None).prctl, 1
 
 
 class Failed(Exception):
@@ -51,7 +51,7 @@ class Log:
 
 def die_with_parent():
     """Called in the child: a runner that is killed leaves no program behind that would go on using the GPU."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Program:

@@ -18,10 +18,10 @@ def pieces(check):
     """Everything, the most valuable first. Seconds are limits, several times what is expected, not shares."""
     part = functools.partial
     plan = [
-        Piece("doctor", "doctor", 20, checks.doctor),
-        Piece("roofs", "doctor", 60, checks.measure_roofs),
-        Piece("PyTorch and diffusers", "doctor", 60, checks.try_rival),
-        *(Piece(f"smoke: {family}", "smoke", 70, gputests.smoke(family)) for family in gputests.SMOKE),
+        Piece("doctor", "doctor", 30, checks.doctor),
+        Piece("roofs", "doctor", 90, checks.measure_roofs),
+        Piece("PyTorch and diffusers", "doctor", 90, checks.try_rival),
+        *(Piece(f"smoke: {family}", "smoke", 90, gputests.smoke(family)) for family in gputests.SMOKE),
         Piece("quick start", "train", 120, checks.train),
         Piece("start to first step", "train", 60, checks.start),
     ]

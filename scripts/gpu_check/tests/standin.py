@@ -5,6 +5,7 @@ Who it is, its file's name says. STANDIN is a JSON object in the environment tha
   needs_switch        an object: tests that fail unless this family is in DDPM_GPU_OFF
   poison              after a crash is caught, every test behind it in the same process fails too
   compile_seconds     how long torch.compile takes          ops_seconds   how long each operation takes
+  compiled_dies       at its second measurement
   ops_hang, ncu_hang, train_hang      say half of it and hang
 """
 
@@ -51,7 +52,9 @@ def rival():
     if "max-autotune" in sys.argv:
         time.sleep(WRONG.get("compile_seconds", 0))
     say({"ready": True})
-    for _ in sys.stdin:
+    for number, _ in enumerate(sys.stdin):
+        if WRONG.get("compiled_dies") and "max-autotune" in sys.argv and number == 1:
+            sys.exit("error: out of memory")
         say(measured(20.0))
 
 

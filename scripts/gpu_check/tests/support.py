@@ -42,7 +42,7 @@ class Place:
             shutil.copy(program, self.pack / "benches" / name)
         for name in ["nvidia-smi", "ncu", "compute-sanitizer"]:
             shutil.copy(program, self.tools / name)
-        for name in ["cifar10-ddpm", "quickstart"]:
+        for name in ["cifar10-ddpm", "quickstart", "church256"]:
             (self.pack / f"configs/{name}.toml").write_text("[data]\nimage_size = 32\n")
         with tarfile.open(self.pack / "programs.tar.xz", "w:xz") as archive:
             for name in ["ddpm", *TESTS]:

@@ -89,6 +89,20 @@ class WholeRuns(unittest.TestCase):
         self.assertIn("not run: one step by kernel", re.sub(r"\s+", " ", table))
         self.assertEqual(self.place.survivors(), [])
 
+    def test_a_rival_that_dies_drops_out_and_the_others_go_on(self):
+        code, _, results = self.place.run(*MINUTES, "--parts", "rivals", "--configs", "cifar10-ddpm", compiled_dies=True)
+        case = results["cases"]["cifar10-ddpm"]
+        self.assertEqual((code, len(case["ours"]["rounds_ms"]), len(case["rivals"]["channels_last"]["rounds_ms"])), (1, 3, 3))
+        self.assertEqual(case["rivals"]["max-autotune"]["rounds_ms"], [20.0])
+        self.assertIn("out of memory", case["errors"]["max-autotune"])
+
+    def test_of_a_large_network_one_rival_is_alive_at_a_time(self):
+        code, _, results = self.place.run(*MINUTES, "--parts", "step,rivals", "--configs", "church256")
+        case = results["cases"]["church256"]
+        self.assertEqual((code, sorted(case["rivals"])), (0, ["channels_last", "max-autotune"]))
+        self.assertNotIn("rounds_ms", case["rivals"]["channels_last"])
+        self.assertEqual(case["rivals"]["max-autotune"]["rounds_ms"], [20.0] * 3)
+
     def test_a_rival_that_does_not_start_costs_only_its_own_numbers(self):
         (self.place.pack / "benches/torch_step.py").write_text("import sys; sys.exit('error: a clash of packages')")
         code, table, results = self.place.run(*MINUTES, "--parts", "doctor,step,rivals")
