@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pathlib
+import re
 import subprocess
 import tempfile
 import unittest
@@ -133,6 +134,13 @@ class Reading(unittest.TestCase):
         wide = '"ID","Kernel Name","Grid Size","gpu__time_duration.sum"\n"","","","usecond"\n"0","a(int)","(1, 2, 3)","1,234.5"\n'
         for text in [tall, wide, "==PROF== noise\n" + wide + '"1","b","(1']:
             self.assertEqual(kernels.rows(text), [("a(int)", "(1, 2, 3)", 1234500.0)])
+
+    def test_every_kernel_of_ours_has_a_family(self):
+        sources = (pathlib.Path(__file__).parents[3] / "crates/kernels/cuda").glob("*.cu")
+        declared = re.compile(r"__global__ void (?:__launch_bounds__\([^)]*\)|[A-Z_]+\([A-Z]\)|[A-Z_]+)?\s*([a-z]\w*)")
+        names = {name for path in sources for name in declared.findall(path.read_text().replace("\\\n", " "))}
+        self.assertGreater(len(names), 30)
+        self.assertEqual([name for name in names if kernels.family(name) == "other" and name != "busy"], [])
 
     def test_a_floor_is_the_longer_of_two_times(self):
         rates = {"flop_per_s": 1e12, "bytes_per_s": 1e9}
