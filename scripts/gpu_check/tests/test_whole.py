@@ -84,6 +84,7 @@ class WholeRuns(unittest.TestCase):
         self.assertEqual(code, 1)
         self.assertEqual([op["name"] for op in results["ops"]["ops"]], ["op 0", "op 1", "op 2"])
         self.assertRegex(results["pieces"]["operations"]["why"], r"not done after \d+ s: ddpm; 3 operations were measured")
+        self.assertLess(results["pieces"]["operations"]["seconds"], 15)
         later = [piece for name, piece in results["pieces"].items() if name != "operations"]
         self.assertTrue(all(piece["status"] == "not run" and "s were left" in piece["why"] for piece in later), later)
         self.assertIn("not run: one step by kernel", re.sub(r"\s+", " ", table))
