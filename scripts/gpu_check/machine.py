@@ -136,6 +136,8 @@ def environment(scratch, rehearse):
     return {
         **os.environ, "LD_LIBRARY_PATH": joined(folders, "LD_LIBRARY_PATH"), "PYTHONPATH": joined([str(scratch / "site")], "PYTHONPATH"),
         "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1",
+        # Our programs have no symbols: a backtrace would only push the message out of sight.
+        "RUST_BACKTRACE": "0",
         # Kept between calls: what was compiled once need not be again.
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"), "TRITON_CACHE_DIR": str(scratch / "triton"),
     }

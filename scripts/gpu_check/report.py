@@ -50,7 +50,11 @@ def table(results):
     lines = heading(results)
     lines += ["", *part_lines(results), *trouble_lines(results)]
     for section in [train_rows, op_rows, family_rows, kernel_rows, data_rows, step_rows, target_rows]:
-        rows = section(results)
+        try:
+            rows = section(results)
+        except Exception as error:  # noqa: BLE001: some program's answer lacks what is shown of it; the other sections stay
+            lines += ["", f"gpu-check.json has what cannot be shown here ({section.__name__}): {type(error).__name__}: {error}"]
+            continue
         if len(rows) > 1:
             lines += ["", *aligned(rows)]
     return "\n".join(line[:WIDTH] for line in lines) + "\n"

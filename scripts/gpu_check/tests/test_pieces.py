@@ -94,7 +94,9 @@ class Modules(unittest.TestCase):
     def test_an_answer_that_the_table_cannot_show_is_in_the_document_and_stops_nothing(self):
         check = self.place.check(5)
         check.results["cases"]["cifar10-ddpm"] = {"ours": {"median_ms": 5.0}}
-        self.assertIn("KeyError", check.save())
+        table = check.save()
+        self.assertIn("KeyError", table)
+        self.assertIn("start to first step", table)
         self.assertEqual(self.place.results()["cases"]["cifar10-ddpm"]["ours"], {"median_ms": 5.0})
 
     def test_a_log_that_would_grow_too_large_ends(self):
