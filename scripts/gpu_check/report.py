@@ -65,7 +65,8 @@ def heading(results):
     lines = [", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in gpu.items()) or "no GPU",
              f"{results['date']}, revision {pack.get('revision')}, packed {pack.get('packed')}"]
     if roofs := results["roofs"]:
-        lines.append(f"roofs, {roofs['source']} ({roofs.get('device', 'PyTorch')}): {roofs['flop_per_s'] / 1e12:.0f} TFLOP/s bf16, {roofs['bytes_per_s'] / 1e12:.2f} TB/s")
+        lines.append(f"roofs, {roofs['source']} ({roofs.get('device', 'PyTorch')}): {roofs['flop_per_s'] / 1e12:.0f} TFLOP/s bf16, "
+                     f"{roofs['bytes_per_s'] / 1e12:.2f} TB/s")
     if results["rehearsal"]:
         lines.append(f"A REHEARSAL ON {results['rehearsal'].upper()}: every number below means nothing")
     for switch, why in results["off"].items():
