@@ -12,7 +12,7 @@ import tempfile
 import time
 import zipfile
 
-from .programs import Failed, Log, Outcome, Program, last_document
+from .programs import MARK, Failed, Log, Outcome, Program, Reaper, last_document
 
 SWITCHES = "DDPM_GPU_OFF"
 # A tiny network with what the large ones have, for rehearsals and to try PyTorch's side.
@@ -45,8 +45,8 @@ class Machine:
         out.mkdir(parents=True, exist_ok=True)
         self.log = Log(out / "gpu-check.log")
         self.scratch = scratch(out, rehearse)
-        self.children, self.programs, self.off = [], {}, {}
-        self.environment = environment(self.scratch, rehearse)
+        self.children, self.programs, self.off, self.reaper = [], {}, {}, Reaper()
+        self.environment = {**environment(self.scratch, rehearse), MARK: self.reaper.mark}
         for switch in filter(None, os.environ.get(SWITCHES, "").split(",")):
             self.turn_off(switch, "the environment said so")
         self.tiny = self.scratch / "tiny.toml"
@@ -100,6 +100,7 @@ class Machine:
     def close(self):
         for program in self.children:
             program.kill()
+        self.reaper.finish()
         for name in ["programs", "site"]:
             shutil.rmtree(self.scratch / name, ignore_errors=True)
 
@@ -124,7 +125,11 @@ def unpack_programs(directory, scratch):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     with tarfile.open(directory / "programs.tar.xz") as packed:
-        packed.extractall(folder, filter="data")
+        for member in packed:
+            path = folder / pathlib.Path(member.name).name
+            with packed.extractfile(member) as source, open(path, "wb") as target:
+                shutil.copyfileobj(source, target)
+            path.chmod(0o755)
     return {path.name: path for path in sorted(folder.iterdir())}
 
 

@@ -1,7 +1,6 @@
 """How programs are run: what they print is in the log as it comes, and can be read while they run and after they were killed."""
 
 import collections
-import ctypes
 import json
 import os
 import pathlib
@@ -17,8 +16,26 @@ OUTPUT_BYTES = 32 * 2**20
 LAST_LINES = 40
 # How often a caller is told of what a program has printed meanwhile.
 PROGRESS_SECONDS = 1.0
-# Looked up here and not between fork and exec.
-PRCTL, PR_SET_PDEATHSIG = ctypes.CDLL(None).prctl, 1
+# Told to every program in its environment, which their children inherit.
+MARK = "GPU_CHECK_RUNNER"
+# Waits until the runner has ended, however that was, and then ends whatever carries its mark.
+REAPER = """
+import os, sys, time
+sys.stdin.read()
+for _ in range(40):
+    found = False
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/environ", "rb") as file:
+                if sys.argv[1].encode() in file.read().split(b"\\0"):
+                    found = True
+                    os.kill(int(name), 9)
+        except OSError:
+            continue
+    if not found:
+        break
+    time.sleep(0.05)
+"""
 
 
 class Failed(Exception):
@@ -49,14 +66,22 @@ class Log:
         self.write("gpu-check", f"{text}\n".encode())
 
 
-def die_with_parent():
-    """Called in the child: a runner that is killed leaves no program behind that would go on using the GPU."""
-    PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL)
+class Reaper:
+    """A process that outlives a killed runner for a moment, so that no program goes on using the GPU."""
+
+    def __init__(self):
+        self.mark = f"{os.getpid()}-{time.time_ns()}"
+        self.process = subprocess.Popen([sys.executable, "-I", "-S", "-c", REAPER, f"{MARK}={self.mark}"], process_group=0,
+                                        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def finish(self):
+        """Ends what is left, children that have left their group among it."""
+        self.process.stdin.close()
+        self.process.wait()
 
 
 class Program:
-    """A program in a process group of its own, so that it can be ended with its children. To be started by the main thread:
-    it would end with any other."""
+    """A program in a process group of its own, so that it can be ended with its children."""
 
     count = 0
 
@@ -70,7 +95,7 @@ class Program:
         try:
             self.process = subprocess.Popen(
                 command, cwd=machine.directory, env={**machine.environment, **(environment or {})}, process_group=0,
-                preexec_fn=die_with_parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         except OSError as error:
             raise Failed(f"{command[0]} cannot be started: {error.strerror}") from None
         self.pumps = [threading.Thread(target=self.pump, args=(stream, keep), daemon=True)

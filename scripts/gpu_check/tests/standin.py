@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
 
@@ -92,7 +93,8 @@ def train():
     with open(place / "metrics.jsonl", "w") as metrics:
         print(json.dumps({"step": 4, "loss": 0.5, "timing": {"images_per_s": 7}}), file=metrics)
     (place / "samples/step-000000004.png").write_bytes(b"a picture")
-    if WRONG.get("train_hang"):
+    if WRONG.get("train_hang"):  # with a child that has left its group
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", place], start_new_session=True)
         hang()
     say({"step": 4, "seconds": 0.1})
 

@@ -71,12 +71,18 @@ class Place:
         return json.loads((self.out / "gpu-check.json").read_text())
 
     def survivors(self):
-        """Processes that still run something of this place."""
+        """Processes that still run something of this place, some seconds after its runner ended."""
+        until = time.monotonic() + 8
+        while (found := self.running()) and time.monotonic() < until:
+            time.sleep(0.05)
+        return found
+
+    def running(self):
         found = []
         for folder in pathlib.Path("/proc").glob("[0-9]*"):
             try:
-                if str(self.root).encode() in (folder / "cmdline").read_bytes():
-                    found.append(folder.name)
+                if str(self.root).encode() in (words := (folder / "cmdline").read_bytes()):
+                    found.append(words.replace(b"\0", b" ").decode())
             except OSError:
                 continue
         return found

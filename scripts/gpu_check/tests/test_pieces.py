@@ -54,11 +54,11 @@ class Modules(unittest.TestCase):
         self.assertIn("an illegal memory access", record["why"])
 
     def test_a_test_that_hangs_is_named_and_the_others_are_run(self):
-        with unittest.mock.patch.multiple(gputests, MODULE_SECONDS=1, TEST_SECONDS=1):
+        with unittest.mock.patch.multiple(gputests, MODULE_SECONDS=3, TEST_SECONDS=3):
             record = self.run_attention(hang=["attention::gpu_a"])
         self.assertEqual({name: test["status"] for name, test in record["failed"].items()},
                          {"attention::gpu_a": "not done", "attention::gpu_b": "ok", "attention::gpu_c": "ok"})
-        self.assertIn("attention::gpu_a: not done: not done after 1 s", record["why"])
+        self.assertIn("attention::gpu_a: not done: not done after 3 s", record["why"])
 
     def test_what_is_explained_is_no_failure_and_is_shown_with_its_values(self):
         message = "bf16, checkpointing true: peak 1234567, foretold 1000000"

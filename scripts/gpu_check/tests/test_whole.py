@@ -8,17 +8,22 @@ from .support import TESTS, Place
 MINUTES = ["--minutes", "2"]
 
 
-class WholeRuns(unittest.TestCase):
-    def setUp(self):
-        self.place = Place()
-        self.addCleanup(self.place.remove)
+def statuses(results):
+    return {name: piece["status"] for name, piece in results["pieces"].items()}
 
-    def statuses(self, results):
-        return {name: piece["status"] for name, piece in results["pieces"].items()}
+
+class AllIsWell(unittest.TestCase):
+    """One run in which nothing goes wrong."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.place = Place()
+        cls.addClassCleanup(cls.place.remove)
+        cls.code, cls.table, cls.results = cls.place.run(*MINUTES)
 
     def test_all_is_well(self):
-        code, table, results = self.place.run(*MINUTES)
-        self.assertEqual(set(self.statuses(results).values()), {"ok"}, results["pieces"])
+        code, table, results = self.code, self.table, self.results
+        self.assertEqual(set(statuses(results).values()), {"ok"}, results["pieces"])
         self.assertEqual(code, 0)
         self.assertEqual(results["exit_code"], 0)
         case = results["cases"]["cifar10-ddpm"]
@@ -37,8 +42,7 @@ class WholeRuns(unittest.TestCase):
                          ["gpu-check.json", "gpu-check.log", "quickstart.png", "table.txt"])
 
     def test_order_is_by_value_and_memory_is_last(self):
-        _, _, results = self.place.run(*MINUTES)
-        begun = sorted(results["pieces"], key=lambda name: results["pieces"][name]["begun"])
+        begun = sorted(self.results["pieces"], key=lambda name: self.results["pieces"][name]["begun"])
         wanted = ["doctor", "roofs", "PyTorch and diffusers", "smoke: conv", "smoke: one recorded step", "quick start",
                   "start to first step", "step cifar10-ddpm: ours", "operations", "one step by kernel", "step cifar10-ddpm: eager",
                   "torch.compile begins: cifar10-ddpm", "step cifar10-ddpm: in turn", "torch.compile begins: sampling",
@@ -46,8 +50,14 @@ class WholeRuns(unittest.TestCase):
         self.assertEqual([name for name in begun if name in wanted], wanted)
         self.assertEqual(begun[-1], "memory: memory")
 
+
+class WholeRuns(unittest.TestCase):
+    def setUp(self):
+        self.place = Place()
+        self.addCleanup(self.place.remove)
+
     def test_tests_run_while_torch_compile_is_at_work_and_nothing_is_measured(self):
-        code, _, results = self.place.run(*MINUTES, "--parts", "step,rivals,tests", compile_seconds=2)
+        code, _, results = self.place.run(*MINUTES, "--parts", "step,rivals,tests", compile_seconds=5)
         self.assertEqual(code, 0)
         beside = results["pieces"]["step cifar10-ddpm: in turn"]["compiled_beside"]
         self.assertEqual(beside, ["tests: kernels dropout", "tests: kernels random", "tests: train training"])
@@ -65,7 +75,7 @@ class WholeRuns(unittest.TestCase):
         self.assertEqual(smoke["without flash"]["attention::gpu_b"]["status"], "ok")
         self.assertEqual(list(results["off"]), ["flash"])
         self.assertIn("TURNED OFF for what followed: flash", table)
-        others = {name: status for name, status in self.statuses(results).items() if name != "smoke: flash attention"}
+        others = {name: status for name, status in statuses(results).items() if name != "smoke: flash attention"}
         self.assertEqual(set(others.values()), {"ok"})
 
     def test_a_recorded_step_that_fails_either_way_is_tried_without_any_family(self):
@@ -80,11 +90,11 @@ class WholeRuns(unittest.TestCase):
         self.assertEqual((code, results["off"]), (0, {"flash": "the command line said so"}))
 
     def test_what_hangs_is_ended_at_its_time_and_what_no_longer_fits_is_named(self):
-        code, table, results = self.place.run("--minutes", "0.4", "--parts", "ops,kernels,rivals", ops_hang=True)
+        code, table, results = self.place.run("--minutes", "0.5", "--parts", "ops,kernels,rivals", ops_hang=True)
         self.assertEqual(code, 1)
         self.assertEqual([op["name"] for op in results["ops"]["ops"]], ["op 0", "op 1", "op 2"])
         self.assertRegex(results["pieces"]["operations"]["why"], r"not done after \d+ s: ddpm; 3 operations were measured")
-        self.assertLess(results["pieces"]["operations"]["seconds"], 15)
+        self.assertLess(results["pieces"]["operations"]["seconds"], 25)
         later = [piece for name, piece in results["pieces"].items() if name != "operations"]
         self.assertTrue(all(piece["status"] == "not run" and "s were left" in piece["why"] for piece in later), later)
         self.assertIn("not run: one step by kernel", re.sub(r"\s+", " ", table))
