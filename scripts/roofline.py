@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The roofline of a training step: what it must compute and move, by kind of operation, and how long that takes at least.
 
-usage: scripts/roofline.py CONFIG.toml [--batch N] [--sampling] [--gpu h200|h100] [--reach MATRIX,MEMORY] [--markdown] [--check]
+usage: scripts/roofline.py CONFIG.toml [--batch N] [--sampling] [--gpu h200|h100|--roofs FILE] [--reach MATRIX,MEMORY] [--markdown] [--check]
 
 Walks the UNet of a configuration as crates/model/src/unet builds it and counts, for each operation, floating-point operations
 (two for a multiply-add) and the fewest bytes through device memory under the plan for CUDA: bf16 activations and weights,
@@ -18,10 +18,12 @@ each operand read once, each result written once, and one kernel each for
 An operation takes the longer of its two times; the step takes the sum. That is a floor, not a forecast: no library's
 convolutions reach the matrix rate, and small ones do not fill the chip. --reach 0.6,0.85 says what it would be if all kernels
 reached those shares of the two rates; the shares are guesses until something is measured. --check (needs scripts/rival-python) compares
-parameters and FLOP with those of diffusers' network under torch.utils.flop_counter.
+parameters and FLOP with those of diffusers' network under torch.utils.flop_counter. --roofs takes the two rates from what
+benches/torch_roofs.py printed on a card, or from the gpu-check.json of scripts/gpu-check, which measures them first.
 """
 
 import argparse
+import json
 import pathlib
 import sys
 import tomllib
@@ -195,6 +197,16 @@ class Network:
         self.add("optimizer", "optimizer", 0, self.parameters * (2 * SINGLE + 2 * SINGLE * (3 + self.averages) + HALF))
 
 
+def measured_roofs(text):
+    """The rates in a file of ours, as an entry of GPUS; an option's type."""
+    try:
+        document = json.loads(pathlib.Path(text).read_text())
+        roofs = document.get("roofs") or document
+        return roofs["flop_per_s"], roofs["bytes_per_s"], f"measured on {roofs.get('device', 'the card')}: {text}"
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise argparse.ArgumentTypeError(f"{text} has no measured roofs: {type(error).__name__}: {error}") from None
+
+
 def floor_ms(operation, gpu, reach=(1, 1)):
     """Milliseconds that matrix units and memory need, and the longer."""
     matrix, memory = operation.flop / gpu[0] / reach[0] * 1e3, operation.bytes / gpu[1] / reach[1] * 1e3
@@ -258,7 +270,9 @@ def arguments():
     parser.add_argument("config", type=pathlib.Path, metavar="CONFIG.toml")
     parser.add_argument("--batch", type=int, metavar="N", help="(default: train.batch_size)")
     parser.add_argument("--sampling", action="store_true", help="a step of a sampler instead of one of training")
-    parser.add_argument("--gpu", choices=list(GPUS), default="h200", help="(default: h200)")
+    rates = parser.add_mutually_exclusive_group()
+    rates.add_argument("--gpu", choices=list(GPUS), default="h200", help="(default: h200)")
+    rates.add_argument("--roofs", type=measured_roofs, metavar="FILE", help="rates that were measured on a card")
     parser.add_argument("--reach", type=lambda text: tuple(map(float, text.split(","))), metavar="MATRIX,MEMORY",
                         help="shares of the two rates to reckon with as well")
     parser.add_argument("--markdown", action="store_true", help="the table for docs/performance.md")
@@ -272,7 +286,7 @@ def main():
     if args.check:
         return check(config, Network(config, 1), args.config)
     batch = args.batch or config["train"]["batch_size"]
-    network, gpu = Network(config, batch), GPUS[args.gpu]
+    network, gpu = Network(config, batch), args.roofs or GPUS[args.gpu]
     phases = ["forward", "sampler"] if args.sampling else ["noising", "forward", "backward", "optimizer"]
     network.operations = [operation for operation in network.operations if operation.phase in phases]
     print(f"{args.config.name}: {network.parameters:,} parameters, batch {batch}, {gpu[0] / 1e12:.0f} TFLOP/s and "

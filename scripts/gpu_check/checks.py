@@ -1,108 +1,125 @@
-"""The parts without a rival: `doctor`, `tests`, `ops`, `data`."""
+"""The pieces without a rival: what the machine is, its roofs, a run from start to end, each operation, the loader."""
 
 import re
 import shutil
 import sys
-import zipfile
+import time
 
-from . import comparisons, images
-from .machine import Failed
+from . import comparisons, images, roofs
+from .programs import Failed, Program, documents, last_document
 
-SUMMARY = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed")
-# What an H200 was measured to do (docs/performance.md); an operation's floor is the larger of its two times.
-FLOP_PER_S, BYTES_PER_S = 790e12, 4.3e12
+FIRST_STEP_SECONDS = 60
 
 
-def doctor(machine, results):
-    """Our program's view of the machine, and PyTorch's."""
-    errors = []
+def doctor(check, record):
+    """Our program's view of the machine."""
+    record["python"] = sys.version.split()[0]
+    record["ddpm"] = check.machine.ddpm("doctor")
+
+
+def measure_roofs(check, record):
+    """What this card's memory and matrix units do at most; operations are held against that."""
+    machine = check.machine
+    roofs_found = machine.json([sys.executable, "benches/torch_roofs.py", "--device", machine.rivals_device])
+    check.results["roofs"] = {**roofs_found, "source": "measured here"}
+
+
+def try_rival(check, record):
+    """A training step of a tiny network in PyTorch and diffusers: a clash of packages shows here, not after minutes."""
+    machine = check.machine
+    precision = "f32" if machine.rehearse else "bf16"
+    record.update(machine.json([
+        sys.executable, "benches/torch_step.py", machine.tiny, "--mode", comparisons.EAGER, "--device", machine.rivals_device,
+        "--precision", precision, "--repeat", 2]))
+
+
+def train(check, record):
+    """The quick start from its first step to its last picture, as a user would run it."""
+    machine = check.machine
+    found, place = check.results["train"], machine.scratch / "quickstart"
+    shutil.rmtree(place, ignore_errors=True)
+    config, settings = machine.directory / "configs/quickstart.toml", []
+    if machine.rehearse:
+        config = machine.tiny
+        settings = ["--max-steps", 4, "--set", "log.every=1", "--set", "sample.num=4", "--set", "sample.steps=2", "--set",
+                    f"data.source={images.folder(machine, config, 4)}", "--set", "data.split="]
+
+    def look(_=None):
+        metrics = place / "metrics.jsonl"
+        if metrics.is_file() and (lines := documents(metrics.read_text())):
+            found["last"] = lines[-1]
+        pictures = sorted((place / "samples").glob("*.png"))
+        if pictures:
+            shutil.copyfile(pictures[-1], machine.out / "quickstart.png")
+            found["picture"] = f"quickstart.png, after step {int(re.sub(r'[^0-9]', '', pictures[-1].stem))}"
+        check.save()
+    outcome = machine.run([machine.programs["ddpm"], "train", config, "--run-dir", place, "--device", machine.device, "--json",
+                           *settings], progress=look)
+    look()
+    document = last_document(outcome.stdout)
+    if outcome.code or not isinstance(document, dict):
+        raise Failed(outcome.why())
+    found.update(steps=document.get("step"), seconds=document.get("seconds"), whole_seconds=outcome.seconds)
+    if "picture" not in found:
+        raise Failed("the run left no picture")
+
+
+def start(check, record):
+    """Seconds from starting `ddpm train` to the first step in its metrics."""
+    machine, case = check.machine, comparisons.cases(check)[0]
+    place, config = machine.scratch / "start", comparisons.config(machine, case)
+    shutil.rmtree(place, ignore_errors=True)
+    settings = comparisons.overrides(machine, case, images.folder(machine, config, 4 * case.batch))
+    metrics, begun = place / "metrics.jsonl", time.monotonic()
+    program = Program(machine, [machine.programs["ddpm"], "train", config, "--run-dir", place, "--max-steps", 3, "--set",
+                                "log.every=1", *settings])
     try:
-        results["ddpm"] = machine.ddpm("doctor", limit=30)
-    except Failed as error:
-        errors.append(f"ddpm doctor: {error}")
-    script = ("import json, torch, diffusers; print(json.dumps({'torch': torch.__version__, 'cuda': torch.version.cuda,"
-              " 'cudnn': torch.backends.cudnn.version(), 'diffusers': diffusers.__version__}))")
-    try:
-        results["python"] = {"python": sys.version.split()[0], **machine.json([sys.executable, "-c", script], 60)}
-    except Failed as error:
-        errors.append(f"PyTorch with diffusers: {error}")
-    if errors:
-        raise Failed("; ".join(errors))
+        while not (metrics.is_file() and b"\n" in metrics.read_bytes()):
+            if program.process.poll() not in (None, 0):
+                raise Failed(f"`ddpm train` ended with code {program.process.returncode}: {program.errors()[-300:]}")
+            if time.monotonic() - begun > min(FIRST_STEP_SECONDS, max(1, machine.left())):
+                raise Failed(f"no first step in {time.monotonic() - begun:.0f} s")
+            time.sleep(0.01)
+        check.results["train"]["first_step_seconds"] = time.monotonic() - begun
+        record.update(config=case.config, batch_size=case.batch)
+    finally:
+        program.kill()
 
 
-def tests(machine, results):
-    """Every test program, then those of the kernels again under compute-sanitizer."""
-    programs = machine.tests
-    if not programs:
-        raise Failed("the pack has no GPU test")
-    results["programs"] = {path.name: test_program(machine, [path]) for path in programs}
-    sanitizer = find_sanitizer(machine)
-    if sanitizer:
-        command = [sanitizer, "--tool", "memcheck", "--error-exitcode", "99", "--target-processes", "all"]
-        kernels = [path for path in programs if path.name.startswith("ddpm-kernels")]
-        results["sanitizer"] = {path.name: test_program(machine, [*command, path]) for path in kernels}
-    else:
-        results["sanitizer"] = "compute-sanitizer was not found"
-    everyone = {**results["programs"], **({f"{k} (sanitizer)": v for k, v in results["sanitizer"].items()} if sanitizer else {})}
-    bad = {name: outcome for name, outcome in everyone.items() if outcome["status"] != "ok"}
-    if bad:
-        raise Failed("; ".join(f"{name}: {outcome['error']}" for name, outcome in bad.items()))
+def ops(check, record):
+    """Each operation's time and its floor, as they are measured."""
+    machine, case, found = check.machine, comparisons.cases(check)[0], check.results["ops"]
+    config = comparisons.config(machine, case)
+    rates = check.results["roofs"] or roofs.H200
+    found.update(config=case.config, batch_size=case.batch, precision=case.precision, roofs=rates["source"])
+
+    def note(text):
+        lines = documents(text)
+        whole = next((line for line in lines if "ops" in line), {})
+        measured = whole.get("ops") or [line["op"] for line in lines if "op" in line]
+        found.update({key: value for key, value in whole.items() if key != "ops"}, complete=bool(whole),
+                     ops=[{**op, **roofs.floor(op, rates)} for op in measured])
+        check.save()
+    outcome = machine.run([machine.programs["ddpm"], "bench", "ops", config, "--json", *comparisons.overrides(
+        machine, case, images.folder(machine, config, case.batch))], progress=note)
+    note(outcome.stdout)
+    if outcome.code or not found["complete"]:
+        raise Failed(f"{outcome.why()}; {len(found['ops'])} operations were measured")
 
 
-def find_sanitizer(machine):
-    """The machine's own compute-sanitizer, or the pack's."""
-    installed = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    if installed:
-        return installed
-    for wheel in machine.directory.glob("tools/nvidia_cuda_sanitizer_api-*.whl"):
-        with zipfile.ZipFile(wheel) as packed:
-            packed.extractall(machine.scratch / "tools")
-        for program in machine.scratch.glob("tools/nvidia/*/bin/compute-sanitizer"):
-            program.chmod(0o755)
-            return program
-    return None
-
-
-def test_program(machine, command):
-    """Counts, and the names of what failed."""
-    try:
-        code, stdout = machine.run([*command, "--ignored", "gpu", "--test-threads", "1"], 150)
-    except Failed as error:
-        return {"status": "failed", "error": str(error)}
-    counts = SUMMARY.search(stdout)
-    passed, failed = map(int, counts.groups()) if counts else (0, 0)
-    names = re.findall(r"^test (\S+) \.\.\. FAILED", stdout, re.MULTILINE)
-    if code == 0 and counts:
-        return {"status": "ok", "passed": passed, "failed": failed}
-    error = f"{failed} failed: {', '.join(names)}" if failed else f"exit code {code}"
-    return {"status": "failed", "passed": passed, "failed": failed, "failures": names, "error": error}
-
-
-def ops(machine, results):
-    """Each operation's time and its floor; the machine's own is what `bench ops` measured, if it did."""
-    case = comparisons.cases(machine, None)[0]
-    document = machine.ddpm("bench", "ops", case.config, "--set", f"run.device={machine.device}", "--set",
-                            f"train.batch_size={case.batch}", "--set", f"train.precision={case.precision}", "--set",
-                            f"data.source={images.folder(machine, case.config, case.batch)}", limit=60)
-    for op in document["ops"]:
-        op["floor_ms"] = max(op["bytes"] / BYTES_PER_S, op["flop"] / FLOP_PER_S) * 1e3
-        op["of_floor"] = op["floor_ms"] / op["ms"] if op["ms"] else None
-    results.update(document)
-
-
-def data(machine, results, step_results):
-    """How long a step waits for images that are read and decoded; from the step part, and the loader alone."""
-    results["wait"] = {}
-    for name, case in step_results.get("cases", {}).items():
+def data(check, record):
+    """How long a step waits for images that are read and decoded; and the loader alone."""
+    wait = check.results["data"]["wait"] = {}
+    for name, case in check.results["cases"].items():
         if "ours" in case:
-            wait, whole = case["ours"]["phases_ms"]["data"], case["ours"]["median_ms"]
-            results["wait"][name] = {"wait_ms": wait, "step_ms": whole, "share": wait / whole}
-    results["loader"], errors = {}, []
-    for case in {case.config: case for case in comparisons.cases(machine, None)}.values():
-        source = images.folder(machine, case.config, 4 * case.batch)
+            waited, whole = case["ours"]["phases_ms"]["data"], case["ours"]["median_ms"]
+            wait[name] = {"wait_ms": waited, "step_ms": whole, "share": waited / whole}
+    loader, errors = check.results["data"].setdefault("loader", {}), []
+    for case in {case.config: case for case in comparisons.cases(check)}.values():
+        config = comparisons.config(check.machine, case)
+        source = images.folder(check.machine, config, 4 * case.batch)
         try:
-            results["loader"][case.config] = machine.ddpm(
-                "bench", "data", case.config, *comparisons.overrides(machine, case, source), limit=30)
+            loader[case.config] = check.machine.ddpm("bench", "data", config, *comparisons.overrides(check.machine, case, source))
         except Failed as error:
             errors.append(f"{case.config}: {error}")
     if errors:

@@ -1,97 +1,79 @@
-"""The parts that set ours beside PyTorch's: `step` and `sample`, and the start of a run."""
+"""The pieces that set ours beside PyTorch's: training steps and sampling, alone and then in turn."""
 
-import subprocess
-import tempfile
-import threading
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 from . import images
-from .machine import Failed, Server
+from .programs import Failed, Server
 
 ROUNDS = 3
 STEPS = 20
 # What max-autotune may choose convolutions from. Templates of its own for each of them take minutes to compile and try.
 CONVOLUTIONS = "TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS"
 COMPILED, EAGER = "max-autotune", "channels_last"
-COMPILE_SECONDS = 300
+WARM_SECONDS, COMPILE_SECONDS = 90, 270
+# One measurement, our program's start and its choice of algorithms included.
+MEASURE_SECONDS = 60
 
 
 class Case(NamedTuple):
-    """One comparison of training steps."""
+    """One comparison of training steps. By default those that are not `large` are made."""
 
     name: str
     config: str
     batch: int
     rivals: tuple
     precision: str = "bf16"
+    large: bool = False
 
 
+# The large two fit into 80 GB, one rival at a time: eager takes about 32 GiB of each (docs/performance.md), ours 14.
 CASES = [
     Case("cifar10-ddpm", "configs/cifar10-ddpm.toml", 128, (EAGER, COMPILED)),
-    Case("imagenet64-iddpm", "configs/imagenet64-iddpm.toml", 128, (EAGER, COMPILED)),
-    Case("church256", "configs/church256.toml", 16, (EAGER, COMPILED)),
     Case("cifar10-batch16", "configs/cifar10-ddpm.toml", 16, (EAGER,)),
+    Case("imagenet64-iddpm", "configs/imagenet64-iddpm.toml", 128, (EAGER, COMPILED), large=True),
+    Case("church256", "configs/church256.toml", 16, (EAGER, COMPILED), large=True),
 ]
-REHEARSED = [Case("cifar10-ddpm", "configs/rehearsal.toml", 4, (EAGER,), "f32"),
-             Case("cifar10-batch16", "configs/rehearsal.toml", 2, (EAGER,), "f32")]
-# Configuration, precision, images and steps of DDIM; when it is rehearsed, those of the second row.
-SAMPLED = [("configs/cifar10-ddpm.toml", "bf16", 64, 50), ("configs/rehearsal.toml", "f32", 4, 5)]
+NAMES = [case.name for case in CASES]
+REHEARSED = [Case("cifar10-ddpm", "tiny", 4, (EAGER, COMPILED), "f32"), Case("cifar10-batch16", "tiny", 2, (EAGER,), "f32")]
+# Configuration, precision, images and steps of DDIM; and those of a rehearsal.
+SAMPLED, SAMPLED_REHEARSED = ("configs/cifar10-ddpm.toml", "bf16", 64, 50), ("tiny", "f32", 4, 5)
 SAMPLING = "sampling"
 
 
-def cases(machine, chosen):
-    return [case for case in (REHEARSED if machine.rehearse else CASES) if not chosen or case.name in chosen]
+def cases(check):
+    """Those that were chosen; the first is what everything else is measured on."""
+    every, chosen = REHEARSED if check.machine.rehearse else CASES, check.args.configs
+    return [case for case in every if (case.name in chosen if chosen else not case.large)] or every[:1]
+
+
+def config(machine, case):
+    """Its configuration's path."""
+    return machine.tiny if case.config == "tiny" else case.config
 
 
 def trainer(machine, case, mode):
     """PyTorch's training step."""
-    return ["benches/torch_step.py", case.config, "--mode", mode, "--device", machine.device, "--precision", case.precision,
-            "--batch", case.batch]
+    return ["benches/torch_step.py", config(machine, case), "--mode", real(machine, mode), "--device", machine.rivals_device,
+            "--precision", case.precision, "--batch", case.batch]
 
 
 def sampler(machine, mode):
     """PyTorch's sampling."""
-    config, precision, number, steps = SAMPLED[machine.rehearse]
-    return ["benches/torch_sample.py", config, "--mode", mode, "--device", machine.device, "--precision", precision,
-            "--batch", number, "--steps", steps]
+    path, precision, number, steps = sampled(machine)
+    return ["benches/torch_sample.py", path, "--mode", real(machine, mode), "--device", machine.rivals_device, "--precision",
+            precision, "--batch", number, "--steps", steps]
 
 
-class Compilers:
-    """Rivals that compile, all at once and beside the tests: it takes minutes, mostly of one core each."""
+def real(machine, mode):
+    """A rehearsal goes through all motions but compiles nothing: that takes minutes and a compiler."""
+    return EAGER if machine.rehearse else mode
 
-    def __init__(self, machine, parts, chosen):
-        self.machine, self.servers, self.errors = machine, {}, {}
-        wanted = {}
-        if "step" in parts and not machine.rehearse:
-            wanted = {case.name: trainer(machine, case, COMPILED) for case in cases(machine, chosen) if COMPILED in case.rivals}
-        if "sample" in parts and not machine.rehearse:
-            wanted[SAMPLING] = sampler(machine, COMPILED)
-        self.threads = [threading.Thread(target=self.compile, args=(name, command), daemon=True) for name, command in wanted.items()]
-        for thread in self.threads:
-            thread.start()
 
-    def compile(self, name, command):
-        server = Server(self.machine, command)
-        try:
-            server.answer(COMPILE_SECONDS)
-            self.servers[name] = server
-        except Failed as error:
-            server.stop()
-            self.errors[name] = str(error)
-
-    def wait(self, seconds):
-        """Nothing is measured while something compiles, if it can be helped."""
-        until = time.monotonic() + seconds
-        for thread in self.threads:
-            thread.join(max(0, until - time.monotonic()))
-        return not any(thread.is_alive() for thread in self.threads)
-
-    def take(self, name):
-        if name in self.servers:
-            return self.servers.pop(name)
-        raise Failed(self.errors.get(name, "not compiled when its time was over"))
+def sampled(machine):
+    if machine.rehearse:
+        return (machine.tiny, *SAMPLED_REHEARSED[1:])
+    return SAMPLED
 
 
 def overrides(machine, case, source):
@@ -101,118 +83,176 @@ def overrides(machine, case, source):
     return [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
 
 
-def ours(machine, case, source):
-    return machine.ddpm("bench", "step", case.config, "--repeat", STEPS, *overrides(machine, case, source), limit=90)
+def record_of(check, case):
+    """Where a case's results are."""
+    empty = {"config": case.config, "batch_size": case.batch, "precision": case.precision, "rivals": {}, "errors": {}}
+    return check.results["cases"].setdefault(case.name, empty)
 
 
-def compare(machine, case, compilers):
-    """Rounds of ours and every rival in turn; each result is the median round, with all rounds beside it."""
-    source = images.folder(machine, case.config, 4 * case.batch)
-    result = {"config": case.config, "batch_size": case.batch, "precision": case.precision, "rivals": {}, "errors": {}}
-    rivals = {}
-    for mode in case.rivals:
+def measure_ours(check, case):
+    path = config(check.machine, case)
+    source = images.folder(check.machine, path, 4 * case.batch)
+    return check.machine.ddpm("bench", "step", path, "--repeat", STEPS, *overrides(check.machine, case, source),
+                              limit=MEASURE_SECONDS)
+
+
+def ours(case):
+    """A piece: our step, before anything of PyTorch's is in the card's memory."""
+    def work(check, _):
+        record_of(check, case)["ours"] = measure_ours(check, case)
+    return work
+
+
+def eager(case):
+    """A piece: PyTorch as it is; it stays for the rounds."""
+    def work(check, _):
+        found = record_of(check, case)
+        server = begin(check, (case.name, EAGER), trainer(check.machine, case, EAGER))
         try:
-            rivals[mode] = compilers.take(case.name) if mode == COMPILED else started(machine, trainer(machine, case, mode))
-        except Failed as error:
-            result["errors"][mode] = str(error)
-    measured = {name: [] for name in ["ours", *rivals]}
-    for _ in range(1 if machine.rehearse else ROUNDS):
-        for name in measured:
-            if name in result["errors"]:
-                continue
-            try:
-                measured[name].append(ours(machine, case, source) if name == "ours" else rivals[name].measure(STEPS))
-            except Failed as error:
-                result["errors"][name] = str(error)
-    for server in rivals.values():
-        server.stop()
-    for name, rounds in measured.items():
-        if rounds:
-            (result if name == "ours" else result["rivals"])[name] = middle(rounds)
-    same_work(result)
-    return result
+            server.warm(min(WARM_SECONDS, check.machine.left()))
+            found["rivals"][EAGER] = server.measure(STEPS, limit(check))
+            same_work(found)
+        except Failed:
+            check.take_rival((case.name, EAGER)).stop()
+            raise
+        if case.large:  # two of them would not fit beside ours
+            check.take_rival((case.name, EAGER)).stop()
+    return work
 
 
-def started(machine, command):
-    """A rival that need not compile, when it is warm."""
-    server = Server(machine, command)
-    try:
-        server.answer(min(90, machine.left()))
-    except Failed:
-        server.stop()
-        raise
+def limit(check):
+    """Seconds for one answer of a rival."""
+    return min(MEASURE_SECONDS, max(1, check.machine.left()))
+
+
+def begin(check, key, command):
+    server = check.rivals[key] = Server(check.machine, command)
+    server.begun = time.monotonic()
     return server
 
 
-def middle(rounds):
-    """The round with the median time (the slower of the middle two), and every round's median."""
-    by_time = sorted(rounds, key=lambda document: document["median_ms"])
-    return {**by_time[len(by_time) // 2], "rounds_ms": [document["median_ms"] for document in rounds]}
+def compiling(key, make):
+    """A piece: torch.compile begins. What is measured has to wait for it; what is only checked need not."""
+    def work(check, _):
+        begin(check, (key, COMPILED), make(check.machine))
+    return work
 
 
-def same_work(result):
-    """A comparison of different work is none."""
-    for mode, document in result["rivals"].items():
-        for key in ["parameters", "batch_size", "precision"]:
-            if "ours" in result and result["ours"].get(key) != document.get(key):
-                result["errors"]["work"] = f"{key}: ours {result['ours'].get(key)}, {mode} {document.get(key)}"
+def settled(check, key):
+    """Whether a rival has compiled, or failed to, or is not there."""
+    server = check.rivals.get((key, COMPILED))
+    return server is None or server.settled() or time.monotonic() - server.begun > COMPILE_SECONDS
 
 
-def step(machine, chosen, compilers, results):
-    """Fills results['cases'] case by case, so that a kill loses one at most; then the start of a run."""
-    results["cases"] = {}
-    if compilers.threads:
-        results["compiled"] = "torch.compile chose its kernels beside the parts before this one, its convolutions from " + (
-            machine.environment[CONVOLUTIONS])
-    if not compilers.wait(machine.left() * 0.6):
-        machine.say("  torch.compile is still at work: steps are measured beside it, and PyTorch's are marked")
-        results["compiled_beside_the_measurement"] = True
-    for case in cases(machine, chosen):
-        machine.say(f"  {case.name}")
-        results["cases"][case.name] = compare(machine, case, compilers)
-    results["start"] = start(machine)
+def turns(check, found, key, rivals, measure):
+    """Rounds of ours and every rival in turn: each result is the median round, with all rounds beside it. Whoever fails drops out."""
+    servers, errors = warmed(check, key, rivals)
+    rounds = {name: [] for name in ["ours", *servers]}
+    try:
+        for _ in range(1 if check.machine.rehearse else ROUNDS):
+            for name in list(rounds):
+                try:
+                    rounds[name].append(measure(servers.get(name)))
+                except Failed as error:
+                    errors[name] = str(error)
+                    del rounds[name]
+                    continue
+                (found if name == "ours" else found["rivals"])[name] = middle(rounds[name])
+                check.save()
+    finally:
+        for server in servers.values():
+            server.stop()
+    found["errors"] = dict(errors)
+    same_work(found)
+    if errors:
+        raise Failed("; ".join(f"{name}: {error}" for name, error in errors.items()))
 
 
-def start(machine):
-    """Seconds from starting `ddpm train` to the first step in its metrics."""
-    case = (REHEARSED if machine.rehearse else CASES)[0]
-    source = images.folder(machine, case.config, 4 * case.batch)
-    with tempfile.TemporaryDirectory() as place:
-        metrics = Path(place, "run/metrics.jsonl")
-        begun = time.monotonic()
-        process = machine.start([
-            machine.program, "train", case.config, "--run-dir", metrics.parent, "--max-steps", 3, "--set",
-            "log.every=1", *overrides(machine, case, source)], stdout=machine.log, stderr=machine.log, stdin=subprocess.DEVNULL)
+def warmed(check, key, rivals):
+    """The rivals' servers that are ready, and why others are not."""
+    servers, errors = {}, {}
+    for mode in rivals:
         try:
-            while not (metrics.is_file() and metrics.read_text().count("\n")):
-                if process.poll() not in (None, 0):
-                    return {"error": f"`ddpm train` ended with code {process.returncode}: see gpu-check.log"}
-                if time.monotonic() - begun > min(60, max(1, machine.left())):
-                    return {"error": "no first step in 60 s"}
-                time.sleep(0.01)
-            return {"seconds": time.monotonic() - begun, "config": case.config, "batch_size": case.batch}
-        finally:
-            machine.kill(process)
+            server = check.take_rival((key, mode))
+        except Failed as error:
+            errors[mode] = str(error)
+            continue
+        left = (COMPILE_SECONDS if mode == COMPILED else WARM_SECONDS) - (time.monotonic() - server.begun)
+        try:
+            server.warm(min(check.machine.left(), max(1, left)))
+            servers[mode] = server
+        except Failed as error:
+            errors[mode] = str(error)
+            server.stop()
+    return servers, errors
 
 
-def sample(machine, compilers, results):
-    """DDIM, ours and PyTorch's in turn; a failure on one side leaves the other's result."""
-    config, precision, number, steps = SAMPLED[machine.rehearse]
-    results.update(config=config, batch_size=number, steps=steps, rivals={}, errors={})
+def rounds(case):
+    """A piece: training steps of ours and of all rivals, in turn."""
+    def work(check, record):
+        def measure(server):
+            return server.measure(STEPS, limit(check)) if server else measure_ours(check, case)
+        conditions(check, record, case.name)
+        rivals = [mode for mode in case.rivals if mode == COMPILED or not case.large]
+        turns(check, record_of(check, case), case.name, rivals, measure)
+    return work
+
+
+def sampling_alone(check, _):
+    """Ours and PyTorch as it is."""
+    machine, found = check.machine, check.results["sample"]
+    path, _, number, steps = sampled(machine)
+    found.update(config=str(path), batch_size=number, steps=steps, rivals={}, errors={})
+    found["ours"] = measure_sampling(check)
+    check.save()
+    server = begin(check, (SAMPLING, EAGER), sampler(machine, EAGER))
+    server.warm(min(WARM_SECONDS, machine.left()))
+    found["rivals"][EAGER] = server.measure(repeat(machine), limit(check))
+
+
+def sampling_rounds(check, record):
+    def measure(server):
+        return server.measure(repeat(check.machine), limit(check)) if server else measure_sampling(check)
+    conditions(check, record, SAMPLING)
+    found = check.results["sample"]
+    for key in ["rivals", "errors"]:
+        found.setdefault(key, {})
+    turns(check, found, SAMPLING, (EAGER, COMPILED), measure)
+
+
+def measure_sampling(check):
+    """Ours."""
+    machine = check.machine
+    path, precision, number, steps = sampled(machine)
     keys = {"run.device": machine.device, "train.precision": precision, "sample.num": number, "sample.sampler": "ddim",
             "sample.steps": steps}
     settings = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
-    compilers.wait(machine.left() * 0.5)
-    repeat = 1 if machine.rehearse else 5
-    for mode in ["ours", EAGER] if machine.rehearse else ["ours", EAGER, COMPILED]:
-        try:
-            if mode == "ours":
-                results[mode] = machine.ddpm("bench", "sample", config, "--repeat", repeat, *settings, limit=60)
-                continue
-            server = compilers.take(SAMPLING) if mode == COMPILED else started(machine, sampler(machine, mode))
-            results["rivals"][mode] = server.measure(repeat)
-            server.stop()
-        except Failed as error:
-            results["errors"][mode] = str(error)
-    if results["errors"]:
-        raise Failed("; ".join(f"{name}: {text}" for name, text in results["errors"].items()))
+    return machine.ddpm("bench", "sample", path, "--repeat", repeat(machine), *settings, limit=MEASURE_SECONDS)
+
+
+def repeat(machine):
+    return 1 if machine.rehearse else 5
+
+
+def conditions(check, record, key):
+    """How torch.compile chose its kernels, and beside what, which a reader may hold against the comparison."""
+    if server := check.rivals.get((key, COMPILED)):
+        record["convolutions_from"] = check.machine.environment[CONVOLUTIONS]
+        since = server.begun - check.machine.started
+        record["compiled_beside"] = [name for name, piece in check.results["pieces"].items()
+                                     if piece.get("begun", 0) > since and piece is not record]
+
+
+def middle(documents):
+    """The round with the median time (the slower of the middle two), and every round's median."""
+    by_time = sorted(documents, key=lambda document: document["median_ms"])
+    return {**by_time[len(by_time) // 2], "rounds_ms": [document["median_ms"] for document in documents]}
+
+
+def same_work(found):
+    """A comparison of different work is none. Sampling's documents lack some of the facts."""
+    for mode, document in found["rivals"].items():
+        for key in ["parameters", "batch_size", "precision"]:
+            both = [side[key] for side in [found.get("ours", {}), document] if key in side]
+            if len(both) == 2 and both[0] != both[1]:
+                found["errors"]["work"] = f"{key}: ours {both[0]}, {mode} {both[1]}"

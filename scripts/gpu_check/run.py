@@ -1,121 +1,112 @@
-"""`gpu-check run`: one part after the other, each with its share of the time, and what there is written after each."""
+"""`gpu-check run`: which pieces there are, in which order, and how long each may take."""
 
-import datetime
+import functools
 import json
 import shutil
 import signal
 import sys
-import time
 
-from . import checks, comparisons, report
-from .machine import Failed, Machine, gpu
+from . import checks, comparisons, gputests, kernels
+from .machine import Machine, gpu
+from .plan import Check, Interrupted, Piece, go_through
 
-# Shares of the time; what a part leaves over is the next one's.
-SHARES = {"doctor": 30, "tests": 140, "step": 240, "sample": 60, "ops": 30, "data": 30}
 NO_GPU = 4
-# A tiny network with what the large ones have, for --rehearse.
-REHEARSAL = """\
-[data]
-source = "images"
-image_size = 16
-channels = 3
-[model]
-block_out_channels = [32, 64]
-layers_per_block = 1
-down_block_types = ["DownBlock2D", "AttnDownBlock2D"]
-up_block_types = ["AttnUpBlock2D", "UpBlock2D"]
-norm_num_groups = 8
-[train]
-batch_size = 4
-"""
+FINE = ("ok", "explained", "skipped")
+
+
+def pieces(check):
+    """Everything, the most valuable first. Seconds are limits, several times what is expected, not shares."""
+    part = functools.partial
+    plan = [
+        Piece("doctor", "doctor", 30, checks.doctor),
+        Piece("roofs", "doctor", 90, checks.measure_roofs),
+        Piece("PyTorch and diffusers", "doctor", 90, checks.try_rival),
+        *(Piece(f"smoke: {family}", "smoke", 90, gputests.smoke(family)) for family in gputests.SMOKE),
+        Piece("quick start", "train", 120, checks.train),
+        Piece("start to first step", "train", 60, checks.start),
+    ]
+    cases = comparisons.cases(check)
+    first, rest = cases[0], cases[1:]
+    plan += [
+        Piece(f"step {first.name}: ours", "step", 60, comparisons.ours(first)),
+        Piece("operations", "ops", 90, checks.ops),
+        Piece("one step by kernel", "kernels", 120, kernels.kernels),
+        Piece(f"step {first.name}: eager", "rivals", 90, comparisons.eager(first)),
+        Piece("sampling: ours and eager", "sample", 90, comparisons.sampling_alone),
+        *compiled(check, first),
+        compile_piece("sampling", lambda machine: comparisons.sampler(machine, comparisons.COMPILED), comparisons.SAMPLING),
+        Piece("sampling: in turn", "sample", 330, comparisons.sampling_rounds, ready=part(comparisons.settled, check, comparisons.SAMPLING)),
+    ]
+    for case in rest:
+        plan += [Piece(f"step {case.name}: ours", "step", 90, comparisons.ours(case)),
+                 Piece(f"step {case.name}: eager", "rivals", 120, comparisons.eager(case)), *compiled(check, case)]
+    tests, pack = gputests, check.results["pack"]
+    plan.append(Piece("loader", "data", 60, checks.data))
+    plan += [Piece(f"tests: {program.removeprefix('ddpm-').removesuffix('-gpu')} {module}", "tests", 90, tests.module_tests(program, names),
+                   filler=True) for (program, module), names in tests.remaining(pack).items()]
+    plan += [Piece(f"{which}: {module}", "sanitizer", tests.SANITIZED_SECONDS, tests.sanitized(which, program, module))
+             for program, module in tests.RACING for which in ["racecheck", "memcheck"]]
+    program, module = tests.MEMORY
+    if names := tests.modules(pack).get(tests.MEMORY):
+        plan.append(Piece(f"memory: {module}", "memory", 150, tests.module_tests(program, names)))
+    return [piece for piece in plan if piece.part in check.args.parts]
+
+
+def compile_piece(name, make, key):
+    return Piece(f"torch.compile begins: {name}", "sample" if key == comparisons.SAMPLING else "rivals", 30, comparisons.compiling(key, make))
+
+
+def compiled(check, case):
+    """The pieces that set a case in turn with its rivals, of which the last may have to be compiled."""
+    begin = [compile_piece(case.name, lambda machine: comparisons.trainer(machine, case, comparisons.COMPILED), case.name)]
+    turns = Piece(f"step {case.name}: in turn", "rivals", 360, comparisons.rounds(case),
+                  ready=functools.partial(comparisons.settled, check, case.name))
+    return [*(begin if comparisons.COMPILED in case.rivals else []), turns]
 
 
 def run(directory, out, args):
     """An exit code."""
+    pack = json.loads((directory / "pack.json").read_text())
     machine = Machine(directory, out, args.minutes, args.rehearse)
-    results = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "rehearsal": args.rehearse,
-        "pack": json.loads((directory / "pack.json").read_text()), "gpu": None, "parts": {}, "targets": [], "exit_code": 1,
-    }
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # `finally` below still runs
+    machine.environment[comparisons.CONVOLUTIONS] = "ATEN,TRITON" if args.full_autotune else "ATEN"
+    check = Check(machine, args, pack)
+    for switch in args.off:
+        machine.turn_off(switch, "the command line said so")
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
+    results = check.results
     try:
+        check.save()
+        machine.unpack()
         results["gpu"] = gpu(machine)
         if results["gpu"] is None and not args.rehearse:
             results["error"] = {"code": NO_GPU, "message": "no NVIDIA GPU was found on this machine",
                                 "hint": "run it where `nvidia-smi` shows one, or see that the pack is whole with --rehearse"}
             results["exit_code"] = NO_GPU
-            return NO_GPU
-        if args.rehearse:
-            (directory / "configs/rehearsal.toml").write_text(REHEARSAL)
-        go_through(machine, args, results)
-        results["exit_code"] = int(any(part["status"] != "ok" for part in results["parts"].values()))
-        return results["exit_code"]
+        else:
+            go_through(check, pieces(check))
+            results["exit_code"] = int(any(piece["status"] not in FINE for piece in results["pieces"].values()))
+    except Interrupted:
+        machine.say("told to end")
     finally:
         machine.close()
-        write(machine, results)
-        finish(machine, results)
+        finish(check, check.save())
+    return results["exit_code"]
 
 
-def go_through(machine, args, results):
-    """All parts; each has until its share and what was left over of those before it is used up."""
-    scale = (machine.end - time.monotonic()) / sum(SHARES[name] for name in args.parts)
-    until = time.monotonic()
-    machine.environment[comparisons.CONVOLUTIONS] = "ATEN,TRITON" if args.full_autotune else "ATEN"
-    compilers = comparisons.Compilers(machine, args.parts, args.configs)
-    for name in args.parts:
-        until += SHARES[name] * scale
-        machine.deadline = min(until, machine.end)
-        machine.say(f"{name} (at most {machine.left():.0f} s)")
-        part = results["parts"][name] = {"status": "interrupted"}  # as long as nothing else is known
-        begun = time.monotonic()
-        try:
-            one(name, machine, args, part, results, compilers)
-            part["status"] = "ok"
-        except Failed as error:
-            part.update(status="failed", error=str(error))
-        except Exception as error:  # noqa: BLE001: a mistake here must not lose the other parts either
-            part.update(status="failed", error=f"{type(error).__name__}: {error}")
-        part["seconds"] = time.monotonic() - begun
-        if part["status"] != "ok":
-            machine.say(f"  failed: {part['error']}")
-        write(machine, results)
+def interrupt(*_):
+    """Once: what follows is short and must not be cut off."""
+    for name in [signal.SIGTERM, signal.SIGINT]:
+        signal.signal(name, signal.SIG_IGN)
+    raise Interrupted
 
 
-def one(name, machine, args, part, results, compilers):
-    match name:
-        case "doctor":
-            checks.doctor(machine, part)
-        case "tests":
-            checks.tests(machine, part)
-        case "step":
-            comparisons.step(machine, args.configs, compilers, part)
-            failed = {case: errors for case, found in part["cases"].items() if (errors := found["errors"])}
-            if failed or "error" in part["start"]:
-                raise Failed("; ".join([*(f"{case}: {list(errors.values())[0]}" for case, errors in failed.items()),
-                                        *([f"start: {part['start']['error']}"] if "error" in part["start"] else [])]))
-        case "sample":
-            comparisons.sample(machine, compilers, part)
-        case "ops":
-            checks.ops(machine, part)
-        case "data":
-            checks.data(machine, part, results["parts"].get("step", {}))
-
-
-def write(machine, results):
-    """The JSON as it stands, whole or not at all."""
-    results["targets"] = [] if results["rehearsal"] else report.targets(results)
-    fresh = machine.out / "gpu-check.json.tmp"
-    fresh.write_text(json.dumps(results, indent=2) + "\n")
-    fresh.rename(machine.out / "gpu-check.json")
-
-
-def finish(machine, results):
-    """The table, on stdout and in its file."""
-    text = report.table(results)
-    (machine.out / "table.txt").write_text(text)
-    print(text)
-    if "error" in results:
-        print(f"error: {results['error']['message']}\n  help: {results['error']['hint']}", file=sys.stderr)
-    print(f"written to {machine.out}: gpu-check.json, table.txt, gpu-check.log", file=sys.stderr)
-    if machine.rehearse:
-        shutil.rmtree(machine.scratch, ignore_errors=True)
+def finish(check, table):
+    """The table on stdout."""
+    print(table)
+    if error := check.results.get("error"):
+        print(f"error: {error['message']}\n  help: {error['hint']}", file=sys.stderr)
+    print(f"written to {check.machine.out}: {', '.join(sorted(path.name for path in check.machine.out.iterdir() if path.is_file()))}",
+          file=sys.stderr)
+    if check.machine.rehearse:
+        shutil.rmtree(check.machine.scratch, ignore_errors=True)
