@@ -61,7 +61,8 @@ fn steps_are_those_of_candles_own_adamw_where_nothing_is_clipped() {
     }
     let (got, want, average) = (values(&ours), values(&theirs), values(&optimizer.average(0).unwrap()[0]));
     for i in 0..got.len() {
-        assert!((got[i] - want[i]).abs() < 1e-6, "{i}: {} {}", got[i], want[i]);
+        // Five roundings.
+        assert!((got[i] - want[i]).abs() < 5.0 * f32::EPSILON * want[i], "{i}: {} {}", got[i], want[i]);
         assert!((got[i] - before[i]).abs() > 0.04, "{i} has not moved");
         // Between where it is and where it was.
         assert!((average[i] - got[i]) * (average[i] - before[i]) < 0.0, "{i}: {}", average[i]);
