@@ -9,6 +9,7 @@ from . import comparisons, images, roofs
 from .programs import Failed, Program, documents, last_document
 
 FIRST_STEP_SECONDS = 60
+ENGINES_SECONDS = 20
 
 
 def doctor(check, record):
@@ -82,8 +83,18 @@ def start(check, record):
             time.sleep(0.01)
         check.results["train"]["first_step_seconds"] = time.monotonic() - begun
         record.update(config=case.config, batch_size=case.batch)
+        keep_engines(machine, program, place / "engines.json")
     finally:
         program.kill()
+
+
+def keep_engines(machine, program, path):
+    """What was found to be the fastest on this card, which a run writes with its checkpoint: worth keeping for others."""
+    until = time.monotonic() + min(ENGINES_SECONDS, max(0, machine.left()))
+    while not path.is_file() and program.process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    if path.is_file():
+        shutil.copyfile(path, machine.out / path.name)
 
 
 def ops(check, record):
@@ -105,6 +116,16 @@ def ops(check, record):
     note(outcome.stdout)
     if outcome.code or not found["complete"]:
         raise Failed(f"{outcome.why()}; {len(found['ops'])} operations were measured")
+
+
+def attention(check, record):
+    """A layer's attention by each way PyTorch has, to be set beside ours among the operations."""
+    machine = check.machine
+    shape = ["--shape", "2,1,16,32"] if machine.rehearse else []
+    found = machine.json([sys.executable, "benches/torch_attention.py", "--device", machine.rivals_device, *shape])
+    check.results["attention"] = found
+    if all("error" in backend for backend in found["backends"].values()):
+        raise Failed("; ".join(f"{name}: {backend['error']}" for name, backend in found["backends"].items()))
 
 
 def data(check, record):

@@ -41,7 +41,7 @@ class Check:
         self.results = {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "rehearsal": machine.rehearse,
             "pack": pack, "gpu": None, "off": machine.off, "roofs": None, "pieces": {}, "cases": {}, "sample": {}, "train": {},
-            "ops": {}, "kernels": {}, "data": {}, "targets": [], "exit_code": 1,
+            "ops": {}, "attention": {}, "kernels": {}, "data": {}, "targets": [], "exit_code": 1,
         }
 
     def save(self):

@@ -30,6 +30,7 @@ def pieces(check):
     plan += [
         Piece(f"step {first.name}: ours", "step", 60, comparisons.ours(first)),
         Piece("operations", "ops", 90, checks.ops),
+        Piece("attention in PyTorch", "ops", 40, checks.attention),
         Piece("one step by kernel", "kernels", 120, kernels.kernels),
         Piece(f"step {first.name}: eager", "rivals", 90, comparisons.eager(first)),
         Piece("sampling: ours and eager", "sample", 90, comparisons.sampling_alone),

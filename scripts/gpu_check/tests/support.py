@@ -38,7 +38,7 @@ class Place:
         program = self.root / "program"
         program.write_text(f"#!{sys.executable} -SE\n{STANDIN.read_text()}")
         program.chmod(0o755)
-        for name in ["torch_step.py", "torch_sample.py", "torch_roofs.py", "make_images.py"]:
+        for name in ["torch_step.py", "torch_sample.py", "torch_roofs.py", "torch_attention.py", "make_images.py"]:
             shutil.copy(program, self.pack / "benches" / name)
         for name in ["nvidia-smi", "ncu", "compute-sanitizer"]:
             shutil.copy(program, self.tools / name)

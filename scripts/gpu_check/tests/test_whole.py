@@ -35,11 +35,13 @@ class AllIsWell(unittest.TestCase):
         self.assertEqual((results["kernels"]["count"], results["kernels"]["sum_ms"]), (4, 0.004))
         self.assertAlmostEqual(results["kernels"]["gap_ms"], 10 - 0.004)
         self.assertEqual(results["kernels"]["by_family"]["convolution"]["count"], 2)
+        self.assertEqual(results["attention"]["backends"]["cudnn"]["backward_us"], 90)
+        self.assertIn("PyTorch, flash  too wide", table)
         self.assertEqual((self.place.out / "quickstart.png").read_bytes(), b"a picture")
         self.assertEqual((self.place.out / "table.txt").read_text().strip(), table.strip())
         self.assertLessEqual(max(map(len, table.splitlines())), 150)
         self.assertEqual(sorted(path.name for path in self.place.out.iterdir()),
-                         ["gpu-check.json", "gpu-check.log", "quickstart.png", "table.txt"])
+                         ["engines.json", "gpu-check.json", "gpu-check.log", "quickstart.png", "table.txt"])
 
     def test_order_is_by_value_and_memory_is_last(self):
         begun = sorted(self.results["pieces"], key=lambda name: self.results["pieces"][name]["begun"])
