@@ -198,11 +198,11 @@ template <typename T, int W> __device__ void part_moments(const Norm &n, const T
 
 #define GROUP_NORM(T, S)                                                                                               \
     extern "C" __global__ void THREE_BLOCKS \
-        group_norm_##S(const T *x, const float *weight, const float *bias, const T *modulation, const T *offset, T *y, \
+        group_norm_##S(const T *x, const float *weight, const float *bias, const T *modulation, const T *offset, u32 apart, T *y, \
                        float *statistics, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,         \
                        u32 across, u32 part, u32 width, u32 kept, float eps, u32 silu, MASK) {                         \
         DYNAMIC_SHARED(float, shared);                                                                                 \
-        const Norm n = {pixels, channels, per_group, slice, across, part};                                             \
+        const Norm n = {pixels, channels, per_group, slice, across, part, apart};                                      \
         const group_norm_forward::Operands<T> o = {x, weight, bias, modulation, offset, y, statistics, partials, GATHERED_MASK}; \
         if (width > 1 && kept)                                                                                         \
             group_norm_forward::forward<T, 16 / sizeof(T), true>(n, o, eps, silu, shared);                             \
@@ -215,7 +215,7 @@ template <typename T, int W> __device__ void part_moments(const Norm &n, const T
         group_norm_moments_##S(const T *x, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,        \
                                u32 across, u32 part, u32 width) {                                                      \
         DYNAMIC_SHARED(float, shared);                                                                                 \
-        const Norm n = {pixels, channels, per_group, slice, across, part};                                             \
+        const Norm n = {pixels, channels, per_group, slice, across, part, 0};                                          \
         if (width > 1)                                                                                                 \
             group_norm_forward::part_moments<T, 16 / sizeof(T)>(n, x, partials, shared);                               \
         else                                                                                                           \

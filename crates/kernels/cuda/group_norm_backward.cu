@@ -20,6 +20,7 @@ template <typename T> struct Operands {
     const float *statistics;
     T *dx, *rest; // [pixels, joined] and [pixels, C - joined]
     T *dmodulation, *doffset;
+    u32 dapart; // elements between the rows of either
     float *dweight, *dbias;
     float *sums;     // [summed]: the sums of dx's first channels, or none
     float *partials; // [images, parts, 2, C]: sums over the parts, or none
@@ -220,12 +221,13 @@ __device__ __forceinline__ void image_gradients(const Norm &n, const Site &s, co
         const float rstd = o.statistics[((u64)s.image * 2 + 1) * all + channel / n.per_group];
         const float dz = c.dz[i], dz_x_hat = c.dz_centred[i] * rstd;
         const u64 at = (u64)s.image * 2 * n.channels + channel;
-        const float scale = o.modulation ? 1.0f + to_float(o.modulation[at]) : 1.0f;
+        const float scale = o.modulation ? 1.0f + to_float(o.modulation[(u64)s.image * n.apart + channel]) : 1.0f;
         o.own[at] = dz_x_hat * scale;
         o.own[at + n.channels] = dz * scale;
         if (o.modulation) {
-            o.dmodulation[at] = from_float<T>(dz_x_hat * o.weight[channel] + dz * o.bias[channel]);
-            o.dmodulation[at + n.channels] = from_float<T>(dz);
+            T *to = o.dmodulation + (u64)s.image * o.dapart + channel;
+            to[0] = from_float<T>(dz_x_hat * o.weight[channel] + dz * o.bias[channel]);
+            to[n.channels] = from_float<T>(dz);
         }
     }
 }
@@ -272,7 +274,7 @@ template <typename T> __device__ void dx_sums(const Norm &n, const Site &s, cons
         float sum = 0.0f;
 #pragma unroll 8
         for (u32 part = 0; part < parts; ++part) sum += of_image[(u64)part * n.channels];
-        o.doffset[(u64)image * n.channels + channel] = from_float<T>(sum);
+        o.doffset[(u64)image * o.dapart + channel] = from_float<T>(sum);
     }
     if (!o.sums || s.base >= o.summed) return;
     sum_rows(
@@ -329,16 +331,16 @@ template <typename T, int W, bool DROPS> __device__ void part_sums(const Norm &n
 
 #define GROUP_NORM_OPERANDS(T)                                                                                         \
     const T *x, const T *dy, const T *extra, const float *weight, const float *bias, const T *modulation,              \
-        const T *offset, const float *statistics, T *dx, T *rest, T *dmodulation, T *doffset, float *dweight,          \
-        float *dbias, float *sums, float *partials, float *own, float *dx_sums, u32 *counters, u32 silu, u32 add,      \
+        const T *offset, u32 apart, const float *statistics, T *dx, T *rest, T *dmodulation, T *doffset, u32 dapart,   \
+        float *dweight, float *dbias, float *sums, float *partials, float *own, float *dx_sums, u32 *counters, u32 silu, u32 add,      \
         u32 add_sums, u32 joined, u32 summed, MASK, u32 pixels, u32 channels, u32 per_group, u32 slice, u32 across,    \
         u32 part, u32 width, u32 kept
 #define GROUP_NORM_GATHER(T)                                                                                           \
     DYNAMIC_SHARED(float, shared);                                                                                     \
-    const Norm n = {pixels, channels, per_group, slice, across, part};                                                 \
+    const Norm n = {pixels, channels, per_group, slice, across, part, apart};                                          \
     const group_norm_backward::Operands<T> o = {                                                                       \
         x,     dy,   extra,    weight, bias,    modulation, offset, statistics, dx,       rest,   dmodulation, doffset, \
-        dweight, dbias, sums, partials, own, dx_sums, counters, silu, add, add_sums, joined, summed, GATHERED_MASK}
+        dapart, dweight, dbias, sums, partials, own, dx_sums, counters, silu, add, add_sums, joined, summed, GATHERED_MASK}
 
 #define GROUP_NORM_PASSES(T, S, BLOCKS, DROPS)                                                                         \
     extern "C" __global__ void BLOCKS group_norm_backward_##S(GROUP_NORM_OPERANDS(T)) {                                \

@@ -4,7 +4,6 @@
 //! reduction, AdamW and the moving averages one pass, and an all-reduce one call. Gradients, moments and averages are
 //! vectors of the same [`ParamLayout`].
 
-#[cfg(feature = "cuda")]
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -68,10 +67,23 @@ impl ParamSpec {
 const ALIGNMENT: usize = 8;
 
 /// All parameters of a network, in order.
+///
+/// The buffer has them in the same order, but for those of a *stack*: linear layers of one input, whose weights lie one after
+/// another at its end, and behind them their biases, so that a GPU applies them all as one layer.
 #[derive(Clone, Debug, Default)]
 pub struct ParamLayout {
     specs: Vec<ParamSpec>,
     len: usize,
+    stack: Stack,
+}
+
+/// Weights `[O, I]` and biases `[O]` of layers of the same inputs.
+#[derive(Clone, Debug, Default)]
+struct Stack {
+    weights: Vec<ParamId>,
+    biases: Vec<ParamId>,
+    inputs: usize,
+    outputs: usize,
 }
 
 impl ParamLayout {
@@ -82,6 +94,56 @@ impl ParamLayout {
         self.len = offset + spec.len();
         self.specs.push(spec);
         ParamId(self.specs.len() - 1)
+    }
+
+    /// Appends weight `[outputs, inputs]` and bias of a layer of the stack; with the layer's first output among the stack's.
+    /// They have no place before [`finish`](Self::finish).
+    pub(crate) fn push_stacked(
+        &mut self,
+        name: &str,
+        [outputs, inputs]: [usize; 2],
+        init: Init,
+    ) -> ((ParamId, ParamId), usize) {
+        debug_assert!(self.stack.weights.is_empty() || self.stack.inputs == inputs, "{name}: other inputs");
+        let mut push = |part: &str, shape: &[usize]| {
+            let (key, shape) = (format!("{name}.{part}"), shape.to_vec());
+            self.specs.push(ParamSpec { key, shape, offset: usize::MAX, init, file: FileLayout::Same });
+            ParamId(self.specs.len() - 1)
+        };
+        let (weight, bias) = (push("weight", &[outputs, inputs]), push("bias", &[outputs]));
+        let stack = &mut self.stack;
+        stack.weights.push(weight);
+        stack.biases.push(bias);
+        stack.inputs = inputs;
+        let first = stack.outputs;
+        stack.outputs += outputs;
+        ((weight, bias), first)
+    }
+
+    /// Gives the stack its place, behind all others and without gaps.
+    pub(crate) fn finish(mut self) -> Self {
+        for ids in [&self.stack.weights, &self.stack.biases] {
+            self.len = self.len.next_multiple_of(ALIGNMENT);
+            for &ParamId(id) in ids {
+                self.specs[id].offset = self.len;
+                self.len += self.specs[id].len();
+            }
+        }
+        self
+    }
+
+    /// Where the weights and the biases of the stack lie.
+    fn stacked(&self) -> [Range<usize>; 2] {
+        [&self.stack.weights, &self.stack.biases].map(|ids| {
+            let mut ranges = ids.iter().map(|&id| self.range(id));
+            let first = ranges.next().unwrap_or(self.len..self.len);
+            first.start..ranges.last().map_or(first.end, |last| last.end)
+        })
+    }
+
+    fn range(&self, id: ParamId) -> Range<usize> {
+        let spec = self.spec(id);
+        spec.offset..spec.offset + spec.len()
     }
 
     /// The parameters, in order.
@@ -205,6 +267,16 @@ impl Params {
     pub(crate) fn tensor(&self, id: ParamId) -> &Tensor {
         self.copy.as_ref().map_or(&self.views[id.0], |copy| &copy.views[id.0])
     }
+
+    /// Weight and bias of the layers of the [stack](ParamLayout), as one layer, in the format the network computes in.
+    pub(crate) fn stacked(&self) -> Result<(Tensor, Tensor)> {
+        let ([weight, bias], stack) = (self.layout.stacked(), &self.layout.stack);
+        let view = |range: Range<usize>, shape: &[usize]| match &self.copy {
+            Some(copy) => Ok(copy.flat.narrow(0, range.start, range.len())?.reshape(shape)?),
+            None => self.buffer.view(range.start, shape),
+        };
+        Ok((view(weight, &[stack.outputs, stack.inputs])?, view(bias, &[stack.outputs])?))
+    }
 }
 
 /// The parameters as independent candle variables, for differentiation by candle's autograd over the operations'
@@ -285,14 +357,25 @@ impl Gradients {
     pub(crate) fn pair(&mut self, weight: ParamId, bias: ParamId) -> ParamGrads<'_> {
         let write = self.mark(weight);
         self.mark(bias);
-        let range = |id: ParamId| {
-            let spec = self.layout.spec(id);
-            spec.offset..spec.offset + spec.len()
-        };
+        self.places(self.layout.range(weight), self.layout.range(bias), write)
+    }
+
+    /// Where the layers of the [stack](ParamLayout) write those of all weights and biases, as one layer.
+    pub(crate) fn stacked(&mut self) -> ParamGrads<'_> {
+        let layout = self.layout.clone();
+        let mut write = Write::Assign;
+        for &id in layout.stack.weights.iter().chain(&layout.stack.biases) {
+            write = self.mark(id);
+        }
+        let [weight, bias] = layout.stacked();
+        self.places(weight, bias, write)
+    }
+
+    fn places(&self, weight: Range<usize>, bias: Range<usize>, write: Write) -> ParamGrads<'_> {
         ParamGrads {
             #[cfg(feature = "cuda")]
             narrow: Some(&self.narrow),
-            ..ParamGrads::new(&self.buffer, range(weight), range(bias), write)
+            ..ParamGrads::new(&self.buffer, weight, bias, write)
         }
     }
 
@@ -300,8 +383,7 @@ impl Gradients {
     #[cfg(feature = "cuda")]
     pub(crate) fn bias(&mut self, id: ParamId) -> (Range<usize>, Write) {
         let write = self.mark(id);
-        let spec = self.layout.spec(id);
-        (spec.offset..spec.offset + spec.len(), write)
+        (self.layout.range(id), write)
     }
 
     /// Ends a backward pass: on a GPU, gradients of 16 bits join the others.

@@ -34,11 +34,37 @@ struct Setting {
     sums: Option<usize>,
     /// Added to the input's normals.
     mean: f64,
+    /// What enters is some columns of a wider matrix, and so is its gradient.
+    among_others: bool,
+}
+
+/// Columns before those in a wider matrix, and their number in all beside them.
+const BEFORE: usize = 3;
+const OTHERS: usize = 10;
+
+/// `matrix` among the columns of a wider one.
+fn among_others(matrix: &Tensor) -> Tensor {
+    let (rows, columns) = matrix.dims2().unwrap();
+    let beside = |columns: usize| Tensor::full(f32::NAN, (rows, columns), matrix.device()).unwrap();
+    let beside = |columns: usize| beside(columns).to_dtype(matrix.dtype()).unwrap();
+    let wide = Tensor::cat(&[&beside(BEFORE), matrix, &beside(OTHERS - BEFORE)], 1).unwrap();
+    wide.narrow(1, BEFORE, columns).unwrap()
 }
 
 fn setting(shape: [usize; 4], groups: usize, dtype: DType) -> Setting {
     let (beside, sums) = (Beside::Offset, Some(shape[3]));
-    Setting { shape, groups, dtype, beside, dropout: true, joined: None, extra: false, sums, mean: 0.0 }
+    Setting {
+        shape,
+        groups,
+        dtype,
+        beside,
+        dropout: true,
+        joined: None,
+        extra: false,
+        sums,
+        mean: 0.0,
+        among_others: false,
+    }
 }
 
 /// The operands of one check.
@@ -47,6 +73,8 @@ struct Operands {
     weight: Both,
     bias: Both,
     beside: Option<Both>,
+    /// On the device once more, among the columns of a wider matrix.
+    wide: Option<Tensor>,
     dy: Both,
     extra: Option<Both>,
     /// The dropout's factors, in f64.
@@ -59,15 +87,17 @@ impl Operands {
         let x = (normals(1, &s.shape, DType::F32).exact + s.mean).unwrap();
         let ones = Tensor::ones(&s.shape, DType::F32, &Device::Cpu).unwrap();
         let mask = if s.dropout { dropout::apply(&DROPOUT, &ones).unwrap() } else { ones };
+        let beside = match s.beside {
+            Beside::Nothing => None,
+            Beside::Offset => Some(normals(4, &[n, c], s.dtype)),
+            Beside::Modulation => Some(normals(4, &[n, 2 * c], s.dtype)),
+        };
         Self {
             x: crate::common::both(&x.to_dtype(DType::F32).unwrap(), s.dtype),
             weight: normals(2, &[c], DType::F32),
             bias: normals(3, &[c], DType::F32),
-            beside: match s.beside {
-                Beside::Nothing => None,
-                Beside::Offset => Some(normals(4, &[n, c], s.dtype)),
-                Beside::Modulation => Some(normals(4, &[n, 2 * c], s.dtype)),
-            },
+            wide: beside.as_ref().map(|beside| among_others(&beside.device)),
+            beside,
             dy: normals(5, &s.shape, s.dtype),
             extra: s.extra.then(|| normals(6, &s.shape, s.dtype)),
             mask: mask.to_dtype(DType::F64).unwrap(),
@@ -92,7 +122,8 @@ impl Operands {
     }
 
     fn inputs<'a>(&'a self, s: &Setting, step: Option<&'a Tensor>) -> Inputs<'a> {
-        let only = |kind: Beside| self.beside.as_ref().filter(|_| s.beside == kind).map(|b| &b.device);
+        let beside = if s.among_others { self.wide.as_ref() } else { self.beside.as_ref().map(|b| &b.device) };
+        let only = |kind: Beside| beside.filter(|_| s.beside == kind);
         // With the step in memory, the other one must not count.
         let dropout = Dropout { step: if step.is_some() { 0 } else { DROPOUT.step }, ..DROPOUT };
         Inputs {
@@ -127,7 +158,9 @@ fn check(s: Setting) {
     let mut first: Option<Vec<f64>> = None;
     for write in [Write::Assign, Write::Add] {
         let slots = Slots::new(channels, channels, channels + 3);
-        let wanted = Wanted { joined: s.joined, sums: s.sums.map(|len| ChannelSums { at: slots.third(len), write }) };
+        let time = o.wide.as_ref().filter(|_| s.among_others).map(|wide| among_others(&wide.zeros_like().unwrap()));
+        let sums_at = s.sums.map(|len| ChannelSums { at: slots.third(len), write });
+        let wanted = Wanted { joined: s.joined, sums: sums_at, time };
         let extra = o.extra.as_ref().map(|e| &e.device);
         let found =
             fused::backward(&norm, &inputs, &statistics, (&o.dy.device, extra), &wanted, &slots.grads(write)).unwrap();
@@ -163,7 +196,7 @@ fn gpu_fused_group_norm_in_every_combination() {
                 let base = setting([2, 5, 7, 24], 8, dtype);
                 let extra = extra && beside != Beside::Offset;
                 check(Setting { beside, dropout, extra, joined: parted.then_some(8), ..base });
-                check(Setting { beside, dropout, extra, sums: None, ..base });
+                check(Setting { beside, dropout, extra, sums: None, among_others: true, ..base });
             }
         }
     }
@@ -186,7 +219,8 @@ fn gpu_fused_group_norm_at_odd_sizes() {
             let base = setting(shape, groups, dtype);
             check(Setting { joined: Some(part), sums: Some(part), ..base });
             check(Setting { joined: Some(part), sums: Some(1), extra: true, beside: Beside::Nothing, ..base });
-            check(Setting { sums: Some(part), extra: true, beside: Beside::Modulation, dropout: false, ..base });
+            let beside = Beside::Modulation;
+            check(Setting { sums: Some(part), extra: true, beside, dropout: false, among_others: true, ..base });
         }
     }
 }
@@ -211,6 +245,7 @@ fn gpu_fused_group_norm_of_real_layers() {
 fn gpu_fused_group_norm_of_large_images() {
     for dtype in FORMATS {
         check(Setting { joined: Some(8), ..setting([1, 127, 129, 16], 4, dtype) });
+        check(Setting { among_others: true, ..setting([2, 127, 129, 16], 4, dtype) });
         check(Setting { beside: Beside::Nothing, extra: true, ..setting([2, 103, 101, 3], 1, dtype) });
     }
     check(setting([2, 61, 61, 264], 33, DType::F32));
@@ -245,12 +280,15 @@ fn gpu_fused_group_norm_refuses_what_does_not_fit() {
     let extra = o.extra.as_ref().map(|e| &e.device);
     assert!(refused(extra, &Wanted::default()).contains("extra"));
     for joined in [0, 8] {
-        assert!(refused(None, &Wanted { joined: Some(joined), sums: None }).contains("joined"));
+        assert!(refused(None, &Wanted { joined: Some(joined), ..Wanted::default() }).contains("joined"));
     }
     for at in [0..9, 4096..4100] {
-        assert!(refused(None, &Wanted { joined: None, sums: sums(at) }).contains("sums"));
+        assert!(refused(None, &Wanted { sums: sums(at), ..Wanted::default() }).contains("sums"));
     }
     let wrong = normals(9, &[2, 7], DType::F32).device;
+    assert!(refused(None, &Wanted { time: Some(wrong.clone()), ..Wanted::default() }).contains("time's gradient"));
+    let both = Inputs { modulation: Some(&normals(9, &[2, 16], DType::F32).device), ..inputs };
+    assert!(fused::forward(&norm, &both).unwrap_err().to_string().contains("modulation"));
     let inputs = Inputs { fused: Fused { offset: Some(&wrong), dropout: None }, ..inputs };
     assert!(fused::forward(&norm, &inputs).unwrap_err().to_string().contains("offset"));
 }

@@ -20,6 +20,8 @@ struct Arrived {
     gradient: Option<Tensor>,
     /// Whether the gradient is complete and its sum over all but the channels lies where the bias' gradient belongs.
     summed: bool,
+    /// How many columns of the gradient have been written, where it is written in parts.
+    columns: usize,
 }
 
 /// The gradients on their way back.
@@ -27,13 +29,14 @@ pub(super) struct Flow<'a> {
     values: Vec<Arrived>,
     /// Of the gradient that is played back.
     summed: bool,
+    columns: usize,
     pub(super) params: &'a mut Gradients,
 }
 
 impl<'a> Flow<'a> {
     /// To `values` values.
     pub(super) fn new(values: usize, params: &'a mut Gradients) -> Self {
-        Self { values: vec![Arrived::default(); values], summed: false, params }
+        Self { values: vec![Arrived::default(); values], summed: false, columns: 0, params }
     }
 
     /// Adds to a value's gradient; an input's goes nowhere.
@@ -51,6 +54,30 @@ impl<'a> Flow<'a> {
     /// Takes out what has arrived for a value, for an operation that adds it to its own gradient.
     pub(super) fn take(&mut self, var: Option<usize>) -> Option<Tensor> {
         self.values[var?].gradient.take()
+    }
+
+    /// The gradient of `count` columns, from `first` on, of a value's `[N, C]`, to be written by the caller; `make` makes the
+    /// whole, for who comes first.
+    #[cfg(feature = "cuda")]
+    pub(super) fn columns(
+        &mut self,
+        var: Option<usize>,
+        (first, count): (usize, usize),
+        make: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Option<Tensor>> {
+        let Some(id) = var else { return Ok(None) };
+        let Arrived { gradient, columns, .. } = &mut self.values[id];
+        let whole = match gradient.take() {
+            Some(whole) => whole,
+            None => make()?,
+        };
+        *columns += count;
+        Ok(Some(gradient.insert(whole).narrow(1, first, count)?))
+    }
+
+    /// How many columns of what is played back have been written, where that was done in parts.
+    pub(super) fn columns_written(&self) -> usize {
+        self.columns
     }
 
     /// Notes that a value's gradient is complete and its bias' written.
@@ -78,9 +105,9 @@ impl<'a> Flow<'a> {
     /// Calls the operations from the last to the first.
     pub(super) fn play_back(&mut self, nodes: Vec<Node<'_>>) -> Result<()> {
         for node in nodes.into_iter().rev() {
-            let Arrived { gradient, summed } = std::mem::take(&mut self.values[node.output]);
+            let Arrived { gradient, summed, columns } = std::mem::take(&mut self.values[node.output]);
             if let Some(gradient) = gradient {
-                self.summed = summed;
+                (self.summed, self.columns) = (summed, columns);
                 (node.backward)(&gradient, self)?;
             }
         }

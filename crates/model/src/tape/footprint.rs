@@ -207,9 +207,12 @@ impl Pass<'_> {
             Kind::GroupNorm { offset, .. } => {
                 // Here too, unless the offset's gradient is a sum without it.
                 let extra = step.x.filter(|_| !offset).and_then(|x| gradients[x].take());
-                let channels = operation.x.last().copied().unwrap_or(0) * if offset { 1 } else { 2 };
-                let time = step.other.map(|_| self.take(self.numbers(&[channels])));
-                time.into_iter().for_each(|time| self.accumulate(gradients, step.other, time));
+                // Who writes the first columns of the time's gradient makes the whole.
+                if let Some(time) = step.other
+                    && gradients[time].is_none()
+                {
+                    gradients[time] = Some(self.take(self.numbers(&self.sketch.steps[time].operation.y())));
+                }
                 match step.x.and_then(|x| self.parts(x, at)).filter(|_| !offset) {
                     Some(parts) => {
                         parts.into_iter().for_each(|(value, part)| self.accumulate(gradients, value, part));

@@ -18,7 +18,7 @@ mod ops;
 mod sketch;
 mod var;
 
-pub use normalise::Time;
+pub use normalise::{Columns, Time};
 pub use operation::{Kind, Operation, Work};
 pub use ops::LayerParams;
 pub use sketch::Sketch;

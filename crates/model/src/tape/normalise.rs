@@ -15,18 +15,40 @@ pub enum Time<'v> {
     /// It does not.
     Absent,
     /// `[N, C]`, added to every pixel before the normalisation.
-    Offset(&'v Var),
+    Offset(&'v Columns),
     /// `[N, 2C]`, scale and shift behind the normalisation.
-    ScaleShift(&'v Var),
+    ScaleShift(&'v Columns),
 }
 
 impl<'v> Time<'v> {
-    fn scale_shift(self) -> Option<&'v Var> {
-        if let Self::ScaleShift(var) = self { Some(var) } else { None }
+    fn scale_shift(self) -> Option<&'v Columns> {
+        if let Self::ScaleShift(columns) = self { Some(columns) } else { None }
     }
 
-    fn offset(self) -> Option<&'v Var> {
-        if let Self::Offset(var) = self { Some(var) } else { None }
+    fn offset(self) -> Option<&'v Columns> {
+        if let Self::Offset(columns) = self { Some(columns) } else { None }
+    }
+}
+
+/// A value `[N, C]`, or some neighbouring columns of one that [`Tape::linear_stack`] made, which only a GPU does.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "elsewhere it is the whole value"))]
+#[derive(Clone, Debug)]
+pub struct Columns {
+    of: Var,
+    first: usize,
+    /// All, if none.
+    count: Option<usize>,
+}
+
+impl Columns {
+    /// All of them.
+    pub fn all(of: Var) -> Self {
+        Self { of, first: 0, count: None }
+    }
+
+    /// `count` of them, from `first` on.
+    pub(crate) fn some(of: &Var, first: usize, count: usize) -> Self {
+        Self { of: of.clone(), first, count: Some(count) }
     }
 }
 
@@ -47,7 +69,7 @@ impl<'p> Tape<'p> {
                 offset: time.offset().is_some(),
                 dropout: self.dropout.map_or(0.0, |_| dropout),
             };
-            if let Some(y) = self.sketch(x, time.scale_shift().or(time.offset()), kind)? {
+            if let Some(y) = self.sketch(x, time.scale_shift().or(time.offset()).map(|time| &time.of), kind)? {
                 return Ok(y);
             }
             #[cfg(feature = "cuda")]
@@ -55,10 +77,10 @@ impl<'p> Tape<'p> {
         }
         let y = match time {
             Time::Offset(offset) => {
-                let x = self.add_channels(x, offset)?;
+                let x = self.add_channels(x, &offset.of)?;
                 self.group_norm_alone(&x, norm, params, None)?
             }
-            _ => self.group_norm_alone(x, norm, params, time.scale_shift())?,
+            _ => self.group_norm_alone(x, norm, params, time.scale_shift().map(|time| &time.of))?,
         };
         self.dropout(&y, dropout)
     }
@@ -114,7 +136,7 @@ mod fused {
     use super::super::flow::Flow;
     use super::super::var::Joined;
     use super::super::{LayerParams, Tape, Var};
-    use super::Time;
+    use super::{Columns, Time};
     use crate::error::Result;
     use crate::params::ParamId;
 
@@ -125,6 +147,8 @@ mod fused {
         bias: &'p Tensor,
         modulation: Option<Tensor>,
         offset: Option<Tensor>,
+        /// The value that modulation or offset are a part of.
+        time: Option<Tensor>,
         dropout: Option<Dropout>,
         step: Option<Tensor>,
     }
@@ -144,10 +168,19 @@ mod fused {
         }
     }
 
+    impl Columns {
+        fn value(&self) -> Result<Tensor> {
+            let all = &self.of.value;
+            Ok(self.count.map_or(Ok(all.clone()), |count| all.narrow(1, self.first, count))?)
+        }
+    }
+
     /// Where the gradients go.
     struct Targets {
         x: Option<usize>,
         time: Option<usize>,
+        /// Of the time's value, first and number.
+        columns: Option<(usize, usize)>,
         /// Instead of `x`: the values it was joined of.
         joined: Option<Joined>,
         /// The bias of what made `x`.
@@ -187,8 +220,9 @@ mod fused {
                 x: x.value.clone(),
                 weight: self.master(params.weight),
                 bias: self.master(params.bias),
-                modulation: modulation.map(|m| m.value.clone()),
-                offset: offset.map(|o| o.value.clone()),
+                modulation: modulation.map(Columns::value).transpose()?,
+                offset: offset.map(Columns::value).transpose()?,
+                time: modulation.or(offset).map(|time| time.of.value.clone()),
                 dropout: mask,
                 step: self.step.clone(),
             };
@@ -196,7 +230,8 @@ mod fused {
             let taken = self.take(x);
             let targets = Targets {
                 x: taken.id,
-                time: modulation.or(offset).and_then(|time| self.take(time).id),
+                time: modulation.or(offset).and_then(|time| self.take(&time.of).id),
+                columns: modulation.or(offset).and_then(|time| Some((time.first, time.count?))),
                 joined: x.made.joined.filter(|_| taken.first && offset.is_none()),
                 sums: x.made.bias.filter(|_| taken.first && (x.made.joined.is_none() || offset.is_none())),
             };
@@ -206,14 +241,19 @@ mod fused {
                 let (extra, outside) = if operands.offset.is_some() { (None, extra) } else { (extra, None) };
                 let bias = targets.sums.filter(|_| outside.is_none());
                 let sums = bias.map(|bias| flow.params.bias(bias));
+                let time = match (&operands.time, targets.columns) {
+                    (Some(all), Some(columns)) => flow.columns(targets.time, columns, || Ok(fused::room(all)?))?,
+                    _ => None,
+                };
                 let wanted = Wanted {
                     joined: targets.joined.map(|joined| joined.channels),
                     sums: sums.map(|(at, write)| ChannelSums { at, write }),
+                    time,
                 };
                 let grads = flow.params.pair(params.weight, params.bias);
                 let found =
                     fused::backward(&norm, &operands.inputs(), &statistics, (dy, extra.as_ref()), &wanted, &grads)?;
-                if let Some(time) = found.modulation.or(found.offset) {
+                if let Some(time) = found.modulation.or(found.offset).filter(|_| targets.columns.is_none()) {
                     flow.accumulate(targets.time, time)?;
                 }
                 if let Some(outside) = outside {

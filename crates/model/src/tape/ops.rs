@@ -9,7 +9,7 @@ use ddpm_kernels::ops::conv2d::{self, Conv2d};
 use ddpm_kernels::ops::{attention, dropout, elementwise, linear, resample};
 
 use super::var::{Joined, Made};
-use super::{Kind, Tape, Var};
+use super::{Kind, Tape, Var, Weights};
 use crate::error::Result;
 use crate::params::ParamId;
 
@@ -82,6 +82,27 @@ impl<'p> Tape<'p> {
             }
         });
         Ok(y.made(Made { bias: Some(params.bias), joined: None }))
+    }
+
+    /// The linear layers of the layout's stack over `x` `[N, I]`, their outputs side by side, where they are applied as one.
+    /// Whoever takes some of the [columns](super::Columns) writes the gradient of those; all must be taken, and once.
+    pub(crate) fn linear_stack(&mut self, x: &Var) -> Result<Option<Var>> {
+        let (true, Weights::Fast(params)) = (self.fuses(), self.weights) else { return Ok(None) };
+        let (weight, bias) = params.stacked()?;
+        let outputs = bias.elem_count();
+        if let Some(y) = self.sketch(x, None, Kind::Linear { outputs, residual: false, need_dx: x.is_tracked() })? {
+            return Ok(Some(y));
+        }
+        let y = linear::forward(&x.value, &weight, &bias, None)?;
+        let (id, x) = (self.take(x).id, x.value.clone());
+        Ok(Some(self.record(y, move |dy, flow| {
+            debug_assert_eq!(flow.columns_written(), outputs, "columns that nobody gave a gradient");
+            let earlier = flow.take(id);
+            match linear::backward(&x, &weight, dy, id.is_some(), earlier.as_ref(), &flow.params.stacked())? {
+                Some(dx) => flow.accumulate(id, dx),
+                None => Ok(()),
+            }
+        })))
     }
 
     /// Self-attention over `qkv` `[N, L, 3C]`; the result is `[N, L, C]`.

@@ -23,8 +23,17 @@ impl Affine<'_> {
     fn pass_to<'g>(self, launch: Launch<'g>, gpu: &Gpu, offset: Option<&Tensor>, dtype: DType) -> Result<Launch<'g>> {
         let launch =
             launch.arg(operand(gpu, OP, self.weight, DType::F32)?).arg(operand(gpu, OP, self.bias, DType::F32)?);
-        Ok(launch.arg(optional(gpu, OP, self.modulation, dtype)?).arg(optional(gpu, OP, offset, dtype)?))
+        let (modulation, offset) = (rows(gpu, self.modulation, dtype)?, rows(gpu, offset, dtype)?);
+        Ok(launch.arg(modulation.0).arg(offset.0).arg(modulation.1.max(offset.1)))
     }
+}
+
+/// Where the rows of a matrix begin that may be left out, and how many elements they lie apart.
+fn rows(gpu: &Gpu, matrix: Option<&Tensor>, dtype: DType) -> Result<(Address, u32)> {
+    let Some(matrix) = matrix else { return Ok((Address::NONE, 0)) };
+    let apart = matrix.stride().first().copied().unwrap_or(0);
+    // The first row is contiguous if any is.
+    Ok((operand(gpu, OP, &matrix.narrow(0, 0, 1)?, dtype)?, apart as u32))
 }
 
 /// What backward reads besides.
@@ -136,16 +145,20 @@ pub(super) fn forward(
     Ok((y, statistics))
 }
 
-/// New tensors for the gradients.
-fn results(x: &Tensor, affine: Affine<'_>, fused: Fused<'_>, joined: usize) -> Result<FusedGrads> {
+/// New tensors for the gradients, but for that of the time where it has a place.
+fn results(x: &Tensor, affine: Affine<'_>, fused: Fused<'_>, wanted: &Wanted) -> Result<FusedGrads> {
     let gpu = Gpu::of(x.device())?;
-    let like = |tensor: &Tensor| empty(&gpu, tensor.dtype(), tensor.dims());
+    let like = |tensor: &Tensor| match &wanted.time {
+        Some(place) => Ok(place.clone()),
+        None => empty(&gpu, tensor.dtype(), tensor.dims()),
+    };
     let part = |channels: usize| {
         let mut dims = x.dims().to_vec();
         dims.iter_mut().rev().take(1).for_each(|last| *last = channels);
         empty(&gpu, x.dtype(), dims)
     };
     let channels = affine.weight.elem_count();
+    let joined = wanted.joined.unwrap_or(channels);
     Ok(FusedGrads {
         dx: part(joined)?,
         rest: (joined < channels).then(|| part(channels - joined)).transpose()?,
@@ -167,7 +180,7 @@ pub(super) fn backward(
     let gpu = Gpu::of(x.device())?;
     let (images, dtype) = (x.dim(0)?, x.dtype());
     let joined = wanted.joined.unwrap_or(shape.channels);
-    let found = results(x, affine, fused, joined)?;
+    let found = results(x, affine, fused, wanted)?;
     let at = |tensor: Option<&Tensor>| optional(&gpu, OP, tensor, dtype);
     let inputs = [at(Some(x))?, at(Some(dy))?, at(extra)?];
     let outputs = [at(Some(&found.dx))?, at(found.rest.as_ref())?];
@@ -177,6 +190,8 @@ pub(super) fn backward(
     let partials = optional(&gpu, OP, of_parts.as_ref(), DType::F32)?;
     let (own, dx_sums) = work.scratch(&gpu, wanted.sums.is_some() || fused.offset.is_some())?;
     let (dweight, dbias) = grads.addresses(&gpu)?;
+    let (dmodulation, doffset) =
+        (rows(&gpu, found.modulation.as_ref(), dtype)?, rows(&gpu, found.offset.as_ref(), dtype)?);
     let sums = wanted.sums.as_ref();
     let sums_at = sums.map(|sums| grads.address(&gpu, sums.at.start)).transpose()?;
     let queue = |name: &'static str| {
@@ -185,8 +200,9 @@ pub(super) fn backward(
         let launch = launch.arg(operand(&gpu, OP, statistics, DType::F32)?);
         let launch = outputs.iter().fold(launch, |launch, &output| launch.arg(output));
         let launch = launch
-            .arg(at(found.modulation.as_ref())?)
-            .arg(at(found.offset.as_ref())?)
+            .arg(dmodulation.0)
+            .arg(doffset.0)
+            .arg(dmodulation.1.max(doffset.1))
             .arg(dweight)
             .arg(dbias)
             .arg(sums_at.unwrap_or(Address::NONE))

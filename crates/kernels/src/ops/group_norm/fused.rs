@@ -19,7 +19,7 @@ use crate::ops::dropout::Dropout;
 /// What is done before and behind.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fused<'a> {
-    /// `[N, C]`, added to every pixel before.
+    /// `[N, C]`, added to every pixel before; its rows may lie apart.
     pub offset: Option<&'a Tensor>,
     /// What is dropped behind.
     pub dropout: Option<Mask<'a>>,
@@ -41,6 +41,8 @@ pub struct Wanted {
     pub joined: Option<usize>,
     /// The gradient of a bias.
     pub sums: Option<ChannelSums>,
+    /// Where the gradient of modulation or offset is to be written, if not to a tensor of its own: rows of it may lie apart.
+    pub time: Option<Tensor>,
 }
 
 /// `sum over n, p of dx[n, p, c]`, of as many channels as there are places: the gradient of a bias.
@@ -61,7 +63,7 @@ pub struct Inputs<'a> {
     pub weight: &'a Tensor,
     /// `[C]`, f32.
     pub bias: &'a Tensor,
-    /// `[N, 2C]`.
+    /// `[N, 2C]`, whose rows may lie apart; not beside an offset.
     pub modulation: Option<&'a Tensor>,
     /// What else happens.
     pub fused: Fused<'a>,
@@ -89,6 +91,9 @@ impl<'a> Inputs<'a> {
         let shape = norm.shape(self.x, self.weight, self.bias, self.modulation)?;
         if let Some(offset) = self.fused.offset {
             check::shape(OP, "offset", offset, &[self.x.dim(0)?, shape.channels])?;
+            if let Some(modulation) = self.modulation {
+                check::shape(OP, "modulation beside an offset", modulation, &[])?;
+            }
         }
         if let Some(step) = self.fused.dropout.and_then(|mask| mask.step) {
             check::shape(OP, "step", step, &[2])?;
@@ -98,6 +103,14 @@ impl<'a> Inputs<'a> {
             other => Err(KernelError::Device { op: OP, device: other.location() }),
         }
     }
+}
+
+/// A tensor of any values like `time`, for the gradients of all its columns.
+///
+/// # Errors
+/// A device that is no GPU, or whose memory is full.
+pub fn room(time: &Tensor) -> Result<Tensor> {
+    crate::cuda::empty(&*crate::cuda::Gpu::of(time.device())?, time.dtype(), time.dims())
 }
 
 /// As [`super::forward`], on a GPU.
@@ -138,6 +151,10 @@ pub fn backward(
     {
         let (found, expected) = (vec![at.start, at.end], vec![grads.buffer.len(), shape.channels]);
         return Err(KernelError::Shape { op: OP, tensor: "sums", found, expected });
+    }
+    if let Some(time) = &wanted.time {
+        let of = inputs.modulation.or(inputs.fused.offset).map_or(&[][..], Tensor::dims);
+        check::shape(OP, "time's gradient", time, of)?;
     }
     grads.check(OP, shape.channels, shape.channels)?;
     let operands = cuda::Operands { x, dy, statistics, extra };
