@@ -10,7 +10,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
 #[cfg(feature = "cuda")]
-use ddpm_kernels::cuda::Narrow;
+use ddpm_kernels::cuda::{Narrow, Sums};
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::elementwise;
 use ddpm_kernels::philox::{Philox, Purpose};
@@ -315,6 +315,9 @@ pub struct Gradients {
     /// What a GPU wrote in 16 bits in this pass.
     #[cfg(feature = "cuda")]
     narrow: Arc<Narrow>,
+    /// What it has yet to sum.
+    #[cfg(feature = "cuda")]
+    sums: Arc<Sums>,
 }
 
 impl Gradients {
@@ -327,6 +330,8 @@ impl Gradients {
             written: vec![false; layout.specs.len()],
             #[cfg(feature = "cuda")]
             narrow: Arc::default(),
+            #[cfg(feature = "cuda")]
+            sums: Arc::default(),
         })
     }
 
@@ -334,7 +339,10 @@ impl Gradients {
     pub fn reset(&mut self) {
         self.written.fill(false);
         #[cfg(feature = "cuda")]
-        self.narrow.forget();
+        {
+            self.narrow.forget();
+            self.sums.forget();
+        }
     }
 
     /// Ends a step's backward passes: parameters that nothing contributed to have gradient zero.
@@ -375,6 +383,8 @@ impl Gradients {
         ParamGrads {
             #[cfg(feature = "cuda")]
             narrow: Some(&self.narrow),
+            #[cfg(feature = "cuda")]
+            sums: Some(&self.sums),
             ..ParamGrads::new(&self.buffer, weight, bias, write)
         }
     }
@@ -386,10 +396,13 @@ impl Gradients {
         (self.layout.range(id), write)
     }
 
-    /// Ends a backward pass: on a GPU, gradients of 16 bits join the others.
+    /// Ends a backward pass: on a GPU, what waits is summed, and gradients of 16 bits join the others.
     pub(crate) fn settle(&mut self) -> Result<()> {
         #[cfg(feature = "cuda")]
-        self.narrow.settle(&self.buffer)?;
+        {
+            self.sums.settle(&self.buffer)?;
+            self.narrow.settle(&self.buffer)?;
+        }
         Ok(())
     }
 

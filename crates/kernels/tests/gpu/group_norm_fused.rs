@@ -29,7 +29,8 @@ struct Setting {
     dropout: bool,
     /// Channels of the first part of x.
     joined: Option<usize>,
-    extra: bool,
+    /// Gradients from elsewhere.
+    extra: usize,
     /// Channels whose sums are wanted.
     sums: Option<usize>,
     /// Added to the input's normals.
@@ -60,7 +61,7 @@ fn setting(shape: [usize; 4], groups: usize, dtype: DType) -> Setting {
         beside,
         dropout: true,
         joined: None,
-        extra: false,
+        extra: 0,
         sums,
         mean: 0.0,
         among_others: false,
@@ -76,7 +77,7 @@ struct Operands {
     /// On the device once more, among the columns of a wider matrix.
     wide: Option<Tensor>,
     dy: Both,
-    extra: Option<Both>,
+    extra: Vec<Both>,
     /// The dropout's factors, in f64.
     mask: Tensor,
 }
@@ -99,7 +100,7 @@ impl Operands {
             wide: beside.as_ref().map(|beside| among_others(&beside.device)),
             beside,
             dy: normals(5, &s.shape, s.dtype),
-            extra: s.extra.then(|| normals(6, &s.shape, s.dtype)),
+            extra: (0..s.extra as u64).map(|k| normals(6 + k, &s.shape, s.dtype)).collect(),
             mask: mask.to_dtype(DType::F64).unwrap(),
         }
     }
@@ -152,16 +153,16 @@ fn check(s: Setting) {
     let (again, _) = fused::forward(&norm, &o.inputs(&s, None)).unwrap();
     assert_eq!(download(&again), download(&found), "{what}: the step from memory");
 
-    let dx = o.extra.as_ref().map_or_else(|| grads[0].clone(), |e| (&grads[0] + &e.exact).unwrap());
+    let dx = o.extra.iter().fold(grads[0].clone(), |dx, e| (dx + &e.exact).unwrap());
     let channels = s.shape[3];
     let sums = s.sums.map(|len| dx.sum((0, 1, 2)).unwrap().narrow(0, 0, len).unwrap());
     let mut first: Option<Vec<f64>> = None;
     for write in [Write::Assign, Write::Add] {
         let slots = Slots::new(channels, channels, channels + 3);
         let time = o.wide.as_ref().filter(|_| s.among_others).map(|wide| among_others(&wide.zeros_like().unwrap()));
-        let sums_at = s.sums.map(|len| ChannelSums { at: slots.third(len), write });
-        let wanted = Wanted { joined: s.joined, sums: sums_at, time };
-        let extra = o.extra.as_ref().map(|e| &e.device);
+        let places = s.sums.map(|len| ChannelSums { at: slots.third(len), write });
+        let wanted = Wanted { joined: s.joined, sums: places.into_iter().collect(), time };
+        let extra = [0, 1].map(|k| o.extra.get(k).map(|e| &e.device));
         let found =
             fused::backward(&norm, &inputs, &statistics, (&o.dy.device, extra), &wanted, &slots.grads(write)).unwrap();
         let first_part = s.joined.unwrap_or(channels);
@@ -192,9 +193,9 @@ fn gpu_fused_group_norm_in_every_combination() {
     for dtype in FORMATS {
         for beside in [Beside::Nothing, Beside::Offset, Beside::Modulation] {
             for flags in 0..8 {
-                let [dropout, extra, parted] = [1, 2, 4].map(|bit| flags & bit != 0);
+                let [dropout, elsewhere, parted] = [1, 2, 4].map(|bit| flags & bit != 0);
                 let base = setting([2, 5, 7, 24], 8, dtype);
-                let extra = extra && beside != Beside::Offset;
+                let extra = if elsewhere && beside != Beside::Offset { 1 + flags / 4 } else { 0 };
                 check(Setting { beside, dropout, extra, joined: parted.then_some(8), ..base });
                 check(Setting { beside, dropout, extra, sums: None, among_others: true, ..base });
             }
@@ -218,9 +219,9 @@ fn gpu_fused_group_norm_at_odd_sizes() {
         ] {
             let base = setting(shape, groups, dtype);
             check(Setting { joined: Some(part), sums: Some(part), ..base });
-            check(Setting { joined: Some(part), sums: Some(1), extra: true, beside: Beside::Nothing, ..base });
+            check(Setting { joined: Some(part), sums: Some(1), extra: 2, beside: Beside::Nothing, ..base });
             let beside = Beside::Modulation;
-            check(Setting { sums: Some(part), extra: true, beside, dropout: false, among_others: true, ..base });
+            check(Setting { sums: Some(part), extra: 2, beside, dropout: false, among_others: true, ..base });
         }
     }
 }
@@ -234,7 +235,7 @@ fn gpu_fused_group_norm_of_real_layers() {
         check(base);
         if part < shape[3] {
             let beside = Beside::Nothing;
-            check(Setting { beside, joined: Some(part), sums: Some(part), extra: true, dropout: false, ..base });
+            check(Setting { beside, joined: Some(part), sums: Some(part), extra: 2, dropout: false, ..base });
         }
     }
 }
@@ -246,7 +247,7 @@ fn gpu_fused_group_norm_of_large_images() {
     for dtype in FORMATS {
         check(Setting { joined: Some(8), ..setting([1, 127, 129, 16], 4, dtype) });
         check(Setting { among_others: true, ..setting([2, 127, 129, 16], 4, dtype) });
-        check(Setting { beside: Beside::Nothing, extra: true, ..setting([2, 103, 101, 3], 1, dtype) });
+        check(Setting { beside: Beside::Nothing, extra: 2, ..setting([2, 103, 101, 3], 1, dtype) });
     }
     check(setting([2, 61, 61, 264], 33, DType::F32));
 }
@@ -267,17 +268,18 @@ fn gpu_fused_group_norm_of_a_large_mean() {
 fn gpu_fused_group_norm_refuses_what_does_not_fit() {
     let s = setting([2, 3, 3, 8], 2, DType::F32);
     let norm = GroupNorm { groups: 2, eps: 1e-5, silu: true };
-    let o = Operands::new(&Setting { extra: true, ..s });
+    let o = Operands::new(&Setting { extra: 1, ..s });
     let inputs = o.inputs(&s, None);
     let (_, statistics) = fused::forward(&norm, &inputs).unwrap();
     let slots = Slots::new(8, 8, 16);
     let refused = |extra: Option<&Tensor>, wanted: &Wanted| {
+        let extra = [None, extra];
         let found =
             fused::backward(&norm, &inputs, &statistics, (&o.dy.device, extra), wanted, &slots.grads(Write::Assign));
         found.unwrap_err().to_string()
     };
-    let sums = |at| Some(ChannelSums { at, write: Write::Assign });
-    let extra = o.extra.as_ref().map(|e| &e.device);
+    let sums = |at| vec![ChannelSums { at, write: Write::Assign }];
+    let extra = o.extra.first().map(|e| &e.device);
     assert!(refused(extra, &Wanted::default()).contains("extra"));
     for joined in [0, 8] {
         assert!(refused(None, &Wanted { joined: Some(joined), ..Wanted::default() }).contains("joined"));

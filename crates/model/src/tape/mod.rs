@@ -20,7 +20,7 @@ mod var;
 
 pub use normalise::{Columns, Time};
 pub use operation::{Kind, Operation, Work};
-pub use ops::LayerParams;
+pub use ops::{LayerParams, Residual};
 pub use sketch::Sketch;
 pub use var::Var;
 
@@ -201,7 +201,7 @@ impl<'p> Tape<'p> {
     /// # Errors
     /// An operation that fails on its way back.
     pub fn backward(self, output: Var, gradient: Tensor, params: &mut Gradients) -> Result<()> {
-        let mut flow = Flow::new(self.values, params);
+        let mut flow = Flow::new(self.values, self.fuses(), params);
         flow.accumulate(output.target(), gradient)?;
         drop(output);
         flow.play_back(self.nodes)?;

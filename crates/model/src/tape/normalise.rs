@@ -105,7 +105,7 @@ impl<'p> Tape<'p> {
         let (id, of_modulation) = (self.take(x).id, modulation.and_then(|m| self.take(m).id));
         let (x, modulation) = (x.value.clone(), modulation.map(|m| m.value.clone()));
         Ok(self.record(y, move |dy, flow| {
-            let extra = flow.take(id);
+            let extra = flow.take(id)?;
             let grads = flow.params.pair(params.weight, params.bias);
             let gradient = group_norm::backward(
                 &norm,
@@ -183,8 +183,8 @@ mod fused {
         columns: Option<(usize, usize)>,
         /// Instead of `x`: the values it was joined of.
         joined: Option<Joined>,
-        /// The bias of what made `x`.
-        sums: Option<ParamId>,
+        /// The biases of what made `x`.
+        sums: [Option<ParamId>; 2],
     }
 
     impl Targets {
@@ -233,33 +233,40 @@ mod fused {
                 time: modulation.or(offset).and_then(|time| self.take(&time.of).id),
                 columns: modulation.or(offset).and_then(|time| Some((time.first, time.count?))),
                 joined: x.made.joined.filter(|_| taken.first && offset.is_none()),
-                sums: x.made.bias.filter(|_| taken.first && (x.made.joined.is_none() || offset.is_none())),
+                sums: if taken.first && (x.made.joined.is_none() || offset.is_none()) {
+                    x.made.biases
+                } else {
+                    [None; 2]
+                },
             };
             Ok(self.record(y, move |dy, flow| {
-                let extra = flow.take(targets.x);
                 // The offset's gradient is a sum of dx without what comes from elsewhere.
-                let (extra, outside) = if operands.offset.is_some() { (None, extra) } else { (extra, None) };
-                let bias = targets.sums.filter(|_| outside.is_none());
-                let sums = bias.map(|bias| flow.params.bias(bias));
+                let (extra, outside) = match operands.offset {
+                    Some(_) => ([None, None], flow.take(targets.x)?),
+                    None => (flow.take_both(targets.x), None),
+                };
+                let biases = targets.sums.into_iter().flatten().filter(|_| outside.is_none());
+                let sums: Vec<_> = biases.map(|bias| flow.params.bias(bias)).collect();
+                let summed = !sums.is_empty();
                 let time = match (&operands.time, targets.columns) {
                     (Some(all), Some(columns)) => flow.columns(targets.time, columns, || Ok(fused::room(all)?))?,
                     _ => None,
                 };
                 let wanted = Wanted {
                     joined: targets.joined.map(|joined| joined.channels),
-                    sums: sums.map(|(at, write)| ChannelSums { at, write }),
+                    sums: sums.into_iter().map(|(at, write)| ChannelSums { at, write }).collect(),
                     time,
                 };
                 let grads = flow.params.pair(params.weight, params.bias);
-                let found =
-                    fused::backward(&norm, &operands.inputs(), &statistics, (dy, extra.as_ref()), &wanted, &grads)?;
+                let dy = (dy, extra.each_ref().map(Option::as_ref));
+                let found = fused::backward(&norm, &operands.inputs(), &statistics, dy, &wanted, &grads)?;
                 if let Some(time) = found.modulation.or(found.offset).filter(|_| targets.columns.is_none()) {
                     flow.accumulate(targets.time, time)?;
                 }
                 if let Some(outside) = outside {
                     flow.accumulate(targets.x, outside)?;
                 }
-                targets.give(flow, (found.dx, found.rest), bias.is_some())
+                targets.give(flow, (found.dx, found.rest), summed)
             }))
         }
     }

@@ -10,7 +10,7 @@ use super::config::Activation;
 use super::naming::FileLayout;
 use crate::error::Result;
 use crate::params::{Init, ParamId, ParamLayout};
-use crate::tape::{Columns, LayerParams, Tape, Time, Var};
+use crate::tape::{Columns, LayerParams, Residual, Tape, Time, Var};
 
 /// How a layer starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Conv2d {
     }
 
     /// `[N, H, W, I] -> [N, H', W', O]`, plus `residual`.
-    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, residual: Option<&Var>) -> Result<Var> {
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, residual: Option<Residual<'_>>) -> Result<Var> {
         tape.conv2d(x, &self.convolution, self.params, residual)
     }
 }

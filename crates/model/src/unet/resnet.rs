@@ -6,7 +6,7 @@ use super::config::{TimeScaleShift, UNetConfig};
 use super::layers::{Conv2d, GroupNorm, Linear, StackInput, Stacked, Start};
 use crate::error::Result;
 use crate::params::ParamLayout;
-use crate::tape::{Tape, Time, Var};
+use crate::tape::{Residual, Tape, Time, Var};
 
 /// What a residual block does to the image's size, between its first activation and convolution, and to its skip
 /// connection (diffusers' `down` and `up`).
@@ -100,10 +100,10 @@ impl ResnetBlock {
         };
         let h = self.norm2.forward(tape, &h, time, self.dropout)?;
         let x = self.resize.forward(tape, x)?;
-        let skip = match &self.conv_shortcut {
-            Some(conv) => conv.forward(tape, &x, None)?,
-            None => x,
+        let (skip, own) = match &self.conv_shortcut {
+            Some(conv) => (conv.forward(tape, &x, None)?, true),
+            None => (x, false),
         };
-        self.conv2.forward(tape, &h, Some(&skip))
+        self.conv2.forward(tape, &h, Some(Residual { value: &skip, own }))
     }
 }

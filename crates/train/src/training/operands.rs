@@ -170,7 +170,7 @@ fn fused_norm(operation: &Operation, make: &Maker<'_>) -> Result<Runs> {
         move || fused::forward(&norm, &again.inputs()).map(drop),
         move || {
             let (inputs, places) = (operands.inputs(), grads.places());
-            fused::backward(&norm, &inputs, &statistics, (&dy, None), &Wanted::default(), &places).map(drop)
+            fused::backward(&norm, &inputs, &statistics, (&dy, [None; 2]), &Wanted::default(), &places).map(drop)
         },
     ))
 }

@@ -2,13 +2,12 @@
 
 use candle_core::{DType, Tensor};
 
-use super::fused::{Fused, FusedGrads, Mask, Wanted};
+use super::fused::{ChannelSums, Fused, FusedGrads, Mask, Wanted};
 use super::plan::{Pass, Plan, Room, Sizes};
 use super::{GroupNorm, OP, Shape};
 use crate::buffer::ParamGrads;
-use crate::cuda::{Address, Gpu, Launch, empty, operand, optional, pack_width};
+use crate::cuda::{Address, Gpu, Launch, Sum, Sums, empty, operand, optional, pack_width};
 use crate::error::Result;
-use crate::gemm::Write;
 
 /// Weight, bias and modulation.
 #[derive(Clone, Copy)]
@@ -42,7 +41,7 @@ pub(super) struct Operands<'a> {
     pub(super) x: &'a Tensor,
     pub(super) dy: &'a Tensor,
     pub(super) statistics: &'a Tensor,
-    pub(super) extra: Option<&'a Tensor>,
+    pub(super) extra: [Option<&'a Tensor>; 2],
 }
 
 /// The mask's arguments, as every kernel takes them.
@@ -86,12 +85,29 @@ impl Work {
         self.plan.split.then(|| empty(gpu, DType::F32, (parts, 2, self.sizes.channels))).transpose()
     }
 
-    /// Scratch memory for every image's gradients of weight and bias, and for every part's sums of dx, if they are wanted.
-    fn scratch(&self, gpu: &Gpu, sums: bool) -> Result<(Address, Address)> {
+    /// Room for every image's gradients of weight and bias, and for every part's sums of dx, where `bias`' are wanted, or an
+    /// offset's and the launch does not see whole images.
+    fn room(&self, gpu: &Gpu, later: &Sums, bias: bool, offset: bool) -> Result<(Address, Address)> {
         let images = self.sizes.images * self.sizes.channels;
-        let parts = if sums { self.plan.parts * images } else { 0 };
-        let own = gpu.workspace((2 * images + parts) * size_of::<f32>())?;
-        Ok((own, if sums { own.offset(2 * images, DType::F32) } else { Address::NONE }))
+        let parts = if bias || (offset && self.plan.parts > 1) { self.plan.parts * images } else { 0 };
+        let own = later.room(gpu, 2 * images + parts)?;
+        Ok((own, if parts > 0 { own.offset(2 * images, DType::F32) } else { Address::NONE }))
+    }
+
+    /// Sums over what lies there: the gradients of weight and bias, and `wanted` ones.
+    fn expect(&self, later: &Sums, (own, dx_sums): (Address, Address), grads: &ParamGrads<'_>, wanted: &[ChannelSums]) {
+        let Sizes { images, channels, .. } = self.sizes;
+        let of_images = |first: usize, to: usize| {
+            let from = own.offset(first, DType::F32);
+            Sum { from, rows: images, apart: 2 * channels, columns: channels, to, write: grads.write }
+        };
+        later.expect(of_images(0, grads.weight.start));
+        later.expect(of_images(channels, grads.bias.start));
+        let rows = images * self.plan.parts;
+        for ChannelSums { at, write } in wanted {
+            let (columns, to, write) = (at.len(), at.start, *write);
+            later.expect(Sum { from: dx_sums, rows, apart: channels, columns, to, write });
+        }
     }
 
     /// The sizes, as every kernel takes them.
@@ -182,18 +198,17 @@ pub(super) fn backward(
     let joined = wanted.joined.unwrap_or(shape.channels);
     let found = results(x, affine, fused, wanted)?;
     let at = |tensor: Option<&Tensor>| optional(&gpu, OP, tensor, dtype);
-    let inputs = [at(Some(x))?, at(Some(dy))?, at(extra)?];
+    let inputs = [at(Some(x))?, at(Some(dy))?, at(extra[0])?, at(extra[1])?];
     let outputs = [at(Some(&found.dx))?, at(found.rest.as_ref())?];
     let activations = [inputs.as_slice(), &outputs].concat();
     let work = Work::new(&gpu, Pass::Backward, shape, images, dtype, (&activations, [joined, shape.channels - joined]));
     let of_parts = work.partials(&gpu)?;
     let partials = optional(&gpu, OP, of_parts.as_ref(), DType::F32)?;
-    let (own, dx_sums) = work.scratch(&gpu, wanted.sums.is_some() || fused.offset.is_some())?;
-    let (dweight, dbias) = grads.addresses(&gpu)?;
+    let at_once = Sums::default();
+    let later = grads.sums.unwrap_or(&at_once);
+    let rooms = work.room(&gpu, later, !wanted.sums.is_empty(), fused.offset.is_some())?;
     let (dmodulation, doffset) =
         (rows(&gpu, found.modulation.as_ref(), dtype)?, rows(&gpu, found.offset.as_ref(), dtype)?);
-    let sums = wanted.sums.as_ref();
-    let sums_at = sums.map(|sums| grads.address(&gpu, sums.at.start)).transpose()?;
     let queue = |name: &'static str| {
         let launch = inputs.iter().fold(gpu.float_kernel(name, dtype)?, |launch, &input| launch.arg(input));
         let launch = affine.pass_to(launch, &gpu, fused.offset, dtype)?;
@@ -203,18 +218,12 @@ pub(super) fn backward(
             .arg(dmodulation.0)
             .arg(doffset.0)
             .arg(dmodulation.1.max(doffset.1))
-            .arg(dweight)
-            .arg(dbias)
-            .arg(sums_at.unwrap_or(Address::NONE))
             .arg(partials)
-            .arg(own)
-            .arg(dx_sums)
-            .arg(gpu.counters(shape.channels)?)
+            .arg(rooms.0)
+            .arg(rooms.1)
+            .arg(gpu.counters(if work.plan.parts > 1 { images * shape.channels / work.plan.slice } else { 0 })?)
             .arg(u32::from(norm.silu))
-            .arg(u32::from(grads.write == Write::Add))
-            .arg(u32::from(sums.is_some_and(|sums| sums.write == Write::Add)))
-            .arg(joined as u32)
-            .arg(sums.map_or(0, |sums| sums.at.len()) as u32);
+            .arg(joined as u32);
         let launch = pass_mask(launch, &gpu, fused.dropout)?;
         work.launch(work.pass_to(launch).arg(work.plan.kept as u32))
     };
@@ -226,5 +235,7 @@ pub(super) fn backward(
         queue(sums)?;
     }
     queue(all)?;
+    work.expect(later, rooms, grads, &wanted.sums);
+    at_once.settle(grads.buffer)?;
     Ok(found)
 }

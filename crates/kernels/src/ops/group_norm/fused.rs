@@ -39,8 +39,8 @@ pub struct Mask<'a> {
 pub struct Wanted {
     /// `x` was joined of two, the first of so many channels: their gradients are two tensors.
     pub joined: Option<usize>,
-    /// The gradient of a bias.
-    pub sums: Option<ChannelSums>,
+    /// Gradients of biases.
+    pub sums: Vec<ChannelSums>,
     /// Where the gradient of modulation or offset is to be written, if not to a tensor of its own: rows of it may lie apart.
     pub time: Option<Tensor>,
 }
@@ -123,7 +123,8 @@ pub fn forward(norm: &GroupNorm, inputs: &Inputs<'_>) -> Result<(Tensor, Statist
     Ok((y, Statistics(statistics)))
 }
 
-/// As [`super::backward`], on a GPU; `extra` is that of all channels, and adds to the sums.
+/// As [`super::backward`], on a GPU, with up to two gradients from elsewhere; they are those of all channels, and add to the
+/// sums.
 ///
 /// # Errors
 /// As there; a device that is no GPU; or an `extra` beside an offset, whose gradient it would be added to.
@@ -131,7 +132,7 @@ pub fn backward(
     norm: &GroupNorm,
     inputs: &Inputs<'_>,
     statistics: &Statistics,
-    (dy, extra): (&Tensor, Option<&Tensor>),
+    (dy, extra): (&Tensor, [Option<&Tensor>; 2]),
     wanted: &Wanted,
     grads: &ParamGrads<'_>,
 ) -> Result<FusedGrads> {
@@ -139,18 +140,18 @@ pub fn backward(
     let (x, statistics) = (inputs.x, &statistics.0);
     check::shape(OP, "dy", dy, x.dims())?;
     check::shape(OP, "statistics", statistics, &[x.dim(0)?, 2, norm.groups])?;
-    if let Some(extra) = extra {
+    for extra in extra.into_iter().flatten() {
         check::shape(OP, "extra", extra, if inputs.fused.offset.is_some() { &[] } else { x.dims() })?;
     }
     if let Some(joined) = wanted.joined.filter(|&joined| joined == 0 || joined >= shape.channels) {
         let (found, expected) = (vec![joined], vec![shape.channels.saturating_sub(1)]);
         return Err(KernelError::Shape { op: OP, tensor: "joined", found, expected });
     }
-    if let Some(ChannelSums { at, .. }) = &wanted.sums
-        && (at.len() > shape.channels || at.end > grads.buffer.len())
-    {
-        let (found, expected) = (vec![at.start, at.end], vec![grads.buffer.len(), shape.channels]);
-        return Err(KernelError::Shape { op: OP, tensor: "sums", found, expected });
+    for ChannelSums { at, .. } in &wanted.sums {
+        if at.len() > shape.channels || at.end > grads.buffer.len() {
+            let (found, expected) = (vec![at.start, at.end], vec![grads.buffer.len(), shape.channels]);
+            return Err(KernelError::Shape { op: OP, tensor: "sums", found, expected });
+        }
     }
     if let Some(time) = &wanted.time {
         let of = inputs.modulation.or(inputs.fused.offset).map_or(&[][..], Tensor::dims);

@@ -138,7 +138,7 @@ pub fn backward(
     match x.device() {
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
-            let operands = cuda::Operands { x, dy, statistics: &statistics.0, extra };
+            let operands = cuda::Operands { x, dy, statistics: &statistics.0, extra: [extra, None] };
             let affine = cuda::Affine { weight, bias, modulation };
             let (fused, wanted) = (fused::Fused::default(), fused::Wanted::default());
             let found = cuda::backward(norm, shape, operands, affine, fused, &wanted, grads)?;
