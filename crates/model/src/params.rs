@@ -4,172 +4,21 @@
 //! reduction, AdamW and the moving averages one pass, and an all-reduce one call. Gradients, moments and averages are
 //! vectors of the same [`ParamLayout`].
 
+mod layout;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
 #[cfg(feature = "cuda")]
-use ddpm_kernels::cuda::{Narrow, Sums};
+use ddpm_kernels::cuda::{Narrow, NarrowPart, Sums};
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::elementwise;
 use ddpm_kernels::philox::{Philox, Purpose};
 
+pub use self::layout::{Init, ParamId, ParamLayout, ParamSpec};
 use crate::error::Result;
-use crate::unet::naming::FileLayout;
-
-/// A parameter's place in its layout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ParamId(usize);
-
-/// How a parameter starts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
-    /// All zero.
-    Zeros,
-    /// All one.
-    Ones,
-    /// Uniform in `(-bound, bound)`; PyTorch's default for a layer is `bound = 1 / sqrt(fan_in)`.
-    Uniform(f64),
-    /// Standard normal (embeddings).
-    Normal,
-}
-
-/// One parameter.
-#[derive(Clone, Debug)]
-pub struct ParamSpec {
-    /// Its name in memory: diffusers' key, except where [`FileLayout`] says otherwise.
-    pub key: String,
-    /// Its shape in memory (channels last).
-    pub shape: Vec<usize>,
-    /// Its first element in the flat buffer.
-    pub offset: usize,
-    /// How it starts.
-    pub init: Init,
-    /// How files hold it.
-    pub file: FileLayout,
-}
-
-impl ParamSpec {
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Whether it has no element.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// Parameters begin at multiples of so many elements: 16 bytes in any of our number formats, what a GPU's wide loads and
-/// its libraries' fast paths ask for.
-const ALIGNMENT: usize = 8;
-
-/// All parameters of a network, in order.
-///
-/// The buffer has them in the same order, but for those of a *stack*: linear layers of one input, whose weights lie one after
-/// another at its end, and behind them their biases, so that a GPU applies them all as one layer.
-#[derive(Clone, Debug, Default)]
-pub struct ParamLayout {
-    specs: Vec<ParamSpec>,
-    len: usize,
-    stack: Stack,
-}
-
-/// Weights `[O, I]` and biases `[O]` of layers of the same inputs.
-#[derive(Clone, Debug, Default)]
-struct Stack {
-    weights: Vec<ParamId>,
-    biases: Vec<ParamId>,
-    inputs: usize,
-    outputs: usize,
-}
-
-impl ParamLayout {
-    /// Appends a parameter.
-    pub(crate) fn push(&mut self, key: String, shape: &[usize], init: Init, file: FileLayout) -> ParamId {
-        let offset = self.len.next_multiple_of(ALIGNMENT);
-        let spec = ParamSpec { key, shape: shape.to_vec(), offset, init, file };
-        self.len = offset + spec.len();
-        self.specs.push(spec);
-        ParamId(self.specs.len() - 1)
-    }
-
-    /// Appends weight `[outputs, inputs]` and bias of a layer of the stack; with the layer's first output among the stack's.
-    /// They have no place before [`finish`](Self::finish).
-    pub(crate) fn push_stacked(
-        &mut self,
-        name: &str,
-        [outputs, inputs]: [usize; 2],
-        init: Init,
-    ) -> ((ParamId, ParamId), usize) {
-        debug_assert!(self.stack.weights.is_empty() || self.stack.inputs == inputs, "{name}: other inputs");
-        let mut push = |part: &str, shape: &[usize]| {
-            let (key, shape) = (format!("{name}.{part}"), shape.to_vec());
-            self.specs.push(ParamSpec { key, shape, offset: usize::MAX, init, file: FileLayout::Same });
-            ParamId(self.specs.len() - 1)
-        };
-        let (weight, bias) = (push("weight", &[outputs, inputs]), push("bias", &[outputs]));
-        let stack = &mut self.stack;
-        stack.weights.push(weight);
-        stack.biases.push(bias);
-        stack.inputs = inputs;
-        let first = stack.outputs;
-        stack.outputs += outputs;
-        ((weight, bias), first)
-    }
-
-    /// Gives the stack its place, behind all others and without gaps.
-    pub(crate) fn finish(mut self) -> Self {
-        for ids in [&self.stack.weights, &self.stack.biases] {
-            self.len = self.len.next_multiple_of(ALIGNMENT);
-            for &ParamId(id) in ids {
-                self.specs[id].offset = self.len;
-                self.len += self.specs[id].len();
-            }
-        }
-        self
-    }
-
-    /// Where the weights and the biases of the stack lie.
-    fn stacked(&self) -> [Range<usize>; 2] {
-        [&self.stack.weights, &self.stack.biases].map(|ids| {
-            let mut ranges = ids.iter().map(|&id| self.range(id));
-            let first = ranges.next().unwrap_or(self.len..self.len);
-            first.start..ranges.last().map_or(first.end, |last| last.end)
-        })
-    }
-
-    fn range(&self, id: ParamId) -> Range<usize> {
-        let spec = self.spec(id);
-        spec.offset..spec.offset + spec.len()
-    }
-
-    /// The parameters, in order.
-    pub fn specs(&self) -> &[ParamSpec] {
-        &self.specs
-    }
-
-    /// Number of elements of a flat buffer: those of all parameters, and zeros between them where one begins at a multiple.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Number of elements of all parameters together.
-    pub fn parameters(&self) -> usize {
-        self.specs.iter().map(ParamSpec::len).sum()
-    }
-
-    /// Whether there is no parameter.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    fn spec(&self, id: ParamId) -> &ParamSpec {
-        &self.specs[id.0]
-    }
-}
 
 /// The values of all parameters: f32, and where the network computes in another format, a copy in that.
 #[derive(Clone, Debug)]
@@ -345,8 +194,9 @@ impl Gradients {
         }
     }
 
-    /// Ends a step's backward passes: parameters that nothing contributed to have gradient zero.
+    /// Ends a step's backward passes: parameters that nothing contributed to have gradient zero, and nothing waits.
     pub fn complete(&mut self) -> Result<&FlatBuffer> {
+        self.widen()?;
         for (spec, written) in self.layout.specs.iter().zip(&mut self.written) {
             if !*written {
                 self.buffer.fill_zero(spec.offset..spec.offset + spec.len())?;
@@ -396,14 +246,24 @@ impl Gradients {
         (self.layout.range(id), write)
     }
 
-    /// Ends a backward pass: on a GPU, what waits is summed, and gradients of 16 bits join the others.
+    /// Ends a backward pass: on a GPU, what waits to be summed is.
     pub(crate) fn settle(&mut self) -> Result<()> {
         #[cfg(feature = "cuda")]
-        {
-            self.sums.settle(&self.buffer)?;
-            self.narrow.settle(&self.buffer)?;
-        }
+        self.sums.settle(&self.buffer)?;
         Ok(())
+    }
+
+    /// Gradients of 16 bits join the others, before another pass adds to them.
+    pub(crate) fn widen(&mut self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        self.narrow.settle(&self.buffer)?;
+        Ok(())
+    }
+
+    /// The gradients of 16 bits, for an optimizer that reads them beside the others.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn hand_over(&mut self) -> Result<Option<NarrowPart>> {
+        Ok(self.narrow.hand_over(&self.buffer)?)
     }
 
     /// Where a single parameter's gradient goes: buffer, offset, and whether to overwrite.

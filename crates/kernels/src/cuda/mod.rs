@@ -37,7 +37,7 @@ use self::dnn::Convolutions;
 pub(crate) use self::launch::{Launch, Value};
 use self::matmul::Products;
 use self::memory::Workspace;
-pub use self::narrow::Narrow;
+pub use self::narrow::{Narrow, NarrowPart};
 pub use self::recording::Recording;
 pub(crate) use self::sums::Sum;
 pub use self::sums::Sums;

@@ -140,7 +140,7 @@ impl<'p> Tape<'p> {
         Ok(Var::new(value, None))
     }
 
-    fn dtype(&self) -> DType {
+    pub(crate) fn dtype(&self) -> DType {
         match self.weights {
             Weights::Fast(params) => params.dtype(),
             Weights::Reference(params) => params.variables().first().map_or(DType::F64, |v| v.dtype()),
@@ -201,6 +201,7 @@ impl<'p> Tape<'p> {
     /// # Errors
     /// An operation that fails on its way back.
     pub fn backward(self, output: Var, gradient: Tensor, params: &mut Gradients) -> Result<()> {
+        params.widen()?;
         let mut flow = Flow::new(self.values, self.fuses(), params);
         flow.accumulate(output.target(), gradient)?;
         drop(output);
