@@ -154,8 +154,9 @@ __device__ __forceinline__ void groups(const Norm &n, const Site &s, const float
     __syncthreads();
 }
 
-// dx over the block's part, written to where the channel's gradient belongs, and its sums, if they are wanted.
-template <typename T, int W, int KEPT, bool DROPS>
+// dx over the block's part, written to where the channel's gradient belongs, and its sums, if they are wanted; TWO gradients
+// are added, or one.
+template <typename T, int W, int KEPT, bool DROPS, bool TWO>
 __device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const Raw<T, W> *kept, Channels c,
                       const float *slopes, const float *constants, float *scratch) {
     const u32 packs = n.slice / W;
@@ -178,15 +179,15 @@ __device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const 
             T *to = of_rest ? o.rest + row * stride + (channel - o.joined) : o.dx + row * stride + channel;
             const u64 column = s.offset + pack * W;
             constexpr int AHEAD = KEPT > 1 ? 1 : BATCH; // what is kept need not be waited for
-            Raw<T, W> x[AHEAD], dy[AHEAD], extra[AHEAD], second[AHEAD];
+            Raw<T, W> x[AHEAD], dy[AHEAD], extra[AHEAD], second[TWO ? AHEAD : 1];
             batched<AHEAD>(
                 s.row, s.pixels, s.rows,
                 [&](int i, u32 pixel) {
                     const u64 at = column + (u64)pixel * n.channels;
                     x[i] = KEPT > 0 ? kept[pixel * packs + pack] : load_raw<T, W>(o.x + at);
                     dy[i] = KEPT > 1 ? kept[(s.pixels + pixel) * packs + pack] : load_raw<T, W>(o.dy + at);
-                    if (o.extra) extra[i] = load_raw<T, W>(o.extra + at);
-                    if (o.second) second[i] = load_raw<T, W>(o.second + at);
+                    if (TWO || o.extra) extra[i] = load_raw<T, W>(o.extra + at);
+                    if (TWO) second[i] = load_raw<T, W>(o.second + at);
                 },
                 [&](int i, u32 pixel) {
                     if (KEPT < 2) drop<DROPS>(n, s, o.mask, pixel, pack, dy[i]);
@@ -195,8 +196,8 @@ __device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const 
                     for (int k = 0; k < W; ++k) {
                         const float value = x[i].at(k);
                         const float dz = gradient(value, factor * dy[i].at(k), a[k], b[k], o.silu);
-                        float rest = o.extra ? constant[k] + extra[i].at(k) : constant[k];
-                        if (o.second) rest += second[i].at(k);
+                        float rest = TWO || o.extra ? constant[k] + extra[i].at(k) : constant[k];
+                        if (TWO) rest += second[i].at(k);
                         const float dx = dz * a[k] + (value * slope[k] + rest);
                         v[k] += dx;
                         out.v[k] = from_float<T>(dx);
@@ -248,7 +249,7 @@ template <typename T> __device__ void offset_gradient(const Norm &n, const Site 
 }
 
 // With `partials`, the sums over the pixels are those; else the block's part is the whole image.
-template <typename T, int W, int KEPT, bool DROPS>
+template <typename T, int W, int KEPT, bool DROPS, bool TWO>
 __device__ void backward(const Norm &n, const Operands<T> &o, float *shared) {
     const Site s = site(n);
     Carve carve = {shared};
@@ -263,7 +264,7 @@ __device__ void backward(const Norm &n, const Operands<T> &o, float *shared) {
     else
         sum_pixels<T, W, KEPT, DROPS>(n, s, o, kept, scratch, c);
     groups(n, s, o.statistics, c, slope, constant);
-    apply<T, W, KEPT, DROPS>(n, s, o, kept, c, slope, constant, scratch);
+    apply<T, W, KEPT, DROPS, TWO>(n, s, o, kept, c, slope, constant, scratch);
     if (blockIdx.y == 0) image_gradients(n, s, o, c);
     if (!o.doffset || gridDim.y == 1) return;
     if (last_block(o.counters + blockIdx.z * gridDim.x + blockIdx.x, gridDim.y)) offset_gradient(n, s, o);
@@ -298,18 +299,19 @@ template <typename T, int W, bool DROPS> __device__ void part_sums(const Norm &n
         x,      dy,   extra,       second,  weight, bias,     modulation, offset,  statistics, dx,   rest,             \
         dmodulation, doffset, dapart, partials, own, dx_sums, counters, silu, joined, GATHERED_MASK}
 
-#define GROUP_NORM_PASSES(T, S, BLOCKS, DROPS)                                                                         \
+#define GROUP_NORM_PASS(T, S, BLOCKS, DROPS, TWO)                                                                      \
     extern "C" __global__ void BLOCKS group_norm_backward_##S(GROUP_NORM_OPERANDS(T)) {                                \
         GROUP_NORM_GATHER(T);                                                                                          \
         if (width > 1 && kept > 1)                                                                                     \
-            group_norm_backward::backward<T, 16 / sizeof(T), 2, DROPS>(n, o, shared);                                  \
+            group_norm_backward::backward<T, 16 / sizeof(T), 2, DROPS, TWO>(n, o, shared);                             \
         else if (width > 1 && kept > 0)                                                                                \
-            group_norm_backward::backward<T, 16 / sizeof(T), 1, DROPS>(n, o, shared);                                  \
+            group_norm_backward::backward<T, 16 / sizeof(T), 1, DROPS, TWO>(n, o, shared);                             \
         else if (width > 1)                                                                                            \
-            group_norm_backward::backward<T, 16 / sizeof(T), 0, DROPS>(n, o, shared);                                  \
+            group_norm_backward::backward<T, 16 / sizeof(T), 0, DROPS, TWO>(n, o, shared);                             \
         else                                                                                                           \
-            group_norm_backward::backward<T, 1, 0, DROPS>(n, o, shared);                                               \
-    }                                                                                                                  \
+            group_norm_backward::backward<T, 1, 0, DROPS, TWO>(n, o, shared);                                          \
+    }
+#define GROUP_NORM_SUMS(T, S, BLOCKS, DROPS)                                                                           \
     extern "C" __global__ void BLOCKS group_norm_sums_##S(GROUP_NORM_OPERANDS(T)) {                                    \
         GROUP_NORM_GATHER(T);                                                                                          \
         if (width > 1)                                                                                                 \
@@ -317,8 +319,11 @@ template <typename T, int W, bool DROPS> __device__ void part_sums(const Norm &n
         else                                                                                                           \
             group_norm_backward::part_sums<T, 1, DROPS>(n, o, shared);                                                 \
     }
-// Two rounds of random numbers in registers leave room for two blocks only.
-#define GROUP_NORM_BACKWARD(T, S)                  \
-    GROUP_NORM_PASSES(T, S, THREE_BLOCKS, false)   \
-    GROUP_NORM_PASSES(T, dropout_##S, TWO_BLOCKS, true)
+// Two rounds of random numbers in registers leave room for two blocks only, and so does a second gradient.
+#define GROUP_NORM_BACKWARD(T, S)                             \
+    GROUP_NORM_SUMS(T, S, THREE_BLOCKS, false)                \
+    GROUP_NORM_SUMS(T, dropout_##S, TWO_BLOCKS, true)         \
+    GROUP_NORM_PASS(T, S, THREE_BLOCKS, false, false)         \
+    GROUP_NORM_PASS(T, two_##S, TWO_BLOCKS, false, true)      \
+    GROUP_NORM_PASS(T, dropout_##S, TWO_BLOCKS, true, false)
 FOR_EACH_FLOAT(GROUP_NORM_BACKWARD)

@@ -137,6 +137,19 @@ impl Operands {
     }
 }
 
+/// Of two parts, the same as of the whole, and the whole.
+#[track_caller]
+fn check_joining(what: &str, norm: &GroupNorm, inputs: &Inputs<'_>, first: usize, (y, close): (&Tensor, f64)) {
+    let (x, dim) = (inputs.x, inputs.x.rank() - 1);
+    let part = |from: usize, count: usize| x.narrow(dim, from, count).unwrap().contiguous().unwrap();
+    let parts = [part(0, first), part(first, x.dim(dim).unwrap() - first)];
+    let whole = fused::room(x, x.dims()).unwrap();
+    let inputs = Inputs { x: &whole, ..*inputs };
+    let (found, _) = fused::forward_joining(norm, [&parts[0], &parts[1]], &inputs).unwrap();
+    assert_eq!(download(&whole), download(x), "{what}: joined");
+    assert_close(&format!("{what}: of two parts"), &found, y, close);
+}
+
 #[track_caller]
 fn check(s: Setting) {
     let what = format!("{s:?}");
@@ -152,6 +165,9 @@ fn check(s: Setting) {
     assert_close(&what, &found, &y, close);
     let (again, _) = fused::forward(&norm, &o.inputs(&s, None)).unwrap();
     assert_eq!(download(&again), download(&found), "{what}: the step from memory");
+    if let Some(first) = s.joined {
+        check_joining(&what, &norm, &inputs, first, (&y, close));
+    }
 
     let dx = o.extra.iter().fold(grads[0].clone(), |dx, e| (dx + &e.exact).unwrap());
     let channels = s.shape[3];
@@ -195,7 +211,8 @@ fn gpu_fused_group_norm_in_every_combination() {
             for flags in 0..8 {
                 let [dropout, elsewhere, parted] = [1, 2, 4].map(|bit| flags & bit != 0);
                 let base = setting([2, 5, 7, 24], 8, dtype);
-                let extra = if elsewhere && beside != Beside::Offset { 1 + flags / 4 } else { 0 };
+                let most = if dropout { 1 } else { 1 + flags / 4 };
+                let extra = if elsewhere && beside != Beside::Offset { most } else { 0 };
                 check(Setting { beside, dropout, extra, joined: parted.then_some(8), ..base });
                 check(Setting { beside, dropout, extra, sums: None, among_others: true, ..base });
             }
@@ -219,7 +236,14 @@ fn gpu_fused_group_norm_at_odd_sizes() {
         ] {
             let base = setting(shape, groups, dtype);
             check(Setting { joined: Some(part), sums: Some(part), ..base });
-            check(Setting { joined: Some(part), sums: Some(1), extra: 2, beside: Beside::Nothing, ..base });
+            check(Setting {
+                joined: Some(part),
+                sums: Some(1),
+                extra: 2,
+                dropout: false,
+                beside: Beside::Nothing,
+                ..base
+            });
             let beside = Beside::Modulation;
             check(Setting { sums: Some(part), extra: 2, beside, dropout: false, among_others: true, ..base });
         }
@@ -247,7 +271,7 @@ fn gpu_fused_group_norm_of_large_images() {
     for dtype in FORMATS {
         check(Setting { joined: Some(8), ..setting([1, 127, 129, 16], 4, dtype) });
         check(Setting { among_others: true, ..setting([2, 127, 129, 16], 4, dtype) });
-        check(Setting { beside: Beside::Nothing, extra: 2, ..setting([2, 103, 101, 3], 1, dtype) });
+        check(Setting { beside: Beside::Nothing, extra: 2, dropout: false, ..setting([2, 103, 101, 3], 1, dtype) });
     }
     check(setting([2, 61, 61, 264], 33, DType::F32));
 }
@@ -281,6 +305,9 @@ fn gpu_fused_group_norm_refuses_what_does_not_fit() {
     let sums = |at| vec![ChannelSums { at, write: Write::Assign }];
     let extra = o.extra.first().map(|e| &e.device);
     assert!(refused(extra, &Wanted::default()).contains("extra"));
+    let (dy, grads) = ((&o.dy.device, [extra, extra]), slots.grads(Write::Assign));
+    let two = fused::backward(&norm, &inputs, &statistics, dy, &Wanted::default(), &grads);
+    assert!(two.unwrap_err().to_string().contains("beside dropout"));
     for joined in [0, 8] {
         assert!(refused(None, &Wanted { joined: Some(joined), ..Wanted::default() }).contains("joined"));
     }
@@ -289,6 +316,11 @@ fn gpu_fused_group_norm_refuses_what_does_not_fit() {
     }
     let wrong = normals(9, &[2, 7], DType::F32).device;
     assert!(refused(None, &Wanted { time: Some(wrong.clone()), ..Wanted::default() }).contains("time's gradient"));
+    let narrow = |channels: usize| normals(9, &[2, 3, 3, channels], DType::F32).device;
+    for parts in [[narrow(8), narrow(1)], [narrow(4), narrow(3)]] {
+        let error = fused::forward_joining(&norm, [&parts[0], &parts[1]], &inputs).unwrap_err();
+        assert!(error.to_string().contains("other part"), "{error}");
+    }
     let both = Inputs { modulation: Some(&normals(9, &[2, 16], DType::F32).device), ..inputs };
     assert!(fused::forward(&norm, &both).unwrap_err().to_string().contains("modulation"));
     let inputs = Inputs { fused: Fused { offset: Some(&wrong), dropout: None }, ..inputs };

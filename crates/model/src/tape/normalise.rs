@@ -73,7 +73,7 @@ impl<'p> Tape<'p> {
                 return Ok(y);
             }
             #[cfg(feature = "cuda")]
-            return self.group_norm_fused(x, norm, params, time, dropout);
+            return self.group_norm_fused(x, None, norm, params, time, dropout);
         }
         let y = match time {
             Time::Offset(offset) => {
@@ -83,6 +83,24 @@ impl<'p> Tape<'p> {
             _ => self.group_norm_alone(x, norm, params, time.scale_shift().map(|time| &time.of))?,
         };
         self.dropout(&y, dropout)
+    }
+
+    /// Group normalisation of `a` and `b`, `[N, ..., A]` and `[N, ..., B]`, side by side, and both as one value before it.
+    pub fn group_norm_joining(
+        &mut self,
+        (a, b): (&Var, &Var),
+        norm: GroupNorm,
+        params: LayerParams,
+    ) -> Result<(Var, Var)> {
+        #[cfg(feature = "cuda")]
+        if self.fuses() && self.sketch.is_none() {
+            let x = self.joined(fused::room_for(a, b)?, a, b)?;
+            let y = self.group_norm_fused(&x, Some([a, b]), norm, params, Time::Absent, 0.0)?;
+            return Ok((x, y));
+        }
+        let x = self.concat(a, b)?;
+        let y = self.group_norm(&x, norm, params, Time::Absent, 0.0)?;
+        Ok((x, y))
     }
 
     fn group_norm_alone(
@@ -175,6 +193,14 @@ mod fused {
         }
     }
 
+    /// Memory for both side by side.
+    pub(super) fn room_for(a: &Var, b: &Var) -> Result<Tensor> {
+        let others = b.value.dims().last().copied().unwrap_or(0);
+        let mut shape = a.value.dims().to_vec();
+        shape.iter_mut().rev().take(1).for_each(|channels| *channels += others);
+        Ok(fused::room(&a.value, &shape)?)
+    }
+
     /// Where the gradients go.
     struct Targets {
         x: Option<usize>,
@@ -206,9 +232,11 @@ mod fused {
     }
 
     impl<'p> Tape<'p> {
+        /// With `parts`, `x` is yet to be written: they stand in it side by side.
         pub(super) fn group_norm_fused(
             &mut self,
             x: &Var,
+            parts: Option<[&Var; 2]>,
             norm: GroupNorm,
             params: LayerParams,
             time: Time<'_>,
@@ -226,7 +254,10 @@ mod fused {
                 dropout: mask,
                 step: self.step.clone(),
             };
-            let (y, statistics) = fused::forward(&norm, &operands.inputs())?;
+            let (y, statistics) = match parts {
+                Some(parts) => fused::forward_joining(&norm, parts.map(|part| &part.value), &operands.inputs())?,
+                None => fused::forward(&norm, &operands.inputs())?,
+            };
             let taken = self.take(x);
             let targets = Targets {
                 x: taken.id,
@@ -243,13 +274,16 @@ mod fused {
                 // The offset's gradient is a sum of dx without what comes from elsewhere.
                 let (extra, outside) = match operands.offset {
                     Some(_) => ([None, None], flow.take(targets.x)?),
+                    None if operands.dropout.is_some() => ([flow.take(targets.x)?, None], None),
                     None => (flow.take_both(targets.x), None),
                 };
                 let biases = targets.sums.into_iter().flatten().filter(|_| outside.is_none());
                 let sums: Vec<_> = biases.map(|bias| flow.params.bias(bias)).collect();
                 let summed = !sums.is_empty();
                 let time = match (&operands.time, targets.columns) {
-                    (Some(all), Some(columns)) => flow.columns(targets.time, columns, || Ok(fused::room(all)?))?,
+                    (Some(all), Some(columns)) => {
+                        flow.columns(targets.time, columns, || Ok(fused::room(all, all.dims())?))?
+                    }
                     _ => None,
                 };
                 let wanted = Wanted {

@@ -193,6 +193,11 @@ impl<'p> Tape<'p> {
             return Ok(y);
         }
         let y = elementwise::concat(&a.value, &b.value)?;
+        self.joined(y, a, b)
+    }
+
+    /// `y`, which is `a` and `b` side by side.
+    pub(super) fn joined(&mut self, y: Tensor, a: &Var, b: &Var) -> Result<Var> {
         let (channels, biases) = (a.value.dim(3)?, a.made.biases);
         let of = [self.take(a), self.take(b)];
         let y = self.record(y, move |dy, flow| {

@@ -105,11 +105,7 @@ impl Layer {
     fn forward(&self, tape: &mut Tape<'_>, x: Var, skip: Option<Var>, temb: &StackInput) -> Result<Var> {
         let (layer, temb) = (self.clone(), temb.clone());
         tape.block(move |tape| {
-            let mut h = x;
-            if let Some(skip) = skip {
-                h = tape.concat(&h, &skip)?;
-            }
-            h = layer.resnet.forward(tape, &h, &temb)?;
+            let h = layer.resnet.forward(tape, x, skip, &temb)?;
             match &layer.attention {
                 Some(attention) => attention.forward(tape, &h),
                 None => Ok(h),
@@ -153,14 +149,13 @@ impl MidBlock {
     pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &StackInput) -> Result<Var> {
         let (block, temb) = (self.clone(), temb.clone());
         tape.block(move |tape| {
-            let mut h = block.first.forward(tape, &x, &temb)?;
-            drop(x);
+            let mut h = block.first.forward(tape, x, None, &temb)?;
             h = block.scaled(tape, h)?;
             if let Some(attention) = &block.attention {
                 h = attention.forward(tape, &h)?;
                 h = block.scaled(tape, h)?;
             }
-            h = block.second.forward(tape, &h, &temb)?;
+            h = block.second.forward(tape, h, None, &temb)?;
             block.scaled(tape, h)
         })
     }

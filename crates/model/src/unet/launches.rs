@@ -79,7 +79,7 @@ impl Chain {
         let (mut h, temb) = (tracked(&mut tape, &self.x), tracked(&mut tape, &self.temb));
         let temb = StackInput::new(&mut tape, temb).unwrap();
         for block in &self.blocks {
-            h = block.forward(&mut tape, &h, &temb).unwrap();
+            h = block.forward(&mut tape, h, None, &temb).unwrap();
         }
         let dy = h.value().clone();
         gradients.reset();

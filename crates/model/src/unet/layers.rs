@@ -178,6 +178,14 @@ impl GroupNorm {
         let h = tape.activation(f, &h)?;
         tape.dropout(&h, dropout)
     }
+
+    /// `a` and `b` `[N, ..., A]` and `[N, ..., B]` side by side, and normalised.
+    pub(super) fn forward_joining(&self, tape: &mut Tape<'_>, a: &Var, b: &Var) -> Result<(Var, Var)> {
+        let (x, h) = tape.group_norm_joining((a, b), self.norm, self.params)?;
+        let Some(f) = self.activation else { return Ok((x, h)) };
+        let h = tape.activation(f, &h)?;
+        Ok((x, h))
+    }
 }
 
 /// A table of rows.

@@ -85,12 +85,23 @@ impl ResnetBlock {
     /// [`forward`](Self::forward) as a block of the tape.
     pub(super) fn forward_block(&self, tape: &mut Tape<'_>, x: Var, temb: &StackInput) -> Result<Var> {
         let (block, temb) = (self.clone(), temb.clone());
-        tape.block(move |tape| block.forward(tape, &x, &temb))
+        tape.block(move |tape| block.forward(tape, x, None, &temb))
     }
 
-    /// `x` `[N, H, W, I]`, `temb` from `[N, E]` after the activation `-> [N, H', W', O]`.
-    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, temb: &StackInput) -> Result<Var> {
-        let h = self.norm1.forward(tape, x, Time::Absent, 0.0)?;
+    /// `x` `[N, H, W, I]`, or the first channels of it, with `skip` beside it; `temb` from `[N, E]` after the activation
+    /// `-> [N, H', W', O]`.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, skip: Option<Var>, temb: &StackInput) -> Result<Var> {
+        let (x, h) = match skip {
+            Some(skip) => {
+                let joined = self.norm1.forward_joining(tape, &x, &skip)?;
+                drop(x);
+                joined
+            }
+            None => {
+                let h = self.norm1.forward(tape, &x, Time::Absent, 0.0)?;
+                (x, h)
+            }
+        };
         let h = self.resize.forward(tape, &h)?;
         let h = self.conv1.forward(tape, &h, None)?;
         let time = self.time_emb_proj.forward(tape, temb)?;
@@ -99,7 +110,7 @@ impl ResnetBlock {
             TimeScaleShift::ScaleShift => Time::ScaleShift(&time),
         };
         let h = self.norm2.forward(tape, &h, time, self.dropout)?;
-        let x = self.resize.forward(tape, x)?;
+        let x = self.resize.forward(tape, &x)?;
         let (skip, own) = match &self.conv_shortcut {
             Some(conv) => (conv.forward(tape, &x, None)?, true),
             None => (x, false),

@@ -44,6 +44,32 @@ pub(super) struct Operands<'a> {
     pub(super) extra: [Option<&'a Tensor>; 2],
 }
 
+/// What forward normalises: `x`, or two tensors that are written to `x` side by side.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) x: &'a Tensor,
+    pub(super) parts: Option<[&'a Tensor; 2]>,
+}
+
+impl Source<'_> {
+    /// Channels of the first part, or all.
+    fn joined(&self, channels: usize) -> usize {
+        self.parts.and_then(|[first, _]| first.dims().last().copied()).unwrap_or(channels)
+    }
+
+    /// Where the parts lie, and what is made of them; or `x`, no other part, and nothing to be made.
+    fn addresses(&self, gpu: &Gpu, dtype: DType) -> Result<[Address; 3]> {
+        let x = operand(gpu, OP, self.x, dtype)?;
+        let Some([first, rest]) = self.parts else { return Ok([x, Address::NONE, Address::NONE]) };
+        Ok([operand(gpu, OP, first, dtype)?, operand(gpu, OP, rest, dtype)?, x])
+    }
+}
+
+/// A source's arguments, as every kernel takes them.
+fn pass_source(launch: Launch<'_>, from: [Address; 3], joined: usize) -> Launch<'_> {
+    from.into_iter().fold(launch, |launch, address| launch.arg(address)).arg(joined as u32)
+}
+
 /// The mask's arguments, as every kernel takes them.
 fn pass_mask<'g>(launch: Launch<'g>, gpu: &Gpu, mask: Option<Mask<'_>>) -> Result<Launch<'g>> {
     let Some(Mask { dropout, step }) = mask else {
@@ -135,24 +161,29 @@ impl Work {
 pub(super) fn forward(
     norm: &GroupNorm,
     shape: Shape,
-    x: &Tensor,
+    source: Source<'_>,
     affine: Affine<'_>,
     fused: Fused<'_>,
 ) -> Result<(Tensor, Tensor)> {
+    let x = source.x;
     let gpu = Gpu::of(x.device())?;
     let (images, dtype) = (x.dim(0)?, x.dtype());
     let y = empty(&gpu, dtype, x.dims())?;
     let statistics = empty(&gpu, DType::F32, (images, 2, shape.groups))?;
-    let (from, to) = (operand(&gpu, OP, x, dtype)?, operand(&gpu, OP, &y, dtype)?);
-    let work = Work::new(&gpu, Pass::Forward, shape, images, dtype, (&[from, to], [0; 2]));
+    let (from, to) = (source.addresses(&gpu, dtype)?, operand(&gpu, OP, &y, dtype)?);
+    let joined = source.joined(shape.channels);
+    let ends = ([from.as_slice(), &[to]].concat(), [joined, shape.channels - joined]);
+    let work = Work::new(&gpu, Pass::Forward, shape, images, dtype, (&ends.0, ends.1));
     let of_parts = work.partials(&gpu)?;
     let partials = optional(&gpu, OP, of_parts.as_ref(), DType::F32)?;
+    let mut reads = (from, joined);
     if work.plan.split {
-        let launch = gpu.float_kernel("group_norm_moments", dtype)?.arg(from).arg(partials);
+        let launch = pass_source(gpu.float_kernel("group_norm_moments", dtype)?, from, joined).arg(partials);
         work.launch(work.pass_to(launch))?;
+        reads = (Source { parts: None, ..source }.addresses(&gpu, dtype)?, shape.channels);
     }
     let launch = affine
-        .pass_to(gpu.float_kernel(OP, dtype)?.arg(from), &gpu, fused.offset, dtype)?
+        .pass_to(pass_source(gpu.float_kernel(OP, dtype)?, reads.0, reads.1), &gpu, fused.offset, dtype)?
         .arg(to)
         .arg(operand(&gpu, OP, &statistics, DType::F32)?)
         .arg(partials);
@@ -227,9 +258,10 @@ pub(super) fn backward(
         let launch = pass_mask(launch, &gpu, fused.dropout)?;
         work.launch(work.pass_to(launch).arg(work.plan.kept as u32))
     };
-    let [sums, all] = match fused.dropout {
-        None => ["group_norm_sums", "group_norm_backward"],
-        Some(_) => ["group_norm_sums_dropout", "group_norm_backward_dropout"],
+    let [sums, all] = match (fused.dropout, extra) {
+        (Some(_), _) => ["group_norm_sums_dropout", "group_norm_backward_dropout"],
+        (None, [Some(_), Some(_)]) => ["group_norm_sums", "group_norm_backward_two"],
+        (None, _) => ["group_norm_sums", "group_norm_backward"],
     };
     if work.plan.split {
         queue(sums)?;

@@ -105,12 +105,12 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// A tensor of any values like `time`, for the gradients of all its columns.
+/// A tensor of any values, of `like`'s kind, that is written piece by piece.
 ///
 /// # Errors
 /// A device that is no GPU, or whose memory is full.
-pub fn room(time: &Tensor) -> Result<Tensor> {
-    crate::cuda::empty(&*crate::cuda::Gpu::of(time.device())?, time.dtype(), time.dims())
+pub fn room(like: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    crate::cuda::empty(&*crate::cuda::Gpu::of(like.device())?, like.dtype(), shape)
 }
 
 /// As [`super::forward`], on a GPU.
@@ -118,13 +118,32 @@ pub fn room(time: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As there, or a device that is no GPU.
 pub fn forward(norm: &GroupNorm, inputs: &Inputs<'_>) -> Result<(Tensor, Statistics)> {
-    let shape = inputs.shape(norm)?;
-    let (y, statistics) = cuda::forward(norm, shape, inputs.x, inputs.affine(), inputs.fused)?;
+    let (shape, source) = (inputs.shape(norm)?, cuda::Source { x: inputs.x, parts: None });
+    let (y, statistics) = cuda::forward(norm, shape, source, inputs.affine(), inputs.fused)?;
     Ok((y, Statistics(statistics)))
 }
 
-/// As [`super::backward`], on a GPU, with up to two gradients from elsewhere; they are those of all channels, and add to the
-/// sums.
+/// The same of two tensors whose channels stand side by side, which are written to `inputs.x` on the way.
+///
+/// # Errors
+/// As there, or parts that are not those of `inputs.x`.
+pub fn forward_joining(norm: &GroupNorm, parts: [&Tensor; 2], inputs: &Inputs<'_>) -> Result<(Tensor, Statistics)> {
+    let shape = inputs.shape(norm)?;
+    let (first, mut dims) = (parts[0].dims().last().copied().unwrap_or(0), inputs.x.dims().to_vec());
+    for (name, part, channels) in
+        [("first part", parts[0], first), ("other part", parts[1], shape.channels.saturating_sub(first))]
+    {
+        dims.iter_mut().rev().take(1).for_each(|last| *last = channels);
+        check::shape(OP, name, part, &dims)?;
+        check::not_empty(OP, name, part)?;
+    }
+    let source = cuda::Source { x: inputs.x, parts: Some(parts) };
+    let (y, statistics) = cuda::forward(norm, shape, source, inputs.affine(), inputs.fused)?;
+    Ok((y, Statistics(statistics)))
+}
+
+/// As [`super::backward`], on a GPU, with up to two gradients from elsewhere, or beside dropout one; they are those of all channels,
+/// and add to the sums.
 ///
 /// # Errors
 /// As there; a device that is no GPU; or an `extra` beside an offset, whose gradient it would be added to.
@@ -140,6 +159,11 @@ pub fn backward(
     let (x, statistics) = (inputs.x, &statistics.0);
     check::shape(OP, "dy", dy, x.dims())?;
     check::shape(OP, "statistics", statistics, &[x.dim(0)?, 2, norm.groups])?;
+    // A kernel adds two, or drops.
+    if let (Some(_), [Some(_), Some(second)]) = (inputs.fused.dropout, extra) {
+        check::shape(OP, "second extra beside dropout", second, &[])?;
+    }
+    let extra = if extra[0].is_none() { [extra[1], None] } else { extra };
     for extra in extra.into_iter().flatten() {
         check::shape(OP, "extra", extra, if inputs.fused.offset.is_some() { &[] } else { x.dims() })?;
     }

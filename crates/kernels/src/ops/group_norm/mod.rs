@@ -87,7 +87,8 @@ pub fn forward(
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
             let affine = cuda::Affine { weight, bias, modulation };
-            let (y, statistics) = cuda::forward(norm, shape, x, affine, fused::Fused::default())?;
+            let source = cuda::Source { x, parts: None };
+            let (y, statistics) = cuda::forward(norm, shape, source, affine, fused::Fused::default())?;
             Ok((y, Statistics(statistics)))
         }
         Device::Cpu => {
