@@ -126,7 +126,7 @@ impl ParamLayout {
         [&self.stack.weights, &self.stack.biases].map(|ids| {
             let mut ranges = ids.iter().map(|&id| self.range(id));
             let first = ranges.next().unwrap_or(self.len..self.len);
-            first.start..ranges.last().map_or(first.end, |last| last.end)
+            first.start..ranges.next_back().map_or(first.end, |last| last.end)
         })
     }
 

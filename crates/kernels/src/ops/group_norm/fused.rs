@@ -142,8 +142,8 @@ pub fn forward_joining(norm: &GroupNorm, parts: [&Tensor; 2], inputs: &Inputs<'_
     Ok((y, Statistics(statistics)))
 }
 
-/// As [`super::backward`], on a GPU, with up to two gradients from elsewhere, or beside dropout one; they are those of all channels,
-/// and add to the sums.
+/// As [`super::backward`], on a GPU, with up to two gradients from elsewhere, or beside dropout one; they are those of all
+/// channels, and add to the sums.
 ///
 /// # Errors
 /// As there; a device that is no GPU; or an `extra` beside an offset, whose gradient it would be added to.
