@@ -35,7 +35,7 @@ GPUS = {
     "h200": (790e12, 4.3e12, "measured on an H200: a product of 8192 x 8192 matrices of random numbers, a device-to-device copy"),
     "h100": (989e12, 3.35e12, "NVIDIA's data sheet for the H100 SXM, not measured"),
 }
-KINDS = ["convolution", "linear", "attention", "group norm + SiLU", "concatenation", "resampling", "input and loss", "optimizer"]
+KINDS = ["convolution", "linear", "attention", "group norm + SiLU", "resampling", "input and loss", "optimizer"]
 
 
 class Operation(NamedTuple):
@@ -76,6 +76,8 @@ class Network:
     def __init__(self, config, batch):
         model, data = config["model"], config["data"]
         self.batch, self.size, self.parameters = batch, data["image_size"], 0
+        # Outputs of all projections of the time, and parameters whose gradients have 16 bits.
+        self.time_outputs, self.narrow = 0, 0
         self.operations, self.convolutions, self.attentions = [], [], []
         self.head_dim = model.get("attention_head_dim")
         # Where diffusers pads nothing when it makes an image smaller, it adds a row below and a column on the right.
@@ -93,7 +95,7 @@ class Network:
         return self.batch * channels * (size or self.size) ** 2
 
     def conv(self, cin, cout, kernel=3, stride=1, residual=False, first=False):
-        """Convolution; gradients of weights go to the f32 buffer. The network's input needs none."""
+        """Convolution; the gradient of a weight has 16 bits, but for a product's. The network's input needs none."""
         pads = self.down_pads if stride == 2 else (kernel // 2,) * 2
         self.convolutions.append(Convolution(self.batch, cin, cout, self.size, kernel, stride, pads, residual, first))
         small = self.size // stride
@@ -102,7 +104,8 @@ class Network:
         self.add("convolution", "forward", flop, HALF * (x + weights + y + (y if residual else 0)))
         if not first:
             self.add("convolution", "backward", flop, HALF * (x + weights + y))
-        self.add("convolution", "backward", flop, HALF * (x + y) + SINGLE * weights)
+        self.add("convolution", "backward", flop, HALF * (x + y) + (SINGLE if kernel == 1 else HALF) * weights)
+        self.narrow += weights if kernel > 1 else 0
         self.parameters += weights + cout
         self.size = small
 
@@ -114,18 +117,19 @@ class Network:
         self.add("linear", "backward", flop, HALF * rows * (cin + cout) + SINGLE * weights)
         self.parameters += weights + cout
 
-    def norm(self, channels):
+    def norm(self, channels, joined=False):
         """Group norm and what is fused with it. About ten operations a pixel, of which no matrix unit does any."""
         x = self.pixels(channels)
-        self.add("group norm + SiLU", "forward", 0, HALF * 2 * x)
-        # Reads x and the gradient, adds to what the skip connection brought, writes.
+        # Two tensors are also written side by side.
+        self.add("group norm + SiLU", "forward", 0, HALF * (3 if joined else 2) * x)
+        # Reads x and the gradient, adds to what the skip connection brought, writes; in two parts where there were two.
         self.add("group norm + SiLU", "backward", 0, HALF * 4 * x)
         self.parameters += 2 * channels
 
-    def resnet(self, cin, cout):
-        self.norm(cin)
+    def resnet(self, cin, cout, joined=False):
+        self.norm(cin, joined)
         self.conv(cin, cout)
-        self.linear(self.embedding, cout * (1 + self.scale_shift), self.batch)
+        self.time_outputs += cout * (1 + self.scale_shift)
         self.norm(cout)
         self.conv(cout, cout, residual=True)
         if cin != cout:
@@ -141,10 +145,6 @@ class Network:
         product, x = 2 * self.batch * tokens**2 * channels, self.pixels(channels)
         self.add("attention", "forward", 2 * product, HALF * 4 * x)
         self.add("attention", "backward", 5 * product, HALF * 8 * x)
-
-    def concatenate(self, channels):
-        """A skip connection joins; the group norm behind it writes its gradient in two parts."""
-        self.add("concatenation", "forward", 0, HALF * 2 * self.pixels(channels))
 
     def upsample(self, channels):
         for phase in ["forward", "backward"]:
@@ -181,9 +181,7 @@ class Network:
         self.resnet(channels, channels)
         for level, (width, kind) in enumerate(zip(reversed(widths), model["up_block_types"])):
             for _ in range(layers + 1):
-                joined = channels + skips.pop()
-                self.concatenate(joined)
-                self.resnet(joined, width)
+                self.resnet(channels + skips.pop(), width, joined=True)
                 channels = width
                 if kind.startswith("Attn"):
                     self.attention(channels)
@@ -191,10 +189,12 @@ class Network:
                 self.upsample(channels)
         self.norm(channels)
         self.conv(channels, cout)
+        self.linear(self.embedding, self.time_outputs, self.batch)  # of all residual blocks together
         # The output is read and its gradient written; the target is made again from image and noise.
         self.add("input and loss", "backward", 0, HALF * 2 * self.pixels(cout) + image)
         # Gradient read twice (norm, update); weights, two moments and averages read and written; weights again as bf16.
-        self.add("optimizer", "optimizer", 0, self.parameters * (2 * SINGLE + 2 * SINGLE * (3 + self.averages) + HALF))
+        gradient = 2 * (SINGLE * (self.parameters - self.narrow) + HALF * self.narrow)
+        self.add("optimizer", "optimizer", 0, gradient + self.parameters * (2 * SINGLE * (3 + self.averages) + HALF))
 
 
 def measured_roofs(text):

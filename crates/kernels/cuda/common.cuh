@@ -79,6 +79,9 @@ template <typename T, int W> struct Raw<T, W, false> {
 template <typename T, int W> __device__ __forceinline__ Raw<T, W> load_raw(const T *p) {
     return *reinterpret_cast<const Raw<T, W> *>(p);
 }
+template <typename T, int W> __device__ __forceinline__ void store_raw(T *p, const Raw<T, W> &raw) {
+    *reinterpret_cast<Raw<T, W> *>(p) = raw;
+}
 
 // The position of this thread among all threads of the launch, and their number.
 __device__ __forceinline__ u64 global_thread() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }

@@ -4,6 +4,8 @@
 // Where a slice of an image fits into shared memory, x is read once and one launch does it all. Else group_norm_moments finds
 // mean and spread of the parts, and group_norm puts them together and reads x again.
 //
+// x may be two tensors whose channels stand side by side: it is then written as one while it is read.
+//
 // A channel's sums are of differences from its first pixel, and the channels of a group are put together by their means
 // (Chan, Golub & LeVeque 1979): a large mean does not cancel.
 #include "group_norm.cuh"
@@ -31,24 +33,39 @@ __device__ __forceinline__ void finish(const Norm &n, u32 first, float (&v)[2 * 
     }
 }
 
+// x [pixels, C]; or its first channels, and the rest, and where to write all of it.
+template <typename T> struct Source {
+    const T *x, *rest;
+    T *whole; // none if x is
+    u32 joined; // the first channels: all, if there is no rest
+
+    // All of x, once the block has read its part.
+    __device__ __forceinline__ const T *read() const { return whole ? whole : x; }
+};
+
 // The moments of the block's part, which stays in `kept`, if KEPT.
 template <typename T, int W, bool KEPT>
-__device__ void moments(const Norm &n, const Site &s, const T *x, Raw<T, W> *kept, float *scratch, Moments out) {
+__device__ void moments(const Norm &n, const Site &s, const Source<T> &from, Raw<T, W> *kept, float *scratch, Moments out) {
     const u32 packs = n.slice / W;
-    x += s.offset;
+    const u64 row = (u64)s.image * n.pixels + s.first;
     for (u32 first = 0; first < packs; first += n.across) {
         const u32 pack = first + s.column;
         float v[2 * W] = {};
         if (pack < packs) {
-            const T *column = x + pack * W;
+            const u32 channel = s.base + pack * W;
+            const bool of_rest = channel >= from.joined;
+            const u32 stride = of_rest ? n.channels - from.joined : from.joined;
+            const T *column = of_rest ? from.rest + row * stride + (channel - from.joined) : from.x + row * stride + channel;
+            T *copy = from.whole ? from.whole + s.offset + pack * W : nullptr;
             float pivot[W];
             const Pack<T, W> start = load_pack<T, W>(column);
 #pragma unroll
             for (int k = 0; k < W; ++k) pivot[k] = to_float(start.v[k]);
             Raw<T, W> in[BATCH];
             batched<BATCH>(
-                s.row, s.pixels, s.rows, [&](int b, u32 pixel) { in[b] = load_raw<T, W>(column + (u64)pixel * n.channels); },
+                s.row, s.pixels, s.rows, [&](int b, u32 pixel) { in[b] = load_raw<T, W>(column + (u64)pixel * stride); },
                 [&](int b, u32 pixel) {
+                    if (copy) store_raw(copy + (u64)pixel * n.channels, in[b]);
                     if (KEPT) kept[pixel * packs + pack] = in[b];
 #pragma unroll
                     for (int k = 0; k < W; ++k) {
@@ -58,7 +75,9 @@ __device__ void moments(const Norm &n, const Site &s, const T *x, Raw<T, W> *kep
                     }
                 });
         }
-        finish<W>(n, first, v, (float)s.pixels, scratch, out, [&](u32 channel) { return to_float(x[channel]); });
+        // What the block has written it finds there.
+        const T *pivots = from.read() + s.offset;
+        finish<W>(n, first, v, (float)s.pixels, scratch, out, [&](u32 channel) { return to_float(pivots[channel]); });
     }
     __syncthreads();
 }
@@ -144,7 +163,7 @@ __device__ void apply(const Norm &n, const Site &s, const T *x, const Raw<T, W> 
 }
 
 template <typename T> struct Operands {
-    const T *x;
+    Source<T> x;
     const float *weight, *bias;
     const T *modulation, *offset;
     T *y;
@@ -178,11 +197,11 @@ __device__ void forward(const Norm &n, const Operands<T> &o, float eps, u32 silu
         b[c] = of_channel.bias - a[c] * (mean[c / n.per_group] - offset_of(n, s.image, s.base + c, o.offset));
     }
     __syncthreads();
-    apply<T, W, KEPT>(n, s, o.x, kept, a, b, o.y, silu, o.mask);
+    apply<T, W, KEPT>(n, s, o.x.read(), kept, a, b, o.y, silu, o.mask);
 }
 
 // Writes the moments of the block's part to `partials`.
-template <typename T, int W> __device__ void part_moments(const Norm &n, const T *x, float *partials, float *shared) {
+template <typename T, int W> __device__ void part_moments(const Norm &n, const Source<T> &x, float *partials, float *shared) {
     const Site s = site(n);
     Carve carve = {shared};
     const Moments found = {carve.take(n.slice), carve.take(n.slice)};
@@ -196,14 +215,16 @@ template <typename T, int W> __device__ void part_moments(const Norm &n, const T
 
 } // namespace group_norm_forward
 
+#define SOURCE(T) const T *x, const T *rest, T *whole, u32 joined
+#define GATHERED_SOURCE {x, rest, whole, joined}
 #define GROUP_NORM(T, S)                                                                                               \
     extern "C" __global__ void THREE_BLOCKS \
-        group_norm_##S(const T *x, const float *weight, const float *bias, const T *modulation, const T *offset, T *y, \
+        group_norm_##S(SOURCE(T), const float *weight, const float *bias, const T *modulation, const T *offset, u32 apart, T *y, \
                        float *statistics, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,         \
                        u32 across, u32 part, u32 width, u32 kept, float eps, u32 silu, MASK) {                         \
         DYNAMIC_SHARED(float, shared);                                                                                 \
-        const Norm n = {pixels, channels, per_group, slice, across, part};                                             \
-        const group_norm_forward::Operands<T> o = {x, weight, bias, modulation, offset, y, statistics, partials, GATHERED_MASK}; \
+        const Norm n = {pixels, channels, per_group, slice, across, part, apart};                                      \
+        const group_norm_forward::Operands<T> o = {GATHERED_SOURCE, weight, bias, modulation, offset, y, statistics, partials, GATHERED_MASK}; \
         if (width > 1 && kept)                                                                                         \
             group_norm_forward::forward<T, 16 / sizeof(T), true>(n, o, eps, silu, shared);                             \
         else if (width > 1)                                                                                            \
@@ -212,13 +233,13 @@ template <typename T, int W> __device__ void part_moments(const Norm &n, const T
             group_norm_forward::forward<T, 1, false>(n, o, eps, silu, shared);                                         \
     }                                                                                                                  \
     extern "C" __global__ void THREE_BLOCKS \
-        group_norm_moments_##S(const T *x, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,        \
+        group_norm_moments_##S(SOURCE(T), float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,        \
                                u32 across, u32 part, u32 width) {                                                      \
         DYNAMIC_SHARED(float, shared);                                                                                 \
-        const Norm n = {pixels, channels, per_group, slice, across, part};                                             \
+        const Norm n = {pixels, channels, per_group, slice, across, part, 0};                                          \
         if (width > 1)                                                                                                 \
-            group_norm_forward::part_moments<T, 16 / sizeof(T)>(n, x, partials, shared);                               \
+            group_norm_forward::part_moments<T, 16 / sizeof(T)>(n, GATHERED_SOURCE, partials, shared);                               \
         else                                                                                                           \
-            group_norm_forward::part_moments<T, 1>(n, x, partials, shared);                                            \
+            group_norm_forward::part_moments<T, 1>(n, GATHERED_SOURCE, partials, shared);                                            \
     }
 FOR_EACH_FLOAT(GROUP_NORM)

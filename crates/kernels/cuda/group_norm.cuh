@@ -17,6 +17,7 @@ struct Norm {
     u32 slice;  // channels of a slice
     u32 across; // threads in a row
     u32 part;   // pixels of a part
+    u32 apart;  // elements between the rows of modulation or offset
 };
 
 // Where the block and the thread work.
@@ -99,10 +100,10 @@ template <int W> __device__ __forceinline__ void fetch(float (&to)[W], const flo
     for (int k = 0; k < W; ++k) to[k] = from[k];
 }
 
-// What is added to a channel of x before it is normalised: `offset` is [N, C], or none.
+// What is added to a channel of x before it is normalised: `offset` is [N, C] with rows apart, or none.
 template <typename T>
 __device__ __forceinline__ float offset_of(const Norm &n, u32 image, u32 channel, const T *offset) {
-    return offset ? to_float(offset[(u64)image * n.channels + channel]) : 0.0f;
+    return offset ? to_float(offset[(u64)image * n.apart + channel]) : 0.0f;
 }
 
 // Weight and bias of a channel with the image's modulation folded in.
@@ -115,7 +116,7 @@ __device__ __forceinline__ Affine affine(const Norm &n, u32 image, u32 channel, 
                                          const T *modulation) {
     Affine a = {weight[channel], bias[channel], 1.0f};
     if (modulation) {
-        const T *of_image = modulation + (u64)image * 2 * n.channels;
+        const T *of_image = modulation + (u64)image * n.apart;
         a.scale = 1.0f + to_float(of_image[channel]);
         a.weight *= a.scale;
         a.bias = a.bias * a.scale + to_float(of_image[n.channels + channel]);

@@ -3,10 +3,9 @@
 // Where a slice of an image's x, and perhaps of dy, fits into shared memory, they are read once and one launch does it all.
 // Else group_norm_sums sums over the parts, and group_norm_backward puts the sums together and reads x and dy again.
 //
-// The gradients of weight and bias are overwritten or added to, as the caller says: every image's own are left in memory, and
-// the last block of a slice adds them in order. So are, where they are wanted, the sums of dx over the pixels: those of an
-// image are the gradient of its offset, those of all images the gradient of the bias of the layer that made x, which would
-// otherwise read all of dx again.
+// Every image's own gradients of weight and bias are left in memory; settle.cu adds those of all images, of all layers at once.
+// So are, where they are wanted, the sums of dx over the pixels of each part: those of an image are the gradient of its offset,
+// those of all images the gradient of the bias of the layer that made x, which would otherwise read all of dx again.
 #include "group_norm.cuh"
 
 namespace group_norm_backward {
@@ -14,19 +13,18 @@ namespace group_norm_backward {
 constexpr int BATCH = 2;
 
 template <typename T> struct Operands {
-    const T *x, *dy, *extra;
+    const T *x, *dy, *extra, *second; // the latter two are added to dx
     const float *weight, *bias;
     const T *modulation, *offset;
     const float *statistics;
     T *dx, *rest; // [pixels, joined] and [pixels, C - joined]
     T *dmodulation, *doffset;
-    float *dweight, *dbias;
-    float *sums;     // [summed]: the sums of dx's first channels, or none
+    u32 dapart; // elements between the rows of either
     float *partials; // [images, parts, 2, C]: sums over the parts, or none
     float *own;      // [images, 2, C]: each image's gradients of weight and bias
     float *dx_sums;  // [images, parts, C]: each part's sums of dx, or none
     u32 *counters;
-    u32 silu, add, add_sums, joined, summed;
+    u32 silu, joined;
     Mask mask;
 };
 
@@ -156,8 +154,9 @@ __device__ __forceinline__ void groups(const Norm &n, const Site &s, const float
     __syncthreads();
 }
 
-// dx over the block's part, written to where the channel's gradient belongs, and its sums, if they are wanted.
-template <typename T, int W, int KEPT, bool DROPS>
+// dx over the block's part, written to where the channel's gradient belongs, and its sums, if they are wanted; TWO gradients
+// are added, or one.
+template <typename T, int W, int KEPT, bool DROPS, bool TWO>
 __device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const Raw<T, W> *kept, Channels c,
                       const float *slopes, const float *constants, float *scratch) {
     const u32 packs = n.slice / W;
@@ -180,14 +179,15 @@ __device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const 
             T *to = of_rest ? o.rest + row * stride + (channel - o.joined) : o.dx + row * stride + channel;
             const u64 column = s.offset + pack * W;
             constexpr int AHEAD = KEPT > 1 ? 1 : BATCH; // what is kept need not be waited for
-            Raw<T, W> x[AHEAD], dy[AHEAD], extra[AHEAD];
+            Raw<T, W> x[AHEAD], dy[AHEAD], extra[AHEAD], second[TWO ? AHEAD : 1];
             batched<AHEAD>(
                 s.row, s.pixels, s.rows,
                 [&](int i, u32 pixel) {
                     const u64 at = column + (u64)pixel * n.channels;
                     x[i] = KEPT > 0 ? kept[pixel * packs + pack] : load_raw<T, W>(o.x + at);
                     dy[i] = KEPT > 1 ? kept[(s.pixels + pixel) * packs + pack] : load_raw<T, W>(o.dy + at);
-                    if (o.extra) extra[i] = load_raw<T, W>(o.extra + at);
+                    if (TWO || o.extra) extra[i] = load_raw<T, W>(o.extra + at);
+                    if (TWO) second[i] = load_raw<T, W>(o.second + at);
                 },
                 [&](int i, u32 pixel) {
                     if (KEPT < 2) drop<DROPS>(n, s, o.mask, pixel, pack, dy[i]);
@@ -196,7 +196,8 @@ __device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const 
                     for (int k = 0; k < W; ++k) {
                         const float value = x[i].at(k);
                         const float dz = gradient(value, factor * dy[i].at(k), a[k], b[k], o.silu);
-                        const float rest = o.extra ? constant[k] + extra[i].at(k) : constant[k];
+                        float rest = TWO || o.extra ? constant[k] + extra[i].at(k) : constant[k];
+                        if (TWO) rest += second[i].at(k);
                         const float dx = dz * a[k] + (value * slope[k] + rest);
                         v[k] += dx;
                         out.v[k] = from_float<T>(dx);
@@ -204,10 +205,14 @@ __device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const 
                     store_pack(to + (u64)pixel * stride, out);
                 });
         }
-        if (!o.dx_sums) continue;
+        if (!o.dx_sums && !o.doffset) continue;
         sum_down(v, scratch, n.across);
         float *of_part = o.dx_sums + ((u64)s.image * gridDim.y + blockIdx.y) * n.channels + s.base + first * W;
-        for (u32 i = threadIdx.x; i < n.across * W && first * W + i < n.slice; i += blockDim.x) of_part[i] = scratch[i];
+        T *of_image = o.doffset + (u64)s.image * o.dapart + s.base + first * W;
+        for (u32 i = threadIdx.x; i < n.across * W && first * W + i < n.slice; i += blockDim.x) {
+            if (o.dx_sums) of_part[i] = scratch[i];
+            if (o.doffset && gridDim.y == 1) of_image[i] = from_float<T>(scratch[i]);
+        }
     }
 }
 
@@ -220,79 +225,38 @@ __device__ __forceinline__ void image_gradients(const Norm &n, const Site &s, co
         const float rstd = o.statistics[((u64)s.image * 2 + 1) * all + channel / n.per_group];
         const float dz = c.dz[i], dz_x_hat = c.dz_centred[i] * rstd;
         const u64 at = (u64)s.image * 2 * n.channels + channel;
-        const float scale = o.modulation ? 1.0f + to_float(o.modulation[at]) : 1.0f;
+        const float scale = o.modulation ? 1.0f + to_float(o.modulation[(u64)s.image * n.apart + channel]) : 1.0f;
         o.own[at] = dz_x_hat * scale;
         o.own[at + n.channels] = dz * scale;
         if (o.modulation) {
-            o.dmodulation[at] = from_float<T>(dz_x_hat * o.weight[channel] + dz * o.bias[channel]);
-            o.dmodulation[at + n.channels] = from_float<T>(dz);
+            T *to = o.dmodulation + (u64)s.image * o.dapart + channel;
+            to[0] = from_float<T>(dz_x_hat * o.weight[channel] + dz * o.bias[channel]);
+            to[n.channels] = from_float<T>(dz);
         }
     }
 }
 
-// to(value, sum of `rows` numbers, from(value) and every `stride` on), in a fixed order. `scratch` holds blockDim.x floats.
-template <typename From, typename To>
-__device__ __forceinline__ void sum_rows(u32 values, u32 rows, u32 stride, float *scratch, From from, To to) {
-    const u32 lanes = max(blockDim.x / values, 1u);
-    for (u32 first = 0; first < values * lanes; first += blockDim.x) {
-        const u32 value = (first + threadIdx.x) % values, lane = (first + threadIdx.x) / values;
-        float sum = 0.0f;
-        if (lane < lanes) {
-            const float *column = from(value);
-#pragma unroll 8
-            for (u32 row = lane; row < rows; row += lanes) sum += column[(u64)row * stride];
-        }
-        __syncthreads(); // scratch's last readers are done
-        scratch[threadIdx.x] = sum;
-        __syncthreads();
-        if (lane > 0) continue;
-        for (u32 other = 1; other < lanes; ++other) sum += scratch[other * values + value];
-        to(value, sum);
-    }
-}
-
-// The gradients of the slice's weights and biases: the sums of the images'.
-template <typename T>
-__device__ void parameter_gradients(const Norm &n, const Site &s, const Operands<T> &o, float *scratch) {
-    sum_rows(
-        2 * n.slice, gridDim.z, 2 * n.channels, scratch,
-        [&](u32 value) { return o.own + (value < n.slice ? 0 : n.channels) + s.base + value % n.slice; },
-        [&](u32 value, float sum) {
-            float *to = (value < n.slice ? o.dweight : o.dbias) + s.base + value % n.slice;
-            *to = o.add ? *to + sum : sum;
-        });
-}
-
-// The sums of dx over the pixels: of every image, and of all images, as far as they are wanted.
-template <typename T> __device__ void dx_sums(const Norm &n, const Site &s, const Operands<T> &o, float *scratch) {
-    const u32 parts = gridDim.y, images = gridDim.z;
-    for (u32 i = threadIdx.x; o.doffset && i < images * n.slice; i += blockDim.x) {
-        const u32 image = i / n.slice, channel = s.base + i % n.slice;
-        const float *of_image = o.dx_sums + (u64)image * parts * n.channels + channel;
+// The gradient of the image's offset from the sums of dx of its parts.
+template <typename T> __device__ void offset_gradient(const Norm &n, const Site &s, const Operands<T> &o) {
+    const u32 parts = gridDim.y;
+    for (u32 i = threadIdx.x; i < n.slice; i += blockDim.x) {
+        const float *of_image = o.dx_sums + (u64)s.image * parts * n.channels + s.base + i;
         float sum = 0.0f;
 #pragma unroll 8
         for (u32 part = 0; part < parts; ++part) sum += of_image[(u64)part * n.channels];
-        o.doffset[(u64)image * n.channels + channel] = from_float<T>(sum);
+        o.doffset[(u64)s.image * o.dapart + s.base + i] = from_float<T>(sum);
     }
-    if (!o.sums || s.base >= o.summed) return;
-    sum_rows(
-        min(n.slice, o.summed - s.base), images * parts, n.channels, scratch,
-        [&](u32 value) { return o.dx_sums + s.base + value; },
-        [&](u32 value, float sum) {
-            float *to = o.sums + s.base + value;
-            *to = o.add_sums ? *to + sum : sum;
-        });
 }
 
 // With `partials`, the sums over the pixels are those; else the block's part is the whole image.
-template <typename T, int W, int KEPT, bool DROPS>
+template <typename T, int W, int KEPT, bool DROPS, bool TWO>
 __device__ void backward(const Norm &n, const Operands<T> &o, float *shared) {
     const Site s = site(n);
     Carve carve = {shared};
     const Channels c = {carve.take(n.slice), carve.take(n.slice), carve.take(n.slice), carve.take(n.slice),
                         carve.take(n.slice)};
     float *slope = carve.take(n.slice / n.per_group), *constant = carve.take(n.slice / n.per_group);
-    float *scratch = carve.take(max(blockDim.x / 32 * n.across * 2 * W, blockDim.x));
+    float *scratch = carve.take(blockDim.x / 32 * n.across * 2 * W);
     Raw<T, W> *kept = reinterpret_cast<Raw<T, W> *>(carve.next);
     prepare(n, s, o, c);
     if (!KEPT && o.partials) // what is kept is the whole image
@@ -300,14 +264,10 @@ __device__ void backward(const Norm &n, const Operands<T> &o, float *shared) {
     else
         sum_pixels<T, W, KEPT, DROPS>(n, s, o, kept, scratch, c);
     groups(n, s, o.statistics, c, slope, constant);
-    apply<T, W, KEPT, DROPS>(n, s, o, kept, c, slope, constant, scratch);
-    if (blockIdx.y == 0)
-        image_gradients(n, s, o, c);
-    else if (!o.dx_sums)
-        return;
-    if (!last_block(o.counters + blockIdx.x, o.dx_sums ? gridDim.y * gridDim.z : gridDim.z)) return;
-    parameter_gradients(n, s, o, scratch);
-    if (o.dx_sums) dx_sums(n, s, o, scratch);
+    apply<T, W, KEPT, DROPS, TWO>(n, s, o, kept, c, slope, constant, scratch);
+    if (blockIdx.y == 0) image_gradients(n, s, o, c);
+    if (!o.doffset || gridDim.y == 1) return;
+    if (last_block(o.counters + blockIdx.z * gridDim.x + blockIdx.x, gridDim.y)) offset_gradient(n, s, o);
 }
 
 // Writes the sums over the block's part to `partials`.
@@ -328,30 +288,30 @@ template <typename T, int W, bool DROPS> __device__ void part_sums(const Norm &n
 } // namespace group_norm_backward
 
 #define GROUP_NORM_OPERANDS(T)                                                                                         \
-    const T *x, const T *dy, const T *extra, const float *weight, const float *bias, const T *modulation,              \
-        const T *offset, const float *statistics, T *dx, T *rest, T *dmodulation, T *doffset, float *dweight,          \
-        float *dbias, float *sums, float *partials, float *own, float *dx_sums, u32 *counters, u32 silu, u32 add,      \
-        u32 add_sums, u32 joined, u32 summed, MASK, u32 pixels, u32 channels, u32 per_group, u32 slice, u32 across,    \
-        u32 part, u32 width, u32 kept
+    const T *x, const T *dy, const T *extra, const T *second, const float *weight, const float *bias,                  \
+        const T *modulation, const T *offset, u32 apart, const float *statistics, T *dx, T *rest, T *dmodulation,      \
+        T *doffset, u32 dapart, float *partials, float *own, float *dx_sums, u32 *counters, u32 silu, u32 joined,      \
+        MASK, u32 pixels, u32 channels, u32 per_group, u32 slice, u32 across, u32 part, u32 width, u32 kept
 #define GROUP_NORM_GATHER(T)                                                                                           \
     DYNAMIC_SHARED(float, shared);                                                                                     \
-    const Norm n = {pixels, channels, per_group, slice, across, part};                                                 \
+    const Norm n = {pixels, channels, per_group, slice, across, part, apart};                                          \
     const group_norm_backward::Operands<T> o = {                                                                       \
-        x,     dy,   extra,    weight, bias,    modulation, offset, statistics, dx,       rest,   dmodulation, doffset, \
-        dweight, dbias, sums, partials, own, dx_sums, counters, silu, add, add_sums, joined, summed, GATHERED_MASK}
+        x,      dy,   extra,       second,  weight, bias,     modulation, offset,  statistics, dx,   rest,             \
+        dmodulation, doffset, dapart, partials, own, dx_sums, counters, silu, joined, GATHERED_MASK}
 
-#define GROUP_NORM_PASSES(T, S, BLOCKS, DROPS)                                                                         \
+#define GROUP_NORM_PASS(T, S, BLOCKS, DROPS, TWO)                                                                      \
     extern "C" __global__ void BLOCKS group_norm_backward_##S(GROUP_NORM_OPERANDS(T)) {                                \
         GROUP_NORM_GATHER(T);                                                                                          \
         if (width > 1 && kept > 1)                                                                                     \
-            group_norm_backward::backward<T, 16 / sizeof(T), 2, DROPS>(n, o, shared);                                  \
+            group_norm_backward::backward<T, 16 / sizeof(T), 2, DROPS, TWO>(n, o, shared);                             \
         else if (width > 1 && kept > 0)                                                                                \
-            group_norm_backward::backward<T, 16 / sizeof(T), 1, DROPS>(n, o, shared);                                  \
+            group_norm_backward::backward<T, 16 / sizeof(T), 1, DROPS, TWO>(n, o, shared);                             \
         else if (width > 1)                                                                                            \
-            group_norm_backward::backward<T, 16 / sizeof(T), 0, DROPS>(n, o, shared);                                  \
+            group_norm_backward::backward<T, 16 / sizeof(T), 0, DROPS, TWO>(n, o, shared);                             \
         else                                                                                                           \
-            group_norm_backward::backward<T, 1, 0, DROPS>(n, o, shared);                                               \
-    }                                                                                                                  \
+            group_norm_backward::backward<T, 1, 0, DROPS, TWO>(n, o, shared);                                          \
+    }
+#define GROUP_NORM_SUMS(T, S, BLOCKS, DROPS)                                                                           \
     extern "C" __global__ void BLOCKS group_norm_sums_##S(GROUP_NORM_OPERANDS(T)) {                                    \
         GROUP_NORM_GATHER(T);                                                                                          \
         if (width > 1)                                                                                                 \
@@ -359,8 +319,11 @@ template <typename T, int W, bool DROPS> __device__ void part_sums(const Norm &n
         else                                                                                                           \
             group_norm_backward::part_sums<T, 1, DROPS>(n, o, shared);                                                 \
     }
-// Two rounds of random numbers in registers leave room for two blocks only.
-#define GROUP_NORM_BACKWARD(T, S)                  \
-    GROUP_NORM_PASSES(T, S, THREE_BLOCKS, false)   \
-    GROUP_NORM_PASSES(T, dropout_##S, TWO_BLOCKS, true)
+// Two rounds of random numbers in registers leave room for two blocks only, and so does a second gradient.
+#define GROUP_NORM_BACKWARD(T, S)                             \
+    GROUP_NORM_SUMS(T, S, THREE_BLOCKS, false)                \
+    GROUP_NORM_SUMS(T, dropout_##S, TWO_BLOCKS, true)         \
+    GROUP_NORM_PASS(T, S, THREE_BLOCKS, false, false)         \
+    GROUP_NORM_PASS(T, two_##S, TWO_BLOCKS, false, true)      \
+    GROUP_NORM_PASS(T, dropout_##S, TWO_BLOCKS, true, false)
 FOR_EACH_FLOAT(GROUP_NORM_BACKWARD)

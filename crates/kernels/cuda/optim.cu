@@ -1,7 +1,8 @@
 // The optimizer over flat buffers: the gradient's norm, which also decides what the step does, and the step itself.
 //
 // Both are bound by memory. The step reads parameter, gradient, moments and averages once and writes all but the gradient,
-// and the parameter once more in the format the network computes in.
+// and the parameter once more in the format the network computes in. Gradients that a library wrote in that format are read as
+// they are.
 #include "optim.cuh"
 
 constexpr double GROWTH = 2.0, BACKOFF = 0.5;
@@ -46,15 +47,35 @@ __device__ void make_factors(const StepSettings *s, const StepState *state, bool
     for (int i = 0; i < MAX_AVERAGES; ++i) f->rests[i] = (float)(1.0 - s->decays[i]);
 }
 
+// A gradient in f32, but where `of_narrow` has a bit for them, eight neighbours of it in T.
+template <typename T> struct Gradient {
+    const float *wide;
+    const T *narrow;
+    const u32 *of_narrow; // or none
+
+    // W neighbours from i on, all of the same eight.
+    template <int W> __device__ __forceinline__ Pack<float, W> at(u64 i) const {
+        if (!of_narrow || !(of_narrow[i / 256] >> (u32)(i / 8 % 32) & 1)) return load_pack<float, W>(wide + i);
+        const Pack<T, W> in = load_pack<T, W>(narrow + i);
+        Pack<float, W> out;
+#pragma unroll
+        for (int k = 0; k < W; ++k) out.v[k] = to_float(in.v[k]);
+        return out;
+    }
+};
+
 // The sum of squares in double: squares of f32 neither overflow nor vanish there.
-__device__ double sum_of_squares(const float *x, u64 n) {
+template <typename T> __device__ double sum_of_squares(const Gradient<T> &g, u64 n) {
     double sum = 0.0;
     for (u64 i = 4 * global_thread(); i < n; i += 4 * global_threads()) {
         if (i + 4 <= n) {
-            Pack<float, 4> four = load_pack<float, 4>(x + i);
+            const Pack<float, 4> four = g.template at<4>(i);
             for (int j = 0; j < 4; ++j) sum += (double)four.v[j] * (double)four.v[j];
         } else {
-            for (u64 j = i; j < n; ++j) sum += (double)x[j] * (double)x[j];
+            for (u64 j = i; j < n; ++j) {
+                const double v = (double)g.template at<1>(j).v[0];
+                sum += v * v;
+            }
         }
     }
     return block_sum(sum);
@@ -62,8 +83,9 @@ __device__ double sum_of_squares(const float *x, u64 n) {
 
 // norm = |g|. With settings it also turns them into the step's factors: the gradient then is the loss scale's multiple of
 // what norm and step mean. partials has a number per block.
-extern "C" __global__ void gradient_norm(const float *g, u64 n, double *partials, u32 *counter, double *norm,
-                                         const StepSettings *settings, StepState *state, Factors *factors) {
+template <typename T>
+__device__ __forceinline__ void gradient_norm(const Gradient<T> &g, u64 n, double *partials, u32 *counter, double *norm,
+                                              const StepSettings *settings, StepState *state, Factors *factors) {
     double sum = sum_of_squares(g, n);
     if (threadIdx.x == 0) partials[blockIdx.x] = sum;
     if (!last_block(counter, gridDim.x)) return;
@@ -82,9 +104,18 @@ extern "C" __global__ void gradient_norm(const float *g, u64 n, double *partials
     }
 }
 
+#define GRADIENT_NORM(T, S)                                                                                            \
+    extern "C" __global__ void gradient_norm_##S(const float *g, const T *narrow, const u32 *of_narrow, u64 n,         \
+                                                 double *partials, u32 *counter, double *norm,                         \
+                                                 const StepSettings *settings, StepState *state, Factors *factors) {   \
+        gradient_norm<T>({g, narrow, of_narrow}, n, partials, counter, norm, settings, state, factors);                \
+    }
+GRADIENT_NORM(bf16, bf16)
+GRADIENT_NORM(f16, f16)
+
 template <typename T> struct StepBuffers {
     float *p;
-    const float *g;
+    Gradient<T> g;
     float *m, *v;
     float *averages[MAX_AVERAGES];
     T *compute;
@@ -93,7 +124,7 @@ template <typename T> struct StepBuffers {
 // W neighbours' step.
 template <typename T, int W> __device__ __forceinline__ void adamw_step(const StepBuffers<T> &b, const Factors &f, u64 i) {
     Pack<float, W> p = load_pack<float, W>(b.p + i), m = load_pack<float, W>(b.m + i), v = load_pack<float, W>(b.v + i);
-    Pack<float, W> gradient = load_pack<float, W>(b.g + i);
+    Pack<float, W> gradient = b.g.template at<W>(i);
     // Before the first store: the compiler must not move a load before one, as far as it knows they may overlap.
     Pack<float, W> averages[MAX_AVERAGES];
 #pragma unroll
@@ -136,10 +167,11 @@ template <typename T> __device__ void adamw(const StepBuffers<T> &b, const Facto
 
 // Averages and the copy for computing may be left out.
 #define ADAMW(T, S)                                                                                                   \
-    extern "C" __global__ void adamw_##S(float *p, const float *g, float *m, float *v, float *average0,               \
+    extern "C" __global__ void adamw_##S(float *p, const float *g, const T *narrow, const u32 *of_narrow, float *m,   \
+                                         float *v, float *average0,                                                   \
                                          float *average1, float *average2, float *average3, T *compute,               \
                                          const Factors *factors, u64 n) {                                             \
-        adamw<T>(StepBuffers<T>{p, g, m, v, {average0, average1, average2, average3}, compute}, factors, n);          \
+        adamw<T>(StepBuffers<T>{p, {g, narrow, of_narrow}, m, v, {average0, average1, average2, average3}, compute}, factors, n);          \
     }
 ADAMW(bf16, bf16)
 ADAMW(f16, f16)

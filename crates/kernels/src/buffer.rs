@@ -212,6 +212,9 @@ pub struct ParamGrads<'a> {
     /// Where a weight's of 16 bits may be left until all are [settled](crate::cuda::Narrow::settle).
     #[cfg(feature = "cuda")]
     pub narrow: Option<&'a crate::cuda::Narrow>,
+    /// Where sums may wait until all are [taken](crate::cuda::Sums::settle).
+    #[cfg(feature = "cuda")]
+    pub sums: Option<&'a crate::cuda::Sums>,
 }
 
 impl<'a> ParamGrads<'a> {
@@ -225,6 +228,8 @@ impl<'a> ParamGrads<'a> {
             bias_summed: false,
             #[cfg(feature = "cuda")]
             narrow: None,
+            #[cfg(feature = "cuda")]
+            sums: None,
         }
     }
 

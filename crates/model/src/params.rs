@@ -4,110 +4,21 @@
 //! reduction, AdamW and the moving averages one pass, and an all-reduce one call. Gradients, moments and averages are
 //! vectors of the same [`ParamLayout`].
 
-#[cfg(feature = "cuda")]
+mod layout;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
 #[cfg(feature = "cuda")]
-use ddpm_kernels::cuda::Narrow;
+use ddpm_kernels::cuda::{Narrow, NarrowPart, Sums};
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::elementwise;
 use ddpm_kernels::philox::{Philox, Purpose};
 
+pub use self::layout::{Init, ParamId, ParamLayout, ParamSpec};
 use crate::error::Result;
-use crate::unet::naming::FileLayout;
-
-/// A parameter's place in its layout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ParamId(usize);
-
-/// How a parameter starts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
-    /// All zero.
-    Zeros,
-    /// All one.
-    Ones,
-    /// Uniform in `(-bound, bound)`; PyTorch's default for a layer is `bound = 1 / sqrt(fan_in)`.
-    Uniform(f64),
-    /// Standard normal (embeddings).
-    Normal,
-}
-
-/// One parameter.
-#[derive(Clone, Debug)]
-pub struct ParamSpec {
-    /// Its name in memory: diffusers' key, except where [`FileLayout`] says otherwise.
-    pub key: String,
-    /// Its shape in memory (channels last).
-    pub shape: Vec<usize>,
-    /// Its first element in the flat buffer.
-    pub offset: usize,
-    /// How it starts.
-    pub init: Init,
-    /// How files hold it.
-    pub file: FileLayout,
-}
-
-impl ParamSpec {
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Whether it has no element.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// Parameters begin at multiples of so many elements: 16 bytes in any of our number formats, what a GPU's wide loads and
-/// its libraries' fast paths ask for.
-const ALIGNMENT: usize = 8;
-
-/// All parameters of a network, in order.
-#[derive(Clone, Debug, Default)]
-pub struct ParamLayout {
-    specs: Vec<ParamSpec>,
-    len: usize,
-}
-
-impl ParamLayout {
-    /// Appends a parameter.
-    pub(crate) fn push(&mut self, key: String, shape: &[usize], init: Init, file: FileLayout) -> ParamId {
-        let offset = self.len.next_multiple_of(ALIGNMENT);
-        let spec = ParamSpec { key, shape: shape.to_vec(), offset, init, file };
-        self.len = offset + spec.len();
-        self.specs.push(spec);
-        ParamId(self.specs.len() - 1)
-    }
-
-    /// The parameters, in order.
-    pub fn specs(&self) -> &[ParamSpec] {
-        &self.specs
-    }
-
-    /// Number of elements of a flat buffer: those of all parameters, and zeros between them where one begins at a multiple.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Number of elements of all parameters together.
-    pub fn parameters(&self) -> usize {
-        self.specs.iter().map(ParamSpec::len).sum()
-    }
-
-    /// Whether there is no parameter.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    fn spec(&self, id: ParamId) -> &ParamSpec {
-        &self.specs[id.0]
-    }
-}
 
 /// The values of all parameters: f32, and where the network computes in another format, a copy in that.
 #[derive(Clone, Debug)]
@@ -205,6 +116,16 @@ impl Params {
     pub(crate) fn tensor(&self, id: ParamId) -> &Tensor {
         self.copy.as_ref().map_or(&self.views[id.0], |copy| &copy.views[id.0])
     }
+
+    /// Weight and bias of the layers of the [stack](ParamLayout), as one layer, in the format the network computes in.
+    pub(crate) fn stacked(&self) -> Result<(Tensor, Tensor)> {
+        let ([weight, bias], stack) = (self.layout.stacked(), &self.layout.stack);
+        let view = |range: Range<usize>, shape: &[usize]| match &self.copy {
+            Some(copy) => Ok(copy.flat.narrow(0, range.start, range.len())?.reshape(shape)?),
+            None => self.buffer.view(range.start, shape),
+        };
+        Ok((view(weight, &[stack.outputs, stack.inputs])?, view(bias, &[stack.outputs])?))
+    }
 }
 
 /// The parameters as independent candle variables, for differentiation by candle's autograd over the operations'
@@ -243,6 +164,9 @@ pub struct Gradients {
     /// What a GPU wrote in 16 bits in this pass.
     #[cfg(feature = "cuda")]
     narrow: Arc<Narrow>,
+    /// What it has yet to sum.
+    #[cfg(feature = "cuda")]
+    sums: Arc<Sums>,
 }
 
 impl Gradients {
@@ -255,6 +179,8 @@ impl Gradients {
             written: vec![false; layout.specs.len()],
             #[cfg(feature = "cuda")]
             narrow: Arc::default(),
+            #[cfg(feature = "cuda")]
+            sums: Arc::default(),
         })
     }
 
@@ -262,11 +188,15 @@ impl Gradients {
     pub fn reset(&mut self) {
         self.written.fill(false);
         #[cfg(feature = "cuda")]
-        self.narrow.forget();
+        {
+            self.narrow.forget();
+            self.sums.forget();
+        }
     }
 
-    /// Ends a step's backward passes: parameters that nothing contributed to have gradient zero.
+    /// Ends a step's backward passes: parameters that nothing contributed to have gradient zero, and nothing waits.
     pub fn complete(&mut self) -> Result<&FlatBuffer> {
+        self.widen()?;
         for (spec, written) in self.layout.specs.iter().zip(&mut self.written) {
             if !*written {
                 self.buffer.fill_zero(spec.offset..spec.offset + spec.len())?;
@@ -285,14 +215,27 @@ impl Gradients {
     pub(crate) fn pair(&mut self, weight: ParamId, bias: ParamId) -> ParamGrads<'_> {
         let write = self.mark(weight);
         self.mark(bias);
-        let range = |id: ParamId| {
-            let spec = self.layout.spec(id);
-            spec.offset..spec.offset + spec.len()
-        };
+        self.places(self.layout.range(weight), self.layout.range(bias), write)
+    }
+
+    /// Where the layers of the [stack](ParamLayout) write those of all weights and biases, as one layer.
+    pub(crate) fn stacked(&mut self) -> ParamGrads<'_> {
+        let layout = self.layout.clone();
+        let mut write = Write::Assign;
+        for &id in layout.stack.weights.iter().chain(&layout.stack.biases) {
+            write = self.mark(id);
+        }
+        let [weight, bias] = layout.stacked();
+        self.places(weight, bias, write)
+    }
+
+    fn places(&self, weight: Range<usize>, bias: Range<usize>, write: Write) -> ParamGrads<'_> {
         ParamGrads {
             #[cfg(feature = "cuda")]
             narrow: Some(&self.narrow),
-            ..ParamGrads::new(&self.buffer, range(weight), range(bias), write)
+            #[cfg(feature = "cuda")]
+            sums: Some(&self.sums),
+            ..ParamGrads::new(&self.buffer, weight, bias, write)
         }
     }
 
@@ -300,15 +243,27 @@ impl Gradients {
     #[cfg(feature = "cuda")]
     pub(crate) fn bias(&mut self, id: ParamId) -> (Range<usize>, Write) {
         let write = self.mark(id);
-        let spec = self.layout.spec(id);
-        (spec.offset..spec.offset + spec.len(), write)
+        (self.layout.range(id), write)
     }
 
-    /// Ends a backward pass: on a GPU, gradients of 16 bits join the others.
+    /// Ends a backward pass: on a GPU, what waits to be summed is.
     pub(crate) fn settle(&mut self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        self.sums.settle(&self.buffer)?;
+        Ok(())
+    }
+
+    /// Gradients of 16 bits join the others, before another pass adds to them.
+    pub(crate) fn widen(&mut self) -> Result<()> {
         #[cfg(feature = "cuda")]
         self.narrow.settle(&self.buffer)?;
         Ok(())
+    }
+
+    /// The gradients of 16 bits, for an optimizer that reads them beside the others.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn hand_over(&mut self) -> Result<Option<NarrowPart>> {
+        Ok(self.narrow.hand_over(&self.buffer)?)
     }
 
     /// Where a single parameter's gradient goes: buffer, offset, and whether to overwrite.

@@ -1,14 +1,15 @@
 //! Gradients of 16 bits on their way to the flat buffer of f32.
 //!
-//! A library that writes a weight's gradient in 16 bits leaves it here, where it would lie in the flat buffer; at the end of the
-//! pass one launch adds all of them, instead of one for each.
+//! A library that writes a weight's gradient in 16 bits leaves it here, where it would lie in the flat buffer. Where that is the
+//! whole gradient, the optimizer reads it here ([`Narrow::hand_over`]); else one launch adds all that wait, instead of one for
+//! each.
 
 use std::ops::Range;
 use std::sync::Mutex;
 
 use candle_core::{DType, Tensor};
 
-use super::{Address, Gpu, empty, lock, operand};
+use super::{Address, Gpu, lock, operand};
 use crate::buffer::{FlatBuffer, ParamGrads};
 use crate::error::Result;
 use crate::gemm::Write;
@@ -33,6 +34,17 @@ struct Inner {
     write: Option<Write>,
     /// Pieces of what waited, in device memory. A captured graph reads them, so they are never dropped; a network has one.
     tables: Vec<(Vec<Range<usize>>, Tensor)>,
+    /// The same for the optimizer: a bit for every [`ALIGNMENT`] elements of the buffer.
+    maps: Vec<(Vec<Range<usize>>, Tensor)>,
+}
+
+/// A gradient of which a part has 16 bits.
+#[derive(Clone, Debug)]
+pub struct NarrowPart {
+    /// As long as the flat buffer; counts where there is a bit.
+    pub(crate) numbers: Tensor,
+    /// A bit for every eight elements, 32 in a u32.
+    pub(crate) map: Tensor,
 }
 
 impl Narrow {
@@ -46,7 +58,9 @@ impl Narrow {
             return Ok(None);
         }
         if inner.numbers.is_none() {
-            inner.numbers = Some(empty(gpu, dtype, grads.buffer.len())?);
+            // Zero between the parameters, where a bit counts too.
+            let numbers = Tensor::zeros(grads.buffer.len(), dtype, grads.buffer.device())?;
+            inner.numbers = Some(numbers);
         }
         let numbers = inner.numbers.as_ref().filter(|numbers| numbers.dtype() == dtype);
         let numbers = numbers.filter(|numbers| numbers.elem_count() == grads.buffer.len());
@@ -65,6 +79,27 @@ impl Narrow {
         let mut inner = lock(&self.inner);
         inner.waiting.clear();
         inner.write = None;
+    }
+
+    /// What waits, for who reads it in the place of what is in `buffer`; none if nothing waits, or what does is to be added.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn hand_over(&self, buffer: &FlatBuffer) -> Result<Option<NarrowPart>> {
+        let mut inner = lock(&self.inner);
+        let (Some(Write::Assign), Some(numbers)) = (inner.write, inner.numbers.clone()) else { return Ok(None) };
+        let waiting = std::mem::take(&mut inner.waiting);
+        inner.write = None;
+        let known = inner.maps.iter().find(|(of, _)| *of == waiting).map(|(_, map)| map.clone());
+        let map = match known {
+            Some(map) => map,
+            None => {
+                let map = map(&waiting, buffer)?;
+                inner.maps.push((waiting, map.clone()));
+                map
+            }
+        };
+        Ok(Some(NarrowPart { numbers, map }))
     }
 
     /// Writes what waits to `buffer`, or adds it to what is there, as each place was asked for.
@@ -93,6 +128,16 @@ impl Narrow {
             .arg(u32::from(write == Write::Add))
             .blocks((table.elem_count() as u32 / 2, 1, 1), super::launch::THREADS)
     }
+}
+
+/// A bit for every eight elements of which one waits: no other parameter begins among them.
+fn map(waiting: &[Range<usize>], buffer: &FlatBuffer) -> Result<Tensor> {
+    let mut words = vec![0u32; buffer.len().div_ceil(ALIGNMENT * u32::BITS as usize)];
+    for eight in waiting.iter().flat_map(|range| range.start / ALIGNMENT..range.end.div_ceil(ALIGNMENT)) {
+        words[eight / u32::BITS as usize] |= 1 << (eight % u32::BITS as usize);
+    }
+    let len = words.len();
+    Ok(Tensor::from_vec(words, len, buffer.device())?)
 }
 
 /// First element and number of elements of every piece.

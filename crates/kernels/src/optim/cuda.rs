@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use super::device::{DeviceBuffers, FACTORS, MAX_AVERAGES};
 use super::{AdamWBuffers, Factors};
 use crate::buffer::FlatBuffer;
-use crate::cuda::{Address, Gpu, empty, operand};
+use crate::cuda::{Address, Gpu, Launch, NarrowPart, empty, operand};
 use crate::error::{KernelError, Result};
 
 const NORM: &str = "gradient_norm";
@@ -20,10 +20,31 @@ pub(super) struct Judgement {
     pub(super) factors: Address,
 }
 
+/// A gradient in f32, of which a part may lie in 16 bits elsewhere.
+pub(super) struct Gradient<'a> {
+    pub(super) buffer: &'a FlatBuffer,
+    pub(super) narrow: Option<&'a NarrowPart>,
+}
+
+impl Gradient<'_> {
+    /// The format of the narrow part.
+    fn dtype(&self) -> Option<DType> {
+        self.narrow.map(|part| part.numbers.dtype())
+    }
+
+    fn pass_to<'g>(&self, launch: Launch<'g>, gpu: &Gpu) -> Result<Launch<'g>> {
+        let launch = launch.arg(self.buffer.address(gpu)?);
+        let Some(NarrowPart { numbers, map }) = self.narrow else {
+            return Ok(launch.arg(Address::NONE).arg(Address::NONE));
+        };
+        Ok(launch.arg(operand(gpu, STEP, numbers, numbers.dtype())?).arg(operand(gpu, STEP, map, DType::U32)?))
+    }
+}
+
 /// Everything the step's kernel takes; averages and the copy for computing may be missing.
-pub(super) struct StepAddresses {
+pub(super) struct StepAddresses<'a> {
     pub(super) parameters: Address,
-    pub(super) gradients: Address,
+    pub(super) gradients: Gradient<'a>,
     pub(super) exp_avg: Address,
     pub(super) exp_avg_sq: Address,
     pub(super) averages: [Address; MAX_AVERAGES],
@@ -37,18 +58,20 @@ pub(super) fn norm(buffer: &FlatBuffer) -> Result<f64> {
     let gpu = Gpu::of(buffer.device())?;
     let result = empty(&gpu, DType::F64, 1)?;
     let no_step = Judgement { settings: Address::NONE, state: Address::NONE, factors: Address::NONE };
-    queue_norm(&gpu, buffer, operand(&gpu, NORM, &result, DType::F64)?, &no_step)?;
+    let gradients = Gradient { buffer, narrow: None };
+    queue_norm(&gpu, &gradients, operand(&gpu, NORM, &result, DType::F64)?, &no_step)?;
     Ok(result.to_vec1::<f64>()?[0])
 }
 
-/// Queues the norm of `buffer`; its bits depend on the buffer and on the GPU's size alone.
-pub(super) fn queue_norm(gpu: &Gpu, buffer: &FlatBuffer, result: Address, judgement: &Judgement) -> Result<()> {
-    let threads = buffer.len().div_ceil(4);
+/// Queues the norm of the gradient; its bits depend on the gradient and on the GPU's size alone.
+pub(super) fn queue_norm(gpu: &Gpu, gradients: &Gradient<'_>, result: Address, judgement: &Judgement) -> Result<()> {
+    let len = gradients.buffer.len();
+    let threads = len.div_ceil(4);
     let most = gpu.multiprocessors() as usize * 8;
     let blocks = threads.div_ceil(THREADS as usize).clamp(1, most);
-    gpu.kernel(NORM)?
-        .arg(buffer.address(gpu)?)
-        .arg(buffer.len())
+    gradients
+        .pass_to(gpu.float_kernel(NORM, gradients.dtype().unwrap_or(DType::BF16))?, gpu)?
+        .arg(len)
         .arg(gpu.workspace(blocks * size_of::<f64>())?)
         .arg(gpu.counters(1)?)
         .arg(result)
@@ -58,10 +81,10 @@ pub(super) fn queue_norm(gpu: &Gpu, buffer: &FlatBuffer, result: Address, judgem
         .blocks((blocks as u32, 1, 1), THREADS)
 }
 
-pub(super) fn queue_step(gpu: &Gpu, step: &StepAddresses) -> Result<()> {
-    let (copy, dtype) = step.compute.unwrap_or((Address::NONE, DType::BF16));
-    let mut launch =
-        gpu.float_kernel(STEP, dtype)?.arg(step.parameters).arg(step.gradients).arg(step.exp_avg).arg(step.exp_avg_sq);
+pub(super) fn queue_step(gpu: &Gpu, step: &StepAddresses<'_>) -> Result<()> {
+    let (copy, dtype) = step.compute.unwrap_or((Address::NONE, step.gradients.dtype().unwrap_or(DType::BF16)));
+    let launch = step.gradients.pass_to(gpu.float_kernel(STEP, dtype)?.arg(step.parameters), gpu)?;
+    let mut launch = launch.arg(step.exp_avg).arg(step.exp_avg_sq);
     for average in step.averages {
         launch = launch.arg(average);
     }
@@ -77,6 +100,7 @@ pub(super) fn adamw_step(factors: Factors, buffers: &AdamWBuffers<'_>) -> Result
     let buffers = DeviceBuffers {
         parameters: buffers.parameters,
         gradients: buffers.gradients,
+        narrow: None,
         exp_avg: buffers.exp_avg,
         exp_avg_sq: buffers.exp_avg_sq,
         averages: &averages,

@@ -11,9 +11,9 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::cuda::{Judgement, StepAddresses, addresses, check_count, queue_norm, queue_step};
+use super::cuda::{Gradient, Judgement, StepAddresses, addresses, check_count, queue_norm, queue_step};
 use crate::buffer::FlatBuffer;
-use crate::cuda::{Address, Gpu, operand, write};
+use crate::cuda::{Address, Gpu, NarrowPart, operand, write};
 use crate::error::{KernelError, Result};
 use crate::ops::check;
 
@@ -125,6 +125,8 @@ pub struct DeviceBuffers<'a> {
     pub parameters: &'a FlatBuffer,
     /// Their gradients, of the scaled loss.
     pub gradients: &'a FlatBuffer,
+    /// What of them is in 16 bits elsewhere.
+    pub narrow: Option<&'a NarrowPart>,
     /// First moment.
     pub exp_avg: &'a FlatBuffer,
     /// Second moment.
@@ -190,18 +192,22 @@ impl DeviceStep {
             state: operand(&gpu, OP, &self.state, DType::F64)?,
             factors,
         };
-        queue_norm(&gpu, buffers.gradients, Address::NONE, &judgement)?;
+        queue_norm(&gpu, &buffers.gradient(), Address::NONE, &judgement)?;
         queue_step(&gpu, &buffers.addresses(&gpu, factors)?)
     }
 }
 
-impl DeviceBuffers<'_> {
+impl<'a> DeviceBuffers<'a> {
+    fn gradient(&self) -> Gradient<'a> {
+        Gradient { buffer: self.gradients, narrow: self.narrow }
+    }
+
     /// What the step's kernel takes, with the factors at `factors`.
-    pub(super) fn addresses(&self, gpu: &Gpu, factors: Address) -> Result<StepAddresses> {
+    pub(super) fn addresses(&self, gpu: &Gpu, factors: Address) -> Result<StepAddresses<'a>> {
         let compute = |copy: &Tensor| Ok::<_, KernelError>((operand(gpu, OP, copy, copy.dtype())?, copy.dtype()));
         Ok(StepAddresses {
             parameters: self.parameters.address(gpu)?,
-            gradients: self.gradients.address(gpu)?,
+            gradients: self.gradient(),
             exp_avg: self.exp_avg.address(gpu)?,
             exp_avg_sq: self.exp_avg_sq.address(gpu)?,
             averages: addresses(gpu, self.averages)?,
@@ -220,6 +226,14 @@ impl DeviceBuffers<'_> {
         let mut lengths = others.into_iter().map(|(name, buffer)| (name, buffer.len())).chain(averages);
         if let Some((name, found)) = lengths.find(|(_, found)| *found != len) {
             return refuse(name, found);
+        }
+        if let Some(NarrowPart { numbers, .. }) = self.narrow {
+            if numbers.elem_count() != len {
+                return refuse("gradients of 16 bits", numbers.elem_count());
+            }
+            if self.compute.is_some_and(|copy| copy.dtype() != numbers.dtype()) {
+                return Err(KernelError::Layout { op: OP, dtype: numbers.dtype(), shape: numbers.dims().to_vec() });
+            }
         }
         match self.compute {
             Some(copy) if !matches!(copy.dtype(), DType::BF16 | DType::F16) => {

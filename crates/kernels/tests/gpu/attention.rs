@@ -48,6 +48,10 @@ fn gpu_attention_of_one_wide_head() {
     for dtype in FORMATS {
         check((2, 64, 1, 512), dtype);
         check((1, 20, 1, 17), dtype);
+        // Whole rows of scores in registers: all of them, and tokens and channels that fill no tile; and one row too long.
+        for sizes in [(1, 256, 1, 256), (2, 72, 2, 136), (1, 8, 1, 200), (1, 264, 1, 136)] {
+            check(sizes, dtype);
+        }
     }
 }
 
@@ -55,11 +59,11 @@ fn gpu_attention_of_one_wide_head() {
 #[ignore = "needs a GPU"]
 fn gpu_attention_survives_scores_that_would_overflow_an_exponential() {
     for dtype in FORMATS {
-        for (heads, d) in [(1, 16), (1, 160)] {
-            let qkv = normals(3, &[1, 33, 3 * heads * d], dtype);
+        for (tokens, heads, d) in [(33, 1, 16), (33, 1, 160), (40, 1, 160)] {
+            let qkv = normals(3, &[1, tokens, 3 * heads * d], dtype);
             let large = both(&(qkv.exact * 30.0).unwrap(), dtype).device;
             let (y, kept) = attention::forward(&large, heads).unwrap();
-            let dy = normals(4, &[1, 33, heads * d], dtype).device;
+            let dy = normals(4, &[1, tokens, heads * d], dtype).device;
             let dqkv = attention::backward(&large, heads, &kept, &dy).unwrap();
             assert!(download(&y).iter().chain(&download(&dqkv)).all(|v| v.is_finite()), "{dtype:?}, {d}");
         }
@@ -99,13 +103,14 @@ fn gpu_attention_ignores_what_pads_the_last_tile() {
 #[ignore = "needs a GPU"]
 fn gpu_attention_takes_a_gradient_that_is_not_aligned() {
     for dtype in FORMATS {
-        let (n, tokens, d) = (2, 20, 40);
-        let (qkv, dy) = (normals(7, &[n, tokens, 3 * d], dtype), normals(8, &[n * tokens * d + 1], dtype));
-        let view = |of: &Tensor| of.narrow(0, 1, n * tokens * d).unwrap().reshape((n, tokens, d)).unwrap();
-        let (_, dqkv) = exact(&qkv, 1, &Both { exact: view(&dy.exact), device: view(&dy.device) });
-        let (_, kept) = attention::forward(&qkv.device, 1).unwrap();
-        let found = attention::backward(&qkv.device, 1, &kept, &view(&dy.device)).unwrap();
-        assert_close(&format!("unaligned {dtype:?}"), &found, &dqkv, tolerance(dtype));
+        for (n, tokens, d) in [(2, 20, 40), (1, 24, 136)] {
+            let (qkv, dy) = (normals(7, &[n, tokens, 3 * d], dtype), normals(8, &[n * tokens * d + 1], dtype));
+            let view = |of: &Tensor| of.narrow(0, 1, n * tokens * d).unwrap().reshape((n, tokens, d)).unwrap();
+            let (_, dqkv) = exact(&qkv, 1, &Both { exact: view(&dy.exact), device: view(&dy.device) });
+            let (_, kept) = attention::forward(&qkv.device, 1).unwrap();
+            let found = attention::backward(&qkv.device, 1, &kept, &view(&dy.device)).unwrap();
+            assert_close(&format!("unaligned {dtype:?}"), &found, &dqkv, tolerance(dtype));
+        }
     }
 }
 

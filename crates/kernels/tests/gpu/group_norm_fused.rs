@@ -29,16 +29,43 @@ struct Setting {
     dropout: bool,
     /// Channels of the first part of x.
     joined: Option<usize>,
-    extra: bool,
+    /// Gradients from elsewhere.
+    extra: usize,
     /// Channels whose sums are wanted.
     sums: Option<usize>,
     /// Added to the input's normals.
     mean: f64,
+    /// What enters is some columns of a wider matrix, and so is its gradient.
+    among_others: bool,
+}
+
+/// Columns before those in a wider matrix, and their number in all beside them.
+const BEFORE: usize = 3;
+const OTHERS: usize = 10;
+
+/// `matrix` among the columns of a wider one.
+fn among_others(matrix: &Tensor) -> Tensor {
+    let (rows, columns) = matrix.dims2().unwrap();
+    let beside = |columns: usize| Tensor::full(f32::NAN, (rows, columns), matrix.device()).unwrap();
+    let beside = |columns: usize| beside(columns).to_dtype(matrix.dtype()).unwrap();
+    let wide = Tensor::cat(&[&beside(BEFORE), matrix, &beside(OTHERS - BEFORE)], 1).unwrap();
+    wide.narrow(1, BEFORE, columns).unwrap()
 }
 
 fn setting(shape: [usize; 4], groups: usize, dtype: DType) -> Setting {
     let (beside, sums) = (Beside::Offset, Some(shape[3]));
-    Setting { shape, groups, dtype, beside, dropout: true, joined: None, extra: false, sums, mean: 0.0 }
+    Setting {
+        shape,
+        groups,
+        dtype,
+        beside,
+        dropout: true,
+        joined: None,
+        extra: 0,
+        sums,
+        mean: 0.0,
+        among_others: false,
+    }
 }
 
 /// The operands of one check.
@@ -47,8 +74,10 @@ struct Operands {
     weight: Both,
     bias: Both,
     beside: Option<Both>,
+    /// On the device once more, among the columns of a wider matrix.
+    wide: Option<Tensor>,
     dy: Both,
-    extra: Option<Both>,
+    extra: Vec<Both>,
     /// The dropout's factors, in f64.
     mask: Tensor,
 }
@@ -59,17 +88,19 @@ impl Operands {
         let x = (normals(1, &s.shape, DType::F32).exact + s.mean).unwrap();
         let ones = Tensor::ones(&s.shape, DType::F32, &Device::Cpu).unwrap();
         let mask = if s.dropout { dropout::apply(&DROPOUT, &ones).unwrap() } else { ones };
+        let beside = match s.beside {
+            Beside::Nothing => None,
+            Beside::Offset => Some(normals(4, &[n, c], s.dtype)),
+            Beside::Modulation => Some(normals(4, &[n, 2 * c], s.dtype)),
+        };
         Self {
             x: crate::common::both(&x.to_dtype(DType::F32).unwrap(), s.dtype),
             weight: normals(2, &[c], DType::F32),
             bias: normals(3, &[c], DType::F32),
-            beside: match s.beside {
-                Beside::Nothing => None,
-                Beside::Offset => Some(normals(4, &[n, c], s.dtype)),
-                Beside::Modulation => Some(normals(4, &[n, 2 * c], s.dtype)),
-            },
+            wide: beside.as_ref().map(|beside| among_others(&beside.device)),
+            beside,
             dy: normals(5, &s.shape, s.dtype),
-            extra: s.extra.then(|| normals(6, &s.shape, s.dtype)),
+            extra: (0..s.extra as u64).map(|k| normals(6 + k, &s.shape, s.dtype)).collect(),
             mask: mask.to_dtype(DType::F64).unwrap(),
         }
     }
@@ -92,7 +123,8 @@ impl Operands {
     }
 
     fn inputs<'a>(&'a self, s: &Setting, step: Option<&'a Tensor>) -> Inputs<'a> {
-        let only = |kind: Beside| self.beside.as_ref().filter(|_| s.beside == kind).map(|b| &b.device);
+        let beside = if s.among_others { self.wide.as_ref() } else { self.beside.as_ref().map(|b| &b.device) };
+        let only = |kind: Beside| beside.filter(|_| s.beside == kind);
         // With the step in memory, the other one must not count.
         let dropout = Dropout { step: if step.is_some() { 0 } else { DROPOUT.step }, ..DROPOUT };
         Inputs {
@@ -103,6 +135,19 @@ impl Operands {
             fused: Fused { offset: only(Beside::Offset), dropout: s.dropout.then_some(Mask { dropout, step }) },
         }
     }
+}
+
+/// Of two parts, the same as of the whole, and the whole.
+#[track_caller]
+fn check_joining(what: &str, norm: &GroupNorm, inputs: &Inputs<'_>, first: usize, (y, close): (&Tensor, f64)) {
+    let (x, dim) = (inputs.x, inputs.x.rank() - 1);
+    let part = |from: usize, count: usize| x.narrow(dim, from, count).unwrap().contiguous().unwrap();
+    let parts = [part(0, first), part(first, x.dim(dim).unwrap() - first)];
+    let whole = fused::room(x, x.dims()).unwrap();
+    let inputs = Inputs { x: &whole, ..*inputs };
+    let (found, _) = fused::forward_joining(norm, [&parts[0], &parts[1]], &inputs).unwrap();
+    assert_eq!(download(&whole), download(x), "{what}: joined");
+    assert_close(&format!("{what}: of two parts"), &found, y, close);
 }
 
 #[track_caller]
@@ -120,15 +165,20 @@ fn check(s: Setting) {
     assert_close(&what, &found, &y, close);
     let (again, _) = fused::forward(&norm, &o.inputs(&s, None)).unwrap();
     assert_eq!(download(&again), download(&found), "{what}: the step from memory");
+    if let Some(first) = s.joined {
+        check_joining(&what, &norm, &inputs, first, (&y, close));
+    }
 
-    let dx = o.extra.as_ref().map_or_else(|| grads[0].clone(), |e| (&grads[0] + &e.exact).unwrap());
+    let dx = o.extra.iter().fold(grads[0].clone(), |dx, e| (dx + &e.exact).unwrap());
     let channels = s.shape[3];
     let sums = s.sums.map(|len| dx.sum((0, 1, 2)).unwrap().narrow(0, 0, len).unwrap());
     let mut first: Option<Vec<f64>> = None;
     for write in [Write::Assign, Write::Add] {
         let slots = Slots::new(channels, channels, channels + 3);
-        let wanted = Wanted { joined: s.joined, sums: s.sums.map(|len| ChannelSums { at: slots.third(len), write }) };
-        let extra = o.extra.as_ref().map(|e| &e.device);
+        let time = o.wide.as_ref().filter(|_| s.among_others).map(|wide| among_others(&wide.zeros_like().unwrap()));
+        let places = s.sums.map(|len| ChannelSums { at: slots.third(len), write });
+        let wanted = Wanted { joined: s.joined, sums: places.into_iter().collect(), time };
+        let extra = [0, 1].map(|k| o.extra.get(k).map(|e| &e.device));
         let found =
             fused::backward(&norm, &inputs, &statistics, (&o.dy.device, extra), &wanted, &slots.grads(write)).unwrap();
         let first_part = s.joined.unwrap_or(channels);
@@ -159,11 +209,12 @@ fn gpu_fused_group_norm_in_every_combination() {
     for dtype in FORMATS {
         for beside in [Beside::Nothing, Beside::Offset, Beside::Modulation] {
             for flags in 0..8 {
-                let [dropout, extra, parted] = [1, 2, 4].map(|bit| flags & bit != 0);
+                let [dropout, elsewhere, parted] = [1, 2, 4].map(|bit| flags & bit != 0);
                 let base = setting([2, 5, 7, 24], 8, dtype);
-                let extra = extra && beside != Beside::Offset;
+                let most = if dropout { 1 } else { 1 + flags / 4 };
+                let extra = if elsewhere && beside != Beside::Offset { most } else { 0 };
                 check(Setting { beside, dropout, extra, joined: parted.then_some(8), ..base });
-                check(Setting { beside, dropout, extra, sums: None, ..base });
+                check(Setting { beside, dropout, extra, sums: None, among_others: true, ..base });
             }
         }
     }
@@ -185,8 +236,16 @@ fn gpu_fused_group_norm_at_odd_sizes() {
         ] {
             let base = setting(shape, groups, dtype);
             check(Setting { joined: Some(part), sums: Some(part), ..base });
-            check(Setting { joined: Some(part), sums: Some(1), extra: true, beside: Beside::Nothing, ..base });
-            check(Setting { sums: Some(part), extra: true, beside: Beside::Modulation, dropout: false, ..base });
+            check(Setting {
+                joined: Some(part),
+                sums: Some(1),
+                extra: 2,
+                dropout: false,
+                beside: Beside::Nothing,
+                ..base
+            });
+            let beside = Beside::Modulation;
+            check(Setting { sums: Some(part), extra: 2, beside, dropout: false, among_others: true, ..base });
         }
     }
 }
@@ -200,7 +259,7 @@ fn gpu_fused_group_norm_of_real_layers() {
         check(base);
         if part < shape[3] {
             let beside = Beside::Nothing;
-            check(Setting { beside, joined: Some(part), sums: Some(part), extra: true, dropout: false, ..base });
+            check(Setting { beside, joined: Some(part), sums: Some(part), extra: 2, dropout: false, ..base });
         }
     }
 }
@@ -211,7 +270,8 @@ fn gpu_fused_group_norm_of_real_layers() {
 fn gpu_fused_group_norm_of_large_images() {
     for dtype in FORMATS {
         check(Setting { joined: Some(8), ..setting([1, 127, 129, 16], 4, dtype) });
-        check(Setting { beside: Beside::Nothing, extra: true, ..setting([2, 103, 101, 3], 1, dtype) });
+        check(Setting { among_others: true, ..setting([2, 127, 129, 16], 4, dtype) });
+        check(Setting { beside: Beside::Nothing, extra: 2, dropout: false, ..setting([2, 103, 101, 3], 1, dtype) });
     }
     check(setting([2, 61, 61, 264], 33, DType::F32));
 }
@@ -232,25 +292,37 @@ fn gpu_fused_group_norm_of_a_large_mean() {
 fn gpu_fused_group_norm_refuses_what_does_not_fit() {
     let s = setting([2, 3, 3, 8], 2, DType::F32);
     let norm = GroupNorm { groups: 2, eps: 1e-5, silu: true };
-    let o = Operands::new(&Setting { extra: true, ..s });
+    let o = Operands::new(&Setting { extra: 1, ..s });
     let inputs = o.inputs(&s, None);
     let (_, statistics) = fused::forward(&norm, &inputs).unwrap();
     let slots = Slots::new(8, 8, 16);
     let refused = |extra: Option<&Tensor>, wanted: &Wanted| {
+        let extra = [None, extra];
         let found =
             fused::backward(&norm, &inputs, &statistics, (&o.dy.device, extra), wanted, &slots.grads(Write::Assign));
         found.unwrap_err().to_string()
     };
-    let sums = |at| Some(ChannelSums { at, write: Write::Assign });
-    let extra = o.extra.as_ref().map(|e| &e.device);
+    let sums = |at| vec![ChannelSums { at, write: Write::Assign }];
+    let extra = o.extra.first().map(|e| &e.device);
     assert!(refused(extra, &Wanted::default()).contains("extra"));
+    let (dy, grads) = ((&o.dy.device, [extra, extra]), slots.grads(Write::Assign));
+    let two = fused::backward(&norm, &inputs, &statistics, dy, &Wanted::default(), &grads);
+    assert!(two.unwrap_err().to_string().contains("beside dropout"));
     for joined in [0, 8] {
-        assert!(refused(None, &Wanted { joined: Some(joined), sums: None }).contains("joined"));
+        assert!(refused(None, &Wanted { joined: Some(joined), ..Wanted::default() }).contains("joined"));
     }
     for at in [0..9, 4096..4100] {
-        assert!(refused(None, &Wanted { joined: None, sums: sums(at) }).contains("sums"));
+        assert!(refused(None, &Wanted { sums: sums(at), ..Wanted::default() }).contains("sums"));
     }
     let wrong = normals(9, &[2, 7], DType::F32).device;
+    assert!(refused(None, &Wanted { time: Some(wrong.clone()), ..Wanted::default() }).contains("time's gradient"));
+    let narrow = |channels: usize| normals(9, &[2, 3, 3, channels], DType::F32).device;
+    for parts in [[narrow(8), narrow(1)], [narrow(4), narrow(3)]] {
+        let error = fused::forward_joining(&norm, [&parts[0], &parts[1]], &inputs).unwrap_err();
+        assert!(error.to_string().contains("other part"), "{error}");
+    }
+    let both = Inputs { modulation: Some(&normals(9, &[2, 16], DType::F32).device), ..inputs };
+    assert!(fused::forward(&norm, &both).unwrap_err().to_string().contains("modulation"));
     let inputs = Inputs { fused: Fused { offset: Some(&wrong), dropout: None }, ..inputs };
     assert!(fused::forward(&norm, &inputs).unwrap_err().to_string().contains("offset"));
 }

@@ -2,11 +2,13 @@
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::KernelError;
-use ddpm_kernels::buffer::FlatBuffer;
-use ddpm_kernels::cuda::{Gpu, Numbers, Upload};
+use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
+use ddpm_kernels::cuda::{Gpu, Narrow, NarrowPart, Numbers, Upload};
+use ddpm_kernels::gemm::Write;
+use ddpm_kernels::ops::conv2d::{self, Conv2d};
 use ddpm_kernels::optim::{AdamW, AdamWBuffers, DeviceBuffers, DeviceStep, StepSettings, StepState, adamw_step, norm};
 
-use crate::common::{download, gpu};
+use crate::common::{download, gpu, normals};
 
 /// No multiple of a wide load, and more than a block.
 const LEN: usize = 10_007;
@@ -72,15 +74,22 @@ impl Training {
     fn queue(&self, memory: &DeviceStep, step: u64, gradient: &[f32], clip: f64) {
         let gradients = FlatBuffer::from_vec(gradient.to_vec(), gpu()).unwrap();
         let settings = Tensor::new(&settings(step, clip)[..], gpu()).unwrap();
-        self.queue_at(memory, &settings, &gradients).unwrap();
+        self.queue_at(memory, &settings, &gradients, None).unwrap();
     }
 
     /// The same, wherever settings and gradients lie.
-    fn queue_at(&self, memory: &DeviceStep, settings: &Tensor, gradients: &FlatBuffer) -> Result<(), KernelError> {
+    fn queue_at(
+        &self,
+        memory: &DeviceStep,
+        settings: &Tensor,
+        gradients: &FlatBuffer,
+        narrow: Option<&NarrowPart>,
+    ) -> Result<(), KernelError> {
         let averages = [&self.averages[0].0, &self.averages[1].0];
         let buffers = DeviceBuffers {
             parameters: &self.parameters,
             gradients,
+            narrow,
             exp_avg: &self.exp_avg,
             exp_avg_sq: &self.exp_avg_sq,
             averages: &averages,
@@ -162,8 +171,8 @@ fn gpu_a_recorded_step_reads_its_settings_when_it_is_replayed() {
     let gradients = FlatBuffer::from_vec(gradient(1), found.parameters.device()).unwrap();
     // The first step is taken as it is queued, the others are replayed.
     upload.send(&[Numbers::F64(&settings(1, 0.0))]).unwrap();
-    found.queue_at(&memory, upload.tensor(0), &gradients).unwrap();
-    let mut recording = gpu.record(|| found.queue_at(&memory, upload.tensor(0), &gradients)).unwrap();
+    found.queue_at(&memory, upload.tensor(0), &gradients, None).unwrap();
+    let mut recording = gpu.record(|| found.queue_at(&memory, upload.tensor(0), &gradients, None)).unwrap();
     want.step(1, &gradient(1), 1.0);
     for step in 2..=5 {
         upload.send(&[Numbers::F64(&settings(step, 0.0))]).unwrap();
@@ -228,6 +237,42 @@ fn gpu_loss_scale_of_one_cannot_be_blamed() {
     assert_eq!((state.loss_scale, state.skipped, state.diverged), (1.0, 1, Some(2)));
 }
 
+/// A step whose gradient is in part a convolution's, in 16 bits: all buffers, and the norm.
+fn step_with_narrow_part(dtype: DType, settled: bool) -> (Vec<f32>, Vec<f64>, f64) {
+    const WEIGHT: std::ops::Range<usize> = 40..40 + 3 * 9 * 4;
+    let training = Training::with_copy(dtype, gpu());
+    let memory = DeviceStep::new(gpu(), &StepState::unscaled()).unwrap();
+    let gradients = FlatBuffer::from_vec(gradient(1), gpu()).unwrap();
+    gradients.fill_zero(WEIGHT.end..WEIGHT.end.next_multiple_of(8)).unwrap();
+    let (x, dy) = (normals(1, &[1, 4, 4, 4], dtype), normals(2, &[1, 4, 4, 3], dtype));
+    let (weight, narrow) = (normals(3, &[3, 3, 3, 4], dtype), Narrow::default());
+    let places = ParamGrads {
+        narrow: Some(&narrow),
+        bias_summed: true,
+        ..ParamGrads::new(&gradients, WEIGHT, 200..203, Write::Assign)
+    };
+    conv2d::backward(&Conv2d::same(3), &x.device, &weight.device, &dy.device, false, &places).unwrap();
+    let part = if settled {
+        narrow.settle(&gradients).unwrap();
+        None
+    } else {
+        narrow.hand_over(&gradients).unwrap()
+    };
+    assert_eq!(part.is_some(), !settled, "the convolution left no gradient of 16 bits");
+    let settings = Tensor::new(&settings(1, 1.0)[..], gpu()).unwrap();
+    training.queue_at(&memory, &settings, &gradients, part.as_ref()).unwrap();
+    let copy = training.compute.as_ref().map(download).unwrap_or_default();
+    (training.all(), copy, memory.state().unwrap().norm)
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_gradient_of_16_bits_counts_as_if_it_were_in_the_buffer() {
+    for dtype in [DType::BF16, DType::F16] {
+        assert_eq!(step_with_narrow_part(dtype, false), step_with_narrow_part(dtype, true), "{dtype:?}");
+    }
+}
+
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_buffers_of_other_lengths_are_refused() {
@@ -238,6 +283,7 @@ fn gpu_buffers_of_other_lengths_are_refused() {
     let buffers = DeviceBuffers {
         parameters: &training.parameters,
         gradients: &short,
+        narrow: None,
         exp_avg: &training.exp_avg,
         exp_avg_sq: &training.exp_avg_sq,
         averages: &[],

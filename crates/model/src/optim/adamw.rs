@@ -159,9 +159,11 @@ impl Optimizer {
         gradients: &mut Gradients,
     ) -> Result<()> {
         let averages: Vec<&FlatBuffer> = self.averages.iter().map(|average| average.params.buffer()).collect();
+        let narrow = gradients.hand_over()?;
         let buffers = DeviceBuffers {
             parameters: params.buffer(),
             gradients: gradients.complete()?,
+            narrow: narrow.as_ref(),
             exp_avg: &self.exp_avg,
             exp_avg_sq: &self.exp_avg_sq,
             averages: &averages,

@@ -18,8 +18,22 @@ type Backward<'p> = Box<dyn FnOnce(&Tensor, &mut Flow<'_>) -> Result<()> + 'p>;
 #[derive(Clone, Debug, Default)]
 struct Arrived {
     gradient: Option<Tensor>,
+    /// A second one, not added to the first yet.
+    second: Option<Tensor>,
     /// Whether the gradient is complete and its sum over all but the channels lies where the bias' gradient belongs.
     summed: bool,
+    /// How many columns of the gradient have been written, where it is written in parts.
+    columns: usize,
+}
+
+impl Arrived {
+    /// Takes out the whole gradient.
+    fn sum(&mut self) -> Result<Option<Tensor>> {
+        match (self.gradient.take(), self.second.take()) {
+            (Some(first), Some(second)) => Ok(Some(elementwise::add(&first, &second)?)),
+            (first, _) => Ok(first),
+        }
+    }
 }
 
 /// The gradients on their way back.
@@ -27,30 +41,67 @@ pub(super) struct Flow<'a> {
     values: Vec<Arrived>,
     /// Of the gradient that is played back.
     summed: bool,
+    columns: usize,
+    /// Whether two gradients may wait, for who adds them in a pass of its own.
+    patient: bool,
     pub(super) params: &'a mut Gradients,
 }
 
 impl<'a> Flow<'a> {
-    /// To `values` values.
-    pub(super) fn new(values: usize, params: &'a mut Gradients) -> Self {
-        Self { values: vec![Arrived::default(); values], summed: false, params }
+    /// To `values` values; `patient` where operations add up to two gradients from elsewhere to their own.
+    pub(super) fn new(values: usize, patient: bool, params: &'a mut Gradients) -> Self {
+        Self { values: vec![Arrived::default(); values], summed: false, columns: 0, patient, params }
     }
 
     /// Adds to a value's gradient; an input's goes nowhere.
     pub(super) fn accumulate(&mut self, var: Option<usize>, gradient: Tensor) -> Result<()> {
         let Some(id) = var else { return Ok(()) };
         debug_assert!(!self.values[id].summed, "value {id}: a gradient after the last");
-        let sum = match self.values[id].gradient.take() {
-            Some(earlier) => elementwise::add(&earlier, &gradient)?,
-            None => gradient,
-        };
-        self.values[id].gradient = Some(sum);
+        let patient = self.patient;
+        let arrived = &mut self.values[id];
+        match arrived.sum()? {
+            None => arrived.gradient = Some(gradient),
+            Some(earlier) if patient => (arrived.gradient, arrived.second) = (Some(earlier), Some(gradient)),
+            Some(earlier) => arrived.gradient = Some(elementwise::add(&earlier, &gradient)?),
+        }
         Ok(())
     }
 
     /// Takes out what has arrived for a value, for an operation that adds it to its own gradient.
-    pub(super) fn take(&mut self, var: Option<usize>) -> Option<Tensor> {
-        self.values[var?].gradient.take()
+    pub(super) fn take(&mut self, var: Option<usize>) -> Result<Option<Tensor>> {
+        var.map_or(Ok(None), |id| self.values[id].sum())
+    }
+
+    /// The same, for one that adds two.
+    #[cfg(feature = "cuda")]
+    pub(super) fn take_both(&mut self, var: Option<usize>) -> [Option<Tensor>; 2] {
+        let Some(id) = var else { return [None, None] };
+        let Arrived { gradient, second, .. } = &mut self.values[id];
+        [gradient.take(), second.take()]
+    }
+
+    /// The gradient of `count` columns, from `first` on, of a value's `[N, C]`, to be written by the caller; `make` makes the
+    /// whole, for who comes first.
+    #[cfg(feature = "cuda")]
+    pub(super) fn columns(
+        &mut self,
+        var: Option<usize>,
+        (first, count): (usize, usize),
+        make: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Option<Tensor>> {
+        let Some(id) = var else { return Ok(None) };
+        let Arrived { gradient, columns, .. } = &mut self.values[id];
+        let whole = match gradient.take() {
+            Some(whole) => whole,
+            None => make()?,
+        };
+        *columns += count;
+        Ok(Some(gradient.insert(whole).narrow(1, first, count)?))
+    }
+
+    /// How many columns of what is played back have been written, where that was done in parts.
+    pub(super) fn columns_written(&self) -> usize {
+        self.columns
     }
 
     /// Notes that a value's gradient is complete and its bias' written.
@@ -78,9 +129,9 @@ impl<'a> Flow<'a> {
     /// Calls the operations from the last to the first.
     pub(super) fn play_back(&mut self, nodes: Vec<Node<'_>>) -> Result<()> {
         for node in nodes.into_iter().rev() {
-            let Arrived { gradient, summed } = std::mem::take(&mut self.values[node.output]);
-            if let Some(gradient) = gradient {
-                self.summed = summed;
+            let mut arrived = std::mem::take(&mut self.values[node.output]);
+            if let Some(gradient) = arrived.sum()? {
+                (self.summed, self.columns) = (arrived.summed, arrived.columns);
                 (node.backward)(&gradient, self)?;
             }
         }

@@ -26,6 +26,8 @@ struct Ledger {
 #[derive(Clone, Debug)]
 struct Held {
     lease: Rc<Lease>,
+    /// A second gradient that waits beside the first.
+    second: Option<Rc<Lease>>,
 }
 
 #[derive(Debug)]
@@ -88,12 +90,22 @@ impl Sketch {
     }
 }
 
+impl Sketch {
+    /// Bytes that sums over `images` wait in until the end of a pass: of each channel of a normalisation, the gradients of weight
+    /// and bias, and the sum of `dx`.
+    pub fn sums_bytes(&self, images: usize) -> u64 {
+        let norms = self.operations().filter(|operation| matches!(operation.kind, Kind::GroupNorm { .. }));
+        let channels: usize = norms.filter_map(|operation| operation.x.last()).sum();
+        (3 * channels * images * size_of::<f32>()) as u64
+    }
+}
+
 impl Pass<'_> {
     fn take(&self, bytes: u64) -> Held {
         let live = self.ledger.live.get() + bytes;
         self.ledger.live.set(live);
         self.ledger.peak.set(self.ledger.peak.get().max(live));
-        Held { lease: Rc::new(Lease { bytes, ledger: self.ledger.clone() }) }
+        Held { lease: Rc::new(Lease { bytes, ledger: self.ledger.clone() }), second: None }
     }
 
     /// Bytes of a tensor whose sketch, for one image, has this shape.
@@ -189,7 +201,7 @@ impl Pass<'_> {
     /// An operation's way back, which ends what it `kept`.
     fn operation_backward(&self, at: usize, gradients: &mut Values, kept: Vec<Held>) {
         let step = &self.sketch.steps[at];
-        let Some(dy) = gradients[step.y].take() else { return };
+        let Some(dy) = gradients[step.y].take().map(|dy| self.sum(dy)) else { return };
         let operation = &step.operation;
         let dx = || self.take(self.numbers(&operation.x));
         match operation.kind {
@@ -200,16 +212,19 @@ impl Pass<'_> {
             Kind::Linear { need_dx, .. } => {
                 self.accumulate(gradients, step.other, dy.clone());
                 // What has arrived for x is added on the way.
-                let earlier = step.x.and_then(|x| gradients[x].take());
+                let earlier = step.x.and_then(|x| gradients[x].take()).map(|earlier| self.sum(earlier));
                 need_dx.then(dx).into_iter().for_each(|dx| self.accumulate(gradients, step.x, dx));
                 drop(earlier);
             }
             Kind::GroupNorm { offset, .. } => {
                 // Here too, unless the offset's gradient is a sum without it.
                 let extra = step.x.filter(|_| !offset).and_then(|x| gradients[x].take());
-                let channels = operation.x.last().copied().unwrap_or(0) * if offset { 1 } else { 2 };
-                let time = step.other.map(|_| self.take(self.numbers(&[channels])));
-                time.into_iter().for_each(|time| self.accumulate(gradients, step.other, time));
+                // Who writes the first columns of the time's gradient makes the whole.
+                if let Some(time) = step.other
+                    && gradients[time].is_none()
+                {
+                    gradients[time] = Some(self.take(self.numbers(&self.sketch.steps[time].operation.y())));
+                }
                 match step.x.and_then(|x| self.parts(x, at)).filter(|_| !offset) {
                     Some(parts) => {
                         parts.into_iter().for_each(|(value, part)| self.accumulate(gradients, value, part));
@@ -253,11 +268,20 @@ impl Pass<'_> {
         (self.first_use[value] == at).then(parts)
     }
 
-    /// The first gradient is taken as it is; of two, the sum is a third tensor.
+    /// The first gradient is taken as it is, and where operations are fused a second may wait beside it; the sum of two is a
+    /// third tensor.
     fn accumulate(&self, gradients: &mut Values, value: Option<usize>, gradient: Held) {
         let Some(value) = value else { return };
-        let sum = gradients[value].take().map(|_earlier| self.take(gradient.bytes()));
-        gradients[value] = Some(sum.unwrap_or(gradient));
+        gradients[value] = Some(match gradients[value].take() {
+            None => gradient,
+            Some(earlier) if self.sketch.fused => Held { second: Some(gradient.lease), ..self.sum(earlier) },
+            Some(_earlier) => self.take(gradient.bytes()),
+        });
+    }
+
+    /// A gradient as one tensor.
+    fn sum(&self, gradient: Held) -> Held {
+        if gradient.second.is_some() { self.take(gradient.bytes()) } else { gradient }
     }
 }
 

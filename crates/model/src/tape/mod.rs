@@ -18,9 +18,9 @@ mod ops;
 mod sketch;
 mod var;
 
-pub use normalise::Time;
+pub use normalise::{Columns, Time};
 pub use operation::{Kind, Operation, Work};
-pub use ops::LayerParams;
+pub use ops::{LayerParams, Residual};
 pub use sketch::Sketch;
 pub use var::Var;
 
@@ -150,7 +150,7 @@ impl<'p> Tape<'p> {
         Ok(Var::new(value, None))
     }
 
-    fn dtype(&self) -> DType {
+    pub(crate) fn dtype(&self) -> DType {
         match self.weights {
             Weights::Fast(params) => params.dtype(),
             Weights::Reference(params) => params.variables().first().map_or(DType::F64, |v| v.dtype()),
@@ -211,7 +211,8 @@ impl<'p> Tape<'p> {
     /// # Errors
     /// An operation that fails on its way back.
     pub fn backward(self, output: Var, gradient: Tensor, params: &mut Gradients) -> Result<()> {
-        let mut flow = Flow::new(self.values, params);
+        params.widen()?;
+        let mut flow = Flow::new(self.values, self.fuses(), params);
         flow.accumulate(output.target(), gradient)?;
         drop(output);
         flow.play_back(self.nodes)?;

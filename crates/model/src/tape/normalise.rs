@@ -15,18 +15,40 @@ pub enum Time<'v> {
     /// It does not.
     Absent,
     /// `[N, C]`, added to every pixel before the normalisation.
-    Offset(&'v Var),
+    Offset(&'v Columns),
     /// `[N, 2C]`, scale and shift behind the normalisation.
-    ScaleShift(&'v Var),
+    ScaleShift(&'v Columns),
 }
 
 impl<'v> Time<'v> {
-    fn scale_shift(self) -> Option<&'v Var> {
-        if let Self::ScaleShift(var) = self { Some(var) } else { None }
+    fn scale_shift(self) -> Option<&'v Columns> {
+        if let Self::ScaleShift(columns) = self { Some(columns) } else { None }
     }
 
-    fn offset(self) -> Option<&'v Var> {
-        if let Self::Offset(var) = self { Some(var) } else { None }
+    fn offset(self) -> Option<&'v Columns> {
+        if let Self::Offset(columns) = self { Some(columns) } else { None }
+    }
+}
+
+/// A value `[N, C]`, or some neighbouring columns of one that [`Tape::linear_stack`] made, which only a GPU does.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "elsewhere it is the whole value"))]
+#[derive(Clone, Debug)]
+pub struct Columns {
+    of: Var,
+    first: usize,
+    /// All, if none.
+    count: Option<usize>,
+}
+
+impl Columns {
+    /// All of them.
+    pub fn all(of: Var) -> Self {
+        Self { of, first: 0, count: None }
+    }
+
+    /// `count` of them, from `first` on.
+    pub(crate) fn some(of: &Var, first: usize, count: usize) -> Self {
+        Self { of: of.clone(), first, count: Some(count) }
     }
 }
 
@@ -47,20 +69,38 @@ impl<'p> Tape<'p> {
                 offset: time.offset().is_some(),
                 dropout: self.dropout.map_or(0.0, |_| dropout),
             };
-            if let Some(y) = self.sketch(x, time.scale_shift().or(time.offset()), kind)? {
+            if let Some(y) = self.sketch(x, time.scale_shift().or(time.offset()).map(|time| &time.of), kind)? {
                 return Ok(y);
             }
             #[cfg(feature = "cuda")]
-            return self.group_norm_fused(x, norm, params, time, dropout);
+            return self.group_norm_fused(x, None, norm, params, time, dropout);
         }
         let y = match time {
             Time::Offset(offset) => {
-                let x = self.add_channels(x, offset)?;
+                let x = self.add_channels(x, &offset.of)?;
                 self.group_norm_alone(&x, norm, params, None)?
             }
-            _ => self.group_norm_alone(x, norm, params, time.scale_shift())?,
+            _ => self.group_norm_alone(x, norm, params, time.scale_shift().map(|time| &time.of))?,
         };
         self.dropout(&y, dropout)
+    }
+
+    /// Group normalisation of `a` and `b`, `[N, ..., A]` and `[N, ..., B]`, side by side, and both as one value before it.
+    pub fn group_norm_joining(
+        &mut self,
+        (a, b): (&Var, &Var),
+        norm: GroupNorm,
+        params: LayerParams,
+    ) -> Result<(Var, Var)> {
+        #[cfg(feature = "cuda")]
+        if self.fuses() && self.sketch.is_none() {
+            let x = self.joined(fused::room_for(a, b)?, a, b)?;
+            let y = self.group_norm_fused(&x, Some([a, b]), norm, params, Time::Absent, 0.0)?;
+            return Ok((x, y));
+        }
+        let x = self.concat(a, b)?;
+        let y = self.group_norm(&x, norm, params, Time::Absent, 0.0)?;
+        Ok((x, y))
     }
 
     fn group_norm_alone(
@@ -83,7 +123,7 @@ impl<'p> Tape<'p> {
         let (id, of_modulation) = (self.take(x).id, modulation.and_then(|m| self.take(m).id));
         let (x, modulation) = (x.value.clone(), modulation.map(|m| m.value.clone()));
         Ok(self.record(y, move |dy, flow| {
-            let extra = flow.take(id);
+            let extra = flow.take(id)?;
             let grads = flow.params.pair(params.weight, params.bias);
             let gradient = group_norm::backward(
                 &norm,
@@ -114,7 +154,7 @@ mod fused {
     use super::super::flow::Flow;
     use super::super::var::Joined;
     use super::super::{LayerParams, Tape, Var};
-    use super::Time;
+    use super::{Columns, Time};
     use crate::error::Result;
     use crate::params::ParamId;
 
@@ -125,6 +165,8 @@ mod fused {
         bias: &'p Tensor,
         modulation: Option<Tensor>,
         offset: Option<Tensor>,
+        /// The value that modulation or offset are a part of.
+        time: Option<Tensor>,
         dropout: Option<Dropout>,
         step: Option<Tensor>,
     }
@@ -144,14 +186,31 @@ mod fused {
         }
     }
 
+    impl Columns {
+        fn value(&self) -> Result<Tensor> {
+            let all = &self.of.value;
+            Ok(self.count.map_or(Ok(all.clone()), |count| all.narrow(1, self.first, count))?)
+        }
+    }
+
+    /// Memory for both side by side.
+    pub(super) fn room_for(a: &Var, b: &Var) -> Result<Tensor> {
+        let others = b.value.dims().last().copied().unwrap_or(0);
+        let mut shape = a.value.dims().to_vec();
+        shape.iter_mut().rev().take(1).for_each(|channels| *channels += others);
+        Ok(fused::room(&a.value, &shape)?)
+    }
+
     /// Where the gradients go.
     struct Targets {
         x: Option<usize>,
         time: Option<usize>,
+        /// Of the time's value, first and number.
+        columns: Option<(usize, usize)>,
         /// Instead of `x`: the values it was joined of.
         joined: Option<Joined>,
-        /// The bias of what made `x`.
-        sums: Option<ParamId>,
+        /// The biases of what made `x`.
+        sums: [Option<ParamId>; 2],
     }
 
     impl Targets {
@@ -173,9 +232,11 @@ mod fused {
     }
 
     impl<'p> Tape<'p> {
+        /// With `parts`, `x` is yet to be written: they stand in it side by side.
         pub(super) fn group_norm_fused(
             &mut self,
             x: &Var,
+            parts: Option<[&Var; 2]>,
             norm: GroupNorm,
             params: LayerParams,
             time: Time<'_>,
@@ -187,39 +248,59 @@ mod fused {
                 x: x.value.clone(),
                 weight: self.master(params.weight),
                 bias: self.master(params.bias),
-                modulation: modulation.map(|m| m.value.clone()),
-                offset: offset.map(|o| o.value.clone()),
+                modulation: modulation.map(Columns::value).transpose()?,
+                offset: offset.map(Columns::value).transpose()?,
+                time: modulation.or(offset).map(|time| time.of.value.clone()),
                 dropout: mask,
                 step: self.step.clone(),
             };
-            let (y, statistics) = fused::forward(&norm, &operands.inputs())?;
+            let (y, statistics) = match parts {
+                Some(parts) => fused::forward_joining(&norm, parts.map(|part| &part.value), &operands.inputs())?,
+                None => fused::forward(&norm, &operands.inputs())?,
+            };
             let taken = self.take(x);
             let targets = Targets {
                 x: taken.id,
-                time: modulation.or(offset).and_then(|time| self.take(time).id),
+                time: modulation.or(offset).and_then(|time| self.take(&time.of).id),
+                columns: modulation.or(offset).and_then(|time| Some((time.first, time.count?))),
                 joined: x.made.joined.filter(|_| taken.first && offset.is_none()),
-                sums: x.made.bias.filter(|_| taken.first && (x.made.joined.is_none() || offset.is_none())),
+                sums: if taken.first && (x.made.joined.is_none() || offset.is_none()) {
+                    x.made.biases
+                } else {
+                    [None; 2]
+                },
             };
             Ok(self.record(y, move |dy, flow| {
-                let extra = flow.take(targets.x);
                 // The offset's gradient is a sum of dx without what comes from elsewhere.
-                let (extra, outside) = if operands.offset.is_some() { (None, extra) } else { (extra, None) };
-                let bias = targets.sums.filter(|_| outside.is_none());
-                let sums = bias.map(|bias| flow.params.bias(bias));
+                let (extra, outside) = match operands.offset {
+                    Some(_) => ([None, None], flow.take(targets.x)?),
+                    None if operands.dropout.is_some() => ([flow.take(targets.x)?, None], None),
+                    None => (flow.take_both(targets.x), None),
+                };
+                let biases = targets.sums.into_iter().flatten().filter(|_| outside.is_none());
+                let sums: Vec<_> = biases.map(|bias| flow.params.bias(bias)).collect();
+                let summed = !sums.is_empty();
+                let time = match (&operands.time, targets.columns) {
+                    (Some(all), Some(columns)) => {
+                        flow.columns(targets.time, columns, || Ok(fused::room(all, all.dims())?))?
+                    }
+                    _ => None,
+                };
                 let wanted = Wanted {
                     joined: targets.joined.map(|joined| joined.channels),
-                    sums: sums.map(|(at, write)| ChannelSums { at, write }),
+                    sums: sums.into_iter().map(|(at, write)| ChannelSums { at, write }).collect(),
+                    time,
                 };
                 let grads = flow.params.pair(params.weight, params.bias);
-                let found =
-                    fused::backward(&norm, &operands.inputs(), &statistics, (dy, extra.as_ref()), &wanted, &grads)?;
-                if let Some(time) = found.modulation.or(found.offset) {
+                let dy = (dy, extra.each_ref().map(Option::as_ref));
+                let found = fused::backward(&norm, &operands.inputs(), &statistics, dy, &wanted, &grads)?;
+                if let Some(time) = found.modulation.or(found.offset).filter(|_| targets.columns.is_none()) {
                     flow.accumulate(targets.time, time)?;
                 }
                 if let Some(outside) = outside {
                     flow.accumulate(targets.x, outside)?;
                 }
-                targets.give(flow, (found.dx, found.rest), bias.is_some())
+                targets.give(flow, (found.dx, found.rest), summed)
             }))
         }
     }

@@ -9,7 +9,7 @@ use ddpm_kernels::ops::conv2d::{self, Conv2d};
 use ddpm_kernels::ops::{attention, dropout, elementwise, linear, resample};
 
 use super::var::{Joined, Made};
-use super::{Kind, Tape, Var};
+use super::{Kind, Tape, Var, Weights};
 use crate::error::Result;
 use crate::params::ParamId;
 
@@ -22,14 +22,31 @@ pub struct LayerParams {
     pub bias: ParamId,
 }
 
+/// What is added to a convolution's result.
+#[derive(Clone, Copy, Debug)]
+pub struct Residual<'v> {
+    /// Of the result's shape.
+    pub value: &'v Var,
+    /// Whether nobody else takes it, before or after: its gradient then is the result's, and so is that of its bias.
+    pub own: bool,
+}
+
 impl<'p> Tape<'p> {
     fn layer(&self, params: LayerParams) -> (&'p Tensor, &'p Tensor) {
         (self.param(params.weight), self.param(params.bias))
     }
 
     /// Convolves `x` `[N, H, W, I]`, and adds `residual` `[N, H', W', O]`.
-    pub fn conv2d(&mut self, x: &Var, conv: &Conv2d, params: LayerParams, residual: Option<&Var>) -> Result<Var> {
+    pub fn conv2d(
+        &mut self,
+        x: &Var,
+        conv: &Conv2d,
+        params: LayerParams,
+        residual: Option<Residual<'_>>,
+    ) -> Result<Var> {
         let (weight, bias) = self.layer(params);
+        let own = residual.filter(|residual| residual.own).and_then(|residual| residual.value.made.biases[0]);
+        let residual = residual.map(|residual| residual.value);
         let residual_value = residual.map(Var::value);
         if self.is_reference() {
             let y = conv2d::reference::forward(conv, &x.value, weight, bias, residual_value)?;
@@ -47,13 +64,16 @@ impl<'p> Tape<'p> {
         let y = self.record(y, move |dy, flow| {
             let summed = flow.is_summed();
             flow.accumulate(residual, dy.clone())?;
+            if summed && own.is_some() {
+                flow.mark_summed(residual);
+            }
             let grads = flow.params.pair(params.weight, params.bias).with_bias_summed(summed);
             match conv2d::backward(&conv, &x, weight, dy, id.is_some(), &grads)? {
                 Some(dx) => flow.accumulate(id, dx),
                 None => Ok(()),
             }
         });
-        Ok(y.made(Made { bias: Some(params.bias), joined: None }))
+        Ok(y.made(Made { biases: [Some(params.bias), own], joined: None }))
     }
 
     /// A linear layer over the last axis of `x` `[..., I]`, plus `residual` `[..., O]`.
@@ -74,14 +94,35 @@ impl<'p> Tape<'p> {
         let y = self.record(y, move |dy, flow| {
             let summed = flow.is_summed();
             flow.accumulate(residual, dy.clone())?;
-            let earlier = flow.take(id);
+            let earlier = flow.take(id)?;
             let grads = flow.params.pair(params.weight, params.bias).with_bias_summed(summed);
             match linear::backward(&x, weight, dy, id.is_some(), earlier.as_ref(), &grads)? {
                 Some(dx) => flow.accumulate(id, dx),
                 None => Ok(()),
             }
         });
-        Ok(y.made(Made { bias: Some(params.bias), joined: None }))
+        Ok(y.made(Made { biases: [Some(params.bias), None], joined: None }))
+    }
+
+    /// The linear layers of the layout's stack over `x` `[N, I]`, their outputs side by side, where they are applied as one.
+    /// Whoever takes some of the [columns](super::Columns) writes the gradient of those; all must be taken, and once.
+    pub(crate) fn linear_stack(&mut self, x: &Var) -> Result<Option<Var>> {
+        let (true, Weights::Fast(params)) = (self.fuses(), self.weights) else { return Ok(None) };
+        let (weight, bias) = params.stacked()?;
+        let outputs = bias.elem_count();
+        if let Some(y) = self.sketch(x, None, Kind::Linear { outputs, residual: false, need_dx: x.is_tracked() })? {
+            return Ok(Some(y));
+        }
+        let y = linear::forward(&x.value, &weight, &bias, None)?;
+        let (id, x) = (self.take(x).id, x.value.clone());
+        Ok(Some(self.record(y, move |dy, flow| {
+            debug_assert_eq!(flow.columns_written(), outputs, "columns that nobody gave a gradient");
+            let earlier = flow.take(id)?;
+            match linear::backward(&x, &weight, dy, id.is_some(), earlier.as_ref(), &flow.params.stacked())? {
+                Some(dx) => flow.accumulate(id, dx),
+                None => Ok(()),
+            }
+        })))
     }
 
     /// Self-attention over `qkv` `[N, L, 3C]`; the result is `[N, L, C]`.
@@ -152,14 +193,20 @@ impl<'p> Tape<'p> {
             return Ok(y);
         }
         let y = elementwise::concat(&a.value, &b.value)?;
-        let (channels, bias) = (a.value.dim(3)?, a.made.bias);
+        self.joined(y, a, b)
+    }
+
+    /// `y`, which is `a` and `b` side by side.
+    pub(super) fn joined(&mut self, y: Tensor, a: &Var, b: &Var) -> Result<Var> {
+        let (channels, biases) = (a.value.dim(3)?, a.made.biases);
         let of = [self.take(a), self.take(b)];
         let y = self.record(y, move |dy, flow| {
             let (da, db) = elementwise::concat_backward(dy, channels)?;
             flow.accumulate(of[0].id, da)?;
             flow.accumulate(of[1].id, db)
         });
-        Ok(y.made(Made { bias: bias.filter(|_| of[0].first), joined: Some(Joined { channels, of }) }))
+        let biases = if of[0].first { biases } else { [None; 2] };
+        Ok(y.made(Made { biases, joined: Some(Joined { channels, of }) }))
     }
 
     /// `x` `[N, H, W, C]` at twice the size, every pixel repeated.

@@ -23,8 +23,9 @@ pub struct Var {
 /// How a value was made, as far as that is of use to who takes it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Made {
-    /// The bias whose gradient is the value's, summed over all but the channels: all of them, or the first.
-    pub(super) bias: Option<ParamId>,
+    /// The biases whose gradients are the value's, summed over all but the channels: all of them, or the first. The second is
+    /// that of what was added to the value and to nothing else.
+    pub(super) biases: [Option<ParamId>; 2],
     /// Of two others.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only a GPU parts gradients on the way"))]
     pub(super) joined: Option<Joined>,

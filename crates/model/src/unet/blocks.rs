@@ -5,7 +5,7 @@ use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
 
 use super::attention::AttentionBlock;
 use super::config::{DownBlockType, Resample, TimeScaleShift, UNetConfig, UpBlockType};
-use super::layers::{Conv2d, Start};
+use super::layers::{Conv2d, StackInput, Start};
 use super::resnet::{Resize, ResnetBlock};
 use crate::error::Result;
 use crate::params::ParamLayout;
@@ -58,7 +58,7 @@ impl DownBlock {
     }
 
     /// `[N, H, W, I] -> [N, H/2, W/2, O]`; every intermediate result goes on `skips`.
-    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &Var, skips: &mut Vec<Var>) -> Result<Var> {
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &StackInput, skips: &mut Vec<Var>) -> Result<Var> {
         let mut h = x;
         for layer in &self.layers {
             h = layer.forward(tape, h, None, temb)?;
@@ -102,14 +102,10 @@ impl Layer {
     }
 
     /// Takes `skip`, a result of the way down, beside `x`.
-    fn forward(&self, tape: &mut Tape<'_>, x: Var, skip: Option<Var>, temb: &Var) -> Result<Var> {
+    fn forward(&self, tape: &mut Tape<'_>, x: Var, skip: Option<Var>, temb: &StackInput) -> Result<Var> {
         let (layer, temb) = (self.clone(), temb.clone());
         tape.block(move |tape| {
-            let mut h = x;
-            if let Some(skip) = skip {
-                h = tape.concat(&h, &skip)?;
-            }
-            h = layer.resnet.forward(tape, &h, &temb)?;
+            let h = layer.resnet.forward(tape, x, skip, &temb)?;
             match &layer.attention {
                 Some(attention) => attention.forward(tape, &h),
                 None => Ok(h),
@@ -150,17 +146,16 @@ impl MidBlock {
     }
 
     /// `[N, H, W, C] -> [N, H, W, C]`.
-    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &Var) -> Result<Var> {
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &StackInput) -> Result<Var> {
         let (block, temb) = (self.clone(), temb.clone());
         tape.block(move |tape| {
-            let mut h = block.first.forward(tape, &x, &temb)?;
-            drop(x);
+            let mut h = block.first.forward(tape, x, None, &temb)?;
             h = block.scaled(tape, h)?;
             if let Some(attention) = &block.attention {
                 h = attention.forward(tape, &h)?;
                 h = block.scaled(tape, h)?;
             }
-            h = block.second.forward(tape, &h, &temb)?;
+            h = block.second.forward(tape, h, None, &temb)?;
             block.scaled(tape, h)
         })
     }
@@ -210,7 +205,7 @@ impl UpBlock {
     }
 
     /// `[N, H, W, I] -> [N, 2H, 2W, O]`; takes its skip connections from the end of `skips`.
-    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &Var, skips: &mut Vec<Var>) -> Result<Var> {
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, temb: &StackInput, skips: &mut Vec<Var>) -> Result<Var> {
         let mut h = x;
         for layer in &self.layers {
             h = layer.forward(tape, h, skips.pop(), temb)?;

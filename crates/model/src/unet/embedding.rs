@@ -1,7 +1,5 @@
 //! What the network knows besides the image: time (Vaswani et al. 2017, section 3.5) and class.
 
-#[cfg(feature = "cuda")]
-use candle_core::DType;
 use candle_core::{Device, Tensor};
 use ddpm_kernels::buffer::cpu_slice;
 #[cfg(feature = "cuda")]
@@ -98,10 +96,10 @@ impl ConditionEmbedding {
             (Some(_), None) => return Err(ModelError::Labels { conditional: true }),
             (Some(ClassEmbedding::Table(table)), Some(labels)) => Some(table.forward(tape, labels)?),
             (Some(ClassEmbedding::Timestep { layers, .. }), Some(labels)) => {
-                Some(layers.forward(tape, &self.sinusoids.of(labels)?, None)?)
+                Some(layers.forward(tape, &self.sinusoids.of(labels, tape)?, None)?)
             }
         };
-        let h = self.time.forward(tape, &self.sinusoids.of(&condition.timesteps)?, class.as_ref())?;
+        let h = self.time.forward(tape, &self.sinusoids.of(&condition.timesteps, tape)?, class.as_ref())?;
         self.activation.forward(tape, &h)
     }
 
@@ -151,13 +149,14 @@ struct Sinusoids {
 }
 
 impl Sinusoids {
-    /// `numbers` (f32, N) as `[N, channels]`, where they lie.
-    fn of(self, numbers: &Tensor) -> Result<Tensor> {
+    /// `numbers` (f32, N) as `[N, channels]`, where they lie; a GPU rounds them to the format of `tape`.
+    fn of(self, numbers: &Tensor, tape: &Tape<'_>) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
         if numbers.device().is_cuda() {
             let (channels, flip) = (self.channels / 2 * 2, self.flip_sin_to_cos);
-            return Ok(diffusion::sinusoids(numbers, channels, flip, self.freq_shift, DType::F32)?);
+            return Ok(diffusion::sinusoids(numbers, channels, flip, self.freq_shift, tape.dtype())?);
         }
+        let _ = tape;
         let numbers = cpu_slice("sinusoids", numbers)?;
         sinusoids(&numbers, self.channels, self.flip_sin_to_cos, self.freq_shift)
     }

@@ -10,7 +10,7 @@ use super::config::Activation;
 use super::naming::FileLayout;
 use crate::error::Result;
 use crate::params::{Init, ParamId, ParamLayout};
-use crate::tape::{LayerParams, Tape, Time, Var};
+use crate::tape::{Columns, LayerParams, Residual, Tape, Time, Var};
 
 /// How a layer starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Conv2d {
     }
 
     /// `[N, H, W, I] -> [N, H', W', O]`, plus `residual`.
-    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, residual: Option<&Var>) -> Result<Var> {
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, residual: Option<Residual<'_>>) -> Result<Var> {
         tape.conv2d(x, &self.convolution, self.params, residual)
     }
 }
@@ -73,6 +73,13 @@ impl Linear {
         Self { params: LayerParams { weight, bias } }
     }
 
+    /// One of many of the same input; see [`Stacked`].
+    pub(super) fn stacked(layout: &mut ParamLayout, name: &str, inputs: usize, outputs: usize) -> Stacked {
+        let init = Start::FanIn.init(inputs);
+        let ((weight, bias), first) = layout.push_stacked(name, [outputs, inputs], init);
+        Stacked { alone: Self { params: LayerParams { weight, bias } }, first, outputs }
+    }
+
     /// Queries, keys and values as one layer; files hold `{name}.to_q`, `to_k`, `to_v`.
     pub(super) fn qkv(layout: &mut ParamLayout, name: &str, channels: usize) -> Self {
         let init = Start::FanIn.init(channels);
@@ -88,6 +95,44 @@ impl Linear {
     /// `[..., I] -> [..., O]`, plus `residual`.
     pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, residual: Option<&Var>) -> Result<Var> {
         tape.linear(x, self.params, residual)
+    }
+}
+
+/// A linear layer of the layout's stack: all of them have one input, and a GPU applies them together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stacked {
+    alone: Linear,
+    /// Its outputs among those of the stack.
+    first: usize,
+    outputs: usize,
+}
+
+/// What stacked layers are given.
+#[derive(Clone, Debug)]
+pub(super) enum StackInput {
+    /// The input, `[N, I]`.
+    Plain(Var),
+    /// What the whole stack makes of it, `[N, sum of O]`.
+    Applied(Var),
+}
+
+impl StackInput {
+    /// `x`, with the stack applied where `tape` does that once for all.
+    pub(super) fn new(tape: &mut Tape<'_>, x: Var) -> Result<Self> {
+        Ok(match tape.linear_stack(&x)? {
+            Some(all) => Self::Applied(all),
+            None => Self::Plain(x),
+        })
+    }
+}
+
+impl Stacked {
+    /// The layer's outputs.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &StackInput) -> Result<Columns> {
+        match x {
+            StackInput::Plain(x) => Ok(Columns::all(self.alone.forward(tape, x, None)?)),
+            StackInput::Applied(all) => Ok(Columns::some(all, self.first, self.outputs)),
+        }
     }
 }
 
@@ -132,6 +177,14 @@ impl GroupNorm {
         let h = tape.group_norm(x, self.norm, self.params, time, 0.0)?;
         let h = tape.activation(f, &h)?;
         tape.dropout(&h, dropout)
+    }
+
+    /// `a` and `b` `[N, ..., A]` and `[N, ..., B]` side by side, and normalised.
+    pub(super) fn forward_joining(&self, tape: &mut Tape<'_>, a: &Var, b: &Var) -> Result<(Var, Var)> {
+        let (x, h) = tape.group_norm_joining((a, b), self.norm, self.params)?;
+        let Some(f) = self.activation else { return Ok((x, h)) };
+        let h = tape.activation(f, &h)?;
+        Ok((x, h))
     }
 }
 

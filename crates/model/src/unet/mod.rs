@@ -33,7 +33,7 @@ pub use error::UNetConfigError;
 
 use self::blocks::{DownBlock, MidBlock, UpBlock};
 use self::embedding::ConditionEmbedding;
-use self::layers::{Conv2d, GroupNorm, Start};
+use self::layers::{Conv2d, GroupNorm, StackInput, Start};
 use crate::error::{ModelError, Result};
 use crate::params::{ParamLayout, Params};
 use crate::tape::{Sketch, Tape, Time, Var};
@@ -76,7 +76,7 @@ impl UNet {
         let (groups, silu) = (config.norm_num_groups, Some(Activation::Silu));
         let conv_norm_out = GroupNorm::new(&mut layout, "conv_norm_out", channels[0], groups, config.norm_eps, silu);
         let conv_out = Conv2d::new(&mut layout, "conv_out", channels[0], image.out_channels, same, Start::Zero);
-        let layout = Arc::new(layout);
+        let layout = Arc::new(layout.finish());
         let centre = config.center_input_sample;
         Ok(Self {
             conv_in,
@@ -127,6 +127,7 @@ impl UNet {
     pub fn forward_at(&self, tape: &mut Tape<'_>, x_t: &Tensor, condition: &Condition) -> Result<Var> {
         self.check_input(x_t, condition.timesteps.elem_count())?;
         let temb = self.embedding.forward(tape, condition)?;
+        let temb = StackInput::new(tape, temb)?;
         let x_t = if self.centre { x_t.affine(2.0, -1.0)? } else { x_t.clone() };
         let mut h = self.conv_in.forward(tape, &tape.input(&x_t)?, None)?;
         let mut skips = vec![h.clone()];

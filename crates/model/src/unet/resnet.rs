@@ -3,10 +3,10 @@
 use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
 
 use super::config::{TimeScaleShift, UNetConfig};
-use super::layers::{Conv2d, GroupNorm, Linear, Start};
+use super::layers::{Conv2d, GroupNorm, Linear, StackInput, Stacked, Start};
 use crate::error::Result;
 use crate::params::ParamLayout;
-use crate::tape::{Tape, Time, Var};
+use crate::tape::{Residual, Tape, Time, Var};
 
 /// What a residual block does to the image's size, between its first activation and convolution, and to its skip
 /// connection (diffusers' `down` and `up`).
@@ -35,7 +35,7 @@ pub(super) struct ResnetBlock {
     resize: Resize,
     norm1: GroupNorm,
     conv1: Conv2d,
-    time_emb_proj: Linear,
+    time_emb_proj: Stacked,
     norm2: GroupNorm,
     conv2: Conv2d,
     conv_shortcut: Option<Conv2d>,
@@ -65,12 +65,11 @@ impl ResnetBlock {
             resize,
             norm1: norm(layout, "norm1", inputs),
             conv1: Conv2d::new(layout, &format!("{name}.conv1"), inputs, outputs, same, Start::FanIn),
-            time_emb_proj: Linear::new(
+            time_emb_proj: Linear::stacked(
                 layout,
                 &format!("{name}.time_emb_proj"),
                 config.time_embed_dim(),
                 time_outputs,
-                Start::FanIn,
             ),
             norm2: norm(layout, "norm2", outputs),
             conv2: Conv2d::new(layout, &format!("{name}.conv2"), outputs, outputs, same, Start::Zero),
@@ -84,27 +83,38 @@ impl ResnetBlock {
     }
 
     /// [`forward`](Self::forward) as a block of the tape.
-    pub(super) fn forward_block(&self, tape: &mut Tape<'_>, x: Var, temb: &Var) -> Result<Var> {
+    pub(super) fn forward_block(&self, tape: &mut Tape<'_>, x: Var, temb: &StackInput) -> Result<Var> {
         let (block, temb) = (self.clone(), temb.clone());
-        tape.block(move |tape| block.forward(tape, &x, &temb))
+        tape.block(move |tape| block.forward(tape, x, None, &temb))
     }
 
-    /// `x` `[N, H, W, I]`, `temb` `[N, E]` after the activation `-> [N, H', W', O]`.
-    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, temb: &Var) -> Result<Var> {
-        let h = self.norm1.forward(tape, x, Time::Absent, 0.0)?;
+    /// `x` `[N, H, W, I]`, or the first channels of it, with `skip` beside it; `temb` from `[N, E]` after the activation
+    /// `-> [N, H', W', O]`.
+    pub(super) fn forward(&self, tape: &mut Tape<'_>, x: Var, skip: Option<Var>, temb: &StackInput) -> Result<Var> {
+        let (x, h) = match skip {
+            Some(skip) => {
+                let joined = self.norm1.forward_joining(tape, &x, &skip)?;
+                drop(x);
+                joined
+            }
+            None => {
+                let h = self.norm1.forward(tape, &x, Time::Absent, 0.0)?;
+                (x, h)
+            }
+        };
         let h = self.resize.forward(tape, &h)?;
         let h = self.conv1.forward(tape, &h, None)?;
-        let time = self.time_emb_proj.forward(tape, temb, None)?;
+        let time = self.time_emb_proj.forward(tape, temb)?;
         let time = match self.time_scale_shift {
             TimeScaleShift::Default => Time::Offset(&time),
             TimeScaleShift::ScaleShift => Time::ScaleShift(&time),
         };
         let h = self.norm2.forward(tape, &h, time, self.dropout)?;
-        let x = self.resize.forward(tape, x)?;
-        let skip = match &self.conv_shortcut {
-            Some(conv) => conv.forward(tape, &x, None)?,
-            None => x,
+        let x = self.resize.forward(tape, &x)?;
+        let (skip, own) = match &self.conv_shortcut {
+            Some(conv) => (conv.forward(tape, &x, None)?, true),
+            None => (x, false),
         };
-        self.conv2.forward(tape, &h, Some(&skip))
+        self.conv2.forward(tape, &h, Some(Residual { value: &skip, own }))
     }
 }

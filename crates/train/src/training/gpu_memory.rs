@@ -32,7 +32,7 @@ pub struct GpuNeeds {
     pub gradients_bytes: u64,
     /// Activations, and their gradients on the way back.
     pub activations_bytes: u64,
-    /// A batch of images, and scratch space.
+    /// A batch of images, scratch space, and what sums wait in.
     pub workspace_bytes: u64,
     /// All of it.
     pub total_bytes: u64,
@@ -76,7 +76,7 @@ impl<'a> GpuEstimate<'a> {
         let gradients_bytes = self.len * (f32s + copy);
         let activations_bytes = self.sketch.peak_bytes(images, size as usize, gradient_checkpointing);
         let batches = BATCHES * train.batch_size * data.image_size * data.image_size * data.channels;
-        let workspace_bytes = SCRATCH_BYTES + batches as u64;
+        let workspace_bytes = SCRATCH_BYTES + self.sketch.sums_bytes(images) + batches as u64;
         let total_bytes = parameters_bytes + gradients_bytes + activations_bytes + workspace_bytes;
         GpuNeeds {
             precision,

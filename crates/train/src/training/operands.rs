@@ -3,6 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::KernelError;
 use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
+#[cfg(feature = "cuda")]
+use ddpm_kernels::cuda::Sums;
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::dropout::{self, Dropout};
 #[cfg(feature = "cuda")]
@@ -58,7 +60,12 @@ impl Maker<'_> {
     }
 
     fn gradients(&self, params: [usize; 2]) -> Result<OwnGrads> {
-        Ok(OwnGrads { buffer: FlatBuffer::zeros(params[0] + params[1], self.device)?, params })
+        Ok(OwnGrads {
+            buffer: FlatBuffer::zeros(params[0] + params[1], self.device)?,
+            params,
+            #[cfg(feature = "cuda")]
+            sums: Sums::default(),
+        })
     }
 }
 
@@ -66,6 +73,8 @@ impl Maker<'_> {
 struct OwnGrads {
     buffer: FlatBuffer,
     params: [usize; 2],
+    #[cfg(feature = "cuda")]
+    sums: Sums,
 }
 
 impl OwnGrads {
@@ -171,8 +180,10 @@ fn fused_norm(operation: &Operation, make: &Maker<'_>) -> Result<Runs> {
     Ok(both(
         move || fused::forward(&norm, &again.inputs()).map(drop),
         move || {
-            let (inputs, places) = (operands.inputs(), grads.places());
-            fused::backward(&norm, &inputs, &statistics, (&dy, None), &Wanted::default(), &places).map(drop)
+            let (inputs, places) = (operands.inputs(), ParamGrads { sums: Some(&grads.sums), ..grads.places() });
+            fused::backward(&norm, &inputs, &statistics, (&dy, [None; 2]), &Wanted::default(), &places)?;
+            // A network does this for all its layers at once.
+            grads.sums.settle(&grads.buffer)
         },
     ))
 }

@@ -2,13 +2,12 @@
 
 use candle_core::{DType, Tensor};
 
-use super::fused::{Fused, FusedGrads, Mask, Wanted};
+use super::fused::{ChannelSums, Fused, FusedGrads, Mask, Wanted};
 use super::plan::{Pass, Plan, Room, Sizes};
 use super::{GroupNorm, OP, Shape};
 use crate::buffer::ParamGrads;
-use crate::cuda::{Address, Gpu, Launch, empty, operand, optional, pack_width};
+use crate::cuda::{Address, Gpu, Launch, Sum, Sums, empty, operand, optional, pack_width};
 use crate::error::Result;
-use crate::gemm::Write;
 
 /// Weight, bias and modulation.
 #[derive(Clone, Copy)]
@@ -23,8 +22,17 @@ impl Affine<'_> {
     fn pass_to<'g>(self, launch: Launch<'g>, gpu: &Gpu, offset: Option<&Tensor>, dtype: DType) -> Result<Launch<'g>> {
         let launch =
             launch.arg(operand(gpu, OP, self.weight, DType::F32)?).arg(operand(gpu, OP, self.bias, DType::F32)?);
-        Ok(launch.arg(optional(gpu, OP, self.modulation, dtype)?).arg(optional(gpu, OP, offset, dtype)?))
+        let (modulation, offset) = (rows(gpu, self.modulation, dtype)?, rows(gpu, offset, dtype)?);
+        Ok(launch.arg(modulation.0).arg(offset.0).arg(modulation.1.max(offset.1)))
     }
+}
+
+/// Where the rows of a matrix begin that may be left out, and how many elements they lie apart.
+fn rows(gpu: &Gpu, matrix: Option<&Tensor>, dtype: DType) -> Result<(Address, u32)> {
+    let Some(matrix) = matrix else { return Ok((Address::NONE, 0)) };
+    let apart = matrix.stride().first().copied().unwrap_or(0);
+    // The first row is contiguous if any is.
+    Ok((operand(gpu, OP, &matrix.narrow(0, 0, 1)?, dtype)?, apart as u32))
 }
 
 /// What backward reads besides.
@@ -33,7 +41,33 @@ pub(super) struct Operands<'a> {
     pub(super) x: &'a Tensor,
     pub(super) dy: &'a Tensor,
     pub(super) statistics: &'a Tensor,
-    pub(super) extra: Option<&'a Tensor>,
+    pub(super) extra: [Option<&'a Tensor>; 2],
+}
+
+/// What forward normalises: `x`, or two tensors that are written to `x` side by side.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) x: &'a Tensor,
+    pub(super) parts: Option<[&'a Tensor; 2]>,
+}
+
+impl Source<'_> {
+    /// Channels of the first part, or all.
+    fn joined(&self, channels: usize) -> usize {
+        self.parts.and_then(|[first, _]| first.dims().last().copied()).unwrap_or(channels)
+    }
+
+    /// Where the parts lie, and what is made of them; or `x`, no other part, and nothing to be made.
+    fn addresses(&self, gpu: &Gpu, dtype: DType) -> Result<[Address; 3]> {
+        let x = operand(gpu, OP, self.x, dtype)?;
+        let Some([first, rest]) = self.parts else { return Ok([x, Address::NONE, Address::NONE]) };
+        Ok([operand(gpu, OP, first, dtype)?, operand(gpu, OP, rest, dtype)?, x])
+    }
+}
+
+/// A source's arguments, as every kernel takes them.
+fn pass_source(launch: Launch<'_>, from: [Address; 3], joined: usize) -> Launch<'_> {
+    from.into_iter().fold(launch, |launch, address| launch.arg(address)).arg(joined as u32)
 }
 
 /// The mask's arguments, as every kernel takes them.
@@ -77,12 +111,29 @@ impl Work {
         self.plan.split.then(|| empty(gpu, DType::F32, (parts, 2, self.sizes.channels))).transpose()
     }
 
-    /// Scratch memory for every image's gradients of weight and bias, and for every part's sums of dx, if they are wanted.
-    fn scratch(&self, gpu: &Gpu, sums: bool) -> Result<(Address, Address)> {
+    /// Room for every image's gradients of weight and bias, and for every part's sums of dx, where `bias`' are wanted, or an
+    /// offset's and the launch does not see whole images.
+    fn room(&self, gpu: &Gpu, later: &Sums, bias: bool, offset: bool) -> Result<(Address, Address)> {
         let images = self.sizes.images * self.sizes.channels;
-        let parts = if sums { self.plan.parts * images } else { 0 };
-        let own = gpu.workspace((2 * images + parts) * size_of::<f32>())?;
-        Ok((own, if sums { own.offset(2 * images, DType::F32) } else { Address::NONE }))
+        let parts = if bias || (offset && self.plan.parts > 1) { self.plan.parts * images } else { 0 };
+        let own = later.room(gpu, 2 * images + parts)?;
+        Ok((own, if parts > 0 { own.offset(2 * images, DType::F32) } else { Address::NONE }))
+    }
+
+    /// Sums over what lies there: the gradients of weight and bias, and `wanted` ones.
+    fn expect(&self, later: &Sums, (own, dx_sums): (Address, Address), grads: &ParamGrads<'_>, wanted: &[ChannelSums]) {
+        let Sizes { images, channels, .. } = self.sizes;
+        let of_images = |first: usize, to: usize| {
+            let from = own.offset(first, DType::F32);
+            Sum { from, rows: images, apart: 2 * channels, columns: channels, to, write: grads.write }
+        };
+        later.expect(of_images(0, grads.weight.start));
+        later.expect(of_images(channels, grads.bias.start));
+        let rows = images * self.plan.parts;
+        for ChannelSums { at, write } in wanted {
+            let (columns, to, write) = (at.len(), at.start, *write);
+            later.expect(Sum { from: dx_sums, rows, apart: channels, columns, to, write });
+        }
     }
 
     /// The sizes, as every kernel takes them.
@@ -110,24 +161,29 @@ impl Work {
 pub(super) fn forward(
     norm: &GroupNorm,
     shape: Shape,
-    x: &Tensor,
+    source: Source<'_>,
     affine: Affine<'_>,
     fused: Fused<'_>,
 ) -> Result<(Tensor, Tensor)> {
+    let x = source.x;
     let gpu = Gpu::of(x.device())?;
     let (images, dtype) = (x.dim(0)?, x.dtype());
     let y = empty(&gpu, dtype, x.dims())?;
     let statistics = empty(&gpu, DType::F32, (images, 2, shape.groups))?;
-    let (from, to) = (operand(&gpu, OP, x, dtype)?, operand(&gpu, OP, &y, dtype)?);
-    let work = Work::new(&gpu, Pass::Forward, shape, images, dtype, (&[from, to], [0; 2]));
+    let (from, to) = (source.addresses(&gpu, dtype)?, operand(&gpu, OP, &y, dtype)?);
+    let joined = source.joined(shape.channels);
+    let ends = ([from.as_slice(), &[to]].concat(), [joined, shape.channels - joined]);
+    let work = Work::new(&gpu, Pass::Forward, shape, images, dtype, (&ends.0, ends.1));
     let of_parts = work.partials(&gpu)?;
     let partials = optional(&gpu, OP, of_parts.as_ref(), DType::F32)?;
+    let mut reads = (from, joined);
     if work.plan.split {
-        let launch = gpu.float_kernel("group_norm_moments", dtype)?.arg(from).arg(partials);
+        let launch = pass_source(gpu.float_kernel("group_norm_moments", dtype)?, from, joined).arg(partials);
         work.launch(work.pass_to(launch))?;
+        reads = (Source { parts: None, ..source }.addresses(&gpu, dtype)?, shape.channels);
     }
     let launch = affine
-        .pass_to(gpu.float_kernel(OP, dtype)?.arg(from), &gpu, fused.offset, dtype)?
+        .pass_to(pass_source(gpu.float_kernel(OP, dtype)?, reads.0, reads.1), &gpu, fused.offset, dtype)?
         .arg(to)
         .arg(operand(&gpu, OP, &statistics, DType::F32)?)
         .arg(partials);
@@ -136,16 +192,20 @@ pub(super) fn forward(
     Ok((y, statistics))
 }
 
-/// New tensors for the gradients.
-fn results(x: &Tensor, affine: Affine<'_>, fused: Fused<'_>, joined: usize) -> Result<FusedGrads> {
+/// New tensors for the gradients, but for that of the time where it has a place.
+fn results(x: &Tensor, affine: Affine<'_>, fused: Fused<'_>, wanted: &Wanted) -> Result<FusedGrads> {
     let gpu = Gpu::of(x.device())?;
-    let like = |tensor: &Tensor| empty(&gpu, tensor.dtype(), tensor.dims());
+    let like = |tensor: &Tensor| match &wanted.time {
+        Some(place) => Ok(place.clone()),
+        None => empty(&gpu, tensor.dtype(), tensor.dims()),
+    };
     let part = |channels: usize| {
         let mut dims = x.dims().to_vec();
         dims.iter_mut().rev().take(1).for_each(|last| *last = channels);
         empty(&gpu, x.dtype(), dims)
     };
     let channels = affine.weight.elem_count();
+    let joined = wanted.joined.unwrap_or(channels);
     Ok(FusedGrads {
         dx: part(joined)?,
         rest: (joined < channels).then(|| part(channels - joined)).transpose()?,
@@ -167,48 +227,47 @@ pub(super) fn backward(
     let gpu = Gpu::of(x.device())?;
     let (images, dtype) = (x.dim(0)?, x.dtype());
     let joined = wanted.joined.unwrap_or(shape.channels);
-    let found = results(x, affine, fused, joined)?;
+    let found = results(x, affine, fused, wanted)?;
     let at = |tensor: Option<&Tensor>| optional(&gpu, OP, tensor, dtype);
-    let inputs = [at(Some(x))?, at(Some(dy))?, at(extra)?];
+    let inputs = [at(Some(x))?, at(Some(dy))?, at(extra[0])?, at(extra[1])?];
     let outputs = [at(Some(&found.dx))?, at(found.rest.as_ref())?];
     let activations = [inputs.as_slice(), &outputs].concat();
     let work = Work::new(&gpu, Pass::Backward, shape, images, dtype, (&activations, [joined, shape.channels - joined]));
     let of_parts = work.partials(&gpu)?;
     let partials = optional(&gpu, OP, of_parts.as_ref(), DType::F32)?;
-    let (own, dx_sums) = work.scratch(&gpu, wanted.sums.is_some() || fused.offset.is_some())?;
-    let (dweight, dbias) = grads.addresses(&gpu)?;
-    let sums = wanted.sums.as_ref();
-    let sums_at = sums.map(|sums| grads.address(&gpu, sums.at.start)).transpose()?;
+    let at_once = Sums::default();
+    let later = grads.sums.unwrap_or(&at_once);
+    let rooms = work.room(&gpu, later, !wanted.sums.is_empty(), fused.offset.is_some())?;
+    let (dmodulation, doffset) =
+        (rows(&gpu, found.modulation.as_ref(), dtype)?, rows(&gpu, found.offset.as_ref(), dtype)?);
     let queue = |name: &'static str| {
         let launch = inputs.iter().fold(gpu.float_kernel(name, dtype)?, |launch, &input| launch.arg(input));
         let launch = affine.pass_to(launch, &gpu, fused.offset, dtype)?;
         let launch = launch.arg(operand(&gpu, OP, statistics, DType::F32)?);
         let launch = outputs.iter().fold(launch, |launch, &output| launch.arg(output));
         let launch = launch
-            .arg(at(found.modulation.as_ref())?)
-            .arg(at(found.offset.as_ref())?)
-            .arg(dweight)
-            .arg(dbias)
-            .arg(sums_at.unwrap_or(Address::NONE))
+            .arg(dmodulation.0)
+            .arg(doffset.0)
+            .arg(dmodulation.1.max(doffset.1))
             .arg(partials)
-            .arg(own)
-            .arg(dx_sums)
-            .arg(gpu.counters(shape.channels)?)
+            .arg(rooms.0)
+            .arg(rooms.1)
+            .arg(gpu.counters(if work.plan.parts > 1 { images * shape.channels / work.plan.slice } else { 0 })?)
             .arg(u32::from(norm.silu))
-            .arg(u32::from(grads.write == Write::Add))
-            .arg(u32::from(sums.is_some_and(|sums| sums.write == Write::Add)))
-            .arg(joined as u32)
-            .arg(sums.map_or(0, |sums| sums.at.len()) as u32);
+            .arg(joined as u32);
         let launch = pass_mask(launch, &gpu, fused.dropout)?;
         work.launch(work.pass_to(launch).arg(work.plan.kept as u32))
     };
-    let [sums, all] = match fused.dropout {
-        None => ["group_norm_sums", "group_norm_backward"],
-        Some(_) => ["group_norm_sums_dropout", "group_norm_backward_dropout"],
+    let [sums, all] = match (fused.dropout, extra) {
+        (Some(_), _) => ["group_norm_sums_dropout", "group_norm_backward_dropout"],
+        (None, [Some(_), Some(_)]) => ["group_norm_sums", "group_norm_backward_two"],
+        (None, _) => ["group_norm_sums", "group_norm_backward"],
     };
     if work.plan.split {
         queue(sums)?;
     }
     queue(all)?;
+    work.expect(later, rooms, grads, &wanted.sums);
+    at_once.settle(grads.buffer)?;
     Ok(found)
 }

@@ -19,7 +19,7 @@ use crate::ops::dropout::Dropout;
 /// What is done before and behind.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fused<'a> {
-    /// `[N, C]`, added to every pixel before.
+    /// `[N, C]`, added to every pixel before; its rows may lie apart.
     pub offset: Option<&'a Tensor>,
     /// What is dropped behind.
     pub dropout: Option<Mask<'a>>,
@@ -39,8 +39,10 @@ pub struct Mask<'a> {
 pub struct Wanted {
     /// `x` was joined of two, the first of so many channels: their gradients are two tensors.
     pub joined: Option<usize>,
-    /// The gradient of a bias.
-    pub sums: Option<ChannelSums>,
+    /// Gradients of biases.
+    pub sums: Vec<ChannelSums>,
+    /// Where the gradient of modulation or offset is to be written, if not to a tensor of its own: rows of it may lie apart.
+    pub time: Option<Tensor>,
 }
 
 /// `sum over n, p of dx[n, p, c]`, of as many channels as there are places: the gradient of a bias.
@@ -61,7 +63,7 @@ pub struct Inputs<'a> {
     pub weight: &'a Tensor,
     /// `[C]`, f32.
     pub bias: &'a Tensor,
-    /// `[N, 2C]`.
+    /// `[N, 2C]`, whose rows may lie apart; not beside an offset.
     pub modulation: Option<&'a Tensor>,
     /// What else happens.
     pub fused: Fused<'a>,
@@ -89,6 +91,9 @@ impl<'a> Inputs<'a> {
         let shape = norm.shape(self.x, self.weight, self.bias, self.modulation)?;
         if let Some(offset) = self.fused.offset {
             check::shape(OP, "offset", offset, &[self.x.dim(0)?, shape.channels])?;
+            if let Some(modulation) = self.modulation {
+                check::shape(OP, "modulation beside an offset", modulation, &[])?;
+            }
         }
         if let Some(step) = self.fused.dropout.and_then(|mask| mask.step) {
             check::shape(OP, "step", step, &[2])?;
@@ -100,17 +105,45 @@ impl<'a> Inputs<'a> {
     }
 }
 
+/// A tensor of any values, of `like`'s kind, that is written piece by piece.
+///
+/// # Errors
+/// A device that is no GPU, or whose memory is full.
+pub fn room(like: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    crate::cuda::empty(&*crate::cuda::Gpu::of(like.device())?, like.dtype(), shape)
+}
+
 /// As [`super::forward`], on a GPU.
 ///
 /// # Errors
 /// As there, or a device that is no GPU.
 pub fn forward(norm: &GroupNorm, inputs: &Inputs<'_>) -> Result<(Tensor, Statistics)> {
-    let shape = inputs.shape(norm)?;
-    let (y, statistics) = cuda::forward(norm, shape, inputs.x, inputs.affine(), inputs.fused)?;
+    let (shape, source) = (inputs.shape(norm)?, cuda::Source { x: inputs.x, parts: None });
+    let (y, statistics) = cuda::forward(norm, shape, source, inputs.affine(), inputs.fused)?;
     Ok((y, Statistics(statistics)))
 }
 
-/// As [`super::backward`], on a GPU; `extra` is that of all channels, and adds to the sums.
+/// The same of two tensors whose channels stand side by side, which are written to `inputs.x` on the way.
+///
+/// # Errors
+/// As there, or parts that are not those of `inputs.x`.
+pub fn forward_joining(norm: &GroupNorm, parts: [&Tensor; 2], inputs: &Inputs<'_>) -> Result<(Tensor, Statistics)> {
+    let shape = inputs.shape(norm)?;
+    let (first, mut dims) = (parts[0].dims().last().copied().unwrap_or(0), inputs.x.dims().to_vec());
+    for (name, part, channels) in
+        [("first part", parts[0], first), ("other part", parts[1], shape.channels.saturating_sub(first))]
+    {
+        dims.iter_mut().rev().take(1).for_each(|last| *last = channels);
+        check::shape(OP, name, part, &dims)?;
+        check::not_empty(OP, name, part)?;
+    }
+    let source = cuda::Source { x: inputs.x, parts: Some(parts) };
+    let (y, statistics) = cuda::forward(norm, shape, source, inputs.affine(), inputs.fused)?;
+    Ok((y, Statistics(statistics)))
+}
+
+/// As [`super::backward`], on a GPU, with up to two gradients from elsewhere, or beside dropout one; they are those of all
+/// channels, and add to the sums.
 ///
 /// # Errors
 /// As there; a device that is no GPU; or an `extra` beside an offset, whose gradient it would be added to.
@@ -118,7 +151,7 @@ pub fn backward(
     norm: &GroupNorm,
     inputs: &Inputs<'_>,
     statistics: &Statistics,
-    (dy, extra): (&Tensor, Option<&Tensor>),
+    (dy, extra): (&Tensor, [Option<&Tensor>; 2]),
     wanted: &Wanted,
     grads: &ParamGrads<'_>,
 ) -> Result<FusedGrads> {
@@ -126,18 +159,27 @@ pub fn backward(
     let (x, statistics) = (inputs.x, &statistics.0);
     check::shape(OP, "dy", dy, x.dims())?;
     check::shape(OP, "statistics", statistics, &[x.dim(0)?, 2, norm.groups])?;
-    if let Some(extra) = extra {
+    // A kernel adds two, or drops.
+    if let (Some(_), [Some(_), Some(second)]) = (inputs.fused.dropout, extra) {
+        check::shape(OP, "second extra beside dropout", second, &[])?;
+    }
+    let extra = if extra[0].is_none() { [extra[1], None] } else { extra };
+    for extra in extra.into_iter().flatten() {
         check::shape(OP, "extra", extra, if inputs.fused.offset.is_some() { &[] } else { x.dims() })?;
     }
     if let Some(joined) = wanted.joined.filter(|&joined| joined == 0 || joined >= shape.channels) {
         let (found, expected) = (vec![joined], vec![shape.channels.saturating_sub(1)]);
         return Err(KernelError::Shape { op: OP, tensor: "joined", found, expected });
     }
-    if let Some(ChannelSums { at, .. }) = &wanted.sums
-        && (at.len() > shape.channels || at.end > grads.buffer.len())
-    {
-        let (found, expected) = (vec![at.start, at.end], vec![grads.buffer.len(), shape.channels]);
-        return Err(KernelError::Shape { op: OP, tensor: "sums", found, expected });
+    for ChannelSums { at, .. } in &wanted.sums {
+        if at.len() > shape.channels || at.end > grads.buffer.len() {
+            let (found, expected) = (vec![at.start, at.end], vec![grads.buffer.len(), shape.channels]);
+            return Err(KernelError::Shape { op: OP, tensor: "sums", found, expected });
+        }
+    }
+    if let Some(time) = &wanted.time {
+        let of = inputs.modulation.or(inputs.fused.offset).map_or(&[][..], Tensor::dims);
+        check::shape(OP, "time's gradient", time, of)?;
     }
     grads.check(OP, shape.channels, shape.channels)?;
     let operands = cuda::Operands { x, dy, statistics, extra };

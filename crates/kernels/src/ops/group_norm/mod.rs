@@ -87,7 +87,8 @@ pub fn forward(
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
             let affine = cuda::Affine { weight, bias, modulation };
-            let (y, statistics) = cuda::forward(norm, shape, x, affine, fused::Fused::default())?;
+            let source = cuda::Source { x, parts: None };
+            let (y, statistics) = cuda::forward(norm, shape, source, affine, fused::Fused::default())?;
             Ok((y, Statistics(statistics)))
         }
         Device::Cpu => {
@@ -138,7 +139,7 @@ pub fn backward(
     match x.device() {
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
-            let operands = cuda::Operands { x, dy, statistics: &statistics.0, extra };
+            let operands = cuda::Operands { x, dy, statistics: &statistics.0, extra: [extra, None] };
             let affine = cuda::Affine { weight, bias, modulation };
             let (fused, wanted) = (fused::Fused::default(), fused::Wanted::default());
             let found = cuda::backward(norm, shape, operands, affine, fused, &wanted, grads)?;

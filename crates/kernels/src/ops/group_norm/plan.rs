@@ -99,7 +99,7 @@ impl Plan {
         let threads = (across * part).next_multiple_of(32).clamp(128, most);
         // As the device code's `Carve` hands it out.
         let per_group = sizes.channels / sizes.groups;
-        let scratch = (threads / 32 * across * 2 * sizes.width).max(threads);
+        let scratch = threads / 32 * across * 2 * sizes.width;
         let takes = [pass.floats() * slice.next_multiple_of(4), 2 * (slice / per_group).next_multiple_of(4), scratch];
         let shared = takes.iter().map(|floats| floats.next_multiple_of(4) * size_of::<f32>()).sum::<usize>() + staged;
         Self { slice, across, part, parts: sizes.pixels.div_ceil(part), kept, threads, shared, split: false }

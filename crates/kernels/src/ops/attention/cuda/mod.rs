@@ -2,6 +2,7 @@
 
 mod flash;
 mod products;
+mod rows;
 
 use candle_core::Tensor;
 

@@ -1,4 +1,5 @@
-//! The way that holds for any head dimension: batched products by the library around an own softmax.
+//! The way that holds for any head dimension: batched products by the library around an own softmax, which makes the product
+//! before it as well where it can ([`rows`]).
 //!
 //! Queries, keys, values and their gradients are strided views of `qkv`, so nothing is copied. Scores and probabilities have
 //! the activations' number format; the softmax itself is f32. A batch runs over the images of one head, or over the heads of
@@ -7,7 +8,7 @@
 use candle_core::{DType, Tensor};
 
 use super::super::{Kept, OP, Shape};
-use super::length;
+use super::{length, rows};
 use crate::cuda::matmul::{Epilogue, Matrix, Operands, Product};
 use crate::cuda::{Address, Gpu, empty, operand};
 use crate::error::Result;
@@ -107,13 +108,18 @@ pub(super) fn forward(s: Shape, qkv: &Tensor) -> Result<(Tensor, Kept)> {
     let probabilities = empty(&gpu, dtype, (s.n, s.heads, l, l))?;
     let out = empty(&gpu, dtype, (s.n, l, s.channels))?;
 
-    let [q, k, v] = products.parts(operand(&gpu, OP, qkv, dtype)?);
+    let at = operand(&gpu, OP, qkv, dtype)?;
+    let [q, k, v] = products.parts(at);
     let p = products.scores(operand(&gpu, OP, &probabilities, dtype)?);
     let o = products.out(operand(&gpu, OP, &out, dtype)?);
-    let scores = Form { rows: l, columns: l, inner: d, transposed: [false, true], alpha: s.scale() };
-    products.queue(scores, q, k, p)?;
-    let rows = s.n * s.heads * l;
-    gpu.float_kernel("attention_softmax", dtype)?.arg(p.at).arg(rows).arg(length(l)?).over(warps(rows))?;
+    if rows::fits(&gpu, s, dtype, &[at]) {
+        rows::probabilities(&gpu, s, dtype, at, p.at)?;
+    } else {
+        let scores = Form { rows: l, columns: l, inner: d, transposed: [false, true], alpha: s.scale() };
+        products.queue(scores, q, k, p)?;
+        let rows = s.n * s.heads * l;
+        gpu.float_kernel("attention_softmax", dtype)?.arg(p.at).arg(rows).arg(length(l)?).over(warps(rows))?;
+    }
     products.queue(Form { rows: l, columns: d, inner: l, transposed: [false, false], alpha: 1.0 }, p, v, o)?;
     Ok((out, Kept::Probabilities(probabilities)))
 }
@@ -125,7 +131,8 @@ pub(super) fn backward(s: Shape, qkv: &Tensor, probabilities: &Tensor, d_out: &T
     let dqkv = empty(&gpu, dtype, qkv.dims())?;
     let d_scores = empty(&gpu, dtype, probabilities.dims())?;
 
-    let [q, k, v] = products.parts(operand(&gpu, OP, qkv, dtype)?);
+    let at = operand(&gpu, OP, qkv, dtype)?;
+    let [q, k, v] = products.parts(at);
     let [dq, dk, dv] = products.parts(operand(&gpu, OP, &dqkv, dtype)?);
     let p = products.scores(operand(&gpu, OP, probabilities, dtype)?);
     let ds = products.scores(operand(&gpu, OP, &d_scores, dtype)?);
@@ -133,15 +140,19 @@ pub(super) fn backward(s: Shape, qkv: &Tensor, probabilities: &Tensor, d_out: &T
 
     let onto_tokens = Form { rows: l, columns: d, inner: l, transposed: [true, false], alpha: 1.0 };
     products.queue(onto_tokens, p, d_out, dv)?;
-    let onto_scores = Form { rows: l, columns: l, inner: d, transposed: [false, true], alpha: 1.0 };
-    products.queue(onto_scores, d_out, v, ds)?;
-    let rows = s.n * s.heads * l;
-    gpu.float_kernel("attention_softmax_gradient", dtype)?
-        .arg(p.at)
-        .arg(ds.at)
-        .arg(rows)
-        .arg(length(l)?)
-        .over(warps(rows))?;
+    if rows::fits(&gpu, s, dtype, &[at, d_out.at]) {
+        rows::score_gradients(&gpu, s, dtype, [at, d_out.at, p.at], ds.at)?;
+    } else {
+        let onto_scores = Form { rows: l, columns: l, inner: d, transposed: [false, true], alpha: 1.0 };
+        products.queue(onto_scores, d_out, v, ds)?;
+        let rows = s.n * s.heads * l;
+        gpu.float_kernel("attention_softmax_gradient", dtype)?
+            .arg(p.at)
+            .arg(ds.at)
+            .arg(rows)
+            .arg(length(l)?)
+            .over(warps(rows))?;
+    }
     // The scores' scale enters here, where sums are f32: scaled first, small gradients would vanish in f16.
     let alpha = s.scale();
     products.queue(Form { transposed: [false, false], alpha, ..onto_tokens }, ds, k, dq)?;

@@ -1,0 +1,132 @@
+//! Gradients that are sums over the rows of a matrix, taken for all layers together at the end of a pass.
+//!
+//! A normalisation's backward pass leaves every image's gradients of weight and bias in memory of ours, and sums of `dx` of
+//! which a bias' gradient is the total. One launch (`cuda/settle.cu`) then adds them all.
+
+use std::sync::Mutex;
+
+use candle_core::{DType, Tensor};
+
+use super::{Address, Gpu, empty, launch, lock, operand};
+use crate::buffer::FlatBuffer;
+use crate::error::{KernelError, Result};
+use crate::gemm::Write;
+
+const OP: &str = "settling sums";
+/// Columns of a block's piece at most.
+const COLUMNS: usize = 32;
+/// Numbers of 32 bits that say what a piece is.
+const WORDS: usize = 8;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Sums {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Memory for the matrices, in the order in which a pass asks for it: so they lie in the same places in every pass.
+    rooms: Vec<Tensor>,
+    /// Rooms that turned out too small; a captured graph may use them.
+    outgrown: Vec<Tensor>,
+    /// How many are in use.
+    used: usize,
+    waiting: Vec<Sum>,
+    /// Pieces of what waited, in device memory. A captured graph reads them, so they are never dropped; a network has one.
+    tables: Vec<(Vec<Sum>, Tensor)>,
+}
+
+/// `to[column] (+)= sum over rows of from[row, column]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sum {
+    pub(crate) from: Address,
+    pub(crate) rows: usize,
+    /// Elements from a row to the next.
+    pub(crate) apart: usize,
+    pub(crate) columns: usize,
+    /// Element of the flat buffer.
+    pub(crate) to: usize,
+    pub(crate) write: Write,
+}
+
+impl Sums {
+    /// Memory for so many numbers in f32, which lasts until the sums are settled.
+    pub(crate) fn room(&self, gpu: &Gpu, numbers: usize) -> Result<Address> {
+        let mut inner = lock(&self.inner);
+        let at = inner.used;
+        if inner.rooms.get(at).is_none_or(|room| room.elem_count() < numbers) {
+            let room = empty(gpu, DType::F32, numbers)?;
+            if at == inner.rooms.len() {
+                inner.rooms.push(room);
+            } else {
+                let small = std::mem::replace(&mut inner.rooms[at], room);
+                inner.outgrown.push(small);
+            }
+        }
+        inner.used += 1;
+        operand(gpu, OP, &inner.rooms[at], DType::F32)
+    }
+
+    /// Notes a sum over what has been queued to be written to a [`room`](Self::room).
+    pub(crate) fn expect(&self, sum: Sum) {
+        lock(&self.inner).waiting.push(sum);
+    }
+
+    /// What waits is no longer wanted.
+    pub fn forget(&self) {
+        let mut inner = lock(&self.inner);
+        inner.waiting.clear();
+        inner.used = 0;
+    }
+
+    /// Takes the sums that wait.
+    ///
+    /// # Errors
+    /// The driver fails, or `buffer` has more elements than 32 bits count.
+    pub fn settle(&self, buffer: &FlatBuffer) -> Result<()> {
+        let mut inner = lock(&self.inner);
+        inner.used = 0;
+        let waiting = std::mem::take(&mut inner.waiting);
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let gpu = Gpu::of(buffer.device())?;
+        let known = inner.tables.iter().position(|(of, _)| *of == waiting);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let table = table(&waiting, buffer)?;
+                inner.tables.push((waiting, table));
+                inner.tables.len() - 1
+            }
+        };
+        let (_, table) = &inner.tables[at];
+        gpu.kernel("settle_sums")?
+            .arg(operand(&gpu, OP, table, DType::U32)?)
+            .arg(buffer.address(&gpu)?)
+            .blocks(((table.elem_count() / WORDS) as u32, 1, 1), launch::THREADS)
+    }
+}
+
+/// The pieces, as the kernel reads them.
+fn table(waiting: &[Sum], buffer: &FlatBuffer) -> Result<Tensor> {
+    let count = |number: usize| {
+        u32::try_from(number).map_err(|_| {
+            let (found, expected) = (vec![number], vec![u32::MAX as usize]);
+            KernelError::Shape { op: OP, tensor: "sums", found, expected }
+        })
+    };
+    let mut words = Vec::new();
+    for sum in waiting {
+        for first in (0..sum.columns).step_by(COLUMNS) {
+            let Address(from) = sum.from.offset(first, DType::F32);
+            let columns = COLUMNS.min(sum.columns - first) as u32;
+            let add = u32::from(sum.write == Write::Add);
+            words.extend([from as u32, (from >> 32) as u32]);
+            words.extend([count(sum.rows)?, count(sum.apart)?, columns, count(sum.to + first)?, add, 0]);
+        }
+    }
+    let len = words.len();
+    Ok(Tensor::from_vec(words, len, buffer.device())?)
+}
