@@ -14,7 +14,7 @@ NANOSECONDS = {"ns": 1, "nsecond": 1, "us": 1e3, "usecond": 1e3, "ms": 1e6, "mse
 # cuDNN 9 and cuBLAS 13 as far as their names are known. "other" is there to be read.
 FAMILIES = [
     ("optimizer", r"^adamw|^gradient_norm"),
-    ("group norm + SiLU", r"^group_norm"),
+    ("group norm + SiLU", r"^group_norm|^settle_sums"),
     ("attention", r"^attention|flash|sdpa|fmha|softmax"),
     ("input and loss", r"^diffusion|^sampler|^embedding|^random"),
     ("resampling", r"^repeat_pixels|^sum_squares|^pixel_sum"),

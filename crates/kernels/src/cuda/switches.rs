@@ -16,7 +16,7 @@ pub const VARIABLE: &str = "DDPM_GPU_OFF";
 pub enum Family {
     /// Steps are recorded once and replayed; without it they are queued operation by operation.
     Graph,
-    /// Attention that keeps its scores in registers; without it products of matrices around a softmax.
+    /// Attention that keeps its scores, or whole rows of them, in registers; without it products of matrices around a softmax.
     Flash,
     /// Group normalisation in one pass with what stands around it; without it a launch for each.
     Fuse,

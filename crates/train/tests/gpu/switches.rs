@@ -14,7 +14,16 @@ use crate::{TINY, gpu, plan, train};
 /// What must not be counted while a family is off, and what must instead.
 const FAMILIES: [(Family, &[&str], &str); 4] = [
     (Family::Graph, &["api capture", "api graph", "captured"], "kernel cudnn"),
-    (Family::Flash, &["kernel attention_flash", "graph kernel attention_flash"], "kernel attention_softmax"),
+    (
+        Family::Flash,
+        &[
+            "kernel attention_flash",
+            "graph kernel attention_flash",
+            "kernel attention_rows",
+            "graph kernel attention_rows",
+        ],
+        "kernel attention_softmax",
+    ),
     (
         Family::Fuse,
         &["kernel group_norm_backward_dropout", "graph kernel group_norm_backward_dropout"],

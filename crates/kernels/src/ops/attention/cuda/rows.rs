@@ -5,6 +5,7 @@ use candle_core::DType;
 
 use super::super::Shape;
 use super::length;
+use crate::cuda::switches::Family;
 use crate::cuda::{Address, Gpu, Launch};
 use crate::error::Result;
 
@@ -23,7 +24,11 @@ const MOST_HEADS: usize = 65_535;
 pub(super) fn fits(gpu: &Gpu, s: Shape, dtype: DType, reads: &[Address]) -> bool {
     let numbers = matches!(dtype, DType::BF16 | DType::F16) && s.head_dim().is_multiple_of(8);
     let few = s.tokens <= MOST && s.tokens.is_multiple_of(8) && s.n <= MOST_HEADS && s.heads <= MOST_HEADS;
-    numbers && few && reads.iter().all(|at| at.alignment() >= 16) && shared(s, dtype) <= gpu.shared_memory()
+    gpu.uses(Family::Flash)
+        && numbers
+        && few
+        && reads.iter().all(|at| at.alignment() >= 16)
+        && shared(s, dtype) <= gpu.shared_memory()
 }
 
 fn shared(s: Shape, dtype: DType) -> usize {
