@@ -217,29 +217,30 @@ template <typename T, int W> __device__ void part_moments(const Norm &n, const S
 
 #define SOURCE(T) const T *x, const T *rest, T *whole, u32 joined
 #define GATHERED_SOURCE {x, rest, whole, joined}
-#define GROUP_NORM(T, S)                                                                                               \
-    extern "C" __global__ void THREE_BLOCKS \
-        group_norm_##S(SOURCE(T), const float *weight, const float *bias, const T *modulation, const T *offset, u32 apart, T *y, \
-                       float *statistics, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,         \
-                       u32 across, u32 part, u32 width, u32 kept, float eps, u32 silu, MASK) {                         \
-        DYNAMIC_SHARED(float, shared);                                                                                 \
-        const Norm n = {pixels, channels, per_group, slice, across, part, apart};                                      \
-        const group_norm_forward::Operands<T> o = {GATHERED_SOURCE, weight, bias, modulation, offset, y, statistics, partials, GATHERED_MASK}; \
-        if (width > 1 && kept)                                                                                         \
-            group_norm_forward::forward<T, 16 / sizeof(T), true>(n, o, eps, silu, shared);                             \
-        else if (width > 1)                                                                                            \
-            group_norm_forward::forward<T, 16 / sizeof(T), false>(n, o, eps, silu, shared);                            \
-        else                                                                                                           \
-            group_norm_forward::forward<T, 1, false>(n, o, eps, silu, shared);                                         \
-    }                                                                                                                  \
-    extern "C" __global__ void THREE_BLOCKS \
+#define GROUP_NORM(T, S)                                                                                              \
+    extern "C" __global__ void THREE_BLOCKS                                                                           \
+        group_norm_##S(SOURCE(T), const float *weight, const float *bias, const T *modulation, const T *offset,       \
+                       u32 apart, T *y, float *statistics, float *partials, u32 pixels, u32 channels, u32 per_group,  \
+                       u32 slice, u32 across, u32 part, u32 width, u32 kept, float eps, u32 silu, MASK) {             \
+        DYNAMIC_SHARED(float, shared);                                                                                \
+        const Norm n = {pixels, channels, per_group, slice, across, part, apart};                                     \
+        const group_norm_forward::Operands<T> o = {                                                                   \
+            GATHERED_SOURCE, weight, bias, modulation, offset, y, statistics, partials, GATHERED_MASK};               \
+        if (width > 1 && kept)                                                                                        \
+            group_norm_forward::forward<T, 16 / sizeof(T), true>(n, o, eps, silu, shared);                            \
+        else if (width > 1)                                                                                           \
+            group_norm_forward::forward<T, 16 / sizeof(T), false>(n, o, eps, silu, shared);                           \
+        else                                                                                                          \
+            group_norm_forward::forward<T, 1, false>(n, o, eps, silu, shared);                                        \
+    }                                                                                                                 \
+    extern "C" __global__ void THREE_BLOCKS                                                                           \
         group_norm_moments_##S(SOURCE(T), float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,        \
-                               u32 across, u32 part, u32 width) {                                                      \
-        DYNAMIC_SHARED(float, shared);                                                                                 \
-        const Norm n = {pixels, channels, per_group, slice, across, part, 0};                                          \
-        if (width > 1)                                                                                                 \
-            group_norm_forward::part_moments<T, 16 / sizeof(T)>(n, GATHERED_SOURCE, partials, shared);                               \
-        else                                                                                                           \
-            group_norm_forward::part_moments<T, 1>(n, GATHERED_SOURCE, partials, shared);                                            \
+                               u32 across, u32 part, u32 width) {                                                     \
+        DYNAMIC_SHARED(float, shared);                                                                                \
+        const Norm n = {pixels, channels, per_group, slice, across, part, 0};                                         \
+        if (width > 1)                                                                                                \
+            group_norm_forward::part_moments<T, 16 / sizeof(T)>(n, GATHERED_SOURCE, partials, shared);                \
+        else                                                                                                          \
+            group_norm_forward::part_moments<T, 1>(n, GATHERED_SOURCE, partials, shared);                             \
     }
 FOR_EACH_FLOAT(GROUP_NORM)

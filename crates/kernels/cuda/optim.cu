@@ -168,10 +168,11 @@ template <typename T> __device__ void adamw(const StepBuffers<T> &b, const Facto
 // Averages and the copy for computing may be left out.
 #define ADAMW(T, S)                                                                                                   \
     extern "C" __global__ void adamw_##S(float *p, const float *g, const T *narrow, const u32 *of_narrow, float *m,   \
-                                         float *v, float *average0,                                                   \
-                                         float *average1, float *average2, float *average3, T *compute,               \
-                                         const Factors *factors, u64 n) {                                             \
-        adamw<T>(StepBuffers<T>{p, {g, narrow, of_narrow}, m, v, {average0, average1, average2, average3}, compute}, factors, n);          \
+                                         float *v, float *average0, float *average1, float *average2,                 \
+                                         float *average3, T *compute, const Factors *factors, u64 n) {                \
+        const StepBuffers<T> buffers = {                                                                              \
+            p, {g, narrow, of_narrow}, m, v, {average0, average1, average2, average3}, compute};                      \
+        adamw<T>(buffers, factors, n);                                                                                \
     }
 ADAMW(bf16, bf16)
 ADAMW(f16, f16)

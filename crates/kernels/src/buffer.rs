@@ -71,6 +71,9 @@ pub fn cpu_tensor<S: Into<candle_core::Shape>>(data: Vec<f32>, shape: S) -> Resu
     Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
 }
 
+/// Elements that a GPU loads at once.
+const WIDE: usize = 4;
+
 /// One contiguous f32 vector: all parameters, all gradients, or one moment of all parameters.
 ///
 /// Tensors made by [`FlatBuffer::view`] share its memory and see what is written through
@@ -95,9 +98,10 @@ impl FlatBuffer {
     /// The elements of `tensor`, where they lie: what is written here is seen there.
     ///
     /// # Errors
-    /// Another format than f32, or a strided view.
+    /// Another format than f32, a strided view, or one that begins where wide loads cannot.
     pub fn sharing(tensor: &Tensor) -> Result<Self> {
-        if tensor.dtype() != DType::F32 || !tensor.is_contiguous() {
+        let aligned = tensor.layout().start_offset().is_multiple_of(WIDE);
+        if tensor.dtype() != DType::F32 || !tensor.is_contiguous() || !aligned {
             let (dtype, shape) = (tensor.dtype(), tensor.dims().to_vec());
             return Err(KernelError::Layout { op: "flat buffer", dtype, shape });
         }

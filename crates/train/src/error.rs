@@ -83,6 +83,7 @@ impl From<ModelError> for Failure {
                 Self::from_error(ExitCode::Checkpoint, &error)
             }
             _ if error.is_out_of_memory() => Self::from_error(ExitCode::Device, &error)
+                .of_full_memory()
                 .hint("compute fewer images at once: a smaller train.micro_batch or --batch-size"),
             ModelError::Kernel(KernelError::Setting { .. }) => {
                 Self::from_error(ExitCode::Usage, &error).hint("several are separated by commas; unset, nothing is off")
@@ -160,12 +161,14 @@ pub struct Failure {
     pub causes: Vec<String>,
     /// What to do about it.
     pub hint: Option<String>,
+    /// Whether memory was full, so that less at once may succeed.
+    pub full_memory: bool,
 }
 
 impl Failure {
     /// A failure with a message and nothing else.
     pub fn new(code: ExitCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), causes: Vec::new(), hint: None }
+        Self { code, message: message.into(), causes: Vec::new(), hint: None, full_memory: false }
     }
 
     /// A failure that says what an error says, with the chain of its sources as causes.
@@ -176,6 +179,12 @@ impl Failure {
     /// A failure with an own message, caused by `error`.
     pub fn caused_by(code: ExitCode, message: impl Into<String>, error: &(dyn Error + 'static)) -> Self {
         Self { causes: chain(Some(error)), ..Self::new(code, message) }
+    }
+
+    /// The same failure, for want of memory.
+    #[must_use]
+    pub(crate) fn of_full_memory(self) -> Self {
+        Self { full_memory: true, ..self }
     }
 
     /// The same failure with advice.

@@ -15,7 +15,7 @@ static CUresult copy(void* to, const void* from, size_t bytes, bool to_device, b
     if (!to || !from) return invalid(name, "null pointer");
     if (auto* s = stream_of(stream); s->capture && !s->capture->broken && to_device != from_device) {
         const void* host = to_device ? from : to;
-        if (!pinned(host, bytes)) say("%s of pageable memory is captured: the graph uses that address again at each launch", name);
+        if (!pinned(host, bytes)) return invalid(name, "pageable memory is captured: the graph would use that address again at each launch");
     }
     return submit(stream, name, [=] {
         for (auto [p, device] : {std::pair<const void*, bool>{to, to_device}, {from, from_device}})

@@ -9,6 +9,9 @@ use super::survey::{driver_version, library_versions};
 use super::{Gpu, lock, refused};
 use crate::error::Result;
 
+/// Goes up whenever this program asks the libraries for other ways, or for the same in another order.
+const WAYS: u32 = 2;
+
 /// By computation: the number of the way that was taken, and how many there were. Numbers mean something only where
 /// [`Gpu::proposers`] says the same.
 pub type Choices = BTreeMap<String, (usize, usize)>;
@@ -33,7 +36,7 @@ impl Gpu {
         let driver = driver_version().map_err(refused("asking for the driver's version"))?;
         let (cudnn, cublas_lt) = library_versions();
         let program = env!("CARGO_PKG_VERSION");
-        Ok(format!("{name}, driver {driver}, cuDNN {cudnn}, cuBLASLt {cublas_lt}, ddpm {program}"))
+        Ok(format!("{name}, driver {driver}, cuDNN {cudnn}, cuBLASLt {cublas_lt}, ddpm {program}, ways {WAYS}"))
     }
 
     /// The number of the way that was chosen for `computation` out of `count`.

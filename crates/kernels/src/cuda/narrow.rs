@@ -58,6 +58,7 @@ impl Narrow {
             return Ok(None);
         }
         if inner.numbers.is_none() {
+            gpu.must_not_record("room for gradients of 16 bits")?;
             // Zero between the parameters, where a bit counts too.
             let numbers = Tensor::zeros(grads.buffer.len(), dtype, grads.buffer.device())?;
             inner.numbers = Some(numbers);
@@ -94,6 +95,7 @@ impl Narrow {
         let map = match known {
             Some(map) => map,
             None => {
+                Gpu::of(buffer.device())?.must_not_record("a map of gradients of 16 bits")?;
                 let map = map(&waiting, buffer)?;
                 inner.maps.push((waiting, map.clone()));
                 map
@@ -115,6 +117,7 @@ impl Narrow {
         let at = match known {
             Some(at) => at,
             None => {
+                gpu.must_not_record("a table of gradients of 16 bits")?;
                 let table = table(&waiting, buffer)?;
                 inner.tables.push((waiting, table));
                 inner.tables.len() - 1

@@ -21,8 +21,9 @@ impl Gpu {
         self.synchronize()?;
         profiler_start().map_err(fail())?;
         let done = work();
-        self.synchronize()?;
-        profiler_stop().map_err(fail())?;
-        done
+        let ended = self.synchronize().and_then(|()| profiler_stop().map_err(fail()));
+        let done = done?;
+        ended?;
+        Ok(done)
     }
 }

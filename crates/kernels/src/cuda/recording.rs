@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::cuda_backend::cudarc::driver::CudaGraph;
-use candle_core::cuda_backend::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use candle_core::cuda_backend::cudarc::driver::sys::{
+    CUgraphInstantiate_flags, CUstreamCaptureMode, CUstreamCaptureStatus,
+};
 
 use super::memory::out_of_memory;
 use super::{Gpu, refused};
@@ -64,6 +66,24 @@ impl Gpu {
                 Err(KernelError::Gpu { what: "recording".to_owned(), error: "nothing was queued".to_owned() }.into())
             }
         }
+    }
+}
+
+impl Gpu {
+    /// Whether what is queued now is recorded.
+    pub(super) fn is_recording(&self) -> Result<bool> {
+        let status = self.stream().capture_status().map_err(refused("asking whether the stream is captured"))?;
+        Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    /// Refuses where a recording is under way: `what` would be its own, uploaded again at each replay from memory of the host that
+    /// is gone by then.
+    pub(super) fn must_not_record(&self, what: &str) -> Result<()> {
+        if !self.is_recording()? {
+            return Ok(());
+        }
+        let error = "the pass before the recording did not need it: this is a bug".to_owned();
+        Err(KernelError::Gpu { what: format!("making {what}"), error })
     }
 }
 

@@ -26,10 +26,10 @@ pub struct Sums {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Memory for the matrices, in the order in which a pass asks for it: so they lie in the same places in every pass.
-    rooms: Vec<Tensor>,
-    /// Rooms that turned out too small; a captured graph may use them.
-    outgrown: Vec<Tensor>,
+    /// Memory for the matrices, by the order in which a pass asks for it. A pass over fewer images may ask for more, being split
+    /// otherwise; so an order has several, and where a matrix lies depends on its order and size alone: a recorded pass must
+    /// find what the pass before it found.
+    rooms: Vec<Vec<Tensor>>,
     /// How many are in use.
     used: usize,
     waiting: Vec<Sum>,
@@ -55,17 +55,22 @@ impl Sums {
     pub(crate) fn room(&self, gpu: &Gpu, numbers: usize) -> Result<Address> {
         let mut inner = lock(&self.inner);
         let at = inner.used;
-        if inner.rooms.get(at).is_none_or(|room| room.elem_count() < numbers) {
-            let room = empty(gpu, DType::F32, numbers)?;
-            if at == inner.rooms.len() {
-                inner.rooms.push(room);
-            } else {
-                let small = std::mem::replace(&mut inner.rooms[at], room);
-                inner.outgrown.push(small);
-            }
+        if at == inner.rooms.len() {
+            inner.rooms.push(Vec::new());
         }
+        let rooms = &mut inner.rooms[at];
+        let large_enough = rooms.iter().position(|room| room.elem_count() >= numbers);
+        let room = match large_enough {
+            Some(room) => room,
+            None => {
+                gpu.must_not_record("room for a normalisation's gradients")?;
+                rooms.push(empty(gpu, DType::F32, numbers)?);
+                rooms.len() - 1
+            }
+        };
+        let place = operand(gpu, OP, &rooms[room], DType::F32);
         inner.used += 1;
-        operand(gpu, OP, &inner.rooms[at], DType::F32)
+        place
     }
 
     /// Notes a sum over what has been queued to be written to a [`room`](Self::room).
@@ -96,6 +101,7 @@ impl Sums {
         let at = match known {
             Some(at) => at,
             None => {
+                gpu.must_not_record("a table of sums")?;
                 let table = table(&waiting, buffer)?;
                 inner.tables.push((waiting, table));
                 inner.tables.len() - 1

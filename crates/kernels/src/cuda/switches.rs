@@ -56,8 +56,8 @@ impl Off {
     }
 
     fn read(text: &str) -> Result<Self> {
-        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
-        words.into_iter().try_fold(Self::default(), |off, word| {
+        let mut words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+        words.try_fold(Self::default(), |off, word| {
             let family = Family::ALL.into_iter().find(|family| family.word() == word);
             family.map(|family| off.with(family)).ok_or_else(|| KernelError::Setting {
                 variable: VARIABLE,

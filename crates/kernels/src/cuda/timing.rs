@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use candle_core::cuda_backend::cudarc::driver::CudaEvent;
-use candle_core::cuda_backend::cudarc::driver::sys::{CUevent_flags, CUstreamCaptureStatus};
+use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 
 use super::{Gpu, lock, refused};
 use crate::error::Result;
@@ -35,8 +35,7 @@ pub(super) fn fastest<W>(
     mut queue: impl FnMut(&W) -> Result<()>,
 ) -> Result<Option<usize>> {
     let chosen = gpu.chosen(computation, ways.len());
-    let capturing = gpu.stream().capture_status().map_err(refused("asking whether the stream is captured"))?;
-    if capturing != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+    if gpu.is_recording()? {
         return Ok(chosen.or((!ways.is_empty()).then_some(0)));
     }
     // Where it fails now, such as for want of scratch space, another may do.

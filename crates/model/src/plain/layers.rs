@@ -24,15 +24,18 @@ pub(super) fn upsample(x: &Tensor) -> Result<Tensor> {
     x.reshape((n, c, h, 1, w, 1))?.broadcast_as((n, c, h, 2, w, 2))?.reshape((n, c, 2 * h, 2 * w))
 }
 
-fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
+pub(super) fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
     match activation {
         Activation::Silu => x.silu(),
         Activation::Relu => x.relu(),
         Activation::Gelu => x.gelu_erf(),
-        // tanh(ln(1 + e^x)) = (u^2 - 1) / (u^2 + 1) with u = 1 + e^x; 1 in f32 from x = 20 on, and e^20 overflows nothing.
         Activation::Mish => {
-            let u = (x.minimum(20.0)?.exp()? + 1.0)?.sqr()?;
-            x * ((&u - 1.0)? / (u + 1.0)?)?
+            // tanh(ln(1 + e^x)) = w (w + 2) / (w (w + 2) + 2) with w = e^x; 1 in f32 from x = 20 on. 16 bits have room neither for
+            // e^20 nor beside the 2.
+            let dtype = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+            let w = x.to_dtype(dtype)?.minimum(20.0)?.exp()?;
+            let numerator = (&w * (&w + 2.0)?)?;
+            x * (&numerator / (&numerator + 2.0)?)?.to_dtype(x.dtype())?
         }
     }
 }

@@ -71,7 +71,9 @@ impl AdamW {
     fn gradients<'a>(&'a self, grads: &GradStore) -> Result<Vec<(&'a Slot, FlatBuffer)>> {
         let found = |slot: &'a Slot| {
             let gradient = grads.get(&slot.var)?;
-            let whole = gradient.contiguous().and_then(|g| FlatBuffer::sharing(&g).map_err(Error::wrap));
+            // A view may lie where our passes cannot read it; a copy does not.
+            let whole = FlatBuffer::sharing(gradient).or_else(|_| FlatBuffer::sharing(&gradient.force_contiguous()?));
+            let whole = whole.map_err(Error::wrap);
             Some(whole.map(|gradient| (slot, gradient)))
         };
         self.slots.iter().filter_map(found).collect()

@@ -107,3 +107,16 @@ fn what_does_not_fit_is_refused_in_words() {
     let impossible = UNetConfig { norm_num_groups: 3, ..small() };
     assert!(UNet2DModel::new(&impossible, zeros).unwrap_err().to_string().contains("norm_num_groups"));
 }
+
+#[test]
+fn mish_is_right_in_16_bits_from_where_it_is_nothing_to_where_it_is_the_identity() {
+    let numbers: Vec<f32> = (-40..=40).map(|i| i as f32 * 0.5).collect();
+    for (dtype, close) in [(DType::F16, 1e-3), (DType::BF16, 8e-3), (DType::F32, 1e-6)] {
+        let x = Tensor::new(numbers.as_slice(), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        let y = layers::activate(crate::unet::Activation::Mish, &x).unwrap().to_dtype(DType::F32).unwrap();
+        for (x, y) in numbers.iter().map(|&x| f64::from(x)).zip(values(&y)) {
+            let want = x * x.exp().ln_1p().tanh();
+            assert!((f64::from(y) - want).abs() <= close * want.abs() + 1e-7, "{dtype:?}: of {x} {y}, not {want}");
+        }
+    }
+}

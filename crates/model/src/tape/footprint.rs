@@ -88,11 +88,9 @@ impl Sketch {
         }
         pass.ledger.peak.get()
     }
-}
 
-impl Sketch {
-    /// Bytes that sums over `images` wait in until the end of a pass: of each channel of a normalisation, the gradients of weight
-    /// and bias, and the sum of `dx`.
+    /// Bytes at least that sums over `images` wait in until the end of a pass: of each channel of a normalisation, the gradients of
+    /// weight and bias, and the sum of `dx`, of which there are several where an image is split.
     pub fn sums_bytes(&self, images: usize) -> u64 {
         let norms = self.operations().filter(|operation| matches!(operation.kind, Kind::GroupNorm { .. }));
         let channels: usize = norms.filter_map(|operation| operation.x.last()).sum();

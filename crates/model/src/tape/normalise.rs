@@ -30,7 +30,7 @@ impl<'v> Time<'v> {
     }
 }
 
-/// A value `[N, C]`, or some neighbouring columns of one that [`Tape::linear_stack`] made, which only a GPU does.
+/// A value `[N, C]`, or some neighbouring columns of one that `Tape::linear_stack` made, which only a GPU does.
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "elsewhere it is the whole value"))]
 #[derive(Clone, Debug)]
 pub struct Columns {
@@ -148,8 +148,8 @@ impl<'p> Tape<'p> {
 mod fused {
     use candle_core::Tensor;
     use ddpm_kernels::ops::dropout::Dropout;
-    use ddpm_kernels::ops::group_norm::GroupNorm;
     use ddpm_kernels::ops::group_norm::fused::{self, ChannelSums, Fused, Inputs, Mask, Wanted};
+    use ddpm_kernels::ops::group_norm::{GroupNorm, Statistics};
 
     use super::super::flow::Flow;
     use super::super::var::Joined;
@@ -231,6 +231,49 @@ mod fused {
         }
     }
 
+    /// What a pass leaves for the way back.
+    struct Layer<'p> {
+        norm: GroupNorm,
+        params: LayerParams,
+        operands: Operands<'p>,
+        targets: Targets,
+    }
+
+    impl Layer<'_> {
+        fn backward(&self, flow: &mut Flow<'_>, dy: &Tensor, statistics: &Statistics) -> Result<()> {
+            // The offset's gradient is a sum of dx without what comes from elsewhere.
+            let (extra, outside) = match self.operands.offset {
+                Some(_) => ([None, None], flow.take(self.targets.x)?),
+                None if self.operands.dropout.is_some() => ([flow.take(self.targets.x)?, None], None),
+                None => (flow.take_both(self.targets.x), None),
+            };
+            let biases = self.targets.sums.into_iter().flatten().filter(|_| outside.is_none());
+            let sums: Vec<_> = biases.map(|bias| flow.params.bias(bias)).collect();
+            let summed = !sums.is_empty();
+            let time = match (&self.operands.time, self.targets.columns) {
+                (Some(all), Some(columns)) => {
+                    flow.columns(self.targets.time, columns, || Ok(fused::room(all, all.dims())?))?
+                }
+                _ => None,
+            };
+            let wanted = Wanted {
+                joined: self.targets.joined.map(|joined| joined.channels),
+                sums: sums.into_iter().map(|(at, write)| ChannelSums { at, write }).collect(),
+                time,
+            };
+            let grads = flow.params.pair(self.params.weight, self.params.bias);
+            let dy = (dy, extra.each_ref().map(Option::as_ref));
+            let found = fused::backward(&self.norm, &self.operands.inputs(), statistics, dy, &wanted, &grads)?;
+            if let Some(time) = found.modulation.or(found.offset).filter(|_| self.targets.columns.is_none()) {
+                flow.accumulate(self.targets.time, time)?;
+            }
+            if let Some(outside) = outside {
+                flow.accumulate(self.targets.x, outside)?;
+            }
+            self.targets.give(flow, (found.dx, found.rest), summed)
+        }
+    }
+
     impl<'p> Tape<'p> {
         /// With `parts`, `x` is yet to be written: they stand in it side by side.
         pub(super) fn group_norm_fused(
@@ -270,38 +313,8 @@ mod fused {
                     [None; 2]
                 },
             };
-            Ok(self.record(y, move |dy, flow| {
-                // The offset's gradient is a sum of dx without what comes from elsewhere.
-                let (extra, outside) = match operands.offset {
-                    Some(_) => ([None, None], flow.take(targets.x)?),
-                    None if operands.dropout.is_some() => ([flow.take(targets.x)?, None], None),
-                    None => (flow.take_both(targets.x), None),
-                };
-                let biases = targets.sums.into_iter().flatten().filter(|_| outside.is_none());
-                let sums: Vec<_> = biases.map(|bias| flow.params.bias(bias)).collect();
-                let summed = !sums.is_empty();
-                let time = match (&operands.time, targets.columns) {
-                    (Some(all), Some(columns)) => {
-                        flow.columns(targets.time, columns, || Ok(fused::room(all, all.dims())?))?
-                    }
-                    _ => None,
-                };
-                let wanted = Wanted {
-                    joined: targets.joined.map(|joined| joined.channels),
-                    sums: sums.into_iter().map(|(at, write)| ChannelSums { at, write }).collect(),
-                    time,
-                };
-                let grads = flow.params.pair(params.weight, params.bias);
-                let dy = (dy, extra.each_ref().map(Option::as_ref));
-                let found = fused::backward(&norm, &operands.inputs(), &statistics, dy, &wanted, &grads)?;
-                if let Some(time) = found.modulation.or(found.offset).filter(|_| targets.columns.is_none()) {
-                    flow.accumulate(targets.time, time)?;
-                }
-                if let Some(outside) = outside {
-                    flow.accumulate(targets.x, outside)?;
-                }
-                targets.give(flow, (found.dx, found.rest), summed)
-            }))
+            let layer = Layer { norm, params, operands, targets };
+            Ok(self.record(y, move |dy, flow| layer.backward(flow, dy, &statistics)))
         }
     }
 }

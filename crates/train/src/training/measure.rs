@@ -19,7 +19,7 @@ use super::outcome::Phases;
 use super::pictures::{BATCH, Painter, Request, Start};
 use super::step::Trainer;
 use crate::config::TrainPlan;
-use crate::error::{ExitCode, Failure};
+use crate::error::Failure;
 use crate::memory;
 
 /// Steps before counting: memory is allocated, caches and clocks warm up; on a GPU the step is also recorded.
@@ -160,7 +160,7 @@ fn around_picture(
     let mut times = Times::default();
     times.block(trainer, 1, next_batch)?;
     match draw_picture(plan, trainer) {
-        Err(failure) if failure.code == ExitCode::Device => return Ok(None),
+        Err(failure) if failure.full_memory => return Ok(None),
         drawn => drawn?,
     }
     times.block(trainer, 1, next_batch)?;

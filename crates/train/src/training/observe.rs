@@ -297,8 +297,8 @@ impl<'a> Observers<'a> {
         };
         loop {
             match paint(trainer, &request) {
-                Err(failure) if failure.code == ExitCode::Device && trainer.give_back_memory()? => {}
-                Err(failure) if failure.code == ExitCode::Device && request.batch_size > 1 => {
+                Err(failure) if failure.full_memory && trainer.give_back_memory()? => {}
+                Err(failure) if failure.full_memory && request.batch_size > 1 => {
                     request.batch_size = request.batch_size.div_ceil(2);
                 }
                 painted => return painted,

@@ -282,7 +282,7 @@ fn room_for(shape: [usize; 4]) -> Result<Vec<u8>, Failure> {
     }
     let [count, height, width, _] = shape;
     let failure = Failure::new(ExitCode::Device, format!("{count} images of {height}x{width} do not fit into memory"));
-    Err(failure.hint("draw fewer at a time, each time with another seed"))
+    Err(failure.of_full_memory().hint("draw fewer at a time, each time with another seed"))
 }
 
 #[cfg(test)]

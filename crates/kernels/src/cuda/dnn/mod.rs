@@ -26,7 +26,7 @@ use self::proposals::proposals;
 use super::notices::notice;
 use super::timing::fastest;
 use super::{Address, Gpu, lock, operand, optional, refused};
-use crate::error::Result;
+use crate::error::{KernelError, Result};
 
 /// Engines that are timed, as many as PyTorch does. One that comes compiled is ready in less than a millisecond.
 const CANDIDATES: usize = 10;
@@ -182,17 +182,22 @@ impl Plan {
         let request = &key.request;
         let Some(graph) = unless_refused(Graph::new(handle, request))? else { return Ok(None) };
         let graph = std::rc::Rc::new(graph);
-        let mut plans = Vec::new();
+        let (mut plans, mut full) = (Vec::new(), None);
         for mode in [Mode::CUDNN_HEUR_MODE_A, Mode::CUDNN_HEUR_MODE_FALLBACK] {
             if !plans.is_empty() {
                 break;
             }
             for proposed in unless_refused(proposals(&graph, mode, key))?.into_iter().flatten() {
                 if plans.is_empty() {
-                    let ready = proposed.into_iter().filter_map(|c| Self::prepare(handle, c, &graph, request));
+                    let ready =
+                        proposed.into_iter().filter_map(|c| Self::prepare(handle, c, &graph, request, &mut full));
                     plans.extend(ready.take(CANDIDATES));
                 }
             }
+        }
+        // That there is no room now must not be remembered as that there is no way.
+        if let (true, Some(error)) = (plans.is_empty(), full) {
+            return Err(error);
         }
         // What an engine needs once stays taken for the run, so one that wants a large part of the memory must be the only one.
         if plans.iter().any(|plan| plan.workspace <= LARGE_WORKSPACE) {
@@ -208,20 +213,25 @@ impl Plan {
         Ok(best.map(|at| plans.swap_remove(at)))
     }
 
-    /// None where the engine cannot get ready: another one does as well.
+    /// None where the engine cannot get ready: another one does as well. `full` is told where it is for want of memory.
     fn prepare(
         handle: sys::cudnnHandle_t,
         configuration: Descriptor,
         graph: &std::rc::Rc<Graph>,
         request: &Request,
+        full: &mut Option<KernelError>,
     ) -> Option<Self> {
-        let plan = Self::new(handle, configuration, graph, request);
-        plan.inspect_err(|refusal| {
-            if !refusal.is_unsupported() {
-                tell_of_fault(&refusal.to_string());
-            }
-        })
-        .ok()
+        let refusal = match Self::new(handle, configuration, graph, request) {
+            Ok(plan) => return Some(plan),
+            Err(refusal) => refusal,
+        };
+        let error = refused("preparing a convolution")(refusal);
+        if error.is_out_of_memory() {
+            *full = Some(error);
+        } else if !refusal.is_unsupported() {
+            tell_of_fault(&refusal.to_string());
+        }
+        None
     }
 
     fn new(
