@@ -12,6 +12,8 @@ STEPS = 20
 CONVOLUTIONS = "TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS"
 COMPILED, EAGER = "max-autotune", "channels_last"
 WARM_SECONDS, COMPILE_SECONDS = 90, 270
+# What the piece is called in which a rival begins to compile.
+BEGINS = "torch.compile begins: {}"
 # One measurement, our program's start and its choice of algorithms included.
 MEASURE_SECONDS = 60
 
@@ -131,6 +133,11 @@ def begin(check, key, command):
     return server
 
 
+def compiles(case):
+    """Whether one of its rivals has to be compiled."""
+    return COMPILED in case.rivals
+
+
 def compiling(key, make):
     """A piece: torch.compile begins. What is measured has to wait for it; what is only checked need not."""
     def work(check, _):
@@ -240,7 +247,7 @@ def conditions(check, record, key):
         record["convolutions_from"] = check.machine.environment[CONVOLUTIONS]
         since = server.begun - check.machine.started
         record["compiled_beside"] = [name for name, piece in check.results["pieces"].items()
-                                     if piece.get("begun", 0) > since and piece is not record]
+                                     if piece.get("begun", 0) > since and piece is not record and name != BEGINS.format(key)]
 
 
 def middle(documents):

@@ -9,6 +9,7 @@ from .plan import Skipped
 from .programs import Failed
 
 METRIC = "gpu__time_duration.sum"
+ANNOUNCED = re.compile(r'^==PROF== Profiling "', re.MULTILINE)
 NANOSECONDS = {"ns": 1, "nsecond": 1, "us": 1e3, "usecond": 1e3, "ms": 1e6, "msecond": 1e6, "s": 1e9, "second": 1e9}
 # The first pattern that is found in a kernel's name says what it belongs to: first ours (crates/kernels/cuda), then those of
 # cuDNN 9 and cuBLAS 13 as far as their names are known. "other" is there to be read.
@@ -49,8 +50,10 @@ def kernels(check, record):
          "base", "--metrics", METRIC, *step], progress=note, environment={"DDPM_GPU_PROFILE": "1"})
     note(outcome.stdout)
     found["complete"] = outcome.code == 0
+    # Should it print its table at the end alone, this is what is known of a step that was cut off.
+    found["announced"] = len(ANNOUNCED.findall(outcome.stdout + outcome.stderr))
     if outcome.code != 0 or not found["count"]:
-        raise Failed(f"{outcome.why()}; {found['count']} kernels were seen")
+        raise Failed(f"{outcome.why()}; {found['count']} kernels were seen, of {found['announced']} announced")
 
 
 def rows(text):

@@ -15,6 +15,8 @@ import zipfile
 from .programs import MARK, Failed, Log, Outcome, Program, Reaper, last_document
 
 SWITCHES = "DDPM_GPU_OFF"
+# What it may turn off; see docs/cuda.md.
+FAMILIES = ["graph", "flash", "fuse", "bgradb"]
 # A tiny network with what the large ones have, for rehearsals and to try PyTorch's side.
 TINY = """\
 [data]
@@ -47,7 +49,9 @@ class Machine:
         self.scratch = scratch(out, rehearse)
         self.children, self.programs, self.off, self.reaper = [], {}, {}, Reaper()
         self.environment = {**environment(self.scratch, rehearse), MARK: self.reaper.mark}
-        for switch in filter(None, os.environ.get(SWITCHES, "").split(",")):
+        for switch in filter(None, map(str.strip, os.environ.get(SWITCHES, "").split(","))):
+            if switch not in FAMILIES:
+                raise ValueError(f"{SWITCHES}: found {switch}, expected any of {', '.join(FAMILIES)}")
             self.turn_off(switch, "the environment said so")
         self.tiny = self.scratch / "tiny.toml"
         self.tiny.write_text(TINY)
@@ -144,6 +148,7 @@ def environment(scratch, rehearse):
         # Our programs have no symbols: a backtrace would only push the message out of sight.
         "RUST_BACKTRACE": "0",
         # Kept between calls: what was compiled once need not be again.
+        "CUDA_CACHE_PATH": str(scratch / "cuda"), "CUDA_CACHE_MAXSIZE": str(4 * 2**30),
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"), "TRITON_CACHE_DIR": str(scratch / "triton"),
     }
 

@@ -6,7 +6,7 @@ import time
 from typing import Callable, NamedTuple
 
 from . import report
-from .programs import Failed
+from .programs import Failed, complain
 
 LEAST_SECONDS = 8
 
@@ -53,8 +53,11 @@ class Check:
             table = f"no table could be made of gpu-check.json: {type(error).__name__}: {error}\n"
         for name, text in [("gpu-check.json", json.dumps(self.results, indent=1) + "\n"), ("table.txt", table)]:
             fresh = self.machine.out / f".{name}.tmp"
-            fresh.write_text(text)
-            fresh.replace(self.machine.out / name)
+            try:
+                fresh.write_text(text)
+                fresh.replace(self.machine.out / name)
+            except OSError as error:  # a full disk: what stood there stays, and the next time may succeed
+                complain(f"{name} is not up to date: {error}")
         return table
 
     def take_rival(self, name):

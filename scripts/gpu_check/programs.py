@@ -58,12 +58,22 @@ class Log:
                 return
             self.written += len(data)
             self.open_line = not data.endswith(b"\n")
-            self.file.write(data)
-            if self.written > LOG_BYTES:
-                self.file.write(b"\n[gpu-check]\nthe log ends here: it would grow too large\n")
+            try:
+                self.file.write(data)
+                if self.written > LOG_BYTES:
+                    self.file.write(b"\n[gpu-check]\nthe log ends here: it would grow too large\n")
+            except OSError as error:  # a full disk: what is measured counts all the same
+                complain(f"the log has a gap: {error}")
 
     def say(self, text):
         self.write("gpu-check", f"{text}\n".encode())
+
+
+def complain(text, said=set()):  # noqa: B006: what was said is remembered
+    """Tells of what cannot be written, once."""
+    if text not in said:
+        said.add(text)
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 class Reaper:
@@ -194,8 +204,8 @@ class Server:
             self.position = end + 1
             return line
 
-    def answer(self, limit):
-        """The next document it prints."""
+    def answer(self, limit, key):
+        """The next document it prints that has this key: libraries print documents of their own."""
         until = time.monotonic() + limit
         while True:
             ended = self.program.process.poll() is not None and not any(pump.is_alive() for pump in self.program.pumps)
@@ -212,16 +222,17 @@ class Server:
             if isinstance(document, dict):
                 if "error" in document:
                     raise Failed(str(document["error"]))
-                return document
+                if key in document:
+                    return document
 
     def settled(self):
         """Whether `warm` would answer at once."""
-        return b"\n" in self.program.output or self.program.process.poll() is not None
+        return b'{"ready"' in self.program.output or self.program.process.poll() is not None
 
     def warm(self, limit):
         """Waits until it says that it is ready, and remembers what it said."""
         if self.ready is None:
-            self.ready = self.answer(limit)
+            self.ready = self.answer(limit, "ready")
         return self.ready
 
     def measure(self, repeat, limit):
@@ -230,7 +241,7 @@ class Server:
             self.program.process.stdin.flush()
         except OSError:
             pass  # it has ended: `answer` says how
-        return self.answer(limit)
+        return self.answer(limit, "median_ms")
 
     def stop(self):
         self.program.kill()

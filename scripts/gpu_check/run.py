@@ -34,19 +34,26 @@ def pieces(check):
         Piece("one step by kernel", "kernels", 120, kernels.kernels),
         Piece(f"step {first.name}: eager", "rivals", 90, comparisons.eager(first)),
         Piece("sampling: ours and eager", "sample", 90, comparisons.sampling_alone),
-        *compiled(check, first),
-        compile_piece("sampling", lambda machine: comparisons.sampler(machine, comparisons.COMPILED), comparisons.SAMPLING),
-        Piece("sampling: in turn", "sample", 330, comparisons.sampling_rounds, ready=part(comparisons.settled, check, comparisons.SAMPLING)),
     ]
+    # What need not wait for a compiler comes before what does.
     for case in rest:
-        plan += [Piece(f"step {case.name}: ours", "step", 90, comparisons.ours(case)),
-                 Piece(f"step {case.name}: eager", "rivals", 120, comparisons.eager(case)), *compiled(check, case)]
+        if not comparisons.compiles(case):
+            plan += [*alone(case), *in_turn(check, case, [case.name])]
+    sampling = compile_piece("sampling", lambda machine: comparisons.sampler(machine, comparisons.COMPILED), comparisons.SAMPLING)
+    # Both are compiled at once, and nothing is measured until both are there; beside a large network there is no room.
+    together = [] if first.large else [sampling]
+    plan += [compile_step(first), *together, *in_turn(check, first, [first.name, *([comparisons.SAMPLING] if together else [])]),
+             *([sampling] if first.large else []),
+             Piece("sampling: in turn", "sample", 330, comparisons.sampling_rounds, ready=part(comparisons.settled, check, comparisons.SAMPLING))]
+    for case in rest:
+        if comparisons.compiles(case):
+            plan += [*alone(case), compile_step(case), *in_turn(check, case, [case.name])]
     tests, pack = gputests, check.results["pack"]
     plan.append(Piece("loader", "data", 60, checks.data))
     plan += [Piece(f"tests: {program.removeprefix('ddpm-').removesuffix('-gpu')} {module}", "tests", 90, tests.module_tests(program, names),
                    filler=True) for (program, module), names in tests.remaining(pack).items()]
     plan += [Piece(f"{which}: {module}", "sanitizer", tests.SANITIZED_SECONDS, tests.sanitized(which, program, module))
-             for program, module in tests.RACING for which in ["racecheck", "memcheck"]]
+             for which in ["racecheck", "memcheck"] for program, module in tests.RACING]
     program, module = tests.MEMORY
     if names := tests.modules(pack).get(tests.MEMORY):
         plan.append(Piece(f"memory: {module}", "memory", 150, tests.module_tests(program, names)))
@@ -54,21 +61,34 @@ def pieces(check):
 
 
 def compile_piece(name, make, key):
-    return Piece(f"torch.compile begins: {name}", "sample" if key == comparisons.SAMPLING else "rivals", 30, comparisons.compiling(key, make))
+    return Piece(comparisons.BEGINS.format(name), "sample" if key == comparisons.SAMPLING else "rivals", 30, comparisons.compiling(key, make))
 
 
-def compiled(check, case):
-    """The pieces that set a case in turn with its rivals, of which the last may have to be compiled."""
-    begin = [compile_piece(case.name, lambda machine: comparisons.trainer(machine, case, comparisons.COMPILED), case.name)]
-    turns = Piece(f"step {case.name}: in turn", "rivals", 360, comparisons.rounds(case),
-                  ready=functools.partial(comparisons.settled, check, case.name))
-    return [*(begin if comparisons.COMPILED in case.rivals else []), turns]
+def compile_step(case):
+    return compile_piece(case.name, lambda machine: comparisons.trainer(machine, case, comparisons.COMPILED), case.name)
+
+
+def alone(case):
+    """Ours, and PyTorch as it is."""
+    return [Piece(f"step {case.name}: ours", "step", 90, comparisons.ours(case)),
+            Piece(f"step {case.name}: eager", "rivals", 120, comparisons.eager(case))]
+
+
+def in_turn(check, case, compilers):
+    """The piece that sets a case in turn with its rivals, once those that are compiled meanwhile are there."""
+    def ready():
+        return all(comparisons.settled(check, key) for key in compilers)
+    return [Piece(f"step {case.name}: in turn", "rivals", 360, comparisons.rounds(case), ready=ready)]
 
 
 def run(directory, out, args):
     """An exit code."""
-    pack = json.loads((directory / "pack.json").read_text())
-    machine = Machine(directory, out, args.minutes, args.rehearse)
+    try:
+        pack = json.loads((directory / "pack.json").read_text())
+        machine = Machine(directory, out, args.minutes, args.rehearse)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}\n  help: pack anew, and name a folder that can be written with --out", file=sys.stderr)
+        return 2
     machine.environment[comparisons.CONVOLUTIONS] = "ATEN,TRITON" if args.full_autotune else "ATEN"
     check = Check(machine, args, pack)
     for switch in args.off:

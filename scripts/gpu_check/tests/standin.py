@@ -1,6 +1,7 @@
 """Stands in for every program that gpu-check starts: it answers as they do, or fails as they may.
 
 Who it is, its file's name says. STANDIN is a JSON object in the environment that says what goes wrong:
+  crash_together      names of tests that pass in a process of their own
   crash, hang, fail   names of tests; fail may be an object of names and messages
   needs_switch        an object: tests that fail unless this family is in DDPM_GPU_OFF
   poison              after a crash is caught, every test behind it in the same process fails too
@@ -68,6 +69,8 @@ def tests():
         say(f"test {name} ... ", end="")
         if name in WRONG.get("hang", []):
             hang()
+        if name in WRONG.get("crash_together", []) and len(names) > 1:
+            os.kill(os.getpid(), signal.SIGSEGV)
         if name in WRONG.get("crash", []):
             print("a kernel read what it must not", file=sys.stderr, flush=True)
             if not WRONG.get("poison"):

@@ -1,5 +1,6 @@
 """Whole runs: what is right, what fails, what hangs, and what is then known."""
 
+import os
 import re
 import unittest
 
@@ -47,8 +48,8 @@ class AllIsWell(unittest.TestCase):
         begun = sorted(self.results["pieces"], key=lambda name: self.results["pieces"][name]["begun"])
         wanted = ["doctor", "roofs", "PyTorch and diffusers", "smoke: conv", "smoke: one recorded step", "quick start",
                   "start to first step", "step cifar10-ddpm: ours", "operations", "one step by kernel", "step cifar10-ddpm: eager",
-                  "torch.compile begins: cifar10-ddpm", "step cifar10-ddpm: in turn", "torch.compile begins: sampling",
-                  "sampling: in turn", "step cifar10-batch16: in turn", "racecheck: attention", "memory: memory"]
+                  "step cifar10-batch16: in turn", "torch.compile begins: cifar10-ddpm", "torch.compile begins: sampling",
+                  "step cifar10-ddpm: in turn", "sampling: in turn", "racecheck: attention", "memory: memory"]
         self.assertEqual([name for name in begun if name in wanted], wanted)
         self.assertEqual(begun[-1], "memory: memory")
 
@@ -86,6 +87,36 @@ class WholeRuns(unittest.TestCase):
         smoke = results["pieces"]["smoke: one recorded step"]
         self.assertEqual(smoke["without graph"][name]["status"], "failed")
         self.assertEqual(smoke["without graph,flash,fuse,bgradb"][name]["status"], "ok")
+
+    def test_a_smoke_whose_tests_pass_alone_turns_nothing_off(self):
+        _, _, results = self.place.run(*MINUTES, "--parts", "smoke", crash_together=["attention::gpu_a"])
+        self.assertEqual(results["pieces"]["smoke: flash attention"]["status"], "failed")
+        self.assertIn("all pass alone", results["pieces"]["smoke: flash attention"]["why"])
+        self.assertEqual(results["off"], {})
+
+    def test_what_cannot_be_is_refused_before_anything_is_run(self):
+        occupied = self.place.root / "a-file"
+        occupied.write_text("")
+        for options, word in [(["--minutes", "nan"], "minutes"), (["--minutes", "0"], "minutes"), (["--out", str(occupied)], "a-file")]:
+            process = self.place.start(*options)
+            _, stderr = process.communicate(timeout=30)
+            self.assertEqual(process.returncode, 2, stderr)
+            self.assertIn(word, stderr)
+            self.assertNotIn("Traceback", stderr)
+        os.environ["DDPM_GPU_OFF"] = "flash,grpah"
+        self.addCleanup(os.environ.pop, "DDPM_GPU_OFF")
+        process = self.place.start()
+        _, stderr = process.communicate(timeout=30)
+        self.assertEqual(process.returncode, 2, stderr)
+        self.assertIn("grpah", stderr)
+
+    def test_results_that_cannot_be_written_stop_nothing(self):
+        (self.place.out / "gpu-check.json").mkdir(parents=True)
+        process = self.place.start(*MINUTES, "--parts", "doctor,step")
+        stdout, stderr = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, stderr)
+        self.assertIn("gpu-check.json is not up to date", stderr)
+        self.assertIn("images/s", stdout)
 
     def test_a_family_may_be_off_from_the_beginning(self):
         code, _, results = self.place.run(*MINUTES, "--parts", "smoke", "--off", "flash", needs_switch={"attention::gpu_b": "flash"})

@@ -116,7 +116,7 @@ fn mish_is_right_in_16_bits_from_where_it_is_nothing_to_where_it_is_the_identity
         let y = layers::activate(crate::unet::Activation::Mish, &x).unwrap().to_dtype(DType::F32).unwrap();
         for (x, y) in numbers.iter().map(|&x| f64::from(x)).zip(values(&y)) {
             let want = x * x.exp().ln_1p().tanh();
-            assert!((f64::from(y) - want).abs() <= close * want.abs() + 1e-7, "{dtype:?}: of {x} {y}, not {want}");
+            assert!((f64::from(y) - want).abs() <= close * want.abs() + 2e-6, "{dtype:?}: of {x} {y}, not {want}");
         }
     }
 }
