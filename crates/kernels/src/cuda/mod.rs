@@ -20,6 +20,7 @@ mod recording;
 mod sums;
 pub mod survey;
 pub mod switches;
+mod tables;
 mod timing;
 mod transfer;
 

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 
 use candle_core::{DType, Tensor};
 
+use super::tables::Tables;
 use super::{Address, Gpu, lock, operand};
 use crate::buffer::{FlatBuffer, ParamGrads};
 use crate::error::Result;
@@ -32,10 +33,10 @@ struct Inner {
     numbers: Option<Tensor>,
     waiting: Vec<Range<usize>>,
     write: Option<Write>,
-    /// Pieces of what waited, in device memory. A captured graph reads them, so they are never dropped; a network has one.
-    tables: Vec<(Vec<Range<usize>>, Tensor)>,
+    /// Pieces of what waited.
+    tables: Tables<Range<usize>>,
     /// The same for the optimizer: a bit for every [`ALIGNMENT`] elements of the buffer.
-    maps: Vec<(Vec<Range<usize>>, Tensor)>,
+    maps: Tables<Range<usize>>,
 }
 
 /// A gradient of which a part has 16 bits.
@@ -91,16 +92,8 @@ impl Narrow {
         let (Some(Write::Assign), Some(numbers)) = (inner.write, inner.numbers.clone()) else { return Ok(None) };
         let waiting = std::mem::take(&mut inner.waiting);
         inner.write = None;
-        let known = inner.maps.iter().find(|(of, _)| *of == waiting).map(|(_, map)| map.clone());
-        let map = match known {
-            Some(map) => map,
-            None => {
-                Gpu::of(buffer.device())?.must_not_record("a map of gradients of 16 bits")?;
-                let map = map(&waiting, buffer)?;
-                inner.maps.push((waiting, map.clone()));
-                map
-            }
-        };
+        let gpu = Gpu::of(buffer.device())?;
+        let map = inner.maps.of(&gpu, "a map of gradients of 16 bits", waiting, |waiting| map(waiting, buffer))?;
         Ok(Some(NarrowPart { numbers, map }))
     }
 
@@ -113,21 +106,12 @@ impl Narrow {
         let waiting = std::mem::take(&mut inner.waiting);
         let (Some(write), Some(numbers)) = (inner.write.take(), inner.numbers.clone()) else { return Ok(()) };
         let gpu = Gpu::of(buffer.device())?;
-        let known = inner.tables.iter().position(|(of, _)| *of == waiting);
-        let at = match known {
-            Some(at) => at,
-            None => {
-                gpu.must_not_record("a table of gradients of 16 bits")?;
-                let table = table(&waiting, buffer)?;
-                inner.tables.push((waiting, table));
-                inner.tables.len() - 1
-            }
-        };
-        let (_, table) = &inner.tables[at];
+        let what = "a table of gradients of 16 bits";
+        let table = inner.tables.of(&gpu, what, waiting, |waiting| table(waiting, buffer))?;
         gpu.float_kernel("settle_gradients", numbers.dtype())?
             .arg(operand(&gpu, OP, &numbers, numbers.dtype())?)
             .arg(buffer.address(&gpu)?)
-            .arg(operand(&gpu, OP, table, DType::U32)?)
+            .arg(operand(&gpu, OP, &table, DType::U32)?)
             .arg(u32::from(write == Write::Add))
             .blocks((table.elem_count() as u32 / 2, 1, 1), super::launch::THREADS)
     }

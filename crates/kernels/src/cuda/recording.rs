@@ -67,9 +67,7 @@ impl Gpu {
             }
         }
     }
-}
 
-impl Gpu {
     /// Whether what is queued now is recorded.
     pub(super) fn is_recording(&self) -> Result<bool> {
         let status = self.stream().capture_status().map_err(refused("asking whether the stream is captured"))?;

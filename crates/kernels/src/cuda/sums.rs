@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use candle_core::{DType, Tensor};
 
+use super::tables::Tables;
 use super::{Address, Gpu, empty, launch, lock, operand};
 use crate::buffer::FlatBuffer;
 use crate::error::{KernelError, Result};
@@ -33,8 +34,8 @@ struct Inner {
     /// How many are in use.
     used: usize,
     waiting: Vec<Sum>,
-    /// Pieces of what waited, in device memory. A captured graph reads them, so they are never dropped; a network has one.
-    tables: Vec<(Vec<Sum>, Tensor)>,
+    /// Pieces of what waited.
+    tables: Tables<Sum>,
 }
 
 /// `to[column] (+)= sum over rows of from[row, column]`.
@@ -97,19 +98,9 @@ impl Sums {
             return Ok(());
         }
         let gpu = Gpu::of(buffer.device())?;
-        let known = inner.tables.iter().position(|(of, _)| *of == waiting);
-        let at = match known {
-            Some(at) => at,
-            None => {
-                gpu.must_not_record("a table of sums")?;
-                let table = table(&waiting, buffer)?;
-                inner.tables.push((waiting, table));
-                inner.tables.len() - 1
-            }
-        };
-        let (_, table) = &inner.tables[at];
+        let table = inner.tables.of(&gpu, "a table of sums", waiting, |waiting| table(waiting, buffer))?;
         gpu.kernel("settle_sums")?
-            .arg(operand(&gpu, OP, table, DType::U32)?)
+            .arg(operand(&gpu, OP, &table, DType::U32)?)
             .arg(buffer.address(&gpu)?)
             .blocks(((table.elem_count() / WORDS) as u32, 1, 1), launch::THREADS)
     }

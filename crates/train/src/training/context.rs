@@ -6,6 +6,8 @@ use candle_core::Device;
 use ddpm_data::{LoaderConfig, Source};
 use ddpm_model::diffusion::SamplerConfig;
 
+use super::model::all_classes;
+use super::pictures::{BATCH, Request, Start};
 use crate::config::{TrainConfig, TrainPlan};
 use crate::run_dir::RunDir;
 
@@ -44,6 +46,19 @@ pub(super) fn sampler_config(config: &TrainConfig) -> SamplerConfig {
         steps: Some(sample.steps),
         eta: 0.0,
         spacing: sample.sampler.default_spacing(),
+    }
+}
+
+/// What such a picture shows.
+pub(super) fn picture_request<'a>(config: &TrainConfig, sampler: &'a SamplerConfig) -> Request<'a> {
+    let settings = &config.sample;
+    Request {
+        num: settings.num,
+        sampler,
+        start: Start::Seed(settings.seed),
+        classes: all_classes(config),
+        guidance: None,
+        batch_size: BATCH.min(settings.num),
     }
 }
 

@@ -12,11 +12,10 @@ use ddpm_model::ModelError;
 use ddpm_model::diffusion::SamplerConfig;
 use serde::Serialize;
 
-use super::context::{device_name, loader_config, sampler_config};
+use super::context::{device_name, loader_config, picture_request, sampler_config};
 use super::gpu_memory::GpuEstimate;
-use super::model::all_classes;
 use super::outcome::Phases;
-use super::pictures::{BATCH, Painter, Request, Start};
+use super::pictures::Painter;
 use super::step::Trainer;
 use crate::config::TrainPlan;
 use crate::error::Failure;
@@ -171,14 +170,7 @@ fn draw_picture(plan: &TrainPlan, trainer: &Trainer) -> Result<(), Failure> {
     let config = plan.config();
     let sampler = sampler_config(config);
     let sampler = SamplerConfig { steps: sampler.steps.map(|steps| steps.min(PICTURE_STEPS)), ..sampler };
-    let request = Request {
-        num: config.sample.num,
-        sampler: &sampler,
-        start: Start::Seed(config.sample.seed),
-        classes: all_classes(config),
-        guidance: None,
-        batch_size: BATCH.min(config.sample.num),
-    };
+    let request = picture_request(config, &sampler);
     let params = trainer.sampling_params()?;
     let painter = Painter { unet: trainer.unet(), params: &params, process: trainer.process() };
     painter.draw_unless(&request, &|| false).map(drop)

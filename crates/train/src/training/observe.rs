@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::context::{RunContext, sampler_config};
+use super::context::{RunContext, picture_request, sampler_config};
 #[cfg(feature = "cuda")]
 use super::engines::Engines;
-use super::model::all_classes;
 use super::outcome::{Phases, StepOutcome};
-use super::pictures::{BATCH, Images, Painter, Request, Start};
+use super::pictures::{Images, Painter, Request};
 use super::state::Position;
 use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
@@ -279,17 +278,9 @@ impl<'a> Observers<'a> {
     /// The images of a picture: where a GPU's memory is full, after what the training keeps for itself is given back, and then
     /// fewer at once.
     fn paint(&self, trainer: &mut Trainer) -> Result<Option<Images>, Failure> {
-        let plan = self.context.plan;
-        let settings = &plan.config().sample;
-        let sampler = sampler_config(plan.config());
-        let mut request = Request {
-            num: settings.num,
-            sampler: &sampler,
-            start: Start::Seed(settings.seed),
-            classes: all_classes(plan.config()),
-            guidance: None,
-            batch_size: BATCH.min(settings.num),
-        };
+        let config = self.context.plan.config();
+        let sampler = sampler_config(config);
+        let mut request = picture_request(config, &sampler);
         let paint = |trainer: &Trainer, request: &Request<'_>| {
             let params = trainer.sampling_params()?;
             let painter = Painter { unet: trainer.unet(), params: &params, process: trainer.process() };

@@ -4,8 +4,7 @@
 use candle_core::{DType, Tensor};
 
 use super::super::{Kept, OP, Shape};
-use super::length;
-use crate::cuda::switches::Family;
+use super::{length, may_keep_scores};
 use crate::cuda::{Gpu, Launch, empty, operand};
 use crate::error::Result;
 use crate::ops::elementwise;
@@ -18,23 +17,16 @@ const WIDTHS: [usize; 3] = [32, 64, 128];
 /// Tiles in shared memory: two stages of two, and the kernel over keys has its own two besides.
 const TILES: usize = 4;
 const KEYS_TILES: usize = 6;
-/// Images, or heads, of a launch.
-const MOST: usize = 65_535;
 
 /// The kernels, for each of [`WIDTHS`].
 const FORWARD: [&str; 3] = ["attention_flash_forward_32", "attention_flash_forward_64", "attention_flash_forward_128"];
 const QUERIES: [&str; 3] = ["attention_flash_queries_32", "attention_flash_queries_64", "attention_flash_queries_128"];
 const KEYS: [&str; 3] = ["attention_flash_keys_32", "attention_flash_keys_64", "attention_flash_keys_128"];
 
-/// Whether the kernels can do this, and may: they read 16 bytes at a time, of numbers that tensor cores multiply.
+/// Whether the kernels can do this, and may.
 pub(super) fn fits(s: Shape, qkv: &Tensor) -> Result<bool> {
-    let d = s.head_dim();
-    let numbers = matches!(qkv.dtype(), DType::BF16 | DType::F16) && d.is_multiple_of(8);
-    if !numbers || width(d).is_none() || s.n > MOST || s.heads > MOST {
-        return Ok(false);
-    }
     let gpu = Gpu::of(qkv.device())?;
-    if !gpu.uses(Family::Flash) {
+    if width(s.head_dim()).is_none() || !may_keep_scores(&gpu, s, qkv.dtype()) {
         return Ok(false);
     }
     let room = KEYS_TILES * tile_bytes(s, qkv.dtype()) <= gpu.shared_memory();

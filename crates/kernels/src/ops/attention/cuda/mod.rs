@@ -4,9 +4,11 @@ mod flash;
 mod products;
 mod rows;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::{Kept, OP, Shape};
+use crate::cuda::Gpu;
+use crate::cuda::switches::Family;
 use crate::error::{KernelError, Result};
 
 pub(super) fn forward(s: Shape, qkv: &Tensor) -> Result<(Tensor, Kept)> {
@@ -18,6 +20,15 @@ pub(super) fn backward(s: Shape, qkv: &Tensor, kept: &Kept, d_out: &Tensor) -> R
         Kept::Probabilities(probabilities) => products::backward(s, qkv, probabilities, d_out),
         Kept::LogSums { out, log_sums } => flash::backward(s, qkv, out, log_sums, d_out),
     }
+}
+
+/// Images, or heads, of a launch.
+const MOST: usize = 65_535;
+
+/// Whether scores may stay in registers: the kernels for it read 16 bytes at a time, of numbers that tensor cores multiply.
+fn may_keep_scores(gpu: &Gpu, s: Shape, dtype: DType) -> bool {
+    let numbers = matches!(dtype, DType::BF16 | DType::F16) && s.head_dim().is_multiple_of(8);
+    numbers && s.n <= MOST && s.heads <= MOST && gpu.uses(Family::Flash)
 }
 
 /// A size as the kernels take it.

@@ -4,8 +4,7 @@
 use candle_core::DType;
 
 use super::super::Shape;
-use super::length;
-use crate::cuda::switches::Family;
+use super::{length, may_keep_scores};
 use crate::cuda::{Address, Gpu, Launch};
 use crate::error::Result;
 
@@ -17,16 +16,11 @@ const MOST: usize = 256;
 /// Elements from a row to the next in shared memory, and pieces of the channels there.
 const STRIDE: usize = 64 + 8;
 const STAGES: usize = 2;
-/// Images, or heads, of a launch.
-const MOST_HEADS: usize = 65_535;
-
-/// Whether the kernels can do this: they read 16 bytes at a time, of numbers that tensor cores multiply.
+/// Whether the kernels can do this, and may.
 pub(super) fn fits(gpu: &Gpu, s: Shape, dtype: DType, reads: &[Address]) -> bool {
-    let numbers = matches!(dtype, DType::BF16 | DType::F16) && s.head_dim().is_multiple_of(8);
-    let few = s.tokens <= MOST && s.tokens.is_multiple_of(8) && s.n <= MOST_HEADS && s.heads <= MOST_HEADS;
-    gpu.uses(Family::Flash)
-        && numbers
-        && few
+    may_keep_scores(gpu, s, dtype)
+        && s.tokens <= MOST
+        && s.tokens.is_multiple_of(8)
         && reads.iter().all(|at| at.alignment() >= 16)
         && shared(s, dtype) <= gpu.shared_memory()
 }
