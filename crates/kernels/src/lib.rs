@@ -13,6 +13,7 @@
 //! `ops/<name>/cuda.rs`.
 
 pub mod buffer;
+pub(crate) mod check;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod error;

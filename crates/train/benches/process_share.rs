@@ -145,7 +145,6 @@ impl Step {
         let inputs = LossInputs {
             model_output: output.value(),
             x_start: &self.x_start,
-            x_t: &x_t,
             t: &drawn.timesteps,
             noise: &noise,
             weights: &drawn.weights,

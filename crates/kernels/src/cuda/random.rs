@@ -6,8 +6,8 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::{Address, Gpu, Launch, empty, operand};
+use crate::check;
 use crate::error::Result;
-use crate::ops::check;
 use crate::philox::Philox;
 
 /// 32 random bits per element of a tensor `[N, ...]`: sample `n`'s are [`Philox::fill_bits`] at `(step, position + n)`.

@@ -14,8 +14,8 @@ use candle_core::{DType, Storage, Tensor};
 
 use super::address::alloc;
 use super::{Address, Gpu, operand, refused};
+use crate::check;
 use crate::error::{KernelError, Result};
-use crate::ops::check;
 
 /// Every part begins at a multiple of it, as if it had been allocated on its own.
 const ALIGNMENT: usize = 256;

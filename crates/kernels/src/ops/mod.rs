@@ -13,9 +13,7 @@
 
 pub mod activation;
 pub mod attention;
-pub(crate) mod check;
 pub mod conv2d;
-#[cfg(feature = "cuda")]
 pub mod diffusion;
 pub mod dropout;
 pub mod elementwise;
@@ -27,6 +25,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+pub(crate) use crate::check;
 use crate::gemm::Write;
 use crate::vectorized;
 

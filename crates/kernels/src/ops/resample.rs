@@ -10,8 +10,8 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use crate::buffer::{cpu_slice, cpu_tensor, unwritten};
+use crate::check;
 use crate::error::{KernelError, Result};
-use crate::ops::check;
 use crate::vectorized;
 
 /// Repeats every pixel of `x` `[N, H, W, C]` twice along both axes.

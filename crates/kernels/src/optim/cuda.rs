@@ -2,7 +2,6 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::device::{DeviceBuffers, FACTORS, MAX_AVERAGES};
 use super::{AdamWBuffers, Factors};
 use crate::buffer::FlatBuffer;
 use crate::cuda::{Address, Gpu, Launch, NarrowPart, empty, operand};
@@ -10,6 +9,10 @@ use crate::error::{KernelError, Result};
 
 const NORM: &str = "gradient_norm";
 const STEP: &str = "adamw";
+/// Moving averages a step can keep.
+pub const MAX_AVERAGES: usize = 4;
+/// Numbers of a step's factors.
+pub(super) const FACTORS: usize = 10 + MAX_AVERAGES;
 /// Threads of a block that adds squares.
 const THREADS: u32 = 256;
 
@@ -97,16 +100,17 @@ pub(super) fn adamw_step(factors: Factors, buffers: &AdamWBuffers<'_>) -> Result
     let averages: Vec<&FlatBuffer> = buffers.averages.iter().map(|(average, _)| average).collect();
     let words = words(factors, &decays)?;
     let factors = Tensor::from_slice(&words, FACTORS, &Device::Cuda(gpu.device().clone()))?;
-    let buffers = DeviceBuffers {
-        parameters: buffers.parameters,
-        gradients: buffers.gradients,
-        narrow: None,
-        exp_avg: buffers.exp_avg,
-        exp_avg_sq: buffers.exp_avg_sq,
-        averages: &averages,
+    let step = StepAddresses {
+        parameters: buffers.parameters.address(&gpu)?,
+        gradients: Gradient { buffer: buffers.gradients, narrow: None },
+        exp_avg: buffers.exp_avg.address(&gpu)?,
+        exp_avg_sq: buffers.exp_avg_sq.address(&gpu)?,
+        averages: addresses(&gpu, &averages)?,
         compute: None,
+        factors: operand(&gpu, STEP, &factors, DType::F32)?,
+        len: buffers.parameters.len(),
     };
-    queue_step(&gpu, &buffers.addresses(&gpu, operand(&gpu, STEP, &factors, DType::F32)?)?)
+    queue_step(&gpu, &step)
 }
 
 /// The averages' addresses; those that are missing have none.

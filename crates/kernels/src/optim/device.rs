@@ -11,20 +11,19 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::cuda::{Gradient, Judgement, StepAddresses, addresses, check_count, queue_norm, queue_step};
+use super::cuda::{
+    FACTORS, Gradient, Judgement, MAX_AVERAGES, StepAddresses, addresses, check_count, queue_norm, queue_step,
+};
 use crate::buffer::FlatBuffer;
+use crate::check;
 use crate::cuda::{Address, Gpu, NarrowPart, operand, write};
 use crate::error::{KernelError, Result};
-use crate::ops::check;
 
 const OP: &str = "optimizer step";
 
-/// Moving averages a step can keep.
-pub const MAX_AVERAGES: usize = 4;
-/// Numbers of a step's settings and state, and of its factors.
+/// Numbers of a step's settings and state.
 const SETTINGS: usize = 7 + MAX_AVERAGES;
 const STATE: usize = 6;
-pub(super) const FACTORS: usize = 10 + MAX_AVERAGES;
 
 /// What the host says about a step.
 #[derive(Clone, Debug, PartialEq)]
@@ -203,7 +202,7 @@ impl<'a> DeviceBuffers<'a> {
     }
 
     /// What the step's kernel takes, with the factors at `factors`.
-    pub(super) fn addresses(&self, gpu: &Gpu, factors: Address) -> Result<StepAddresses<'a>> {
+    fn addresses(&self, gpu: &Gpu, factors: Address) -> Result<StepAddresses<'a>> {
         let compute = |copy: &Tensor| Ok::<_, KernelError>((operand(gpu, OP, copy, copy.dtype())?, copy.dtype()));
         Ok(StepAddresses {
             parameters: self.parameters.address(gpu)?,

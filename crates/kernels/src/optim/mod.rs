@@ -18,7 +18,9 @@ use crate::buffer::FlatBuffer;
 use crate::error::{KernelError, Result};
 
 #[cfg(feature = "cuda")]
-pub use self::device::{DeviceBuffers, DeviceStep, MAX_AVERAGES, StepSettings, StepState};
+pub use self::cuda::MAX_AVERAGES;
+#[cfg(feature = "cuda")]
+pub use self::device::{DeviceBuffers, DeviceStep, StepSettings, StepState};
 
 /// The numbers of one AdamW step.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,109 +1,69 @@
-//! Noisy images, sinusoids, and whose noise a sampler's step adds; losses and samplers are tested where their formulas are, in
-//! the model crate.
+//! The diffusion process on a GPU; what is checked on every device is in `tests/common/diffusion.rs`.
 
 use candle_core::{DType, Device, Tensor};
-use ddpm_kernels::ops::diffusion::{
-    NoisyImages, SampleConstants, SamplerConstants, SamplerState, SamplerStep, place, q_sample, sinusoids,
-};
+use ddpm_kernels::KernelError;
+use ddpm_kernels::ops::diffusion::{Noise, NoisyImages, SampleConstants, place, q_sample, sinusoids};
 use ddpm_kernels::philox::{Philox, Purpose};
 
 use crate::common::{FORMATS, assert_close, download, gpu, tolerance};
-
-/// More than 32 bits.
-const STEP: u64 = (3 << 32) + 5;
-const POSITION: u64 = 7;
-/// Of the first image of all; with the position more than 32 bits.
-const FIRST: u64 = (1 << 32) - 3;
-
-fn step(number: u64) -> Tensor {
-    Tensor::new(&place(number, FIRST), gpu()).unwrap()
-}
-
-fn bytes(shape: [usize; 4]) -> Vec<u8> {
-    let len: usize = shape.iter().product();
-    (0..len).map(|i| (i * 37 % 256) as u8).collect()
-}
-
-/// Signal and noise of an image.
-fn coefficients(image: usize) -> (f64, f64) {
-    let angle = 0.3 + 0.4 * image as f64;
-    (angle.cos(), angle.sin())
-}
-
-fn samples(n: usize) -> Tensor {
-    let words: Vec<f64> = (0..n)
-        .flat_map(|image| {
-            let (signal, noise) = coefficients(image);
-            SampleConstants { signal, noise, ..SampleConstants::default() }.words()
-        })
-        .collect();
-    Tensor::from_vec(words, (n, SampleConstants::WORDS), gpu()).unwrap()
-}
-
-/// What the CPU makes of the images, in f32 as it does.
-fn want(shape: [usize; 4], philox: Philox, step: u64) -> Tensor {
-    let values: usize = shape[1..].iter().product();
-    let mut x_t = Vec::new();
-    for (image, bytes) in bytes(shape).chunks(values).enumerate() {
-        let mut eps = vec![0.0; values];
-        philox.fill_normal(step, FIRST + POSITION + image as u64, &mut eps);
-        let (signal, noise) = coefficients(image);
-        let (signal, noise) = (signal as f32, noise as f32);
-        x_t.extend(bytes.iter().zip(eps).map(|(&b, eps)| (f32::from(b) / 127.5 - 1.0) * signal + eps * noise));
-    }
-    Tensor::from_vec(x_t, &shape, &Device::Cpu).unwrap()
-}
-
-fn found(shape: [usize; 4], philox: Philox, place: &Tensor, dtype: DType) -> Tensor {
-    let images = Tensor::from_vec(bytes(shape), &shape, gpu()).unwrap();
-    let samples = samples(shape[0]);
-    let noisy = NoisyImages { images: &images, samples: &samples, noise: philox, place, first_position: POSITION };
-    q_sample(&noisy, dtype).unwrap()
-}
+use crate::diffusion_checks as checks;
 
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_q_sample_draws_the_cpus_noise() {
-    let philox = Philox::new(3, Purpose::Noise);
+    FORMATS.iter().for_each(|&dtype| checks::check_q_sample(gpu(), dtype));
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_loss_and_its_gradient_are_right() {
     for dtype in FORMATS {
-        for shape in [[1, 1, 1, 1], [3, 5, 7, 3], [2, 8, 8, 4], [2, 33, 32, 3]] {
-            let found = found(shape, philox, &step(STEP), dtype);
-            // f32 differs at most where the two logarithms, sines or cosines in f64 do.
-            let tolerance = if dtype == DType::F32 { 1e-7 } else { tolerance(dtype) };
-            assert_close(&format!("q_sample {shape:?} {dtype:?}"), &found, &want(shape, philox, STEP), tolerance);
-        }
+        checks::check_loss(gpu(), dtype);
+        checks::check_loss_without_variance(gpu(), dtype);
     }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_bound_is_right() {
+    FORMATS.iter().for_each(|&dtype| checks::check_bound(gpu(), dtype));
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_samplers_step_is_right() {
+    FORMATS.iter().for_each(|&dtype| checks::check_sampler(gpu(), dtype));
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_diffusion_leaves_no_number_of_what_is_none() {
+    checks::check_what_is_no_number_stays_none(gpu());
 }
 
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_q_sample_reads_the_step_from_device_memory() {
-    let (philox, shape) = (Philox::new(3, Purpose::Noise), [2, 4, 4, 3]);
-    let first = found(shape, philox, &step(1), DType::F32);
-    let second = found(shape, philox, &step(2), DType::F32);
-    assert_close("step 2", &second, &want(shape, philox, 2), 1e-7);
-    assert_ne!(download(&first), download(&second));
+    let images = Tensor::zeros((2, 4, 4, 3), DType::U8, gpu()).unwrap();
+    let constants = SampleConstants { noise: 1.0, ..SampleConstants::default() };
+    let samples = SampleConstants::tensor(&[constants; 2], gpu()).unwrap();
+    let x_t = |step| {
+        let place = Tensor::new(&place(step, 0), gpu()).unwrap();
+        let noise = Noise::Drawn { stream: Philox::new(3, Purpose::Noise), place: &place, first_position: 0 };
+        download(&q_sample(&NoisyImages { images: &images, samples: &samples, noise }, DType::F32).unwrap())
+    };
+    assert_eq!(x_t(1), x_t(1));
+    assert_ne!(x_t(1), x_t(2));
 }
 
 #[test]
 #[ignore = "needs a GPU"]
-fn gpu_a_samplers_step_adds_the_noise_of_its_place() {
-    let (philox, shape, first) = (Philox::new(3, Purpose::Sample), [2, 5, 7, 3], (2 << 32) + 9);
-    let state = SamplerState::new(shape, DType::F32, gpu()).unwrap();
-    state.begin_at(&Tensor::zeros(&shape, DType::F32, gpu()).unwrap()).unwrap();
-    let constants = SamplerConstants { noise: 1.0, ..SamplerConstants::default() };
-    let constants = Tensor::new(&constants.words(), gpu()).unwrap();
-    let place = Tensor::new(&place(STEP, first), gpu()).unwrap();
-    let output = Tensor::zeros(&shape, DType::F32, gpu()).unwrap();
-    let step = SamplerStep { constants: &constants, place: &place, noise: philox, output: &output, unguided: None };
-    state.step(&step).unwrap();
-    let values: usize = shape[1..].iter().product();
-    let mut want = vec![0f32; 2 * values];
-    for (image, normals) in want.chunks_mut(values).enumerate() {
-        philox.fill_normal(STEP, first + image as u64, normals);
-    }
-    let want = Tensor::from_vec(want, &shape, &Device::Cpu).unwrap();
-    assert_close("noise of a step", state.x_t(), &want, 1e-7);
+fn gpu_noise_is_never_given() {
+    let images = Tensor::zeros((1, 1, 1, 3), DType::U8, gpu()).unwrap();
+    let noise = Tensor::zeros((1, 1, 1, 3), DType::F32, gpu()).unwrap();
+    let samples = SampleConstants::tensor(&[SampleConstants::default()], gpu()).unwrap();
+    let noisy = NoisyImages { images: &images, samples: &samples, noise: Noise::Given(&noise) };
+    assert!(matches!(q_sample(&noisy, DType::F32), Err(KernelError::Device { .. })));
 }
 
 #[test]

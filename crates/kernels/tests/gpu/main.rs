@@ -9,6 +9,8 @@ mod choices;
 mod common;
 mod conv2d;
 mod diffusion;
+#[path = "../common/diffusion.rs"]
+mod diffusion_checks;
 mod dropout;
 mod elementwise;
 mod embedding;

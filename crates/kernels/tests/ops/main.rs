@@ -11,6 +11,9 @@ mod activation;
 mod attention;
 mod common;
 mod conv2d;
+mod diffusion;
+#[path = "../common/diffusion.rs"]
+mod diffusion_checks;
 mod dropout;
 mod elementwise;
 mod group_norm;

@@ -63,9 +63,9 @@ pub fn bits_per_dim<E: From<DiffusionError>>(
         let t = process.schedule().timestep(index)?;
         let network_t = process.network_timestep(t)?;
         let batch = vec![t; images.len()];
-        let x_t = process.q_sample(x_start, &batch, &noise(network_t)?)?;
-        let output = denoise(&x_t, network_t)?;
-        let terms = bound_terms(process, &output, x_start, &x_t, &batch, true)?;
+        let noise = noise(network_t)?;
+        let output = denoise(&process.q_sample(x_start, &batch, &noise)?, network_t)?;
+        let terms = bound_terms(process, &output, x_start, &noise, &batch)?;
         for (image, terms) in images.iter_mut().zip(terms) {
             image.set(index, &terms);
         }

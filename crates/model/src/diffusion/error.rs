@@ -1,5 +1,7 @@
 //! What can be wrong with a diffusion setting or with the tensors handed to the process.
 
+use ddpm_kernels::KernelError;
+
 /// An error of the diffusion process; [`help`](Self::help) says what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -39,6 +41,9 @@ pub enum DiffusionError {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+    /// An operation failed.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
 }
 
 impl DiffusionError {
@@ -59,7 +64,7 @@ impl DiffusionError {
             Self::Shape { .. } => Some(
                 "images are [N, H, W, C]; with variance_type = \"learned_range\" the network has 2 C output channels",
             ),
-            Self::Tensor(_) => None,
+            Self::Tensor(_) | Self::Kernel(_) => None,
         }
     }
 }

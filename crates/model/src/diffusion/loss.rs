@@ -1,17 +1,13 @@
 //! What training minimises, with its gradient by the network's output.
 //!
-//! The gradient is written out rather than recorded: each loss is a sum over elements, its derivative one line beside
-//! it, and the tape starts from the tensor returned here. Sums are f64, the samples of a batch are independent, so
-//! neither threads nor micro-batches change a result.
+//! A kind of loss is a few numbers for each sample ([`SampleConstants`]): what the prediction should be, and how much its
+//! squared error and the bound's term count. The loss of those, with its gradient, is
+//! [`loss_and_grad`](ddpm_kernels::ops::diffusion::loss_and_grad)'s, on a CPU as on a GPU; the tape starts from that gradient.
 
-use std::f64::consts::LN_2;
-
-use candle_core::{Device, Tensor};
-use rayon::prelude::*;
+use candle_core::Tensor;
+use ddpm_kernels::ops::diffusion::{Noise, NoisyImages, SampleConstants, loss_and_grad};
 
 use super::process::{check_count, check_dims};
-use super::values::{on_host, values};
-use super::vlb::BoundTerm;
 use super::{DiffusionConfig, DiffusionError, DiffusionProcess, LossConfig, LossKind, PredictionType, Timestep};
 
 /// A loss that fits its process.
@@ -27,11 +23,9 @@ pub struct LossInputs<'a> {
     pub model_output: &'a Tensor,
     /// The images x_0.
     pub x_start: &'a Tensor,
-    /// `q_sample(x_start, t, noise)`.
-    pub x_t: &'a Tensor,
     /// One timestep for each sample.
     pub t: &'a [Timestep],
-    /// The noise in x_t.
+    /// The noise that was added to them.
     pub noise: &'a Tensor,
     /// One weight for each sample, from the timestep sampler.
     pub weights: &'a [f32],
@@ -60,188 +54,73 @@ impl Loss {
     }
 
     /// The loss of every sample, and the gradient of their weighted mean.
+    ///
+    /// # Errors
+    /// Inputs that do not fit together, or as [`constants`](Self::constants).
     pub fn compute(&self, process: &DiffusionProcess, inputs: &LossInputs<'_>) -> Result<LossValue, DiffusionError> {
+        const NAME: &str = "loss";
         self.fits(process)?;
-        check(process, inputs)?;
-        let terms = inputs.t.iter().map(|&t| self.at(process, t)).collect::<Result<Vec<_>, _>>()?;
-
-        let output = on_host(inputs.model_output)?;
-        let images = [on_host(inputs.x_start)?, on_host(inputs.x_t)?, on_host(inputs.noise)?];
-        let channels = inputs.x_start.dims()[inputs.x_start.rank() - 1];
-        let n = terms.len();
-        let (output, images) = (values(&output), images.each_ref().map(values));
-        let (output, [x_start, x_t, noise]) = (output.as_slice()?, &images);
-        let (x_start, x_t, noise) = (x_start.as_slice()?, x_t.as_slice()?, noise.as_slice()?);
-
-        let mut grad = vec![0f32; output.len()];
-        let (per_output, per_image) = (output.len() / n.max(1), x_start.len() / n.max(1));
-        let parts: Vec<SampleParts> = grad
-            .par_chunks_mut(per_output.max(1))
-            .zip(&terms)
-            .enumerate()
-            .map(|(i, (grad, term))| {
-                let image = i * per_image..(i + 1) * per_image;
-                let output = &output[i * per_output..(i + 1) * per_output];
-                let sample = SampleValues {
-                    output,
-                    x_start: &x_start[image.clone()],
-                    x_t: &x_t[image.clone()],
-                    noise: &noise[image],
-                    channels,
-                };
-                term.compute(&sample, f64::from(inputs.weights[i]) / inputs.global_batch as f64, grad)
-            })
-            .collect();
-
-        let grad = Tensor::from_vec(grad, inputs.model_output.dims(), &Device::Cpu)?
-            .to_dtype(inputs.model_output.dtype())?
-            .to_device(inputs.model_output.device())?;
-        Ok(LossValue {
-            per_sample: parts.iter().map(|parts| parts.loss).collect(),
-            mse: parts.iter().map(|parts| parts.mse).collect(),
-            vlb: parts.iter().map(|parts| parts.vlb).collect(),
-            grad,
-        })
+        let LossInputs { model_output, x_start, t, noise, weights, global_batch } = *inputs;
+        check_dims(NAME, "noise", noise, x_start.dims())?;
+        process.check_output(NAME, model_output, x_start.dims())?;
+        check_count(NAME, "t", t.len(), x_start)?;
+        let samples = self.constants(process, t, weights, global_batch)?;
+        let samples = SampleConstants::tensor(&samples, x_start.device())?;
+        let images = NoisyImages { images: x_start, samples: &samples, noise: Noise::Given(noise) };
+        let loss = loss_and_grad(&images, &model_output.contiguous()?, None)?;
+        let columns = loss.samples.t()?.to_vec2::<f64>()?;
+        let [per_sample, mse, bits] = <[Vec<f64>; 3]>::try_from(columns).unwrap_or_default();
+        Ok(LossValue { per_sample, mse, vlb: self.config.kind.has_bound().then_some(bits), grad: loss.grad })
     }
 
-    /// Refuses a process of other settings than `new` saw: it could lack the variance channels that the bound reads.
-    pub(super) fn fits(&self, process: &DiffusionProcess) -> Result<(), DiffusionError> {
+    /// What noise and loss of every sample depend on: its timestep `t`, its weight from the timestep sampler, and the number
+    /// of samples in the whole batch.
+    ///
+    /// # Errors
+    /// A timestep the process has not, a weight too many or too few, a whole batch smaller than this part of it, or a process
+    /// of other settings than `new` saw: it could lack the variance channels that the bound reads.
+    pub fn constants(
+        &self,
+        process: &DiffusionProcess,
+        t: &[Timestep],
+        weights: &[f32],
+        global_batch: usize,
+    ) -> Result<Vec<SampleConstants>, DiffusionError> {
+        self.fits(process)?;
+        if weights.len() != t.len() {
+            let (found, expected) = (vec![weights.len()], vec![t.len()]);
+            return Err(DiffusionError::Shape { operation: "loss", name: "weights", found, expected });
+        }
+        if global_batch < t.len() {
+            return Err(DiffusionError::setting(
+                "global_batch",
+                &global_batch,
+                format!("at least the {} samples of the micro-batch", t.len()),
+                "count the samples of all micro-batches",
+            ));
+        }
+        let of_samples = t.iter().zip(weights);
+        of_samples.map(|(&t, &weight)| self.sample(process, t, f64::from(weight) / global_batch as f64)).collect()
+    }
+
+    fn fits(&self, process: &DiffusionProcess) -> Result<(), DiffusionError> {
         self.config.validate(process.config())
     }
 
-    /// The loss of a sample at `t`.
-    pub(super) fn at(&self, process: &DiffusionProcess, t: Timestep) -> Result<SampleLoss, DiffusionError> {
-        SampleLoss::new(&self.config, process, t)
-    }
-}
-
-fn check(process: &DiffusionProcess, inputs: &LossInputs<'_>) -> Result<(), DiffusionError> {
-    const NAME: &str = "loss";
-    let image = inputs.x_start.dims();
-    check_dims(NAME, "x_t", inputs.x_t, image)?;
-    check_dims(NAME, "noise", inputs.noise, image)?;
-    process.check_output(NAME, inputs.model_output, image)?;
-    check_count(NAME, "t", inputs.t.len(), inputs.x_start)?;
-    check_count(NAME, "weights", inputs.weights.len(), inputs.x_start)?;
-    check_global_batch(inputs.global_batch, inputs.t.len())
-}
-
-/// Refuses a whole batch smaller than a part of it.
-pub(super) fn check_global_batch(global_batch: usize, samples: usize) -> Result<(), DiffusionError> {
-    if global_batch >= samples {
-        return Ok(());
-    }
-    Err(DiffusionError::setting(
-        "global_batch",
-        &global_batch,
-        format!("at least the {samples} samples of the micro-batch"),
-        "count the samples of all micro-batches",
-    ))
-}
-
-/// One sample's slices; `output` has one or two values for each of the others'.
-struct SampleValues<'a> {
-    output: &'a [f32],
-    x_start: &'a [f32],
-    x_t: &'a [f32],
-    noise: &'a [f32],
-    channels: usize,
-}
-
-struct SampleParts {
-    loss: f64,
-    mse: f64,
-    vlb: Option<f64>,
-}
-
-/// The loss at one t: `mse_weight * mse + bound.weight * L_t`.
-pub(super) struct SampleLoss {
-    /// The prediction's target, as factors of x_0 and eps.
-    pub(super) target: (f64, f64),
-    pub(super) mse_weight: f64,
-    pub(super) bound: Option<WeightedBound>,
-}
-
-pub(super) struct WeightedBound {
-    pub(super) term: BoundTerm,
-    /// Per bit and dimension.
-    pub(super) weight: f64,
-    /// Whether only the variance learns from the bound.
-    pub(super) mean_detached: bool,
-}
-
-impl SampleLoss {
-    fn new(config: &LossConfig, process: &DiffusionProcess, t: Timestep) -> Result<Self, DiffusionError> {
-        let index = process.schedule().checked(t)?;
+    /// `mse_weight * mse + bound_weight * L_t` at `t`, `scale` times of it in what is minimised.
+    fn sample(&self, process: &DiffusionProcess, t: Timestep, scale: f64) -> Result<SampleConstants, DiffusionError> {
+        let constants = process.constants(t)?;
+        let (config, index) = (&self.config, t.index());
         // The mean over a uniform t, times T, is the sum over t: the whole bound.
         let timesteps = process.schedule().len() as f64;
-        let bound = |weight, mean_detached| -> Result<_, DiffusionError> {
-            Ok(Some(WeightedBound { term: BoundTerm::new(process, t)?, weight, mean_detached }))
+        let (mse_weight, bound, bound_weight) = match config.kind {
+            LossKind::Simple => (min_snr_weight(config, process, index), 0.0, 0.0),
+            LossKind::VlbWeighted => (vlb_weight(process, index), 0.0, 0.0),
+            LossKind::Vlb => (0.0, 1.0, timesteps),
+            LossKind::Hybrid => (min_snr_weight(config, process, index), 2.0, config.vlb_lambda * timesteps),
         };
-        let (mse_weight, bound) = match config.kind {
-            LossKind::Simple => (min_snr_weight(config, process, index), None),
-            LossKind::VlbWeighted => (vlb_weight(process, index), None),
-            LossKind::Vlb => (0.0, bound(timesteps, false)?),
-            LossKind::Hybrid => (min_snr_weight(config, process, index), bound(config.vlb_lambda * timesteps, true)?),
-        };
-        Ok(Self { target: process.target(index), mse_weight, bound })
-    }
-
-    /// The sample's loss; adds `scale` times its gradient to `grad`.
-    fn compute(&self, sample: &SampleValues<'_>, scale: f64, grad: &mut [f32]) -> SampleParts {
-        let mse = self.squared_error(sample, scale * self.mse_weight, grad);
-        let vlb = self.bound.as_ref().map(|bound| (bound.weight, bound.bits(sample, scale * bound.weight, grad)));
-        let loss = self.mse_weight * mse + vlb.map_or(0.0, |(weight, bits)| weight * bits);
-        SampleParts { loss, mse, vlb: vlb.map(|(_, bits)| bits) }
-    }
-
-    /// mean_flat((target - prediction)^2).
-    fn squared_error(&self, sample: &SampleValues<'_>, scale: f64, grad: &mut [f32]) -> f64 {
-        let (of_x_start, of_noise) = self.target;
-        let count = sample.x_start.len() as f64;
-        let derivative = 2.0 * scale / count;
-        let mut sum = 0.0;
-        for (pixel, (output, grad)) in sample.pixels(grad).enumerate() {
-            for c in 0..sample.channels {
-                let at = pixel * sample.channels + c;
-                let target = of_x_start * f64::from(sample.x_start[at]) + of_noise * f64::from(sample.noise[at]);
-                let error = f64::from(output[c]) - target;
-                sum += error * error;
-                grad[c] += (derivative * error) as f32;
-            }
-        }
-        sum / count
-    }
-}
-
-impl WeightedBound {
-    /// `L_t` in bits per dimension.
-    fn bits(&self, sample: &SampleValues<'_>, scale: f64, grad: &mut [f32]) -> f64 {
-        let channels = sample.channels;
-        let bits = 1.0 / (sample.x_start.len() as f64 * LN_2);
-        let mut nats = 0.0;
-        for (pixel, (output, grad)) in sample.pixels(grad).enumerate() {
-            for c in 0..channels {
-                let at = pixel * channels + c;
-                let inputs = [sample.x_start[at], sample.x_t[at], output[c], output[channels + c]];
-                let [x_start, x_t, prediction, variance_value] = inputs.map(f64::from);
-                let term = self.term.at(x_start, x_t, prediction, variance_value, false);
-                nats += term.nats;
-                if !self.mean_detached {
-                    grad[c] += (scale * bits * term.d_prediction) as f32;
-                }
-                grad[channels + c] += (scale * bits * term.d_variance_value) as f32;
-            }
-        }
-        nats * bits
-    }
-}
-
-impl<'a> SampleValues<'a> {
-    /// The output's channels and their gradient, pixel by pixel.
-    fn pixels<'g>(&self, grad: &'g mut [f32]) -> impl Iterator<Item = (&'a [f32], &'g mut [f32])> {
-        let out_channels = self.channels * (self.output.len() / self.x_start.len().max(1));
-        self.output.chunks_exact(out_channels).zip(grad.chunks_exact_mut(out_channels))
+        let (target_x_start, target_noise) = process.target(index);
+        Ok(SampleConstants { target_x_start, target_noise, mse_weight, scale, bound, bound_weight, ..constants })
     }
 }
 

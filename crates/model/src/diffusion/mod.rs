@@ -6,10 +6,12 @@
 //! | `schedule` | every table that depends on t alone, in f64 |
 //! | `timestep`, `loss_history` | checked timesteps, and how training chooses them |
 //! | `process` | q(x_t given x_0), the posterior, what a network's output means |
-//! | `likelihood`, `vlb`, `bits_per_dim` | the decoder, the terms of the variational bound, and their sum over t |
+//! | `vlb`, `bits_per_dim` | the terms of the variational bound, and their sum over t |
 //! | `loss` | what training minimises, with its gradient |
-//! | `constants` | the same for a GPU, as numbers in its memory (feature `cuda`) |
 //! | `respacing`, `samplers` | which timesteps a sampler visits, and what it does there |
+//!
+//! What is done to every value of an image is an operation, [`ddpm_kernels::ops::diffusion`]; here stands what a timestep means
+//! to it, in numbers.
 //!
 //! Sources: Ho et al. 2020 (DDPM, arXiv 2006.11239), Nichol & Dhariwal 2021 (improved DDPM, 2102.09672), Song et al.
 //! 2020 (DDIM, 2010.02502), Lu et al. 2022 (DPM-Solver++, 2211.01095), Salimans & Ho 2022 (v-prediction, 2202.00512),
@@ -18,10 +20,7 @@
 
 mod bits_per_dim;
 mod config;
-#[cfg(feature = "cuda")]
-mod constants;
 mod error;
-mod likelihood;
 mod loss;
 mod loss_history;
 mod process;
@@ -31,23 +30,20 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 mod timestep;
-mod values;
 mod vlb;
 
 pub use bits_per_dim::{BitsPerDim, bits_per_dim};
 pub use config::{
     BetaSchedule, DiffusionConfig, LossConfig, LossKind, PredictionType, TimestepSamplerKind, VarianceType,
 };
-#[cfg(feature = "cuda")]
-pub use constants::bound_constants;
 pub use error::DiffusionError;
 pub use loss::{Loss, LossInputs, LossValue};
 pub use loss_history::LossHistory;
 pub use process::DiffusionProcess;
 pub use respacing::Spacing;
-#[cfg(feature = "cuda")]
-pub use samplers::sampler_constants;
-pub use samplers::{Denoise, Observe, SamplerConfig, SamplerKind, invert, sample, sample_observed, slerp};
+pub use samplers::{
+    Denoise, Observe, SamplerConfig, SamplerKind, invert, sample, sample_observed, sampler_constants, slerp,
+};
 pub use schedule::{LogVariance, Schedule};
 pub use timestep::{DrawnTimesteps, Timestep, TimestepSampler};
 pub use vlb::{BoundTerms, bound_terms, prior_bits};

@@ -4,6 +4,7 @@
 //! 2020 (arXiv 2006.11239) unless another paper is named.
 
 use candle_core::{D, Tensor};
+use ddpm_kernels::ops::diffusion::{Noise, NoisyImages, SampleConstants, q_sample};
 
 use super::{DiffusionConfig, DiffusionError, LogVariance, PredictionType, Schedule, Timestep, VarianceType};
 
@@ -93,10 +94,42 @@ impl DiffusionProcess {
         Ok(self.network_timesteps[self.schedule.checked(t)?])
     }
 
+    /// What an image's noise and its term of the bound depend on at `t`.
+    ///
+    /// # Errors
+    /// A timestep the process has not.
+    pub fn constants(&self, t: Timestep) -> Result<SampleConstants, DiffusionError> {
+        let (schedule, t) = (&self.schedule, self.schedule.checked(t)?);
+        let ((signal, noise), x_start) = (self.signal_and_noise(t), self.x_start_in_prediction(t));
+        let LogVarianceRange { lower, width } = self.log_variance_range(t);
+        Ok(SampleConstants {
+            signal,
+            noise,
+            decoder: f64::from(u8::from(t == 0)),
+            x_start_x_t: x_start.x_t,
+            x_start_prediction: x_start.prediction,
+            mean_coef1: schedule.posterior_mean_coef1()[t],
+            mean_coef2: schedule.posterior_mean_coef2()[t],
+            posterior_log_variance: schedule.posterior_log_variance_clipped()[t].0,
+            log_variance_lower: lower.0,
+            log_variance_width: width,
+            ..SampleConstants::default()
+        })
+    }
+
+    /// Those of several samples.
+    pub(super) fn constants_at(&self, t: &[Timestep]) -> Result<Vec<SampleConstants>, DiffusionError> {
+        t.iter().map(|&t| self.constants(t)).collect()
+    }
+
     /// x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, eq. 4: any amount of noise in one step.
     pub fn q_sample(&self, x_start: &Tensor, t: &[Timestep], noise: &Tensor) -> Result<Tensor, DiffusionError> {
-        let bars = self.schedule.alphas_cumprod();
-        self.combine("q_sample", (x_start, |t| bars[t].sqrt()), (noise, |t| (1.0 - bars[t]).sqrt()), t)
+        const NAME: &str = "q_sample";
+        check_dims(NAME, "noise", noise, x_start.dims())?;
+        check_count(NAME, "t", t.len(), x_start)?;
+        let samples = SampleConstants::tensor(&self.constants_at(t)?, x_start.device())?;
+        let images = NoisyImages { images: x_start, samples: &samples, noise: Noise::Given(noise) };
+        Ok(q_sample(&images, x_start.dtype())?)
     }
 
     /// mu~_t(x_t, x_0), the mean of q(x_{t-1} | x_t, x_0), eq. 7.
@@ -176,9 +209,9 @@ impl DiffusionProcess {
         let (lower, width) = match self.config.variance_type {
             VarianceType::FixedSmall => (small, 0.0),
             VarianceType::FixedLarge => (self.schedule.fixed_large_log_variance()[t], 0.0),
-            VarianceType::LearnedRange => (small, self.schedule.betas()[t].ln() - small),
+            VarianceType::LearnedRange => (small, LogVariance::of(self.schedule.betas()[t]).0 - small.0),
         };
-        LogVarianceRange { lower: LogVariance(lower), width }
+        LogVarianceRange { lower, width }
     }
 
     /// (sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t)).

@@ -11,10 +11,16 @@ use super::{BetaSchedule, DiffusionConfig, DiffusionError, Timestep};
 const MAX_COSINE_BETA: f64 = 0.999;
 
 /// The natural logarithm of a variance; the type keeps it from being taken for a variance or a standard deviation.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize)]
+#[serde(transparent)]
 pub struct LogVariance(pub f64);
 
 impl LogVariance {
+    /// That of a variance.
+    pub fn of(variance: f64) -> Self {
+        Self(variance.ln())
+    }
+
     /// The variance.
     pub fn variance(self) -> f64 {
         self.0.exp()
@@ -37,11 +43,11 @@ pub struct Schedule {
     snr: Vec<f64>,
     // q(x_{t-1} | x_t, x_0), eqs. 6 and 7
     posterior_variance: Vec<f64>,
-    posterior_log_variance_clipped: Vec<f64>,
+    posterior_log_variance_clipped: Vec<LogVariance>,
     posterior_mean_coef1: Vec<f64>,
     posterior_mean_coef2: Vec<f64>,
     // p(x_{t-1} | x_t) with the upper bound of its variance, section 3.2
-    fixed_large_log_variance: Vec<f64>,
+    fixed_large_log_variance: Vec<LogVariance>,
 }
 
 impl Schedule {
@@ -87,8 +93,8 @@ impl Schedule {
         // Entry 0 of the posterior variance is 0 (x_0 given x_0): its neighbour stands in, for its logarithm's sake.
         // A one-step schedule has no neighbour, only its beta.
         let first_variance = posterior_variance.get(1).or(betas.first()).copied();
-        let with_first = |rest: &[f64]| -> Vec<f64> {
-            first_variance.into_iter().chain(rest.iter().copied().skip(1)).map(f64::ln).collect()
+        let with_first = |rest: &[f64]| -> Vec<LogVariance> {
+            first_variance.into_iter().chain(rest.iter().copied().skip(1)).map(LogVariance::of).collect()
         };
         let schedule = Self {
             posterior_log_variance_clipped: with_first(&posterior_variance),
@@ -106,9 +112,10 @@ impl Schedule {
 
     /// Extreme betas make alpha_bar underflow to 0 or round to 1, and a table would then hold an infinity or a NaN.
     fn check_finite(self) -> Result<Self, DiffusionError> {
-        let tables = [&self.snr, &self.posterior_log_variance_clipped, &self.posterior_mean_coef1];
         let signal_left = self.alphas_cumprod.last().is_some_and(|&bar| bar > 0.0);
-        if signal_left && tables.iter().all(|table| table.iter().all(|value| value.is_finite())) {
+        let logarithms = self.posterior_log_variance_clipped.iter().map(|log_variance| &log_variance.0);
+        let mut all = self.snr.iter().chain(logarithms).chain(&self.posterior_mean_coef1);
+        if signal_left && all.all(|value| value.is_finite()) {
             return Ok(self);
         }
         Err(DiffusionError::setting(
@@ -166,7 +173,7 @@ impl Schedule {
     }
 
     /// log beta~_t, entry 0 replaced by entry 1.
-    pub fn posterior_log_variance_clipped(&self) -> &[f64] {
+    pub fn posterior_log_variance_clipped(&self) -> &[LogVariance] {
         &self.posterior_log_variance_clipped
     }
 
@@ -181,7 +188,7 @@ impl Schedule {
     }
 
     /// log of beta_t, entry 0 replaced by beta~_1.
-    pub fn fixed_large_log_variance(&self) -> &[f64] {
+    pub fn fixed_large_log_variance(&self) -> &[LogVariance] {
         &self.fixed_large_log_variance
     }
 

@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Conv2d, Conv2dConfig, Dropout, Embedding, GroupNorm, Linear, Module, VarBuilder};
+use ddpm_kernels::ops::diffusion::sinusoids;
 
-use crate::unet::{Activation, ClassEmbedType, TimeScaleShift, UNetConfig, sinusoids};
+use crate::unet::{Activation, ClassEmbedType, TimeScaleShift, UNetConfig};
 
 /// A convolution that keeps the image's size.
 pub(super) fn conv2d(inputs: usize, outputs: usize, kernel: usize, vb: VarBuilder<'_>) -> Result<Conv2d> {
@@ -266,7 +267,8 @@ impl ConditionEmbedding {
 
     fn sinusoids(&self, numbers: &[f32], device: &Device, dtype: DType) -> Result<Tensor> {
         let config = &self.config;
-        let rows = sinusoids(numbers, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift);
+        let (numbers, channels) = (Tensor::new(numbers, &Device::Cpu)?, config.block_out_channels[0] / 2 * 2);
+        let rows = sinusoids(&numbers, channels, config.flip_sin_to_cos, config.freq_shift, DType::F32);
         rows.map_err(candle_core::Error::wrap)?.to_device(device)?.to_dtype(dtype)
     }
 }

@@ -1,8 +1,6 @@
 //! What the network knows besides the image: time (Vaswani et al. 2017, section 3.5) and class.
 
 use candle_core::{Device, Tensor};
-use ddpm_kernels::buffer::cpu_slice;
-#[cfg(feature = "cuda")]
 use ddpm_kernels::ops::diffusion;
 
 use super::config::{Activation, ClassEmbedType, UNetConfig};
@@ -149,56 +147,9 @@ struct Sinusoids {
 }
 
 impl Sinusoids {
-    /// `numbers` (f32, N) as `[N, channels]`, where they lie; a GPU rounds them to the format of `tape`.
+    /// `numbers` (f32, N) as `[N, channels]`, where they lie, in the format of `tape`.
     fn of(self, numbers: &Tensor, tape: &Tape<'_>) -> Result<Tensor> {
-        #[cfg(feature = "cuda")]
-        if numbers.device().is_cuda() {
-            let (channels, flip) = (self.channels / 2 * 2, self.flip_sin_to_cos);
-            return Ok(diffusion::sinusoids(numbers, channels, flip, self.freq_shift, tape.dtype())?);
-        }
-        let _ = tape;
-        let numbers = cpu_slice("sinusoids", numbers)?;
-        sinusoids(&numbers, self.channels, self.flip_sin_to_cos, self.freq_shift)
-    }
-}
-
-/// `[N, channels]`: `sin(t f_i), cos(t f_i)` with `f_i = 10000^(-i / (half - freq_shift))`.
-///
-/// In f32 throughout, as PyTorch computes it: `t f` reaches 1000, where f32 keeps four decimals of the angle, and a
-/// network must see the same rounding in training and in diffusers.
-pub(crate) fn sinusoids(timesteps: &[f32], channels: usize, flip_sin_to_cos: bool, freq_shift: f64) -> Result<Tensor> {
-    let half = channels / 2;
-    let ln = -(10_000f64.ln()) as f32;
-    let frequencies: Vec<f32> = (0..half).map(|i| (ln * i as f32 / (half as f64 - freq_shift) as f32).exp()).collect();
-    let mut data = Vec::with_capacity(timesteps.len() * channels);
-    for t in timesteps {
-        let sines = frequencies.iter().map(|f| (t * f).sin());
-        let cosines = frequencies.iter().map(|f| (t * f).cos());
-        if flip_sin_to_cos {
-            data.extend(cosines.chain(sines));
-        } else {
-            data.extend(sines.chain(cosines));
-        }
-    }
-    Ok(Tensor::from_vec(data, (timesteps.len(), 2 * half), &Device::Cpu)?)
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sinusoids_agree_with_the_formula_in_both_orders() {
-        let row = |flip, shift| sinusoids(&[7.0], 8, flip, shift).unwrap().to_vec2::<f32>().unwrap().remove(0);
-        let (plain, flipped, ho) = (row(false, 0.0), row(true, 0.0), row(false, 1.0));
-        for i in 0..4 {
-            let angle = 7.0 * 10_000f64.powf(-(i as f64) / 4.0);
-            assert!((f64::from(plain[i]) - angle.sin()).abs() < 1e-6);
-            assert!((f64::from(plain[4 + i]) - angle.cos()).abs() < 1e-6);
-            assert_eq!((flipped[i], flipped[4 + i]), (plain[4 + i], plain[i]));
-            let angle = 7.0 * 10_000f64.powf(-(i as f64) / 3.0);
-            assert!((f64::from(ho[i]) - angle.sin()).abs() < 1e-6);
-        }
+        let channels = self.channels / 2 * 2;
+        Ok(diffusion::sinusoids(numbers, channels, self.flip_sin_to_cos, self.freq_shift, tape.dtype())?)
     }
 }

@@ -1,11 +1,11 @@
 //! The loss and its gradient, and the bound that judges a model.
 
 use candle_core::{DType, Device, Tensor};
-use ddpm_kernels::ops::diffusion::{LossOnDevice, NoisyImages, SampleConstants, bound, loss_and_grad, place};
+use ddpm_kernels::ops::diffusion::{LossAndGrad, Noise, NoisyImages, SampleConstants, bound, loss_and_grad, place};
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::diffusion::{
     DiffusionConfig, DiffusionProcess, Loss, LossConfig, LossInputs, LossKind, LossValue, PredictionType, Timestep,
-    VarianceType, bound_constants, bound_terms,
+    VarianceType, bound_terms,
 };
 
 use crate::{gpu, numbers};
@@ -51,8 +51,8 @@ impl Case {
         }
     }
 
-    /// x_0, noise and x_t as the CPU has them.
-    fn noised(&self) -> (Tensor, Tensor, Tensor) {
+    /// x_0 and noise as the CPU has them.
+    fn noised(&self) -> (Tensor, Tensor) {
         let values: usize = self.shape[1..].iter().product();
         let mut noise = vec![0f32; values * self.shape[0]];
         for (image, noise) in noise.chunks_mut(values).enumerate() {
@@ -61,17 +61,15 @@ impl Case {
         let noise = Tensor::from_vec(noise, &self.shape, &Device::Cpu).unwrap();
         let pixels: Vec<f32> = self.bytes.iter().map(|&b| f32::from(b) / 127.5 - 1.0).collect();
         let x_start = Tensor::from_vec(pixels, &self.shape, &Device::Cpu).unwrap();
-        let x_t = self.process.q_sample(&x_start, &self.t, &noise).unwrap();
-        (x_start, noise, x_t)
+        (x_start, noise)
     }
 
     /// By the CPU's loops.
     fn want(&self) -> LossValue {
-        let (x_start, noise, x_t) = self.noised();
+        let (x_start, noise) = self.noised();
         let inputs = LossInputs {
             model_output: &self.output,
             x_start: &x_start,
-            x_t: &x_t,
             t: &self.t,
             noise: &noise,
             weights: &self.weights,
@@ -81,7 +79,7 @@ impl Case {
     }
 
     /// By the one launch.
-    fn found(&self, loss_scale: Option<f64>) -> LossOnDevice {
+    fn found(&self, loss_scale: Option<f64>) -> LossAndGrad {
         let constants = self.loss.constants(&self.process, &self.t, &self.weights, GLOBAL_BATCH).unwrap();
         let scale = loss_scale.map(|scale| Tensor::new(&[scale, -1.0], gpu()).unwrap());
         self.on_gpu(&constants, |noisy, output| loss_and_grad(noisy, output, scale.as_ref()).unwrap())
@@ -89,16 +87,13 @@ impl Case {
 
     /// Does something with the images and the output on the GPU.
     fn on_gpu<R>(&self, constants: &[SampleConstants], launch: impl FnOnce(&NoisyImages<'_>, &Tensor) -> R) -> R {
-        let words: Vec<f64> = constants.iter().flat_map(SampleConstants::words).collect();
-        let samples = Tensor::from_vec(words, (constants.len(), SampleConstants::WORDS), gpu()).unwrap();
+        let samples = SampleConstants::tensor(constants, gpu()).unwrap();
         let images = Tensor::from_vec(self.bytes.clone(), &self.shape, gpu()).unwrap();
         let place = Tensor::new(&place(STEP, 0), gpu()).unwrap();
         let noisy = NoisyImages {
             images: &images,
             samples: &samples,
-            noise: self.noise,
-            place: &place,
-            first_position: POSITION,
+            noise: Noise::Drawn { stream: self.noise, place: &place, first_position: POSITION },
         };
         launch(&noisy, &self.output.to_device(gpu()).unwrap())
     }
@@ -213,11 +208,11 @@ fn gpu_bound_of_every_prediction_and_variance_is_the_cpus() {
                 ([1, 41, 40, 3], DType::F32),
             ] {
                 let case = Case::new(&loss, &diffusion, shape, dtype);
-                let constants: Vec<_> = case.t.iter().map(|&t| bound_constants(&case.process, t).unwrap()).collect();
+                let constants: Vec<_> = case.t.iter().map(|&t| case.process.constants(t).unwrap()).collect();
                 let found = numbers(&case.on_gpu(&constants, |noisy, output| bound(noisy, output).unwrap()));
-                let (x_start, _, x_t) = case.noised();
+                let (x_start, noise) = case.noised();
                 let output = case.output.to_dtype(DType::F32).unwrap();
-                let want = bound_terms(&case.process, &output, &x_start, &x_t, &case.t, true).unwrap();
+                let want = bound_terms(&case.process, &output, &x_start, &noise, &case.t).unwrap();
                 let want: Vec<f64> = want.iter().flat_map(|terms| [terms.vb, terms.xstart_mse]).collect();
                 let what = format!("{prediction_type:?}, {variance_type:?}, {shape:?}, {dtype:?}");
                 assert_close(&what, &found, &want, 1e-9);
@@ -234,7 +229,7 @@ fn gpu_bound_of_an_output_that_is_no_number_is_none() {
     let mut output: Vec<f32> = case.output.flatten_all().unwrap().to_vec1().unwrap();
     output[7] = f32::NAN;
     case.output = Tensor::from_vec(output, case.output.dims(), &Device::Cpu).unwrap();
-    let constants: Vec<_> = case.t.iter().map(|&t| bound_constants(&case.process, t).unwrap()).collect();
+    let constants: Vec<_> = case.t.iter().map(|&t| case.process.constants(t).unwrap()).collect();
     let found = numbers(&case.on_gpu(&constants, |noisy, output| bound(noisy, output).unwrap()));
     assert!(found[..2].iter().all(|x| x.is_nan()) && found[2..].iter().all(|x| x.is_finite()), "{found:?}");
 }

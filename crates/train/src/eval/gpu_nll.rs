@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use ddpm_kernels::cuda::{Download, Gpu, IN_FLIGHT, Numbers, Upload};
-use ddpm_kernels::ops::diffusion::{NoisyImages, SampleConstants, bound, place, q_sample};
+use ddpm_kernels::ops::diffusion::{Noise, NoisyImages, SampleConstants, bound, place, q_sample};
 use ddpm_kernels::philox::Philox;
 use ddpm_model::ModelError;
-use ddpm_model::diffusion::{BitsPerDim, BoundTerms, DiffusionProcess, Timestep, bound_constants};
+use ddpm_model::diffusion::{BitsPerDim, BoundTerms, DiffusionProcess, Timestep};
 use ddpm_model::tape::Tape;
 use ddpm_model::unet::Condition;
 
@@ -87,7 +87,7 @@ impl<'a> GpuNll<'a> {
         let schedule = process.schedule();
         let steps = (0..schedule.len()).map(|index| {
             let t = schedule.timestep(index)?;
-            let (network_t, constants) = (process.network_timestep(t)?, bound_constants(process, t)?);
+            let (network_t, constants) = (process.network_timestep(t)?, process.constants(t)?);
             Ok::<_, Failure>(Step { t, network_t, constants })
         });
         Ok(Self {
@@ -181,9 +181,7 @@ impl Pass<'_> {
         let noisy = NoisyImages {
             images: batch.tensor(PIXELS),
             samples: self.upload.tensor(CONSTANTS),
-            noise: self.noise,
-            place: self.upload.tensor(PLACE),
-            first_position: 0,
+            noise: Noise::Drawn { stream: self.noise, place: self.upload.tensor(PLACE), first_position: 0 },
         };
         let params = &self.model.params;
         let x_t = q_sample(&noisy, params.dtype())?;

@@ -18,7 +18,7 @@ use ddpm_data::Batch;
 use ddpm_kernels::KernelError;
 use ddpm_kernels::cuda::switches::Family;
 use ddpm_kernels::cuda::{Download, Gpu, IN_FLIGHT, Mark, Numbers, Recording, Upload};
-use ddpm_kernels::ops::diffusion::{NoisyImages, SampleConstants, loss_and_grad, place, q_sample};
+use ddpm_kernels::ops::diffusion::{Noise, NoisyImages, SampleConstants, loss_and_grad, place, q_sample};
 use ddpm_kernels::optim::{DeviceStep, StepSettings, StepState};
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::DrawnTimesteps;
@@ -330,7 +330,8 @@ impl Trainer {
         let part = |number: usize| gpu.upload.tensor(number).narrow(0, samples.start, samples.len());
         let (images, constants, place) = (part(IMAGES)?, part(SAMPLES)?, gpu.upload.tensor(PLACE));
         let first_position = samples.start as u64;
-        let noisy = NoisyImages { images: &images, samples: &constants, noise: self.noise, place, first_position };
+        let noise = Noise::Drawn { stream: self.noise, place, first_position };
+        let noisy = NoisyImages { images: &images, samples: &constants, noise };
         let x_t = q_sample(&noisy, self.params.dtype())?;
 
         let dropout = DropoutStream { seed: self.seed, step: 0, first_position };

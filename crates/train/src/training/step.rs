@@ -266,7 +266,6 @@ impl Trainer {
             &LossInputs {
                 model_output: output.value(),
                 x_start: &x_start,
-                x_t: &x_t,
                 t: &drawn.timesteps,
                 noise: &noise,
                 weights: &drawn.weights,

@@ -15,8 +15,8 @@ pub mod reference;
 use candle_core::{Device, Tensor};
 
 use crate::buffer::{cpu_slice, cpu_tensor};
+use crate::check;
 use crate::error::{KernelError, Result};
-use crate::ops::check;
 
 const OP: &str = "attention";
 

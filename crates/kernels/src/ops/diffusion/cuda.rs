@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{LossOnDevice, NoisyImages};
+use super::{LossAndGrad, Noise, NoisyImages, output_channels};
 use crate::cuda::{Gpu, Launch, empty, operand, optional};
 use crate::error::{KernelError, Result};
 
@@ -21,52 +21,53 @@ fn with_images<'g>(
     images: &NoisyImages<'_>,
     values: usize,
 ) -> Result<Launch<'g>> {
+    let Noise::Drawn { stream, place, first_position } = images.noise else {
+        return Err(KernelError::Device { op, device: images.images.device().location() });
+    };
     Ok(launch
         .arg(operand(gpu, op, images.images, DType::U8)?)
         .arg(operand(gpu, op, images.samples, DType::F64)?)
-        .arg(images.noise.key())
-        .arg(operand(gpu, op, images.place, DType::U32)?)
-        .arg(images.first_position)
+        .arg(stream.key())
+        .arg(operand(gpu, op, place, DType::U32)?)
+        .arg(first_position)
         .arg(values))
 }
 
-pub(super) fn q_sample(images: &NoisyImages<'_>, dtype: DType) -> Result<Tensor> {
-    const OP: &str = "diffusion_q_sample";
-    let (n, values) = images.check(OP)?;
+pub(super) fn q_sample(op: &'static str, images: &NoisyImages<'_>, dtype: DType) -> Result<Tensor> {
+    let (n, values) = images.check(op)?;
     let gpu = Gpu::of(images.images.device())?;
     let x_t = empty(&gpu, dtype, images.images.dims())?;
-    with_images(&gpu, OP, gpu.float_kernel(OP, dtype)?, images, values)?
-        .arg(operand(&gpu, OP, &x_t, dtype)?)
+    with_images(&gpu, op, gpu.float_kernel(op, dtype)?, images, values)?
+        .arg(operand(&gpu, op, &x_t, dtype)?)
         .arg(n)
         .over(n * values.div_ceil(4))?;
     Ok(x_t)
 }
 
 pub(super) fn loss_and_grad(
+    op: &'static str,
     images: &NoisyImages<'_>,
     model_output: &Tensor,
     loss_scale: Option<&Tensor>,
-) -> Result<LossOnDevice> {
-    const OP: &str = "diffusion_loss";
+) -> Result<LossAndGrad> {
     let gpu = Gpu::of(images.images.device())?;
     let dtype = model_output.dtype();
-    let judged = Judged::new(OP, images, model_output)?;
+    let judged = Judged::new(op, images, model_output)?;
     let grad = empty(&gpu, dtype, model_output.dims())?;
     let samples = empty(&gpu, DType::F64, (judged.n, 3))?;
     let launch = judged
-        .launch(&gpu, OP, images, model_output)?
-        .arg(optional(&gpu, OP, loss_scale, DType::F64)?)
-        .arg(operand(&gpu, OP, &grad, dtype)?);
-    judged.run(&gpu, OP, launch, &samples)?;
-    Ok(LossOnDevice { grad, samples })
+        .launch(&gpu, op, images, model_output)?
+        .arg(optional(&gpu, op, loss_scale, DType::F64)?)
+        .arg(operand(&gpu, op, &grad, dtype)?);
+    judged.run(&gpu, op, launch, &samples)?;
+    Ok(LossAndGrad { grad, samples })
 }
 
-pub(super) fn bound(images: &NoisyImages<'_>, model_output: &Tensor) -> Result<Tensor> {
-    const OP: &str = "diffusion_bound";
+pub(super) fn bound(op: &'static str, images: &NoisyImages<'_>, model_output: &Tensor) -> Result<Tensor> {
     let gpu = Gpu::of(images.images.device())?;
-    let judged = Judged::new(OP, images, model_output)?;
+    let judged = Judged::new(op, images, model_output)?;
     let samples = empty(&gpu, DType::F64, (judged.n, 2))?;
-    judged.run(&gpu, OP, judged.launch(&gpu, OP, images, model_output)?, &samples)?;
+    judged.run(&gpu, op, judged.launch(&gpu, op, images, model_output)?, &samples)?;
     Ok(samples)
 }
 
@@ -82,11 +83,12 @@ impl Judged {
     fn new(op: &'static str, images: &NoisyImages<'_>, model_output: &Tensor) -> Result<Self> {
         let (n, values) = images.check(op)?;
         let (channels, halves) = output_channels(op, images.images, model_output)?;
+        let channels = in_32_bits(op, images.images, channels)?;
         if n > MOST_IMAGES {
             let (found, expected) = (vec![n], vec![MOST_IMAGES]);
             return Err(KernelError::Shape { op, tensor: "images", found, expected });
         }
-        Ok(Self { n, values, channels, halves })
+        Ok(Self { n, values, channels, halves: halves as u32 })
     }
 
     /// The arguments that every such kernel begins with.
@@ -113,29 +115,28 @@ impl Judged {
     }
 }
 
-/// The images' channels, and whether the output has as many or twice as many.
-pub(super) fn output_channels(op: &'static str, images: &Tensor, output: &Tensor) -> Result<(u32, u32)> {
-    let mut expected = images.dims().to_vec();
-    let channels = expected.pop().unwrap_or_default();
-    let halves = if output.dims().last() == Some(&(2 * channels)) { 2 } else { 1 };
-    expected.push(halves * channels);
-    if output.dims() != expected {
-        return Err(KernelError::Shape { op, tensor: "model_output", found: output.dims().to_vec(), expected });
-    }
-    match u32::try_from(channels) {
-        Ok(channels) => Ok((channels, halves as u32)),
-        Err(_) => Err(KernelError::Shape { op, tensor: "images", found: images.dims().to_vec(), expected }),
-    }
+/// A number of channels as the kernels take it.
+pub(super) fn in_32_bits(op: &'static str, images: &Tensor, channels: usize) -> Result<u32> {
+    u32::try_from(channels).map_err(|_| {
+        let (found, expected) = (images.dims().to_vec(), vec![u32::MAX as usize]);
+        KernelError::Shape { op, tensor: "images", found, expected }
+    })
 }
 
-pub(super) fn sinusoids(numbers: &Tensor, half: usize, flip: bool, freq_shift: f64, dtype: DType) -> Result<Tensor> {
-    const OP: &str = "diffusion_sinusoids";
+pub(super) fn sinusoids(
+    op: &'static str,
+    numbers: &Tensor,
+    half: usize,
+    flip: bool,
+    freq_shift: f64,
+    dtype: DType,
+) -> Result<Tensor> {
     let gpu = Gpu::of(numbers.device())?;
     let n = numbers.elem_count();
     let y = empty(&gpu, dtype, (n, 2 * half))?;
-    gpu.float_kernel(OP, dtype)?
-        .arg(operand(&gpu, OP, numbers, DType::F32)?)
-        .arg(operand(&gpu, OP, &y, dtype)?)
+    gpu.float_kernel(op, dtype)?
+        .arg(operand(&gpu, op, numbers, DType::F32)?)
+        .arg(operand(&gpu, op, &y, dtype)?)
         .arg(n)
         .arg(half)
         .arg(u32::from(flip))

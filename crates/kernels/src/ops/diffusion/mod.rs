@@ -1,20 +1,31 @@
-//! The diffusion process on a GPU, one launch each: 8-bit images to noisy ones, the loss of a network's output with its
-//! gradient, its term of the variational bound, a step of a sampler, and the sinusoids of time.
+//! The diffusion process: images to noisy ones, the loss of a network's output with its gradient, its term of the variational
+//! bound, a step of a sampler, and the sinusoids of time.
 //!
-//! Nothing of a step is known to the host when it is queued: the step's number and what the samples' t mean are read from
-//! device memory, so that a captured graph can be replayed with others. The noise is a function of its place
-//! ([`Philox::fill_normal`]) and is made in registers wherever it is needed, never stored.
+//! What a timestep means is said in numbers ([`SampleConstants`], [`SamplerConstants`]), which the model crate makes of its
+//! schedule; here nobody knows a schedule, a kind of loss or a sampler by name. With `s` the constants of a sample:
 //!
-//! On the CPU the same formulas are tensor operations and loops of the model crate, which says what the constants mean.
+//! ```text
+//! x_t      = s.signal x_0 + s.noise eps
+//! mse      = mean of (output - s.target_x_start x_0 - s.target_noise eps)^2
+//! loss     = s.mse_weight mse + s.bound_weight bits                    bits: L_t per dimension, where s.bound is not 0
+//! ```
+//! On a GPU each is one launch, and nothing of a step is known to the host when it is queued: the step's number and the
+//! constants are read from device memory, so that a captured graph can be replayed with others. The noise is a function of its
+//! place ([`Philox::fill_normal`]) and is made wherever it is needed, never stored: the launches move the images, and the
+//! network's output with its gradient, once.
 
+mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
+mod likelihood;
+pub mod reference;
 mod sampler;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 pub use self::sampler::{SamplerConstants, SamplerState, SamplerStep};
+use crate::check;
 use crate::error::{KernelError, Result};
-use crate::ops::check;
 use crate::philox::Philox;
 
 /// What a sample's t means to its noise and its loss: a row of [`NoisyImages::samples`].
@@ -83,6 +94,40 @@ impl SampleConstants {
             self.log_variance_width,
         ]
     }
+
+    /// What [`words`](Self::words) wrote.
+    fn from_words(words: [f64; Self::WORDS]) -> Self {
+        let [signal, noise, target_x_start, target_noise, mse_weight, scale, bound, bound_weight, rest @ ..] = words;
+        let [decoder, x_start_x_t, x_start_prediction, mean_coef1, mean_coef2, rest @ ..] = rest;
+        let [posterior_log_variance, log_variance_lower, log_variance_width] = rest;
+        Self {
+            signal,
+            noise,
+            target_x_start,
+            target_noise,
+            mse_weight,
+            scale,
+            bound,
+            bound_weight,
+            decoder,
+            x_start_x_t,
+            x_start_prediction,
+            mean_coef1,
+            mean_coef2,
+            posterior_log_variance,
+            log_variance_lower,
+            log_variance_width,
+        }
+    }
+
+    /// Those of several samples as [`NoisyImages::samples`].
+    ///
+    /// # Errors
+    /// A device without room.
+    pub fn tensor(samples: &[Self], device: &Device) -> Result<Tensor> {
+        let words: Vec<f64> = samples.iter().flat_map(Self::words).collect();
+        Ok(Tensor::from_vec(words, (samples.len(), Self::WORDS), device)?)
+    }
 }
 
 /// Whose noise it is: that of `step`, for images from number `first` on.
@@ -90,19 +135,31 @@ pub fn place(step: u64, first: u64) -> [u32; 4] {
     [step as u32, (step >> 32) as u32, first as u32, (first >> 32) as u32]
 }
 
-/// A micro-batch of images and the noise they get, all in the GPU's memory.
+/// A micro-batch of images and the noise they get, all where the network computes.
 #[derive(Clone, Copy, Debug)]
 pub struct NoisyImages<'a> {
-    /// `[N, H, W, C]`, u8.
+    /// `[N, H, W, C]`: u8, which stand for [-1, 1]; on a CPU also f32, as they are.
     pub images: &'a Tensor,
     /// [`SampleConstants::words`] of each, f64 `[N, SampleConstants::WORDS]`.
     pub samples: &'a Tensor,
-    /// The stream of the noise: element `i` of image `k` is that of `(step, first + first_position + k, i)`.
-    pub noise: Philox,
-    /// [`place`] of the step and of the first image of all, u32 `[4]`.
-    pub place: &'a Tensor,
-    /// Which the first image here is, counted from that one.
-    pub first_position: u64,
+    /// What is added to them.
+    pub noise: Noise<'a>,
+}
+
+/// Standard normals for images.
+#[derive(Clone, Copy, Debug)]
+pub enum Noise<'a> {
+    /// Made wherever it is needed: element `i` of image `k` is that of `(step, first + first_position + k, i)`.
+    Drawn {
+        /// The stream.
+        stream: Philox,
+        /// [`place`] of the step and of the first image of all, u32 `[4]`.
+        place: &'a Tensor,
+        /// Which the first image here is, counted from that one.
+        first_position: u64,
+    },
+    /// These, f32 of the images' shape; on a CPU alone.
+    Given(&'a Tensor),
 }
 
 impl NoisyImages<'_> {
@@ -110,14 +167,17 @@ impl NoisyImages<'_> {
     fn check(&self, op: &'static str) -> Result<(usize, usize)> {
         let [n, height, width, channels] = check::dims(op, "images", self.images)?;
         check::shape(op, "samples", self.samples, &[n, SampleConstants::WORDS])?;
-        check::shape(op, "place", self.place, &[4])?;
+        match self.noise {
+            Noise::Drawn { place, .. } => check::shape(op, "place", place, &[4])?,
+            Noise::Given(noise) => check::shape(op, "noise", noise, self.images.dims())?,
+        }
         Ok((n, height * width * channels))
     }
 }
 
 /// The loss of a micro-batch, and its gradient.
 #[derive(Clone, Debug)]
-pub struct LossOnDevice {
+pub struct LossAndGrad {
     /// d/d model_output of the sum of `scale * loss` over the samples, times the loss scale where there is one; shaped like
     /// the output, in its number format.
     pub grad: Tensor,
@@ -129,13 +189,20 @@ pub struct LossOnDevice {
 /// `x_t = signal x_0 + noise eps` `[N, H, W, C]` in `dtype`, where `x_0` are the images in [-1, 1].
 ///
 /// # Errors
-/// Tensors of other shapes or types than [`NoisyImages`] says, not on a GPU, or one whose memory is full.
+/// Tensors of other shapes or types than [`NoisyImages`] says, a device without this operation, or one whose memory is full.
 pub fn q_sample(images: &NoisyImages<'_>, dtype: DType) -> Result<Tensor> {
-    cuda::q_sample(images, dtype)
+    const OP: &str = "diffusion_q_sample";
+    images.check(OP)?;
+    match images.images.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::q_sample(OP, images, dtype),
+        Device::Cpu => cpu::q_sample(OP, images, dtype),
+        other => Err(KernelError::Device { op: OP, device: other.location() }),
+    }
 }
 
 /// The loss of `model_output` `[N, H, W, C]`, or `[N, H, W, 2C]` where the network learns the variance, with its gradient.
-/// `loss_scale`, an f64 in device memory (the first number of a larger tensor will do), multiplies the gradient alone.
+/// `loss_scale`, an f64 where the network computes (the first number of a larger tensor will do), multiplies the gradient alone.
 ///
 /// # Errors
 /// As [`q_sample`], or an output of another shape.
@@ -143,8 +210,15 @@ pub fn loss_and_grad(
     images: &NoisyImages<'_>,
     model_output: &Tensor,
     loss_scale: Option<&Tensor>,
-) -> Result<LossOnDevice> {
-    cuda::loss_and_grad(images, model_output, loss_scale)
+) -> Result<LossAndGrad> {
+    const OP: &str = "diffusion_loss";
+    images.check(OP)?;
+    match images.images.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::loss_and_grad(OP, images, model_output, loss_scale),
+        Device::Cpu => cpu::loss_and_grad(OP, images, model_output, loss_scale),
+        other => Err(KernelError::Device { op: OP, device: other.location() }),
+    }
 }
 
 /// What `model_output`, as in [`loss_and_grad`], says of each image: the bound's term in bits per dimension, then the mean
@@ -154,14 +228,24 @@ pub fn loss_and_grad(
 /// # Errors
 /// As [`loss_and_grad`].
 pub fn bound(images: &NoisyImages<'_>, model_output: &Tensor) -> Result<Tensor> {
-    cuda::bound(images, model_output)
+    const OP: &str = "diffusion_bound";
+    images.check(OP)?;
+    match images.images.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::bound(OP, images, model_output),
+        Device::Cpu => cpu::bound(OP, images, model_output),
+        other => Err(KernelError::Device { op: OP, device: other.location() }),
+    }
 }
 
 /// `[N, channels]` in `dtype` of `numbers` (f32, N): `sin(t f_i), cos(t f_i)` with `f_i = 10000^(-i / (half - freq_shift))`
-/// and `half = channels / 2`, or the cosines first where `flip_sin_to_cos` says so; computed in f32.
+/// and `half = channels / 2`, or the cosines first where `flip_sin_to_cos` says so.
+///
+/// In f32 throughout, as PyTorch computes it: `t f` reaches 1000, where f32 keeps four decimals of the angle, and a network
+/// must see the same rounding in training and in diffusers.
 ///
 /// # Errors
-/// An odd number of channels or none, a tensor that is no f32 row on a GPU, or memory that is full.
+/// An odd number of channels or none, a tensor that is no f32 row, a device without this operation or whose memory is full.
 pub fn sinusoids(
     numbers: &Tensor,
     channels: usize,
@@ -169,11 +253,26 @@ pub fn sinusoids(
     freq_shift: f64,
     dtype: DType,
 ) -> Result<Tensor> {
-    const OP: &str = "sinusoids";
+    const OP: &str = "diffusion_sinusoids";
     let [_] = check::dims(OP, "numbers", numbers)?;
     if channels == 0 || !channels.is_multiple_of(2) {
         let (found, expected) = (vec![channels], vec![channels.next_multiple_of(2).max(2)]);
         return Err(KernelError::Shape { op: OP, tensor: "a row of the result", found, expected });
     }
-    cuda::sinusoids(numbers, channels / 2, flip_sin_to_cos, freq_shift, dtype)
+    match numbers.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::sinusoids(OP, numbers, channels / 2, flip_sin_to_cos, freq_shift, dtype),
+        Device::Cpu => Ok(cpu::sinusoids(OP, numbers, channels / 2, flip_sin_to_cos, freq_shift)?.to_dtype(dtype)?),
+        other => Err(KernelError::Device { op: OP, device: other.location() }),
+    }
+}
+
+/// The images' channels, and whether the output has as many or twice as many.
+fn output_channels(op: &'static str, images: &Tensor, output: &Tensor) -> Result<(usize, usize)> {
+    let mut expected = images.dims().to_vec();
+    let channels = expected.pop().unwrap_or_default();
+    let halves = if output.dims().last() == Some(&(2 * channels)) { 2 } else { 1 };
+    expected.push(halves * channels);
+    check::shape(op, "model_output", output, &expected)?;
+    Ok((channels, halves))
 }

@@ -1,18 +1,22 @@
-//! A sampler on a GPU: images on their way out of the noise, a step of all of them in one launch.
+//! A sampler: images on their way out of the noise, a step of all of them at once.
 //!
-//! Every sampler is linear in what a step knows, so the host says a step in a few numbers ([`SamplerConstants`]) and the
-//! launch knows no sampler by name. It reads them, and whose noise it is to make, from device memory: a captured step can be
-//! replayed as the next one.
+//! Every sampler is linear in what a step knows, so a step is a few numbers ([`SamplerConstants`]) and nobody here knows a
+//! sampler by name. It is computed in f64 and rounded once: what a step loses goes through the network again at every later
+//! one. On a GPU it is one launch, which reads those numbers, and whose noise it is to make, from device memory: a captured step
+//! can be replayed as the next one.
 //!
-//! Moved per value: x_t and the predicted x_0, f32, read and written; the network's output read and its next input written,
+//! Moved per value on a GPU: x_t and the predicted x_0, f32, read and written; the network's output read and its next input written,
 //! in the format it computes in. That is 20 bytes beside a 16-bit network, against some MB that the network moves for it.
+
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::cuda::output_channels;
-use crate::cuda::{Address, Gpu, empty, operand, optional};
-use crate::error::Result;
-use crate::ops::check;
+use super::output_channels;
+use crate::check;
+use crate::error::{KernelError, Result};
 use crate::philox::Philox;
 
 /// What a step does to every image; all factors are of f64. With the prediction p, guided:
@@ -69,9 +73,29 @@ impl SamplerConstants {
             self.log_variance_width,
         ]
     }
+
+    /// What [`words`](Self::words) wrote.
+    fn from_words(words: [f64; Self::WORDS]) -> Self {
+        let [guidance, x_start_x_t, x_start_prediction, clip, rest @ ..] = words;
+        let [mean_x_start, mean_x_t, mean_prediction, mean_previous, rest @ ..] = rest;
+        let [noise, log_variance_lower, log_variance_width] = rest;
+        Self {
+            guidance,
+            x_start_x_t,
+            x_start_prediction,
+            clip,
+            mean_x_start,
+            mean_x_t,
+            mean_prediction,
+            mean_previous,
+            noise,
+            log_variance_lower,
+            log_variance_width,
+        }
+    }
 }
 
-/// What a step is told, all in the GPU's memory but the key of the noise.
+/// What a step is told, all where the network computes but the key of the noise.
 #[derive(Clone, Copy, Debug)]
 pub struct SamplerStep<'a> {
     /// [`SamplerConstants::words`], f64 `[SamplerConstants::WORDS]`.
@@ -89,7 +113,6 @@ pub struct SamplerStep<'a> {
 /// N images between noise and picture, in memory that keeps its place.
 #[derive(Debug)]
 pub struct SamplerState {
-    /// f32: what a step loses is lost for all later ones.
     x_t: Tensor,
     x_start: Tensor,
     input: Tensor,
@@ -99,13 +122,21 @@ impl SamplerState {
     /// Room for images of this shape `[N, H, W, C]`, for a network that computes in `dtype`.
     ///
     /// # Errors
-    /// The device is no GPU, its memory is full, or the network cannot compute so.
+    /// A device without this operation or without memory, or a network that cannot compute so there.
     pub fn new(shape: [usize; 4], dtype: DType, device: &Device) -> Result<Self> {
-        let gpu = Gpu::of(device)?;
-        let x_t = empty(&gpu, DType::F32, &shape)?;
-        check::not_empty("sampler", "x_t", &x_t)?;
-        let input = if dtype == DType::F32 { x_t.clone() } else { empty(&gpu, dtype, &shape)? };
-        Ok(Self { x_start: empty(&gpu, DType::F32, &shape)?, x_t, input })
+        const OP: &str = "sampler";
+        let state = match device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => cuda::new(&shape, dtype, device)?,
+            Device::Cpu if dtype == DType::F32 => {
+                let [x_t, x_start] = [Tensor::zeros(&shape, dtype, device)?, Tensor::zeros(&shape, dtype, device)?];
+                Self { input: x_t.clone(), x_t, x_start }
+            }
+            Device::Cpu => return Err(KernelError::Layout { op: OP, dtype, shape: shape.to_vec() }),
+            other => return Err(KernelError::Device { op: OP, device: other.location() }),
+        };
+        check::not_empty(OP, "x_t", &state.x_t)?;
+        Ok(state)
     }
 
     /// x_t, f32.
@@ -123,79 +154,48 @@ impl SamplerState {
         &self.x_start
     }
 
-    /// Queues the beginning: image `k` is the noise of step 0 and number `first + k`.
+    /// Begins: image `k` is the noise of step 0 and number `first + k`.
     ///
     /// # Errors
     /// The driver refuses.
     pub fn begin(&self, noise: Philox, first: u64) -> Result<()> {
-        self.queue_begin(Address::NONE, noise.key(), first)
+        match self.x_t.device() {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => cuda::begin(self, None, noise.key(), first),
+            _ => cpu::begin(&self.x_t, noise, first),
+        }
     }
 
-    /// Queues the beginning at `x_t`, f32, of the shape of these images.
+    /// Begins at `x_t`, f32, of the shape of these images.
     ///
     /// # Errors
     /// Another tensor, or the driver refuses.
     pub fn begin_at(&self, x_t: &Tensor) -> Result<()> {
         const OP: &str = "sampler_begin";
         check::shape(OP, "x_t", x_t, self.x_t.dims())?;
-        self.queue_begin(operand(&*Gpu::of(self.x_t.device())?, OP, x_t, DType::F32)?, 0, 0)
+        match self.x_t.device() {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => cuda::begin(self, Some(x_t), 0, 0),
+            _ => cpu::begin_at(OP, &self.x_t, x_t),
+        }
     }
 
-    fn queue_begin(&self, given: Address, key: u64, first: u64) -> Result<()> {
-        const OP: &str = "sampler_begin";
-        let gpu = Gpu::of(self.x_t.device())?;
-        let (n, values) = self.sizes();
-        gpu.float_kernel(OP, self.input.dtype())?
-            .arg(given)
-            .arg(key)
-            .arg(first)
-            .arg(operand(&gpu, OP, &self.x_t, DType::F32)?)
-            .arg(self.separate_input(&gpu, OP)?)
-            .arg(values)
-            .arg(n)
-            .over(n * values.div_ceil(4))
-    }
-
-    /// Queues a step: x_t becomes the next one.
+    /// Makes of x_t the next one.
     ///
     /// # Errors
     /// Tensors of other shapes or types than [`SamplerStep`] says, or the driver refuses.
     pub fn step(&self, step: &SamplerStep<'_>) -> Result<()> {
         const OP: &str = "sampler_step";
-        let (n, values) = self.sizes();
-        let dtype = self.input.dtype();
         check::shape(OP, "constants", step.constants, &[SamplerConstants::WORDS])?;
         check::shape(OP, "place", step.place, &[4])?;
         let (channels, halves) = output_channels(OP, &self.x_t, step.output)?;
         if let Some(unguided) = step.unguided {
             check::shape(OP, "unguided", unguided, step.output.dims())?;
         }
-        let gpu = Gpu::of(self.x_t.device())?;
-        gpu.float_kernel(OP, dtype)?
-            .arg(operand(&gpu, OP, step.constants, DType::F64)?)
-            .arg(operand(&gpu, OP, step.place, DType::U32)?)
-            .arg(step.noise.key())
-            .arg(operand(&gpu, OP, step.output, dtype)?)
-            .arg(optional(&gpu, OP, step.unguided, dtype)?)
-            .arg(channels)
-            .arg(halves)
-            .arg(operand(&gpu, OP, &self.x_t, DType::F32)?)
-            .arg(operand(&gpu, OP, &self.x_start, DType::F32)?)
-            .arg(self.separate_input(&gpu, OP)?)
-            .arg(values)
-            .arg(n)
-            .over(n * values.div_ceil(4))
-    }
-
-    /// Images, and values of one.
-    fn sizes(&self) -> (usize, usize) {
-        let n = self.x_t.dims().first().copied().unwrap_or_default();
-        (n, self.x_t.elem_count() / n.max(1))
-    }
-
-    /// The network's input, where it is not x_t itself.
-    fn separate_input(&self, gpu: &Gpu, op: &'static str) -> Result<Address> {
-        let dtype = self.input.dtype();
-        if dtype == DType::F32 { Ok(Address::NONE) } else { operand(gpu, op, &self.input, dtype) }
+        match self.x_t.device() {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => cuda::step(OP, self, step, (channels, halves)),
+            _ => cpu::step(OP, [&self.x_t, &self.x_start], step, (channels, halves)),
+        }
     }
 }

@@ -3,9 +3,9 @@
 use candle_core::{DType, Tensor};
 
 use super::{Dropout, OP};
+use crate::check;
 use crate::cuda::{Gpu, empty, operand, optional, pack_width};
 use crate::error::Result;
-use crate::ops::check;
 
 /// With the step that `step` holds, or the one of `dropout`.
 pub(super) fn apply(dropout: &Dropout, step: Option<&Tensor>, x: &Tensor) -> Result<Tensor> {

@@ -1,5 +1,5 @@
-//! A sampler's steps as numbers in a GPU's memory: what the files beside this one make of tensors, one launch computes of
-//! their factors.
+//! A sampler's steps as numbers: what the files beside this one make of tensors,
+//! [`SamplerState::step`](ddpm_kernels::ops::diffusion::SamplerState::step) computes of their factors, on a GPU in one launch.
 
 use ddpm_kernels::ops::diffusion::SamplerConstants;
 

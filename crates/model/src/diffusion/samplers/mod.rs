@@ -2,9 +2,9 @@
 //!
 //! [`sample`] walks the visited timesteps from the noisiest down. A sampler is one function from the network's output
 //! to the [`Transition`] p(x_{t-1} | x_t); a new one is a file here and a variant of [`SamplerKind`]. [`invert`] walks the
-//! other way, from an image to its noise. With the feature `cuda` `constants` says the same steps in numbers, for a GPU.
+//! other way, from an image to its noise. `constants` says the same steps in numbers, for
+//! [`SamplerState`](ddpm_kernels::ops::diffusion::SamplerState).
 
-#[cfg(feature = "cuda")]
 mod constants;
 mod ddim;
 mod ddpm;
@@ -18,7 +18,6 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{DiffusionError, DiffusionProcess, Spacing, Timestep};
-#[cfg(feature = "cuda")]
 pub use constants::sampler_constants;
 pub use interpolation::slerp;
 

@@ -16,7 +16,6 @@ struct Problem {
     t: Vec<Timestep>,
     x_start: Tensor,
     noise: Tensor,
-    x_t: Tensor,
     dims: [usize; 4],
 }
 
@@ -25,8 +24,7 @@ impl Problem {
         let process = DiffusionProcess::new(diffusion).unwrap();
         let t = timesteps(&process, &[0, 1, 5, 9]);
         let (x_start, noise) = ((normal(&IMAGE, 1) * 0.4).unwrap(), normal(&IMAGE, 2));
-        let x_t = process.q_sample(&x_start, &t, &noise).unwrap();
-        Self { process, t, x_start, noise, x_t, dims: [4, 2, 1, diffusion.variance_type.out_channels(2)] }
+        Self { process, t, x_start, noise, dims: [4, 2, 1, diffusion.variance_type.out_channels(2)] }
     }
 
     /// An output near the target, so that no probability is at its floor, with any variance values.
@@ -49,7 +47,6 @@ impl Problem {
         let inputs = LossInputs {
             model_output: &Tensor::from_vec(output, &self.dims, &Device::Cpu).unwrap(),
             x_start: &self.x_start,
-            x_t: &self.x_t,
             t: &self.t,
             noise: &self.noise,
             weights: &WEIGHTS,

@@ -11,6 +11,7 @@ mod samplers;
 mod schedule;
 
 use candle_core::{Device, Tensor};
+use ddpm_kernels::ops::diffusion::{Noise, NoisyImages, SampleConstants, loss_and_grad};
 use ddpm_kernels::philox::{Philox, Purpose};
 
 use super::*;
@@ -42,10 +43,13 @@ fn timesteps(process: &DiffusionProcess, indices: &[usize]) -> Vec<Timestep> {
     indices.iter().map(|&t| process.schedule().timestep(t).unwrap()).collect()
 }
 
-/// `L_t` of each sample, without clamping.
-fn vlb_bits(p: &DiffusionProcess, output: &Tensor, x_start: &Tensor, x_t: &Tensor, t: &[Timestep]) -> Vec<f64> {
-    let terms = bound_terms(p, output, x_start, x_t, t, false).unwrap();
-    terms.into_iter().map(|terms| terms.vb).collect()
+/// `L_t` of each sample, without clamping: as in a loss.
+fn vlb_bits(p: &DiffusionProcess, output: &Tensor, x_start: &Tensor, noise: &Tensor, t: &[Timestep]) -> Vec<f64> {
+    let constants = |&t| SampleConstants { bound: 1.0, ..p.constants(t).unwrap() };
+    let samples = SampleConstants::tensor(&t.iter().map(constants).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    let images = NoisyImages { images: x_start, samples: &samples, noise: Noise::Given(noise) };
+    let samples = loss_and_grad(&images, output, None).unwrap().samples;
+    samples.to_vec2::<f64>().unwrap().iter().map(|sample| sample[2]).collect()
 }
 
 #[track_caller]
