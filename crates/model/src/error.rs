@@ -1,9 +1,11 @@
 //! What the network and the optimizer can refuse.
 
+mod config;
+
 use ddpm_kernels::{KernelError, tells_of_full_memory};
 use thiserror::Error;
 
-use crate::unet::UNetConfigError;
+pub use self::config::UNetConfigError;
 
 /// An error of the network or the optimizer.
 #[derive(Debug, Error)]

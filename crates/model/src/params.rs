@@ -9,7 +9,7 @@ mod layout;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
 #[cfg(feature = "cuda")]
 use ddpm_kernels::cuda::{Narrow, NarrowPart, Sums};
@@ -17,7 +17,7 @@ use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::elementwise;
 use ddpm_kernels::philox::{Philox, Purpose};
 
-pub use self::layout::{Init, ParamId, ParamLayout, ParamSpec};
+pub use self::layout::{FileLayout, Init, ParamId, ParamLayout, ParamSpec};
 use crate::error::Result;
 
 /// The values of all parameters: f32, and where the network computes in another format, a copy in that.
@@ -125,30 +125,6 @@ impl Params {
             None => self.buffer.view(range.start, shape),
         };
         Ok((view(weight, &[stack.outputs, stack.inputs])?, view(bias, &[stack.outputs])?))
-    }
-}
-
-/// The parameters as independent candle variables, for differentiation by candle's autograd over the operations'
-/// plain twins: the oracle the tape is tested against, in f64.
-#[derive(Clone, Debug)]
-pub struct ReferenceParams {
-    variables: Vec<Var>,
-}
-
-impl ReferenceParams {
-    /// Copies `params` into variables of `dtype`.
-    pub fn new(params: &Params, dtype: DType) -> Result<Self> {
-        let variables = params.views.iter().map(|v| Var::from_tensor(&v.copy()?.to_dtype(dtype)?));
-        Ok(Self { variables: variables.collect::<candle_core::Result<_>>()? })
-    }
-
-    /// The variables, in layout order.
-    pub fn variables(&self) -> &[Var] {
-        &self.variables
-    }
-
-    pub(crate) fn tensor(&self, id: ParamId) -> &Tensor {
-        &self.variables[id.0]
     }
 }
 

@@ -89,7 +89,7 @@ pub(super) fn alloc<T: candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
 ) -> Result<CudaSlice<T>> {
     // SAFETY: the memory holds any values until the kernel that it is for has written all of it.
     unsafe { gpu.stream.alloc::<T>(len) }
-        .map_err(super::memory::out_of_memory(format!("{} bytes more were asked for", len * size_of::<T>())))
+        .map_err(super::out_of_memory(format!("{} bytes more were asked for", len * size_of::<T>())))
 }
 
 /// Queues a copy of `values` over all of `tensor`, in place: who captured its address goes on reading there.

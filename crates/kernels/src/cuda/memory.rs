@@ -3,11 +3,11 @@
 use std::sync::atomic::Ordering;
 
 use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DriverError, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, result, sys};
 
 use super::address::alloc;
 use super::{Address, Gpu, refused};
-use crate::error::{KernelError, Result};
+use crate::error::Result;
 
 /// A GPU's memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,12 +154,4 @@ fn default_pool(device: &CudaDevice) -> Result<sys::CUmemoryPool> {
     // SAFETY: the device of a context that is open.
     unsafe { result::device::get_default_mem_pool(stream.context().cu_device()) }
         .map_err(refused("asking for the memory pool"))
-}
-
-/// What went wrong when `what` was asked for, which takes memory.
-pub(super) fn out_of_memory(what: String) -> impl FnOnce(DriverError) -> KernelError {
-    move |error| match error.0 {
-        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => KernelError::OutOfMemory { what },
-        _ => KernelError::Gpu { what, error: error.to_string() },
-    }
 }

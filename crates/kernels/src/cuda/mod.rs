@@ -28,8 +28,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute as Attribute};
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream};
+use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute as Attribute, CUresult};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DriverError,
+};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{DType, Device};
@@ -262,4 +264,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) fn refused<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> KernelError {
     let what = what.to_owned();
     move |error| KernelError::Gpu { what, error: error.to_string() }
+}
+
+/// What went wrong when `what` was asked for, which takes memory.
+fn out_of_memory(what: String) -> impl FnOnce(DriverError) -> KernelError {
+    move |error| match error.0 {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => KernelError::OutOfMemory { what },
+        _ => KernelError::Gpu { what, error: error.to_string() },
+    }
 }

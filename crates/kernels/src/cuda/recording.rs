@@ -9,7 +9,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUstreamCaptureMode, CUstreamCaptureStatus,
 };
 
-use super::memory::out_of_memory;
+use super::out_of_memory;
 use super::{Gpu, refused};
 use crate::error::{KernelError, Result};
 

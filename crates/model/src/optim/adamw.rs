@@ -210,8 +210,7 @@ pub(crate) fn ema_warm_up(n: u64) -> f64 {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::params::Init;
-    use crate::unet::naming::FileLayout;
+    use crate::params::{FileLayout, Init};
     use candle_core::Device;
 
     fn setup(clip: f64) -> (Params, Gradients, Optimizer) {

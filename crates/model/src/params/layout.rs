@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use crate::unet::naming::FileLayout;
-
 /// A parameter's place in its layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ParamId(pub(super) usize);
@@ -19,6 +17,17 @@ pub enum Init {
     Uniform(f64),
     /// Standard normal (embeddings).
     Normal,
+}
+
+/// How files hold a parameter; `unet/naming.rs` turns the one into the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileLayout {
+    /// As in memory.
+    Same,
+    /// A convolution weight.
+    Convolution,
+    /// Stacked along the first axis from equally large tensors under these keys.
+    Stacked([String; 3]),
 }
 
 /// One parameter.

@@ -1,19 +1,14 @@
 //! How much memory the values of a training pass take on a GPU, without one: the tape's own rules for what is kept and when
 //! it is freed, played over a [`Sketch`] with counters in the place of tensors.
 //!
-//! What [`super::ops`] and the operations' bodies for a GPU keep and allocate is said here once more, for each [`Kind`]; a test
-//! on a GPU (`crates/train/tests/gpu/memory.rs`) holds the sum against what the driver saw.
+//! What each operation keeps and allocates stands beside it, in [`super::ops`].
 
 use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 
+use super::operation::{Added, Gradient, Operation, WayBack, count};
 use super::sketch::{Sketch, Step};
-use super::{Kind, Operation};
-
-/// Channels of a head up to which probabilities in 16 bits are made again instead of being kept, in steps of so many.
-const FLASH_CHANNELS: usize = 128;
-const FLASH_STEP: usize = 8;
 
 /// Bytes that are in use, and the most that ever were.
 #[derive(Debug, Default)]
@@ -89,12 +84,10 @@ impl Sketch {
         pass.ledger.peak.get()
     }
 
-    /// Bytes at least that sums over `images` wait in until the end of a pass: of each channel of a normalisation, the gradients of
-    /// weight and bias, and the sum of `dx`, of which there are several where an image is split.
+    /// Bytes at least that sums over `images` wait in until the end of a pass.
     pub fn sums_bytes(&self, images: usize) -> u64 {
-        let norms = self.operations().filter(|operation| matches!(operation.kind, Kind::GroupNorm { .. }));
-        let channels: usize = norms.filter_map(|operation| operation.x.last()).sum();
-        (3 * channels * images * size_of::<f32>()) as u64
+        let sums = self.steps.iter().map(|Step { operation, .. }| operation.facts.waiting_sums(&operation.x));
+        (sums.sum::<usize>() * images * size_of::<f32>()) as u64
     }
 }
 
@@ -108,11 +101,12 @@ impl Pass<'_> {
 
     /// Bytes of a tensor whose sketch, for one image, has this shape.
     fn numbers(&self, shape: &[usize]) -> u64 {
-        (shape.iter().product::<usize>() * self.images * self.size) as u64
+        count(shape) * (self.images * self.size) as u64
     }
 
-    fn f32s(&self, per_image: usize) -> u64 {
-        (per_image * self.images * size_of::<f32>()) as u64
+    /// What a forward pass makes for the way back besides its result.
+    fn made_beside(&self, operation: &Operation) -> Held {
+        self.take(operation.facts.made_beside(&operation.x, self.size) * self.images as u64)
     }
 
     /// Runs some steps; what they leave for the way back, if they are recorded.
@@ -121,17 +115,15 @@ impl Pass<'_> {
         for at in steps {
             let Step { operation, x, other, y } = &self.sketch.steps[at];
             let result = self.take(self.numbers(&operation.y()));
-            let mut kept = self.made_beside(operation);
+            let mut kept = vec![self.made_beside(operation)];
             let held = |value: &Option<usize>| value.and_then(|value| values[value].clone());
-            match operation.kind {
-                Kind::Conv2d { .. } | Kind::Linear { .. } | Kind::Activation(_) | Kind::Silu => {
-                    // What has no number is the image, or the time: it came from somewhere.
-                    kept.push(held(x).unwrap_or_else(|| self.take(self.numbers(&operation.x))));
-                }
-                Kind::GroupNorm { .. } => kept.extend(held(x).into_iter().chain(held(other))),
-                Kind::Attention { .. } => kept.extend(held(x).into_iter().chain([result.clone()])),
-                _ => {}
+            let reads = operation.facts.kept();
+            if reads.x {
+                // What has no number is the image, or the time: it came from somewhere.
+                kept.push(held(x).unwrap_or_else(|| self.take(self.numbers(&operation.x))));
             }
+            kept.extend(held(other).filter(|_| reads.other));
+            kept.extend(reads.y.then(|| result.clone()));
             values[*y] = Some(result);
             x.iter().chain(other).filter(|&&value| self.last_use[value] == at).for_each(|&value| values[value] = None);
             if recorded {
@@ -164,23 +156,6 @@ impl Pass<'_> {
         nodes
     }
 
-    /// What a forward pass makes for the way back besides its result.
-    fn made_beside(&self, operation: &Operation) -> Vec<Held> {
-        let side = |at: usize| operation.x.get(at).copied().unwrap_or(0);
-        match operation.kind {
-            Kind::GroupNorm { norm, .. } => vec![self.take(self.f32s(2 * norm.groups))],
-            Kind::Attention { heads } if self.is_flash(side(2) / 3 / heads) => {
-                vec![self.take(self.f32s(heads * side(1)))]
-            }
-            Kind::Attention { heads } => vec![self.take(self.numbers(&[heads, side(1), side(1)]))],
-            _ => Vec::new(),
-        }
-    }
-
-    fn is_flash(&self, head_channels: usize) -> bool {
-        self.size < size_of::<f32>() && head_channels.is_multiple_of(FLASH_STEP) && head_channels <= FLASH_CHANNELS
-    }
-
     fn backward(&self, nodes: Vec<Node>, gradients: &mut Values) {
         for node in nodes.into_iter().rev() {
             match node {
@@ -200,70 +175,45 @@ impl Pass<'_> {
     fn operation_backward(&self, at: usize, gradients: &mut Values, kept: Vec<Held>) {
         let step = &self.sketch.steps[at];
         let Some(dy) = gradients[step.y].take().map(|dy| self.sum(dy)) else { return };
-        let operation = &step.operation;
-        let dx = || self.take(self.numbers(&operation.x));
-        match operation.kind {
-            Kind::Conv2d { need_dx, .. } => {
-                self.accumulate(gradients, step.other, dy.clone());
-                need_dx.then(dx).into_iter().for_each(|dx| self.accumulate(gradients, step.x, dx));
-            }
-            Kind::Linear { need_dx, .. } => {
-                self.accumulate(gradients, step.other, dy.clone());
-                // What has arrived for x is added on the way.
-                let earlier = step.x.and_then(|x| gradients[x].take()).map(|earlier| self.sum(earlier));
-                need_dx.then(dx).into_iter().for_each(|dx| self.accumulate(gradients, step.x, dx));
-                drop(earlier);
-            }
-            Kind::GroupNorm { offset, .. } => {
-                // Here too, unless the offset's gradient is a sum without it.
-                let extra = step.x.filter(|_| !offset).and_then(|x| gradients[x].take());
-                // Who writes the first columns of the time's gradient makes the whole.
-                if let Some(time) = step.other
-                    && gradients[time].is_none()
-                {
-                    gradients[time] = Some(self.take(self.numbers(&self.sketch.steps[time].operation.y())));
-                }
-                match step.x.and_then(|x| self.parts(x, at)).filter(|_| !offset) {
-                    Some(parts) => {
-                        parts.into_iter().for_each(|(value, part)| self.accumulate(gradients, value, part));
-                    }
-                    None => self.accumulate(gradients, step.x, dx()),
-                }
-                drop(extra);
-            }
-            Kind::Attention { .. } => {
-                let dx = dx();
-                drop(self.made_beside(operation));
-                self.accumulate(gradients, step.x, dx);
-            }
-            Kind::AddChannels => {
-                let channels = operation.x.last().copied().unwrap_or(0);
-                self.accumulate(gradients, step.other, self.take(self.numbers(&[channels])));
-                self.accumulate(gradients, step.x, dy);
-            }
-            Kind::Add => [step.x, step.other].into_iter().for_each(|x| self.accumulate(gradients, x, dy.clone())),
-            Kind::Concat { others } => {
-                let all = operation.x.iter().product::<usize>();
-                let others = all / operation.x.last().copied().unwrap_or(1).max(1) * others;
-                let (da, db) = (dx(), self.take(self.numbers(&[others])));
-                self.accumulate(gradients, step.x, da);
-                self.accumulate(gradients, step.other, db);
-            }
-            Kind::Embedding { .. } => {}
-            _ => self.accumulate(gradients, step.x, dx()),
+        let WayBack { x, other, added, beside } = step.operation.facts.way_back(&step.operation.x);
+        let new = |shape: &[usize]| self.take(self.numbers(shape));
+        match &other {
+            Gradient::OfResult => self.accumulate(gradients, step.other, dy.clone()),
+            Gradient::New(shape) => self.accumulate(gradients, step.other, new(shape)),
+            Gradient::Shared => self.make_whole(gradients, step.other),
+            Gradient::None | Gradient::NewOrParts => {}
         }
-        drop(kept);
+        let arrived = step.x.filter(|_| added != Added::Nothing).and_then(|x| gradients[x].take());
+        let arrived = if added == Added::One { arrived.map(|arrived| self.sum(arrived)) } else { arrived };
+        let dx = match &x {
+            Gradient::New(shape) => Some(new(shape)),
+            Gradient::OfResult => Some(dy),
+            Gradient::NewOrParts if !self.give_parts(gradients, step.x, at) => Some(new(&step.operation.x)),
+            _ => None,
+        };
+        drop(beside.then(|| self.made_beside(&step.operation)));
+        dx.into_iter().for_each(|dx| self.accumulate(gradients, step.x, dx));
+        drop((arrived, kept));
     }
 
-    /// The gradient of a joined value in its two parts, made so by the step that is the first to read it.
-    fn parts(&self, value: usize, at: usize) -> Option<[(Option<usize>, Held); 2]> {
+    /// Makes a gradient of which several operations write some columns each, if it is not there yet.
+    fn make_whole(&self, gradients: &mut Values, value: Option<usize>) {
+        if let Some(value) = value
+            && gradients[value].is_none()
+        {
+            gradients[value] = Some(self.take(self.numbers(&self.sketch.steps[value].operation.y())));
+        }
+    }
+
+    /// If a value was joined of two and the operation `at` is the first to read it: gives those two their gradients.
+    fn give_parts(&self, gradients: &mut Values, value: Option<usize>, at: usize) -> bool {
+        let Some(value) = value.filter(|&value| self.first_use[value] == at) else { return false };
         // A value has the number of the step that makes it.
-        let Step { operation, x, other, .. } = self.sketch.steps.get(value)?;
-        let Kind::Concat { others } = operation.kind else { return None };
-        let pixels = operation.x.iter().rev().skip(1).product::<usize>();
-        let parts =
-            || [(*x, self.take(self.numbers(&operation.x))), (*other, self.take(self.numbers(&[pixels, others])))];
-        (self.first_use[value] == at).then(parts)
+        let Some(Step { operation, x, other, .. }) = self.sketch.steps.get(value) else { return false };
+        let Some(parts) = operation.facts.parts(&operation.x) else { return false };
+        let parts = parts.map(|shape| self.take(self.numbers(&shape)));
+        [*x, *other].into_iter().zip(parts).for_each(|(value, part)| self.accumulate(gradients, value, part));
+        true
     }
 
     /// The first gradient is taken as it is, and where operations are fused a second may wait beside it; the sum of two is a

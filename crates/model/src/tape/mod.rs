@@ -5,22 +5,22 @@
 //! arrives first is taken as it is, parameters' gradients go straight to their place in the flat buffer, and an
 //! activation is freed as soon as its backward pass has run.
 //!
-//! The network is written once against [`Tape`] and runs in four ways: [`Tape::inference`] records nothing and frees
-//! activations as it goes; [`Tape::training`] records; [`Tape::gradients`] records without dropout; and
-//! [`Tape::reference`] runs the operations' plain-candle twins in any dtype under candle's autograd, as the oracle.
+//! The network is written once against [`Tape`] and runs in several ways: [`Tape::inference`] records nothing and frees
+//! activations as it goes; [`Tape::training`] records; [`Tape::gradients`] records without dropout; and a tape that sketches
+//! computes nothing and writes down what would run.
 
-mod checkpoint;
 mod flow;
 mod footprint;
-mod normalise;
+mod operands;
 mod operation;
 mod ops;
+mod recompute;
 mod sketch;
 mod var;
 
-pub use normalise::{Columns, Time};
-pub use operation::{Kind, Operation, Work};
-pub use ops::{LayerParams, Residual};
+pub use operands::{Run, Runs};
+pub use operation::{Operation, Work};
+pub use ops::{Columns, LayerParams, Residual, Time};
 pub use sketch::Sketch;
 pub use var::Var;
 
@@ -33,7 +33,7 @@ use ddpm_kernels::ops::elementwise;
 
 use self::flow::{Flow, Node};
 use crate::error::Result;
-use crate::params::{Gradients, ParamId, Params, ReferenceParams};
+use crate::params::{Gradients, Params};
 
 /// Which dropout masks a training pass draws.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,15 +46,9 @@ pub struct DropoutStream {
     pub first_position: u64,
 }
 
-#[derive(Clone, Copy)]
-enum Weights<'p> {
-    Fast(&'p Params),
-    Reference(&'p ReferenceParams),
-}
-
 /// See the module.
 pub struct Tape<'p> {
-    weights: Weights<'p>,
+    params: &'p Params,
     recording: bool,
     dropout: Option<DropoutStream>,
     /// The optimizer step where the GPU keeps it, instead of the one in `dropout`.
@@ -79,9 +73,9 @@ pub fn fuses_on(device: &Device) -> bool {
 }
 
 impl<'p> Tape<'p> {
-    fn new(weights: Weights<'p>, recording: bool, dropout: Option<DropoutStream>) -> Self {
+    fn new(params: &'p Params, recording: bool, dropout: Option<DropoutStream>) -> Self {
         Self {
-            weights,
+            params,
             recording,
             dropout,
             step: None,
@@ -97,22 +91,17 @@ impl<'p> Tape<'p> {
 
     /// A tape that only computes.
     pub fn inference(params: &'p Params) -> Self {
-        Self::new(Weights::Fast(params), false, None)
+        Self::new(params, false, None)
     }
 
     /// A tape that records, with the dropout masks of `dropout`.
     pub fn training(params: &'p Params, dropout: DropoutStream) -> Self {
-        Self::new(Weights::Fast(params), true, Some(dropout))
+        Self::new(params, true, Some(dropout))
     }
 
     /// A tape that records, without dropout.
     pub fn gradients(params: &'p Params) -> Self {
-        Self::new(Weights::Fast(params), true, None)
-    }
-
-    /// A tape that runs plain candle operations: differentiate its result with candle's autograd. Without dropout.
-    pub fn reference(params: &'p ReferenceParams) -> Self {
-        Self::new(Weights::Reference(params), false, None)
+        Self::new(params, true, None)
     }
 
     /// Uses exact convolutions throughout, for comparisons.
@@ -132,53 +121,27 @@ impl<'p> Tape<'p> {
 
     /// Where the network computes.
     pub fn device(&self) -> Device {
-        match self.weights {
-            Weights::Fast(params) => params.buffer().device().clone(),
-            Weights::Reference(_) => Device::Cpu,
-        }
+        self.params.buffer().device().clone()
     }
 
     /// A value no gradient flows to.
     pub fn input(&self, value: &Tensor) -> Result<Var> {
-        let value = match self.weights {
-            Weights::Fast(params) => {
-                let value = value.contiguous()?.to_device(params.buffer().device())?;
-                elementwise::cast(&value, self.dtype())?
-            }
-            Weights::Reference(_) => value.to_dtype(self.dtype())?.contiguous()?,
-        };
-        Ok(Var::new(value, None))
+        let value = value.contiguous()?.to_device(self.params.buffer().device())?;
+        Ok(Var::new(elementwise::cast(&value, self.dtype())?, None))
     }
 
     pub(crate) fn dtype(&self) -> DType {
-        match self.weights {
-            Weights::Fast(params) => params.dtype(),
-            Weights::Reference(params) => params.variables().first().map_or(DType::F64, |v| v.dtype()),
-        }
+        self.params.dtype()
     }
 
     /// Whether operations do what stands around them in the same pass.
     fn fuses(&self) -> bool {
-        self.sketch.as_ref().map_or_else(|| !self.is_reference() && fuses_on(&self.device()), |sketch| sketch.fused)
+        self.sketch.as_ref().map_or_else(|| fuses_on(&self.device()), |sketch| sketch.fused)
     }
 
-    fn is_reference(&self) -> bool {
-        matches!(self.weights, Weights::Reference(_))
-    }
-
-    /// A parameter in f32, whatever the network computes in.
-    fn master(&self, id: ParamId) -> &'p Tensor {
-        match self.weights {
-            Weights::Fast(params) => params.master(id),
-            Weights::Reference(params) => params.tensor(id),
-        }
-    }
-
-    fn param(&self, id: ParamId) -> &'p Tensor {
-        match self.weights {
-            Weights::Fast(params) => params.tensor(id),
-            Weights::Reference(params) => params.tensor(id),
-        }
+    /// Weight and bias, in the format that the network computes in.
+    fn layer(&self, params: LayerParams) -> (&'p Tensor, &'p Tensor) {
+        (self.params.tensor(params.weight), self.params.tensor(params.bias))
     }
 
     /// The dropout masks of the next dropout layer.

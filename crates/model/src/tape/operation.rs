@@ -1,38 +1,28 @@
-//! What an operation of the network works on, noted while a pass runs: enough to do the same work again on its own.
+//! What an operation of the network works on, noted while a pass runs: enough to say what it costs and keeps, and to do the same
+//! work again on its own. All of that stands beside the operation itself, in [`ops`](super::ops), as its [`Facts`].
 
-use std::fmt::{self, Display, Formatter};
+use std::fmt::{self, Debug, Display, Formatter};
+use std::sync::Arc;
 
-use ddpm_kernels::ops::activation::Activation;
-use ddpm_kernels::ops::conv2d::Conv2d;
-use ddpm_kernels::ops::group_norm::GroupNorm;
+use candle_core::{DType, Device};
+use ddpm_kernels::KernelError;
+
+use super::operands::{Maker, Runs};
 
 /// An operation on `x` `[N, ..., C]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Operation {
     /// The shape of its first operand; that of an embedding is its result's.
-    pub x: Vec<usize>,
-    /// What is done with it.
-    pub kind: Kind,
+    pub(super) x: Vec<usize>,
+    pub(super) facts: Arc<dyn Facts>,
 }
 
-/// The operations, named as the tape's methods, with what else makes a difference to their work.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[allow(missing_docs, reason = "the operands of those methods")]
-pub enum Kind {
-    Conv2d { conv: Conv2d, outputs: usize, residual: bool, need_dx: bool },
-    GroupNorm { norm: GroupNorm, modulation: bool, offset: bool, dropout: f64 },
-    Linear { outputs: usize, residual: bool, need_dx: bool },
-    Attention { heads: usize },
-    AddChannels,
-    Add,
-    Concat { others: usize },
-    Upsample,
-    Downsample,
-    Scale { factor: f32 },
-    Activation(Activation),
-    Silu,
-    Embedding { rows: usize },
-    Dropout { probability: f64 },
+/// Whether they do the same work.
+impl PartialEq for Operation {
+    fn eq(&self, other: &Self) -> bool {
+        // Facts tell all that they are when they are shown.
+        self.x == other.x && format!("{:?}", self.facts) == format!("{:?}", other.facts)
+    }
 }
 
 /// What must be done, whatever the algorithm.
@@ -44,25 +34,132 @@ pub struct Work {
     pub flop: u64,
 }
 
+/// What the way back reads, so that it is not freed before.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Kept {
+    pub(super) x: bool,
+    pub(super) other: bool,
+    pub(super) y: bool,
+}
+
+/// Where the gradient of an operand comes from.
+#[derive(Clone, Debug)]
+pub(super) enum Gradient {
+    /// It gets none.
+    None,
+    /// It is that of the result.
+    OfResult,
+    /// It is a new tensor of this shape.
+    New(Vec<usize>),
+    /// A new tensor; or two, where the operand was joined of two values and is read here first.
+    NewOrParts,
+    /// Each operation that reads the operand writes some of its columns, the first of all makes it.
+    Shared,
+}
+
+/// What has arrived for an operand and is added to its gradient on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Added {
+    /// Nothing is: sums are passes of their own.
+    Nothing,
+    /// One tensor.
+    One,
+    /// One tensor, or two.
+    Two,
+}
+
+/// What a way back takes and gives.
+#[derive(Clone, Debug)]
+pub(super) struct WayBack {
+    pub(super) x: Gradient,
+    pub(super) other: Gradient,
+    /// To that of x.
+    pub(super) added: Added,
+    /// Whether it needs for a while as much as the forward pass [made beside](Facts::made_beside) its result.
+    pub(super) beside: bool,
+}
+
+impl WayBack {
+    /// The gradients alone.
+    pub(super) fn gives(x: Gradient, other: Gradient) -> Self {
+        Self { x, other, added: Added::Nothing, beside: false }
+    }
+
+    /// A layer's, whose input may want none.
+    pub(super) fn of_layer(x: &[usize], need_dx: bool) -> Self {
+        Self::gives(if need_dx { Gradient::New(x.to_vec()) } else { Gradient::None }, Gradient::OfResult)
+    }
+}
+
+/// What is known of an operation without running it. `x` is the shape of its first operand `[N, ..., C]`, `size` the bytes of an
+/// activation's number. What is said here of memory is what the operation and its body for a GPU keep and allocate; a test on a
+/// GPU (`tests/gpu/memory.rs` of the crate that trains) holds the sum against what the driver saw.
+pub(super) trait Facts: Debug + Send + Sync {
+    /// The name of the tape's method.
+    fn name(&self) -> &'static str;
+
+    /// What makes a difference besides the shapes, to be read after them.
+    fn details(&self) -> String {
+        String::new()
+    }
+
+    /// The shape of the result.
+    fn y(&self, x: &[usize]) -> Vec<usize> {
+        x.to_vec()
+    }
+
+    /// Numbers in weight and bias, in this order.
+    fn params(&self, _x: &[usize]) -> [usize; 2] {
+        [0; 2]
+    }
+
+    /// What its forward pass must do; it reads `x` and writes the result.
+    fn forward_work(&self, x: &[usize], size: usize) -> Work {
+        Work { bytes: (count(x) + count(&self.y(x))) * size as u64, flop: 0 }
+    }
+
+    /// What its backward pass must do: the gradients of parameters are f32.
+    fn backward_work(&self, x: &[usize], size: usize) -> Work {
+        self.forward_work(x, size)
+    }
+
+    /// What the way back reads.
+    fn kept(&self) -> Kept {
+        Kept::default()
+    }
+
+    /// Bytes that the forward pass makes for the way back besides its result, for one image.
+    fn made_beside(&self, _x: &[usize], _size: usize) -> u64 {
+        0
+    }
+
+    /// Numbers of f32 for each image in which sums over the images wait until the end of a pass.
+    fn waiting_sums(&self, _x: &[usize]) -> usize {
+        0
+    }
+
+    /// The shapes of what the result is made of, where that lies in it side by side.
+    fn parts(&self, _x: &[usize]) -> Option<[Vec<usize>; 2]> {
+        None
+    }
+
+    /// What its way back takes and gives.
+    fn way_back(&self, x: &[usize]) -> WayBack {
+        WayBack::gives(Gradient::New(x.to_vec()), Gradient::None)
+    }
+
+    /// Both passes on operands of their own.
+    fn prepare(&self, x: &[usize], make: &Maker<'_>) -> Result<Runs, KernelError>;
+}
+
 impl Operation {
+    pub(super) fn new(x: &[usize], facts: impl Facts + 'static) -> Self {
+        Self { x: x.to_vec(), facts: Arc::new(facts) }
+    }
+
     /// The name of the tape's method.
     pub fn name(&self) -> &'static str {
-        match self.kind {
-            Kind::Conv2d { .. } => "conv2d",
-            Kind::GroupNorm { .. } => "group_norm",
-            Kind::Linear { .. } => "linear",
-            Kind::Attention { .. } => "attention",
-            Kind::AddChannels => "add_channels",
-            Kind::Add => "add",
-            Kind::Concat { .. } => "concat",
-            Kind::Upsample => "upsample",
-            Kind::Downsample => "downsample",
-            Kind::Scale { .. } => "scale",
-            Kind::Activation(_) => "activation",
-            Kind::Silu => "silu",
-            Kind::Embedding { .. } => "embedding",
-            Kind::Dropout { .. } => "dropout",
-        }
+        self.facts.name()
     }
 
     /// The same for `n` samples.
@@ -76,105 +173,25 @@ impl Operation {
 
     /// The shape of the result.
     pub fn y(&self) -> Vec<usize> {
-        let mut y = self.x.to_vec();
-        let channels = y.last().copied().unwrap_or(0);
-        let mut resize = |by: &dyn Fn(usize) -> usize, channels: usize| {
-            let last = y.len().saturating_sub(1);
-            y.iter_mut().take(last).skip(1).for_each(|side| *side = by(*side));
-            y.iter_mut().skip(last).for_each(|all| *all = channels);
-        };
-        match self.kind {
-            Kind::Conv2d { conv, outputs, .. } => {
-                let padding = conv.pad_before + conv.pad_after;
-                resize(&|side| (side + padding).saturating_sub(conv.kernel) / conv.stride.max(1) + 1, outputs);
-            }
-            Kind::Linear { outputs, .. } => resize(&|side| side, outputs),
-            Kind::Attention { .. } => resize(&|side| side, channels / 3),
-            Kind::Concat { others, .. } => resize(&|side| side, channels + others),
-            Kind::Upsample => resize(&|side| 2 * side, channels),
-            Kind::Downsample => resize(&|side| side / 2, channels),
-            _ => {}
-        }
-        y
-    }
-
-    /// Numbers in weight and bias, in this order.
-    pub fn params(&self) -> [usize; 2] {
-        let channels = self.x.last().copied().unwrap_or(0);
-        match self.kind {
-            Kind::Conv2d { conv, outputs, .. } => [outputs * conv.kernel * conv.kernel * channels, outputs],
-            Kind::Linear { outputs, .. } => [outputs * channels, outputs],
-            Kind::GroupNorm { .. } => [channels; 2],
-            Kind::Embedding { rows, .. } => [rows * channels, 0],
-            _ => [0; 2],
-        }
+        self.facts.y(&self.x)
     }
 
     /// What its forward pass must do, with activations of `size` bytes a number.
     pub fn forward_work(&self, size: usize) -> Work {
-        let (x, y) = (count(&self.x), count(&self.y()));
-        let params: usize = self.params().iter().sum();
-        let (second, params) = match self.kind {
-            Kind::Conv2d { residual, .. } | Kind::Linear { residual, .. } => {
-                (if residual { y } else { 0 }, params * size)
-            }
-            // Its parameters are f32.
-            Kind::GroupNorm { modulation, offset, .. } => {
-                (self.per_channel(2 * u64::from(modulation) + u64::from(offset)), params * size_of::<f32>())
-            }
-            Kind::AddChannels => (self.per_channel(1), 0),
-            Kind::Add => (x, 0),
-            Kind::Concat { .. } => (y - x, 0),
-            _ => (0, 0),
-        };
-        Work { bytes: (x + y + second) * size as u64 + params as u64, flop: self.products() }
+        self.facts.forward_work(&self.x, size)
     }
 
     /// What its backward pass must do: the gradients of parameters are f32.
     pub fn backward_work(&self, size: usize) -> Work {
-        let (x, y, size) = (count(&self.x), count(&self.y()), size as u64);
-        let [weight, bias] = self.params().map(|numbers| numbers as u64);
-        let gradients = (weight + bias) * size_of::<f32>() as u64;
-        let (bytes, flop) = match self.kind {
-            Kind::Conv2d { need_dx, .. } | Kind::Linear { need_dx, .. } => {
-                let parts = if need_dx { 2 } else { 1 };
-                let dx = if need_dx { x + weight } else { 0 };
-                ((x + y + dx) * size + gradients, parts * self.products())
-            }
-            Kind::GroupNorm { modulation, offset, .. } => {
-                let time = self.per_channel(4 * u64::from(modulation) + 2 * u64::from(offset));
-                ((x + y + x + time) * size + 2 * gradients, 0)
-            }
-            Kind::Attention { .. } => ((2 * x + y) * size, 2 * self.products()),
-            Kind::AddChannels => ((x + self.per_channel(1)) * size, 0),
-            // Its gradient is passed on as it is.
-            Kind::Add => (0, 0),
-            Kind::Concat { .. } => (2 * y * size, 0),
-            Kind::Activation(_) | Kind::Silu => (3 * x * size, 0),
-            Kind::Embedding { .. } => (y * size + gradients, 0),
-            Kind::Upsample | Kind::Downsample | Kind::Scale { .. } | Kind::Dropout { .. } => ((x + y) * size, 0),
-        };
-        Work { bytes, flop }
+        self.facts.backward_work(&self.x, size)
     }
 
-    /// Two for each multiplication and addition of the products of the forward pass.
-    fn products(&self) -> u64 {
-        let x = &self.x;
-        match self.kind {
-            Kind::Conv2d { .. } | Kind::Linear { .. } => {
-                let rows = count(&self.y()) / self.params()[1].max(1) as u64;
-                2 * rows * self.params()[0] as u64
-            }
-            // Queries by keys, and probabilities by values.
-            Kind::Attention { .. } => 2 * 2 * count(x) / 3 * x.get(1).copied().unwrap_or(0) as u64,
-            _ => 0,
-        }
-    }
-
-    /// `numbers` for each channel of each sample.
-    fn per_channel(&self, numbers: u64) -> u64 {
-        let x = &self.x;
-        numbers * x.first().zip(x.last()).map_or(0, |(n, channels)| (n * channels) as u64)
+    /// Both passes on `device`, with operands of their own, whose activations are in `dtype`.
+    ///
+    /// # Errors
+    /// A device without memory, or an operation that fails.
+    pub fn prepare(&self, dtype: DType, device: &Device) -> Result<Runs, KernelError> {
+        self.facts.prepare(&self.x, &Maker { dtype, device })
     }
 }
 
@@ -182,61 +199,58 @@ impl Operation {
 impl Display for Operation {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let sides = |shape: &[usize]| shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
-        write!(f, "{} to {}", sides(&self.x), sides(&self.y()))?;
-        match self.kind {
-            Kind::Conv2d { conv, residual, .. } => {
-                write!(f, ", kernel {}, stride {}{}", conv.kernel, conv.stride, added(residual))
-            }
-            Kind::Linear { residual, .. } => f.write_str(added(residual)),
-            Kind::GroupNorm { norm, modulation, offset, dropout } => {
-                let parts = [
-                    (offset, ", offset"),
-                    (norm.silu, ", SiLU"),
-                    (modulation, ", scale-shift"),
-                    (dropout > 0.0, ", dropout"),
-                ];
-                write!(f, ", {} groups", norm.groups)?;
-                parts.iter().filter(|(there, _)| *there).try_for_each(|(_, name)| f.write_str(name))
-            }
-            Kind::Attention { heads, .. } => write!(f, ", heads {heads}"),
-            Kind::Activation(function) => write!(f, ", {function:?}"),
-            _ => Ok(()),
-        }
+        write!(f, "{} to {}{}", sides(&self.x), sides(&self.y()), self.facts.details())
     }
 }
 
-fn added(residual: bool) -> &'static str {
-    if residual { ", residual" } else { "" }
-}
-
-fn count(shape: &[usize]) -> u64 {
+/// Numbers in a tensor of this shape.
+pub(super) fn count(shape: &[usize]) -> u64 {
     shape.iter().product::<usize>() as u64
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The last axis.
+pub(super) fn channels(x: &[usize]) -> usize {
+    x.last().copied().unwrap_or(0)
+}
 
-    #[test]
-    fn a_convolution_of_stride_2_is_counted() {
-        let conv = Operation {
-            x: vec![1, 8, 8, 3],
-            kind: Kind::Conv2d { conv: Conv2d::downsample(1), outputs: 5, residual: false, need_dx: false },
-        }
-        .of_samples(2);
-        assert_eq!(conv.y(), [2, 4, 4, 5]);
-        let (x, y, weight) = (2 * 8 * 8 * 3, 2 * 4 * 4 * 5, 5 * 9 * 3);
-        assert_eq!(conv.forward_work(2), Work { bytes: 2 * (x + y + weight + 5), flop: 2 * 2 * 4 * 4 * weight });
-        let flop = 2 * 2 * 4 * 4 * weight;
-        assert_eq!(conv.backward_work(2), Work { bytes: 2 * (x + y) + 4 * (weight + 5), flop });
-        assert_eq!(conv.to_string(), "2x8x8x3 to 2x4x4x5, kernel 3, stride 2");
-    }
+/// `x` with another last axis.
+pub(super) fn with_channels(x: &[usize], channels: usize) -> Vec<usize> {
+    let mut y = x.to_vec();
+    y.iter_mut().rev().take(1).for_each(|all| *all = channels);
+    y
+}
 
-    #[test]
-    fn attention_has_two_products_forward_and_four_backward() {
-        let attention = Operation { x: vec![2, 16, 3 * 8], kind: Kind::Attention { heads: 2 } };
-        let flop = 2 * 2 * 2 * 16 * 16 * 8;
-        assert_eq!(attention.forward_work(4), Work { bytes: 4 * (2 * 16 * 32), flop });
-        assert_eq!(attention.backward_work(4).flop, 2 * flop);
-    }
+/// `x` `[N, ..., C]` with other sides.
+pub(super) fn with_sides(x: &[usize], side: impl Fn(usize) -> usize) -> Vec<usize> {
+    let last = x.len().saturating_sub(1);
+    x.iter().enumerate().map(|(at, &of)| if at == 0 || at == last { of } else { side(of) }).collect()
+}
+
+/// `numbers` for each channel of each sample.
+pub(super) fn per_channel(x: &[usize], numbers: u64) -> u64 {
+    numbers * x.first().zip(x.last()).map_or(0, |(n, channels)| (n * channels) as u64)
+}
+
+/// The forward work of a layer, whose parameters have the format of its activations; a residual is read too.
+pub(super) fn layer_work(facts: &dyn Facts, x: &[usize], size: usize, residual: bool) -> Work {
+    let (y, params) = (count(&facts.y(x)), facts.params(x));
+    let second = if residual { y } else { 0 };
+    let params = params.iter().sum::<usize>() as u64;
+    Work { bytes: (count(x) + y + second + params) * size as u64, flop: layer_products(facts, x) }
+}
+
+/// Its backward work: a product for the gradient of the weight, and one for that of x, where x wants one.
+pub(super) fn layer_backward_work(facts: &dyn Facts, x: &[usize], size: usize, need_dx: bool) -> Work {
+    let [weight, bias] = facts.params(x).map(|numbers| numbers as u64);
+    let dx = if need_dx { count(x) + weight } else { 0 };
+    let gradients = (weight + bias) * size_of::<f32>() as u64;
+    let products = if need_dx { 2 } else { 1 };
+    let bytes = (count(x) + count(&facts.y(x)) + dx) * size as u64 + gradients;
+    Work { bytes, flop: products * layer_products(facts, x) }
+}
+
+fn layer_products(facts: &dyn Facts, x: &[usize]) -> u64 {
+    let [weight, bias] = facts.params(x);
+    let rows = count(&facts.y(x)) / bias.max(1) as u64;
+    2 * rows * weight as u64
 }

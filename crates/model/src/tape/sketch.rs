@@ -5,11 +5,12 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{DropoutStream, Kind, Operation, Tape, Var};
+use super::operation::{Facts, Operation};
+use super::{DropoutStream, Tape, Var};
 use crate::error::Result;
 use crate::params::Params;
 
-/// What would run when one image goes through a network; see [`UNet::sketch`](crate::unet::UNet::sketch).
+/// What would run when one image goes through a network; see `UNet::sketch`.
 #[derive(Clone, Debug, Default)]
 pub struct Sketch {
     pub(super) steps: Vec<Step>,
@@ -30,9 +31,11 @@ pub(super) struct Step {
 }
 
 impl Sketch {
-    /// The operations, in the order of the forward pass.
+    /// The operations that run, in the order of the forward pass: where they do what stands around them in the same pass, values
+    /// are joined by what reads them.
     pub fn operations(&self) -> impl Iterator<Item = &Operation> {
-        self.steps.iter().map(|step| &step.operation)
+        let runs = |operation: &&Operation| !self.fused || operation.facts.parts(&operation.x).is_none();
+        self.steps.iter().map(|step| &step.operation).filter(runs)
     }
 }
 
@@ -49,9 +52,9 @@ impl<'p> Tape<'p> {
     }
 
     /// The result of an operation on `x`, if this tape only sketches.
-    pub(super) fn sketch(&mut self, x: &Var, other: Option<&Var>, kind: Kind) -> Result<Option<Var>> {
+    pub(super) fn sketch(&mut self, x: &Var, other: Option<&Var>, facts: impl Facts + 'static) -> Result<Option<Var>> {
         let Some(sketch) = &mut self.sketch else { return Ok(None) };
-        let operation = Operation { x: x.value.dims().to_vec(), kind };
+        let operation = Operation::new(x.value.dims(), facts);
         let value = blank(&operation.y())?;
         let y = sketch.values;
         sketch.values += 1;

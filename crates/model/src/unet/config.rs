@@ -7,7 +7,7 @@
 use ddpm_kernels::ops::activation::Activation as SeparateActivation;
 use serde::{Deserialize, Serialize};
 
-use super::error::UNetConfigError;
+use crate::error::UNetConfigError;
 
 /// A level of the down path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,9 +7,8 @@ use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
 use ddpm_kernels::ops::group_norm::GroupNorm as Normalisation;
 
 use super::config::Activation;
-use super::naming::FileLayout;
 use crate::error::Result;
-use crate::params::{Init, ParamId, ParamLayout};
+use crate::params::{FileLayout, Init, ParamId, ParamLayout};
 use crate::tape::{Columns, LayerParams, Residual, Tape, Time, Var};
 
 /// How a layer starts.

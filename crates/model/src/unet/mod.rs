@@ -9,7 +9,6 @@ mod attention;
 mod blocks;
 mod config;
 mod embedding;
-mod error;
 #[cfg(all(test, feature = "cuda"))]
 mod launches;
 mod layers;
@@ -28,8 +27,8 @@ pub use config::{
     UNetConfig, UpBlockType, unsupported,
 };
 pub use embedding::Condition;
-pub(crate) use embedding::sinusoids;
-pub use error::UNetConfigError;
+
+pub use crate::error::UNetConfigError;
 
 use self::blocks::{DownBlock, MidBlock, UpBlock};
 use self::embedding::ConditionEmbedding;

@@ -4,18 +4,7 @@
 //! layer, in files three. Everything else is the same in both. This is the only module that knows.
 
 use crate::error::{ModelError, Result};
-use crate::params::ParamSpec;
-
-/// How files hold a parameter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FileLayout {
-    /// As in memory.
-    Same,
-    /// A convolution weight.
-    Convolution,
-    /// Stacked along the first axis from equally large tensors under these keys.
-    Stacked([String; 3]),
-}
+use crate::params::{FileLayout, ParamSpec};
 
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq)]

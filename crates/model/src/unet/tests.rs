@@ -10,7 +10,7 @@ use candle_nn::VarBuilder;
 use ddpm_kernels::philox::{Philox, Purpose};
 
 use super::*;
-use crate::params::{Gradients, Params, ReferenceParams};
+use crate::params::{Gradients, Params};
 use crate::plain::UNet2DModel;
 use crate::tape::DropoutStream;
 use crate::unet::naming::FileTensor;
@@ -106,12 +106,22 @@ struct Oracle {
 
 impl Oracle {
     fn new(config: &UNetConfig, unet: &UNet, params: &Params) -> Self {
+        Self::moved(config, unet, params, &vec![0.0; unet.layout().len()], 0.0)
+    }
+
+    /// With weights that are `step` away from `params` in this direction; in f64, for f32 would round a small step away.
+    fn moved(config: &UNetConfig, unet: &UNet, params: &Params, direction: &[f32], step: f64) -> Self {
         let flat = params.buffer().to_vec().unwrap();
-        let tensors = unet.layout().specs().iter().flat_map(|spec| spec.to_file(&flat));
-        let variables: HashMap<_, _> = tensors
-            .map(|FileTensor { key, shape, data }| {
-                let tensor = Tensor::from_vec(data, shape, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
-                (key, Var::from_tensor(&tensor).unwrap())
+        let tensors = |flat| unet.layout().specs().iter().flat_map(move |spec| spec.to_file(flat));
+        let wide = |FileTensor { shape, data, .. }: FileTensor| {
+            Tensor::from_vec(data, shape, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap()
+        };
+        let variables: HashMap<_, _> = tensors(&flat)
+            .zip(tensors(direction))
+            .map(|(weight, direction)| {
+                let key = weight.key.clone();
+                let moved = (wide(weight) + (wide(direction) * step).unwrap()).unwrap();
+                (key, Var::from_tensor(&moved).unwrap())
             })
             .collect();
         let tensors = variables.iter().map(|(key, var)| (key.clone(), var.as_tensor().clone())).collect();
@@ -230,7 +240,8 @@ fn output_and_every_gradient_agree_with_candles_autograd_in_f64() {
 
 #[test]
 fn the_gradient_agrees_with_finite_differences_in_f64() {
-    let unet = UNet::new(&small(TimeScaleShift::ScaleShift)).unwrap();
+    let config = small(TimeScaleShift::ScaleShift);
+    let unet = UNet::new(&config).unwrap();
     let params = random_params(&unet);
     let (x, dy) = (normal(&[1, 16, 16, 3], 0), normal(&[1, 16, 16, 3], 1));
     let mut tape = Tape::gradients(&params);
@@ -239,18 +250,11 @@ fn the_gradient_agrees_with_finite_differences_in_f64() {
     tape.backward(y, dy.clone(), &mut gradients).unwrap();
     let flat = gradients.complete().unwrap().to_vec().unwrap();
 
-    let start = params.buffer().to_vec().unwrap();
-    let direction = normal(&[start.len()], 7).to_vec1::<f32>().unwrap();
-    // Moved in f64, in the reference variables: f32 parameters would round the step away.
+    let direction = normal(&[unet.layout().len()], 7).to_vec1::<f32>().unwrap();
     let value = |step: f64| -> f64 {
-        let reference = ReferenceParams::new(&params, DType::F64).unwrap();
-        for (spec, variable) in unet.layout().specs().iter().zip(reference.variables()) {
-            let d = Tensor::from_slice(&direction[spec.offset..][..spec.len()], spec.shape.as_slice(), &Device::Cpu);
-            let moved = (variable.as_tensor() + (d.unwrap().to_dtype(DType::F64).unwrap() * step).unwrap()).unwrap();
-            variable.set(&moved).unwrap();
-        }
-        let y = unet.forward(&mut Tape::reference(&reference), &x, &[40.0], Some(&[1])).unwrap();
-        to_f64(y.value()).iter().zip(to_f64(&dy)).map(|(y, d)| y * d).sum()
+        let oracle = Oracle::moved(&config, &unet, &params, &direction, step);
+        let y = oracle.network.forward(&Oracle::turned(&x), &[40.0], Some(&[1])).unwrap();
+        to_f64(&y).iter().zip(to_f64(&Oracle::turned(&dy))).map(|(y, d)| y * d).sum()
     };
     let step = 1e-5;
     let want = (value(step) - value(-step)) / (2.0 * step);

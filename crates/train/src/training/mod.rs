@@ -18,7 +18,7 @@
 //! | [`model`] | a trained model, read back |
 //! | [`measure`], [`estimate`] | how long a step takes, or would take |
 //! | [`throughput`] | how fast images are drawn and read |
-//! | [`operations`], `operands` | how long each operation of the network takes |
+//! | [`operations`] | how long each operation of the network takes |
 
 mod arithmetic;
 mod context;
@@ -36,7 +36,6 @@ pub mod measure;
 pub mod model;
 pub mod noise;
 mod observe;
-mod operands;
 pub mod operations;
 pub mod outcome;
 pub mod pictures;

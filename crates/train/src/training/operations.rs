@@ -10,14 +10,13 @@ use std::time::Instant;
 use candle_core::Device;
 #[cfg(feature = "cuda")]
 use ddpm_kernels::cuda::{Gpu, Recording, switches::Family};
-use ddpm_model::tape::{Operation, Work, fuses_on};
+use ddpm_model::tape::{Operation, Run, Runs, Work, fuses_on};
 use ddpm_model::unet::UNet;
 use serde::Serialize;
 
 use super::arithmetic::set_arithmetic;
 use super::context::device_name;
 use super::measure::{median, milliseconds};
-use super::operands::{Run, Runs, prepare};
 use crate::config::TrainPlan;
 use crate::error::Failure;
 
@@ -82,7 +81,7 @@ pub fn measure_operations(
     for (done, (operation, count)) in counted.iter().enumerate() {
         tell(Progress::Done(done, counted.len()))?;
         let operation = operation.clone().of_samples(batch_size);
-        let Runs { forward, backward } = prepare(&operation, dtype, &device)?;
+        let Runs { forward, backward } = operation.prepare(dtype, &device)?;
         let mut add = |direction: &str, run: &Run, work: Work| -> Result<(), Failure> {
             let timed = TimedOperation {
                 name: format!("{} {direction}", operation.name()),

@@ -57,17 +57,11 @@ impl<'p> Tape<'p> {
     /// A tape that goes on where this one is, and records everything.
     fn empty(&self) -> Self {
         Self {
-            weights: self.weights,
-            recording: true,
-            dropout: self.dropout,
             step: self.step.clone(),
             dropout_layers: self.dropout_layers,
             algorithm: self.algorithm,
-            checkpointing: false,
-            nodes: Vec::new(),
-            values: 0,
-            sketch: None,
             taken: self.taken.clone(),
+            ..Self::new(self.params, true, self.dropout)
         }
     }
 }
