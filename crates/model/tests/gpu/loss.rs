@@ -68,7 +68,7 @@ impl Case {
     fn want(&self) -> LossValue {
         let (x_start, noise) = self.noised();
         let inputs = LossInputs {
-            model_output: &self.output,
+            model_output: &self.output.to_dtype(DType::F32).unwrap(),
             x_start: &x_start,
             t: &self.t,
             noise: &noise,

@@ -149,8 +149,11 @@ pub fn sampler_step(
     };
     let x_0 = ((x_t * step.x_start_x_t)? + (&prediction * step.x_start_prediction)?)?;
     let x_0 = if step.clip == 0.0 { x_0 } else { x_0.clamp(-1.0, 1.0)? };
-    let mean = ((&x_0 * step.mean_x_start)? + (x_t * step.mean_x_t)?)?;
-    let mean = ((mean + (prediction * step.mean_prediction)?)? + (previous * step.mean_previous)?)?;
+    let mut mean = ((&x_0 * step.mean_x_start)? + (x_t * step.mean_x_t)?)?;
+    // A factor of zero leaves out what it would multiply, which may be nothing yet.
+    for (factor, value) in [(step.mean_prediction, &prediction), (step.mean_previous, previous)] {
+        mean = if factor == 0.0 { mean } else { (mean + (value * factor)?)? };
+    }
     if step.noise == 0.0 {
         return Ok((mean, x_0));
     }
