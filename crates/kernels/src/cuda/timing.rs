@@ -10,7 +10,7 @@ use candle_core::cuda_backend::cudarc::driver::CudaEvent;
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 
 use super::{Gpu, lock, refused};
-use crate::error::Result;
+use crate::error::{KernelError, Result};
 
 /// Runs of each way that are timed together, after one that is not.
 const RUNS: usize = 3;
@@ -59,7 +59,10 @@ pub(super) fn fastest<W>(
         [only] => Some(only),
         _ => {
             warm_up(gpu)?;
-            let time = |number: usize| milliseconds(gpu, || (0..RUNS).try_for_each(|_| queue(&ways[number])));
+            let time = |number: usize| {
+                let time = milliseconds(gpu, || (0..RUNS).try_for_each(|_| queue(&ways[number])));
+                time.map_err(|error| timing(number, computation, error))
+            };
             least(&working, time)?
         }
     };
@@ -70,6 +73,16 @@ pub(super) fn fastest<W>(
         (None, None) => {}
     }
     Ok(best)
+}
+
+/// Says which way it was that a GPU failed at: that ends everything, and no other message will name it.
+fn timing(way: usize, computation: &dyn Debug, error: KernelError) -> KernelError {
+    match error {
+        KernelError::Gpu { error, .. } => {
+            KernelError::Gpu { what: format!("timing way {way} of {computation:?}"), error }
+        }
+        other => other,
+    }
 }
 
 /// Which of `ways` takes the least time. A round asks all of them before any is asked again, so that a clock that changes

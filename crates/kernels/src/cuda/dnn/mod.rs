@@ -31,6 +31,10 @@ use crate::error::{KernelError, Result};
 /// Engines that are timed, as many as PyTorch does. One that comes compiled is ready in less than a millisecond.
 const CANDIDATES: usize = 10;
 
+/// Bytes that the operands' addresses are multiples of. Asked for less, cuDNN 9.19 proposes an engine for f32 gradients of weights
+/// that loads 16 all the same, and such a fault ends everything on the GPU (seen on an H100).
+const ALIGNMENT: u32 = 16;
+
 /// Scratch memory beyond which an engine is taken only where all want that much.
 const LARGE_WORKSPACE: usize = 256 << 20;
 
@@ -59,8 +63,6 @@ pub(crate) struct Request {
     pub(crate) pad_after: usize,
     /// Of all tensors.
     pub(crate) dtype: DType,
-    /// In bytes, of x, weight, y, bias, residual.
-    pub(crate) alignment: [u32; 5],
 }
 
 /// Where the tensors lie; gradients lie where what they belong to would.
@@ -74,6 +76,11 @@ pub(crate) struct Operands {
 }
 
 impl Operands {
+    fn are_aligned(&self) -> bool {
+        let Self { x, weight, y, bias, residual } = *self;
+        [x, weight, y, bias, residual].iter().all(|address| address.alignment() >= ALIGNMENT)
+    }
+
     /// Of a layer's way forward, all in the format of `x`.
     pub(crate) fn forward(
         gpu: &Gpu,
@@ -143,11 +150,14 @@ impl Drop for Convolutions {
 }
 
 impl Gpu {
-    /// Queues the computation; whether cuDNN has an engine for it.
+    /// Queues the computation; whether cuDNN has an engine for it. It has none for operands at odd places.
     ///
     /// # Errors
     /// The library is missing, or fails.
     pub(crate) fn convolve(&self, request: &Request, operands: &Operands) -> Result<bool> {
+        if !operands.are_aligned() {
+            return Ok(false);
+        }
         let mut convolutions = lock(&self.convolutions);
         if convolutions.is_none() {
             *convolutions = Some(Convolutions::new(self)?);
