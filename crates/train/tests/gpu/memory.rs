@@ -45,7 +45,7 @@ fn network(settings: &[(&str, &str)]) -> TrainPlan {
 }
 
 /// Tensors that nobody needs, or the emulator's limit: what makes memory scarce while it lives.
-struct Scarcity(#[expect(dead_code, reason = "it is there")] Option<Tensor>);
+struct Scarcity(#[expect(dead_code, reason = "it is there")] Vec<Tensor>);
 
 const LIMIT: &str = "GPU_EMULATOR_MEMORY";
 
@@ -57,9 +57,18 @@ impl Scarcity {
         if Emulator::find().is_some() {
             // SAFETY: the tests on a GPU take turns, and nothing else reads the environment meanwhile.
             unsafe { std::env::set_var(LIMIT, (room.used + bytes).to_string()) };
-            return Self(None);
+            return Self(Vec::new());
         }
-        Self(Some(Tensor::zeros((room.free - bytes) as usize, DType::U8, device).unwrap()))
+        // A driver has no piece as large as all that is free, and hands out multiples of 2 MiB.
+        let (mut taken, mut piece) = (Vec::new(), 1 << 30);
+        while piece >= 2 << 20 {
+            let free = gpu.memory().unwrap().free;
+            match Tensor::zeros(piece as usize, DType::U8, device) {
+                Ok(tensor) if free >= bytes + piece => taken.push(tensor),
+                _ => piece /= 2,
+            }
+        }
+        Self(taken)
     }
 }
 

@@ -11,8 +11,7 @@ use crate::gemm::Write;
 use crate::ops::linear;
 
 impl Geometry {
-    fn request(&self, pass: Pass, dtype: DType, operands: &Operands) -> Request {
-        let addresses = [operands.x, operands.weight, operands.y, operands.bias, operands.residual];
+    fn request(&self, pass: Pass, dtype: DType) -> Request {
         Request {
             pass,
             x: [self.n, self.h, self.w, self.ci],
@@ -22,8 +21,6 @@ impl Geometry {
             pad_before: self.conv.pad_before,
             pad_after: self.conv.pad_after,
             dtype,
-            // The engines tell apart what is aligned to 16 bytes and what is not.
-            alignment: addresses.map(|address| address.alignment().min(16)),
         }
     }
 
@@ -68,10 +65,10 @@ pub(super) fn forward(
     let fused = Pass::Forward { bias: true, residual: residual.is_some() };
     let plain = Pass::Forward { bias: false, residual: false };
     let elements = y.elem_count();
-    if !g.exact() && gpu.convolve(&g.request(fused, dtype, &operands), &operands)? {
+    if !g.exact() && gpu.convolve(&g.request(fused, dtype), &operands)? {
         return Ok(y);
     }
-    if !g.exact() && gpu.convolve(&g.request(plain, dtype, &operands), &operands)? {
+    if !g.exact() && gpu.convolve(&g.request(plain, dtype), &operands)? {
         operands.add_bias_and_residual(&gpu, dtype, g.co, elements)?;
         return Ok(y);
     }
@@ -110,7 +107,7 @@ pub(super) fn backward(
 }
 
 fn input_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands) -> Result<()> {
-    if !g.exact() && gpu.convolve(&g.request(Pass::InputGradient, dtype, &operands), &operands)? {
+    if !g.exact() && gpu.convolve(&g.request(Pass::InputGradient, dtype), &operands)? {
         return Ok(());
     }
     let elements = g.n * g.h * g.w * g.ci;
@@ -126,7 +123,7 @@ fn weight_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands, gr
     let ((dw, _), write) = (grads.addresses(gpu)?, grads.write);
     let convolve = |weight| -> Result<bool> {
         let operands = Operands { weight, ..operands };
-        gpu.convolve(&g.request(Pass::WeightGradient, dtype, &operands), &operands)
+        gpu.convolve(&g.request(Pass::WeightGradient, dtype), &operands)
     };
     if !g.exact() {
         if dtype == DType::F32 && write == Write::Assign && convolve(dw)? {
