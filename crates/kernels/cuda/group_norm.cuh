@@ -123,3 +123,70 @@ __device__ __forceinline__ Affine affine(const Norm &n, u32 image, u32 channel, 
     }
     return a;
 }
+
+namespace group_norm_forward {
+
+// x [pixels, C]; or its first channels, and the rest, and where to write all of it.
+template <typename T> struct Source {
+    const T *x, *rest;
+    T *whole; // none if x is
+    u32 joined; // the first channels: all, if there is no rest
+
+    // All of x, once the block has read its part.
+    __device__ __forceinline__ const T *read() const { return whole ? whole : x; }
+};
+
+template <typename T> struct Operands {
+    Source<T> x;
+    const float *weight, *bias;
+    const T *modulation, *offset;
+    T *y;
+    float *statistics, *partials;
+    Mask mask;
+};
+
+} // namespace group_norm_forward
+
+namespace group_norm_backward {
+
+template <typename T> struct Operands {
+    const T *x, *dy, *extra, *second; // the latter two are added to dx
+    const float *weight, *bias;
+    const T *modulation, *offset;
+    const float *statistics;
+    T *dx, *rest; // [pixels, joined] and [pixels, C - joined]
+    T *dmodulation, *doffset;
+    u32 dapart; // elements between the rows of either
+    float *partials; // [images, parts, 2, C]: sums over the parts, or none
+    float *own;      // [images, 2, C]: each image's gradients of weight and bias
+    float *dx_sums;  // [images, parts, C]: each part's sums of dx, or none
+    u32 *counters;
+    u32 silu, joined;
+    Mask mask;
+};
+
+} // namespace group_norm_backward
+
+// What the kernels of either direction take, and from there.
+#define SOURCE(T) const T *x, const T *rest, T *whole, u32 joined
+#define GATHERED_SOURCE {x, rest, whole, joined}
+#define GROUP_NORM_FORWARD_OPERANDS(T)                                                                                 \
+    SOURCE(T), const float *weight, const float *bias, const T *modulation, const T *offset, u32 apart, T *y,          \
+        float *statistics, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice, u32 across, u32 part,  \
+        u32 width, u32 kept, float eps, u32 silu, MASK
+#define GROUP_NORM_FORWARD_GATHER(T)                                                                                   \
+    DYNAMIC_SHARED(float, shared);                                                                                     \
+    const Norm n = {pixels, channels, per_group, slice, across, part, apart};                                          \
+    const group_norm_forward::Operands<T> o = {GATHERED_SOURCE, weight, bias, modulation, offset, y, statistics,       \
+                                               partials, GATHERED_MASK}
+#define GROUP_NORM_BACKWARD_OPERANDS(T)                                                                                         \
+    const T *x, const T *dy, const T *extra, const T *second, const float *weight, const float *bias,                  \
+        const T *modulation, const T *offset, u32 apart, const float *statistics, T *dx, T *rest, T *dmodulation,      \
+        T *doffset, u32 dapart, float *partials, float *own, float *dx_sums, u32 *counters, u32 silu, u32 joined,      \
+        MASK, u32 pixels, u32 channels, u32 per_group, u32 slice, u32 across, u32 part, u32 width, u32 kept
+#define GROUP_NORM_BACKWARD_GATHER(T)                                                                                           \
+    DYNAMIC_SHARED(float, shared);                                                                                     \
+    const Norm n = {pixels, channels, per_group, slice, across, part, apart};                                          \
+    const group_norm_backward::Operands<T> o = {                                                                       \
+        x,      dy,   extra,       second,  weight, bias,     modulation, offset,  statistics, dx,   rest,             \
+        dmodulation, doffset, dapart, partials, own, dx_sums, counters, silu, joined, GATHERED_MASK}
