@@ -202,9 +202,9 @@ template <typename T, int W> __device__ void part_moments(const Norm &n, const S
     }                                                                                                                  \
     extern "C" __global__ void THREE_BLOCKS                                                                            \
         group_norm_moments_##S(SOURCE(T), float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,         \
-                               u32 across, u32 part, u32 width) {                                                      \
+                               u32 across, u32 part, u32 width, u32 inverse) {                                         \
         DYNAMIC_SHARED(float, shared);                                                                                 \
-        const Norm n = {pixels, channels, per_group, slice, across, part, 0};                                          \
+        const Norm n = {pixels, channels, per_group, slice, across, part, 0, inverse};                                 \
         if (width > 1)                                                                                                 \
             group_norm_forward::part_moments<T, 16 / sizeof(T)>(n, GATHERED_SOURCE, partials, shared);                 \
         else                                                                                                           \

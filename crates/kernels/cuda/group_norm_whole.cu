@@ -17,17 +17,17 @@ template <typename T, int W> struct Room {
     unsigned char *gone;
 };
 
-template <typename T, int W, int Q> __device__ __forceinline__ Room<T, W> room(const Norm &n, const Mine &m, float *shared) {
+template <typename T, int W, int Q> __device__ __forceinline__ Room<T, W> room(const Norm &n, float *shared) {
     Carve carve = {shared};
-    const u32 groups = n.slice / n.per_group;
+    const u32 groups = n.group_of(n.slice);
     Room<T, W> r = {carve.take(n.slice), carve.take(n.slice), carve.take(n.slice), carve.take(groups), carve.take(groups),
                     carve.take(groups), carve.take(blockDim.x / 32 * n.across * 2 * (W / Q))};
     r.x = reinterpret_cast<Raw<T, W> *>(carve.next);
-    r.gone = reinterpret_cast<unsigned char *>(r.x + n.pixels * m.packs);
+    r.gone = reinterpret_cast<unsigned char *>(r.x + n.pixels * (n.slice / W));
     return r;
 }
 
-// Element (image's first pixel, channel) of x, and how far the next pixel's is.
+// The image's first pixel of a channel, and how far the next pixel is.
 template <typename T> struct Column {
     const T *first;
     u32 stride;
@@ -39,31 +39,31 @@ template <typename T> __device__ __forceinline__ Column<T> column(const Norm &n,
     return {of_rest ? x.rest + row + (channel - x.joined) : x.x + row + channel, stride};
 }
 
-// What the slice's channels need.
 template <typename T, int W>
-__device__ __forceinline__ void prepare(const Norm &n, const Site &s, const Operands<T> &o, const Room<T, W> &r) {
-    for (u32 c = threadIdx.x; c < n.slice; c += blockDim.x) {
-        const Affine of_channel = affine(n, s.image, s.base + c, o.weight, o.bias, o.modulation);
-        r.weight[c] = of_channel.weight;
-        r.bias[c] = of_channel.bias;
-        r.offset[c] = offset_of(n, s.image, s.base + c, o.offset);
-        if (c % n.per_group == 0) r.pivot[c / n.per_group] = to_float(*column(n, o.x, s.image, s.base + c).first) + r.offset[c];
-    }
+__device__ __forceinline__ void store_channel(const Norm &n, const Room<T, W> &r, const Loaded<T> &of) {
+    const u32 c = threadIdx.x, group = n.group_of(c);
+    if (c >= n.slice) return;
+    const Affine affine = of.affine();
+    r.weight[c] = affine.weight;
+    r.bias[c] = affine.bias;
+    r.offset[c] = to_float(of.offset);
+    if (group * n.per_group == c) r.pivot[group] = to_float(of.pivot) + to_float(of.offset);
 }
 
 // Leaves the sums of x + offset less the pivot, and of their squares; and writes x, where it was two tensors.
 template <typename T, int W, int Q>
-__device__ __forceinline__ void sum(const Norm &n, const Site &s, const Mine &m, const Source<T> &from, const Room<T, W> &r) {
+__device__ __forceinline__ void sum(const Norm &n, const Site &s, const Mine &m, T *whole, const Room<T, W> &r) {
     constexpr int S = W / Q;
     float v[2 * S] = {}, pivot[W] = {};
     if (m.any) {
 #pragma unroll
-        for (int k = 0; k < W; ++k) pivot[k] = r.pivot[(m.pack * W + k) / n.per_group] - r.offset[m.pack * W + k];
+        for (int k = 0; k < W; ++k) pivot[k] = r.pivot[n.group_of(m.pack * W + k / Q * Q)] - r.offset[m.pack * W + k];
     }
-    T *copy = from.whole ? from.whole + s.offset + m.pack * W : nullptr;
-    as_they_come(n, m, [&](u32 pixel) {
-        const Raw<T, W> x = r.x[m.at(pixel)];
-        if (copy) store_raw(copy + (u64)pixel * n.channels, x);
+    T *copy = whole + s.offset + (u64)m.row * n.channels + m.pack * W;
+    as_they_come<2>(n, m, [&](u32 at) {
+        const Raw<T, W> x = r.x[at];
+        if (whole) store_raw(copy, x);
+        copy += m.rows * n.channels;
 #pragma unroll
         for (int k = 0; k < W; ++k) {
             const float d = x.at(k) - pivot[k];
@@ -78,43 +78,44 @@ __device__ __forceinline__ void sum(const Norm &n, const Site &s, const Mine &m,
 template <typename T, int W, int Q>
 __device__ __forceinline__ void groups(const Norm &n, const Site &s, const Room<T, W> &r, float eps, float *statistics) {
     constexpr int S = W / Q;
-    const u32 all = n.channels / n.per_group, parts = n.per_group / Q;
-    for (u32 group = threadIdx.x; group < n.slice / n.per_group; group += blockDim.x) {
-        float sum = 0.0f, square = 0.0f;
-        for (u32 warp = 0; warp < blockDim.x / 32; ++warp)
-#pragma unroll 2
-            for (u32 part = group * parts; part < (group + 1) * parts; ++part) {
-                const float *of_part = sum_of(r.scratch, n, warp, part / S, 2 * S) + part % S;
-                sum += of_part[0];
-                square += of_part[S];
-            }
-        const float count = (float)n.per_group * (float)n.pixels, shift = sum / count;
-        const float variance = fmaxf(square - sum * shift, 0.0f) / count;
-        float *of_image = statistics + (u64)s.image * 2 * all + s.base / n.per_group + group;
-        of_image[0] = r.mean[group] = r.pivot[group] + shift;
-        of_image[all] = r.rstd[group] = 1.0f / sqrtf(variance + eps);
+    const u32 group = threadIdx.x, all = n.group_of(n.channels), parts = n.per_group / Q;
+    if (group >= n.group_of(n.slice)) return;
+    float sum = 0.0f, square = 0.0f;
+    for (u32 part = group * parts; part < (group + 1) * parts; ++part) {
+        const float *of_part = sums_of<2 * S>(r.scratch, n, 0, part / S) + part % S;
+#pragma unroll 4
+        for (u32 warp = 0; warp < blockDim.x / 32; ++warp, of_part += n.across * 2 * S) {
+            sum += of_part[0];
+            square += of_part[S];
+        }
     }
+    const float fraction = reciprocal_flushed((float)n.per_group * (float)n.pixels), shift = sum * fraction;
+    const float variance = fmaxf(square - sum * shift, 0.0f) * fraction;
+    float *of_image = statistics + (u64)s.image * 2 * all + n.group_of(s.base) + group;
+    of_image[0] = r.mean[group] = r.pivot[group] + shift;
+    of_image[all] = r.rstd[group] = rsqrtf(variance + eps);
 }
 
 // y = silu(x a + b) or x a + b, less what is dropped.
-template <typename T, int W, bool DROPS, bool SILU>
+template <typename T, int W, int Q, bool DROPS, bool SILU>
 __device__ __forceinline__ void apply(const Norm &n, const Site &s, const Mine &m, const Operands<T> &o, const Room<T, W> &r) {
     const float factor = DROPS ? o.mask.keep : 1.0f;
     // With SiLU, z is in units in which 2^z is e^-z. What undoes them and dropout's factor go into the reciprocal.
     constexpr float UNIT = SILU ? -LOG2_E : 1.0f;
-    const float scale = UNIT / factor;
+    const float scale = DROPS ? UNIT / factor : UNIT;
     float a[W], b[W];
 #pragma unroll
     for (int k = 0; k < W; ++k) {
-        const u32 channel = m.pack * W + k, group = channel / n.per_group;
+        const u32 channel = m.pack * W + k, group = n.group_of(m.pack * W + k / Q * Q);
         a[k] = UNIT * (r.weight[channel] * r.rstd[group]);
         b[k] = UNIT * r.bias[channel] - a[k] * (r.mean[group] - r.offset[channel]);
     }
-    T *to = o.y + s.offset + m.pack * W;
+    T *to = o.y + s.offset + (u64)m.row * n.channels + m.pack * W;
+    u32 at = m.first;
 #pragma unroll 2
-    for (u32 pixel = m.row; pixel < n.pixels; pixel += m.rows) {
-        const Raw<T, W> x = r.x[m.at(pixel)];
-        const u32 gone = DROPS ? r.gone[m.at(pixel)] : 0;
+    for (u32 pixel = m.row; pixel < n.pixels; pixel += m.rows, at += m.step, to += m.rows * n.channels) {
+        const Raw<T, W> x = r.x[at];
+        const u32 gone = DROPS ? r.gone[at] : 0;
         Pack<T, W> out;
 #pragma unroll
         for (int k = 0; k < W; ++k) {
@@ -122,7 +123,7 @@ __device__ __forceinline__ void apply(const Norm &n, const Site &s, const Mine &
             const float y = SILU ? z * reciprocal_flushed(scale + scale * exp2_flushed(z)) : z * factor;
             out.v[k] = from_float<T>(gone >> k & 1 ? 0.0f : y);
         }
-        store_pack(to + (u64)pixel * n.channels, out);
+        store_pack(to, out);
     }
 }
 
@@ -130,22 +131,28 @@ template <typename T, int Q, bool DROPS>
 __device__ __forceinline__ void forward(const Norm &n, const Operands<T> &o, float eps, u32 silu, float *shared) {
     constexpr int W = 16 / sizeof(T);
     const Site s = site(n);
-    const Mine m = mine(n, s, W);
-    const Room<T, W> r = room<T, W, Q>(n, m, shared);
-    const Column<T> from = column(n, o.x, s.image, s.base + m.pack * W);
-    send_for(n, m, [&](u32 pixel) { copy_16(r.x + m.at(pixel), from.first + (u64)pixel * from.stride, true); });
-    prepare(n, s, o, r);
+    const Mine m = mine<W>(n, s);
+    const Room<T, W> r = room<T, W, Q>(n, shared);
+    Loaded<T> channel = load_channel<T>(n, s, o);
+    if (threadIdx.x < n.slice) channel.pivot = *column(n, o.x, s.image, s.base + threadIdx.x).first;
+    const Column<T> column_of = column(n, o.x, s.image, s.base + m.pack * W);
+    const T *from = column_of.first + (u64)m.row * column_of.stride;
+    send_packs(n, m, [&](u32 at) {
+        copy_16(r.x + at, from, true);
+        from += m.rows * column_of.stride;
+    });
+    store_channel(n, r, channel);
     if (DROPS) draw<W>(n, s, m, o.mask, r.gone);
     __syncthreads();
-    sum<T, W, Q>(n, s, m, o.x, r);
+    sum<T, W, Q>(n, s, m, o.x.whole, r);
     __syncthreads();
     groups<T, W, Q>(n, s, r, eps, o.statistics);
     __syncthreads();
     if (!m.any) return;
     if (silu)
-        apply<T, W, DROPS, true>(n, s, m, o, r);
+        apply<T, W, Q, DROPS, true>(n, s, m, o, r);
     else
-        apply<T, W, DROPS, false>(n, s, m, o, r);
+        apply<T, W, Q, DROPS, false>(n, s, m, o, r);
 }
 
 } // namespace group_norm_whole_forward

@@ -3,54 +3,93 @@
 // Everything a block reads is on its way at once, by copies that need no registers; what is small (a channel's weight, random
 // numbers) is found while they come. A thread reads what it has copied itself, and nothing of other threads', so that it waits
 // for its copies alone, and sums the first of them while the last are on their way.
+//
+// A block does little for each of its elements, so what it does once counts: no division, and loops that step from address to
+// address. It has a thread for every channel of its slice (src/ops/group_norm/plan.rs).
 #pragma once
 #include "group_norm.cuh"
 #include "mma.cuh"
 
 namespace group_norm_whole {
 
-// A thread's copies end in so many groups.
-constexpr int STAGES = 4;
+// What a thread's channel needs, as it lies in memory: loaded before the copies, that it does not come behind them, and not
+// looked at before they are sent, which would wait for it.
+template <typename T> struct Loaded {
+    float weight, bias;
+    T scale, shift, offset, pivot;
 
-// Which packs are the thread's: those of `pack` in pixels row, row + rows...; `stage` pixels are one stage's.
-struct Mine {
-    u32 row, rows, pack, packs, stage;
-    bool any; // slices need not be as wide as a row of threads
-
-    __device__ __forceinline__ u32 at(u32 pixel) const { return pixel * packs + pack; }
+    __device__ __forceinline__ Affine affine() const {
+        Affine a = {weight, bias, 1.0f + to_float(scale)};
+        a.weight *= a.scale;
+        a.bias = a.bias * a.scale + to_float(shift);
+        return a;
+    }
 };
 
-__device__ __forceinline__ Mine mine(const Norm &n, const Site &s, u32 width) {
-    const u32 packs = n.slice / width, turns = (n.pixels + s.rows - 1) / s.rows;
-    return {s.row, s.rows, s.column, packs, (turns + STAGES - 1) / STAGES * s.rows, s.column < packs};
+template <typename T, typename O> __device__ __forceinline__ Loaded<T> load_channel(const Norm &n, const Site &s, const O &o) {
+    const T zero = from_float<T>(0.0f);
+    const u32 c = s.base + threadIdx.x;
+    if (threadIdx.x >= n.slice) return {};
+    Loaded<T> of = {o.weight[c], o.bias[c], zero, zero, zero, zero};
+    if (o.modulation) {
+        of.scale = o.modulation[(u64)s.image * n.apart + c];
+        of.shift = o.modulation[(u64)s.image * n.apart + n.channels + c];
+    }
+    if (o.offset) of.offset = o.offset[(u64)s.image * n.apart + c];
+    return of;
 }
 
-// copy(pixel) for each of the thread's pixels, a group of copies a stage.
-template <typename Copy> __device__ __forceinline__ void send_for(const Norm &n, const Mine &m, Copy copy) {
-#pragma unroll
-    for (int q = 0; q < STAGES; ++q) {
-        const u32 end = m.any ? min(n.pixels, (q + 1) * m.stage) : 0;
+// A thread's copies end in so many groups.
+constexpr u32 STAGES = 2;
+
+// The thread's packs: one in each of pixels row, row + rows...
+struct Mine {
+    u32 row, rows, pack;
+    u32 first, step; // where they lie in shared memory, in packs
+    u32 stage;       // pixels of a stage
+    bool any;        // slices need not be as wide as a row of threads
+};
+
+template <int W> __device__ __forceinline__ Mine mine(const Norm &n, const Site &s) {
+    const u32 packs = n.slice / W;
+    return {s.row, s.rows, s.column, s.row * packs + s.column, s.rows * packs, (n.pixels + STAGES - 1) / STAGES, s.column < packs};
+}
+
+// send(pack) for each of the thread's packs, a group of copies a stage.
+template <typename Send> __device__ __forceinline__ void send_packs(const Norm &n, const Mine &m, Send send) {
+    u32 pixel = m.row, at = m.first;
+#pragma unroll 1
+    for (u32 q = 1; q <= STAGES; ++q) {
+        const u32 end = m.any ? min(n.pixels, q * m.stage) : 0;
 #pragma unroll 4
-        for (u32 pixel = q * m.stage + m.row; pixel < end; pixel += m.rows) copy(pixel);
+        for (; pixel < end; pixel += m.rows, at += m.step) send(at);
         copies_end();
     }
 }
 
-// use(pixel) for each of the thread's pixels as they come. The stages are spelt out because what is waited for is a constant.
-template <int Q = 0, typename Use> __device__ __forceinline__ void as_they_come(const Norm &n, const Mine &m, Use use) {
-    copies_wait<STAGES - 1 - Q>();
-    const u32 end = m.any ? min(n.pixels, (Q + 1) * m.stage) : 0;
-#pragma unroll 2
-    for (u32 pixel = Q * m.stage + m.row; pixel < end; pixel += m.rows) use(pixel);
-    if constexpr (Q + 1 < STAGES) as_they_come<Q + 1>(n, m, use);
+// use(pack) for each of the thread's packs as they come, UNROLLED at a time.
+template <int UNROLLED, typename Use> __device__ __forceinline__ void as_they_come(const Norm &n, const Mine &m, Use use) {
+    u32 pixel = m.row, at = m.first;
+#pragma unroll 1
+    for (u32 q = 1; q <= STAGES; ++q) {
+        // What is waited for must be a constant.
+        if (q == 1) copies_wait<1>();
+        if (q == 2) copies_wait<0>();
+        const u32 end = m.any ? min(n.pixels, q * m.stage) : 0;
+#pragma unroll UNROLLED
+        for (; pixel < end; pixel += m.rows, at += m.step) use(at);
+    }
 }
 
 // Which elements of the thread's packs go, a byte a pack: random numbers are made while the copies are on their way.
 template <int W>
 __device__ __forceinline__ void draw(const Norm &n, const Site &s, const Mine &m, const Mask &mask, unsigned char *gone) {
-    if (!m.any) return;
-    for (u32 pixel = m.row; pixel < n.pixels; pixel += m.rows)
-        gone[m.at(pixel)] = (unsigned char)dropped<W>(mask, s.image, (u64)pixel * n.channels + s.base + m.pack * W);
+    const u64 step = step_of(mask);
+    u32 block = (m.row * n.channels + s.base + m.pack * W) / 4, at = m.first;
+    for (u32 pixel = m.row; pixel < n.pixels && m.any; pixel += m.rows, at += m.step) {
+        gone[at] = (unsigned char)dropped<W>(mask, step, s.image, block);
+        block += m.rows * n.channels / 4;
+    }
 }
 
 // Sums each of K numbers over the lanes of a warp that are multiples of `step` apart, to to[first..first + K]. A pair of lanes
@@ -77,12 +116,12 @@ template <int K> __device__ __forceinline__ void sum_lanes(float (&v)[K], u32 st
     for (int k = 0; k < K; ++k) to[first + k] = v[k];
 }
 
-// Where a warp leaves sum k of pack `pack`, of K a pack: sum_of(scratch, n, warp, pack, K)[k].
-__device__ __forceinline__ float *sum_of(float *scratch, const Norm &n, u32 warp, u32 pack, u32 count) {
-    return scratch + (warp * n.across + pack) * count;
+// Where a warp leaves its sums of pack `pack`, K of them.
+template <int K> __device__ __forceinline__ float *sums_of(float *scratch, const Norm &n, u32 warp, u32 pack) {
+    return scratch + (warp * n.across + pack) * K;
 }
 template <int K> __device__ __forceinline__ void leave(const Norm &n, const Mine &m, float (&v)[K], float *scratch) {
-    sum_lanes(v, n.across, 0, sum_of(scratch, n, threadIdx.x / 32, m.pack, K));
+    sum_lanes(v, n.across, 0, sums_of<K>(scratch, n, threadIdx.x / 32, m.pack));
 }
 
 } // namespace group_norm_whole

@@ -148,6 +148,7 @@ impl Work {
             .arg(plan.across as u32)
             .arg(plan.part as u32)
             .arg(sizes.width as u32)
+            .arg(sizes.inverse())
     }
 
     fn launch(&self, launch: Launch<'_>) -> Result<()> {

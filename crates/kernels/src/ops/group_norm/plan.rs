@@ -7,6 +7,8 @@
 /// Threads of a block, and of one that has a multiprocessor to itself.
 const THREADS: usize = 256;
 const ALONE: usize = 512;
+/// Packs of a thread whose block keeps everything: with fewer, what a block does once takes longer than they do.
+const PACKS: usize = 16;
 /// Bytes of a pixel a block should read: fewer waste what memory moves, more leave too few blocks.
 const NARROW: usize = 32;
 const WIDE: usize = 128;
@@ -21,6 +23,8 @@ const CROWDED: usize = 100 * 1024;
 const SMALL: usize = 64 * 1024;
 /// Neighbouring channels of a group that forward sums together.
 const TOGETHER: usize = 4;
+/// Threads in a row at most. What stays in shared memory is no wider, so that a thread has one column.
+const ACROSS: usize = 32;
 /// Parts of an image at most: every block of the second launch reads what all of them found.
 const PARTS: usize = 64;
 
@@ -42,6 +46,11 @@ pub(super) struct Sizes {
 impl Sizes {
     fn per_group(self) -> usize {
         self.channels / self.groups
+    }
+
+    /// What a channel is multiplied by instead of dividing it by those of a group: in units of 2^-16, rounded up.
+    pub(super) fn inverse(self) -> u32 {
+        (65536 / self.per_group() + 1) as u32
     }
 }
 
@@ -116,13 +125,19 @@ impl Plan {
     }
 
     fn of_slice(pass: Pass, sizes: Sizes, slice: usize, parts: usize, kept: usize) -> Self {
-        let across = (slice / sizes.width).next_power_of_two().min(32);
+        let across = (slice / sizes.width).next_power_of_two().min(ACROSS);
         let part = sizes.pixels.div_ceil(parts);
         let whole = kept == pass.tensors();
         let mask = if whole && sizes.drops { part * slice / sizes.width } else { 0 };
         let staged = kept * part * slice * sizes.size + mask;
         let most = if staged > CROWDED { ALONE } else { THREADS };
-        let threads = (across * part).next_multiple_of(32).clamp(128, most);
+        let threads = if whole {
+            // And one for every channel.
+            let few = (part * slice / sizes.width / PACKS).next_multiple_of(32).clamp(64, most);
+            few.max(slice.next_multiple_of(32))
+        } else {
+            (across * part).next_multiple_of(32).clamp(128, most)
+        };
         let floats = pass.floats(whole, sizes, [slice, slice / sizes.per_group(), threads / 32 * across]);
         let shared = floats * size_of::<f32>() + staged;
         Self { slice, across, part, parts: sizes.pixels.div_ceil(part), kept, threads, shared, split: false }
@@ -159,7 +174,7 @@ fn whole_image(pass: Pass, sizes: Sizes, room: Room, slices: &[usize], kept: usi
     let bytes = |slice: usize| kept * sizes.pixels * slice * sizes.size;
     let plans: Vec<Plan> = slices
         .iter()
-        .filter(|&&slice| kept_now < pass.tensors() || slice / sizes.width <= 32)
+        .filter(|&&slice| kept_now < pass.tensors() || slice / sizes.width <= ACROSS)
         .map(|&slice| Plan::of_slice(pass, sizes, slice, 1, kept_now))
         .filter(|p| bytes(p.slice) < room.shared && p.shared <= room.shared)
         .collect();
@@ -174,7 +189,7 @@ fn whole_image(pass: Pass, sizes: Sizes, room: Room, slices: &[usize], kept: usi
 /// Two launches over parts of the images.
 fn split_image(pass: Pass, sizes: Sizes, room: Room, slice: usize) -> Plan {
     let blocks = sizes.images * (sizes.channels / slice);
-    let across = (slice / sizes.width).next_power_of_two().min(32);
+    let across = (slice / sizes.width).next_power_of_two().min(ACROSS);
     let worthwhile = sizes.pixels.div_ceil(THREADS / across);
     let parts = (2 * room.multiprocessors).div_ceil(blocks).clamp(1, PARTS.min(worthwhile));
     Plan { split: true, ..Plan::of_slice(pass, sizes, slice, parts, 0) }
@@ -211,6 +226,23 @@ mod tests {
             assert!(!backward.split && backward.kept == 2, "{side} {channels}: {backward:?}");
             assert!((forward.slice * 2).is_multiple_of(SECTOR), "{forward:?}");
             assert!((backward.slice * 2).is_multiple_of(SECTOR), "{backward:?}");
+        }
+    }
+
+    #[test]
+    fn a_channels_group_is_found_without_a_division() {
+        for per_group in 1..=256 {
+            let inverse = sizes(1, 1, per_group * 8, 8).inverse() as usize;
+            for channel in 0..=256 {
+                assert_eq!((channel * inverse) >> 16, channel / per_group, "{channel} of {per_group} a group");
+            }
+        }
+        // The first channel of a slice, and their number, are multiples.
+        for (per_group, groups) in [(1, 4096), (3, 1000), (12, 256), (100, 41), (256, 16)] {
+            let inverse = sizes(1, 1, per_group * groups, groups).inverse();
+            for group in 0..=groups {
+                assert_eq!(((per_group * group) as u32 * inverse) >> 16, group as u32, "{group} of {per_group}");
+            }
         }
     }
 
