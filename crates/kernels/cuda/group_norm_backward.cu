@@ -270,8 +270,8 @@ template <typename T, int W, bool DROPS> __device__ void part_sums(const Norm &n
 
 } // namespace group_norm_backward
 
-#define GROUP_NORM_PASS(T, S, BLOCKS, DROPS, TWO)                                                                      \
-    extern "C" __global__ void BLOCKS group_norm_backward_##S(GROUP_NORM_BACKWARD_OPERANDS(T)) {                       \
+#define GROUP_NORM_PASS(T, S, DROPS, TWO)                                                                              \
+    extern "C" __global__ void TWO_BLOCKS group_norm_backward_##S(GROUP_NORM_BACKWARD_OPERANDS(T)) {                   \
         GROUP_NORM_BACKWARD_GATHER(T);                                                                                 \
         if (width > 1 && kept)                                                                                         \
             group_norm_backward::backward<T, 16 / sizeof(T), true, DROPS, TWO>(n, o, shared);                          \
@@ -280,19 +280,18 @@ template <typename T, int W, bool DROPS> __device__ void part_sums(const Norm &n
         else                                                                                                           \
             group_norm_backward::backward<T, 1, false, DROPS, TWO>(n, o, shared);                                      \
     }
-#define GROUP_NORM_SUMS(T, S, BLOCKS, DROPS)                                                                           \
-    extern "C" __global__ void BLOCKS group_norm_sums_##S(GROUP_NORM_BACKWARD_OPERANDS(T)) {                                    \
+#define GROUP_NORM_SUMS(T, S, DROPS)                                                                                   \
+    extern "C" __global__ void TWO_BLOCKS group_norm_sums_##S(GROUP_NORM_BACKWARD_OPERANDS(T)) {                       \
         GROUP_NORM_BACKWARD_GATHER(T);                                                                                 \
         if (width > 1)                                                                                                 \
             group_norm_backward::part_sums<T, 16 / sizeof(T), DROPS>(n, o, shared);                                    \
         else                                                                                                           \
             group_norm_backward::part_sums<T, 1, DROPS>(n, o, shared);                                                 \
     }
-// Two rounds of random numbers in registers leave room for two blocks only, and so does a second gradient.
-#define GROUP_NORM_BACKWARD(T, S)                             \
-    GROUP_NORM_SUMS(T, S, THREE_BLOCKS, false)                \
-    GROUP_NORM_SUMS(T, dropout_##S, TWO_BLOCKS, true)         \
-    GROUP_NORM_PASS(T, S, THREE_BLOCKS, false, false)         \
-    GROUP_NORM_PASS(T, two_##S, TWO_BLOCKS, false, true)      \
-    GROUP_NORM_PASS(T, dropout_##S, TWO_BLOCKS, true, false)
+#define GROUP_NORM_BACKWARD(T, S)                    \
+    GROUP_NORM_SUMS(T, S, false)                     \
+    GROUP_NORM_SUMS(T, dropout_##S, true)            \
+    GROUP_NORM_PASS(T, S, false, false)              \
+    GROUP_NORM_PASS(T, two_##S, false, true)         \
+    GROUP_NORM_PASS(T, dropout_##S, true, false)
 FOR_EACH_FLOAT(GROUP_NORM_BACKWARD)

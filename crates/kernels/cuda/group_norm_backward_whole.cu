@@ -200,8 +200,8 @@ __device__ __forceinline__ void backward(const Norm &n, const Operands<T> &o, fl
     }
     u64 from = s.offset + (u64)m.row * n.channels + m.pack * W;
     send_packs(n, m, [&](u32 at) {
-        copy_16(r.x + at, o.x + from, true);
-        copy_16(r.dz + at, o.dy + from, true);
+        copy_of_line(r.x + at, o.x + from);
+        copy_of_line(r.dz + at, o.dy + from);
         from += m.rows * n.channels;
     });
     const Affine of_channel = channel.affine();
@@ -226,17 +226,17 @@ __device__ __forceinline__ void backward(const Norm &n, const Operands<T> &o, fl
 
 } // namespace group_norm_backward_whole
 
-#define GROUP_NORM_WHOLE_PASS(T, S, BLOCKS, DROPS, EXTRA, OTHER)                                                       \
-    extern "C" __global__ void BLOCKS group_norm_backward_##S(GROUP_NORM_BACKWARD_OPERANDS(T)) {                       \
+#define GROUP_NORM_WHOLE_PASS(T, S, DROPS, EXTRA, OTHER)                                                               \
+    extern "C" __global__ void TWO_BLOCKS group_norm_backward_##S(GROUP_NORM_BACKWARD_OPERANDS(T)) {                   \
         GROUP_NORM_BACKWARD_GATHER(T);                                                                                 \
         if (EXTRA == OTHER || o.extra)                                                                                 \
             group_norm_backward_whole::backward<T, DROPS, EXTRA>(n, o, shared);                                        \
         else                                                                                                           \
             group_norm_backward_whole::backward<T, DROPS, OTHER>(n, o, shared);                                        \
     }
-#define GROUP_NORM_WHOLE_BACKWARD(T, S)                                \
-    GROUP_NORM_WHOLE_PASS(T, whole_##S, THREE_BLOCKS, false, 0, 0)     \
-    GROUP_NORM_WHOLE_PASS(T, one_whole_##S, TWO_BLOCKS, false, 1, 1)   \
-    GROUP_NORM_WHOLE_PASS(T, two_whole_##S, TWO_BLOCKS, false, 2, 2)   \
-    GROUP_NORM_WHOLE_PASS(T, dropout_whole_##S, TWO_BLOCKS, true, 1, 0)
+#define GROUP_NORM_WHOLE_BACKWARD(T, S)                    \
+    GROUP_NORM_WHOLE_PASS(T, whole_##S, false, 0, 0)       \
+    GROUP_NORM_WHOLE_PASS(T, one_whole_##S, false, 1, 1)   \
+    GROUP_NORM_WHOLE_PASS(T, two_whole_##S, false, 2, 2)   \
+    GROUP_NORM_WHOLE_PASS(T, dropout_whole_##S, true, 1, 0)
 FOR_EACH_FLOAT(GROUP_NORM_WHOLE_BACKWARD)

@@ -138,7 +138,7 @@ __device__ __forceinline__ void forward(const Norm &n, const Operands<T> &o, flo
     const Column<T> column_of = column(n, o.x, s.image, s.base + m.pack * W);
     const T *from = column_of.first + (u64)m.row * column_of.stride;
     send_packs(n, m, [&](u32 at) {
-        copy_16(r.x + at, from, true);
+        copy_of_line(r.x + at, from);
         from += m.rows * column_of.stride;
     });
     store_channel(n, r, channel);

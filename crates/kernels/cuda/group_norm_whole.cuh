@@ -42,6 +42,16 @@ template <typename T, typename O> __device__ __forceinline__ Loaded<T> load_chan
 // A thread's copies end in so many groups.
 constexpr u32 STAGES = 2;
 
+// 16 bytes to shared memory on their way, and what stands beside them in 128 bytes to the L2 cache, where the blocks of the
+// neighbouring slices will look for it.
+#ifndef EMULATED
+__device__ __forceinline__ void copy_of_line(void *to, const void *from) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+#else
+__device__ inline void copy_of_line(void *to, const void *from) { copy_16(to, from, true); }
+#endif
+
 // The thread's packs: one in each of pixels row, row + rows...
 struct Mine {
     u32 row, rows, pack;
