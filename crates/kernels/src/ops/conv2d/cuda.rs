@@ -1,4 +1,5 @@
-//! The body for a GPU: cuDNN, with our own kernels where it has no engine; 1x1 convolutions are products of matrices.
+//! The body for a GPU: cuDNN, with our own kernels where it has no engine or a slow one ([`few`](super::few)); 1x1 convolutions
+//! are products of matrices.
 
 use candle_core::{DType, Tensor};
 
