@@ -1,7 +1,9 @@
-//! The body for a GPU: cuDNN, with our own kernels where it has no engine; 1x1 convolutions are products of matrices.
+//! The body for a GPU: cuDNN, with our own kernels where it has no engine or a slow one ([`few`](super::few)); 1x1 convolutions
+//! are products of matrices.
 
 use candle_core::{DType, Tensor};
 
+use super::few::Few;
 use super::{Algorithm, Geometry, OP};
 use crate::buffer::ParamGrads;
 use crate::cuda::dnn::{Operands, Pass, Request};
@@ -34,7 +36,7 @@ impl Geometry {
         linear::Shape { rows: self.n * self.h * self.w, inputs: self.ci, outputs: self.co }
     }
 
-    fn exact(&self) -> bool {
+    pub(super) fn exact(&self) -> bool {
         self.conv.algorithm == Algorithm::Exact
     }
 
@@ -60,6 +62,12 @@ pub(super) fn forward(
     let operands = Operands::forward(&gpu, OP, (x, &y), (weight, bias), residual)?;
     if g.is_product() {
         linear::cuda::forward_at(&gpu, g.as_linear(), dtype, &operands)?;
+        return Ok(y);
+    }
+    if residual.is_none()
+        && let Some(few) = Few::of(&gpu, g, dtype, operands.x, operands.y)
+    {
+        few.forward(&gpu, &operands)?;
         return Ok(y);
     }
     let fused = Pass::Forward { bias: true, residual: residual.is_some() };
@@ -98,6 +106,10 @@ pub(super) fn backward(
     if need_dx {
         input_gradient(&gpu, g, dtype, Operands { x: dx_at, ..operands })?;
     }
+    if let Some(few) = Few::of(&gpu, g, dtype, operands.x, operands.y) {
+        few.weight_gradient(&gpu, &operands, grads)?;
+        return Ok(dx);
+    }
     weight_gradient(&gpu, g, dtype, operands, grads)?;
     if !grads.bias_summed {
         let (_, db) = grads.addresses(&gpu)?;
@@ -107,6 +119,9 @@ pub(super) fn backward(
 }
 
 fn input_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands) -> Result<()> {
+    if let Some(few) = Few::of(gpu, g, dtype, operands.x, operands.y) {
+        return few.input_gradient(gpu, &operands);
+    }
     if !g.exact() && gpu.convolve(&g.request(Pass::InputGradient, dtype), &operands)? {
         return Ok(());
     }
