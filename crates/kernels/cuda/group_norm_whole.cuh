@@ -118,10 +118,13 @@ template <int K> __device__ __forceinline__ void sum_lanes(float (&v)[K], u32 st
             return;
         }
     }
+    bool first_of_equals = true;
     for (; step < 32; step <<= 1) {
+        first_of_equals = first_of_equals && !(threadIdx.x & step);
 #pragma unroll
         for (int k = 0; k < K; ++k) v[k] += __shfl_xor_sync(0xffffffffu, v[k], step);
     }
+    if (!first_of_equals) return;
 #pragma unroll
     for (int k = 0; k < K; ++k) to[first + k] = v[k];
 }

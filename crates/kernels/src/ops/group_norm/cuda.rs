@@ -217,6 +217,19 @@ fn results(x: &Tensor, affine: Affine<'_>, fused: Fused<'_>, wanted: &Wanted) ->
     })
 }
 
+/// The kernel that writes dx: for images of which all is kept, with dropout, adding so many gradients from elsewhere.
+fn backward_kernel(whole: bool, drops: bool, extra: usize) -> &'static str {
+    match (whole, drops, extra) {
+        (true, true, _) => "group_norm_backward_dropout_whole",
+        (true, false, 0) => "group_norm_backward_whole",
+        (true, false, 1) => "group_norm_backward_one_whole",
+        (true, false, _) => "group_norm_backward_two_whole",
+        (false, true, _) => "group_norm_backward_dropout",
+        (false, false, 0 | 1) => "group_norm_backward",
+        (false, false, _) => "group_norm_backward_two",
+    }
+}
+
 pub(super) fn backward(
     norm: &GroupNorm,
     shape: Shape,
@@ -262,19 +275,11 @@ pub(super) fn backward(
         let launch = pass_mask(launch, &gpu, fused.dropout)?;
         work.launch(work.pass_to(launch).arg(work.plan.kept as u32))
     };
-    let [sums, all] = match (work.plan.whole(Pass::Backward), fused.dropout, extra) {
-        (true, Some(_), _) => ["", "group_norm_backward_dropout_whole"],
-        (true, None, [Some(_), Some(_)]) => ["", "group_norm_backward_two_whole"],
-        (true, None, [Some(_), None]) => ["", "group_norm_backward_one_whole"],
-        (true, None, _) => ["", "group_norm_backward_whole"],
-        (false, Some(_), _) => ["group_norm_sums_dropout", "group_norm_backward_dropout"],
-        (false, None, [Some(_), Some(_)]) => ["group_norm_sums", "group_norm_backward_two"],
-        (false, None, _) => ["group_norm_sums", "group_norm_backward"],
-    };
+    let drops = fused.dropout.is_some();
     if work.plan.split {
-        queue(sums)?;
+        queue(if drops { "group_norm_sums_dropout" } else { "group_norm_sums" })?;
     }
-    queue(all)?;
+    queue(backward_kernel(work.plan.whole(Pass::Backward), drops, extra.into_iter().flatten().count()))?;
     work.expect(later, rooms, grads, &wanted.sums);
     at_once.settle(grads.buffer)?;
     Ok(found)
