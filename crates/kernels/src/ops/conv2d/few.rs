@@ -160,7 +160,7 @@ impl<'g> Few<'g> {
         for (from, columns, place) in places.into_iter().take(if grads.bias_summed { 1 } else { 2 }) {
             match grads.sums {
                 Some(sums) => {
-                    sums.expect(Sum { from, rows, apart: columns, columns, to: place.start, write: grads.write })
+                    sums.expect(Sum { from, rows, apart: columns, columns, to: place.start, write: grads.write });
                 }
                 None => {
                     let to = grads.address(gpu, place.start)?;
