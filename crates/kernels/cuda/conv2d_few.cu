@@ -389,6 +389,6 @@ __device__ __forceinline__ void gradient(const T *few, const T *many, float *par
     CONV2D_FEW(T, S, 1, 4, 8, 4) \
     CONV2D_FEW(T, S, 3, 4, 8, 4) \
     CONV2D_FEW(T, S, 4, 2, 4, 8) \
-    CONV2D_FEW(T, S, 6, 2, 4, 8)
+    CONV2D_FEW(T, S, 6, 1, 4, 8)
 CONV2D_FEW_ALL(bf16, bf16)
 CONV2D_FEW_ALL(f16, f16)

@@ -107,7 +107,13 @@ fn gpu_gradients_of_few_channels_are_summed_with_others() {
                 conv2d::backward(&conv, &x.device, &weight.device, &dy.device, false, &places).unwrap();
                 sums.settle(slots.buffer()).unwrap();
                 // Summed in f32 from what was rounded before, so nothing is rounded to 16 bits.
-                slots.check(&format!("{dtype:?} {inputs} to {outputs}"), write, &exact[1], &exact[2], tolerance(DType::F32));
+                slots.check(
+                    &format!("{dtype:?} {inputs} to {outputs}"),
+                    write,
+                    &exact[1],
+                    &exact[2],
+                    tolerance(DType::F32),
+                );
             }
         });
     }

@@ -9,13 +9,13 @@ use crate::cuda::dnn::Operands;
 use crate::cuda::{Address, Gpu, Launch, Sum, column_sum, empty, operand};
 use crate::error::Result;
 
-/// Numbers of channels that kernels are made for, with their names: pictures without colours and with, latent ones, and
-/// pictures with a variance each.
-const FEW: [(usize, [&str; 3]); 4] = [
-    (1, ["conv2d_spread_1", "conv2d_gather_1", "conv2d_few_gradient_1"]),
-    (3, ["conv2d_spread_3", "conv2d_gather_3", "conv2d_few_gradient_3"]),
-    (4, ["conv2d_spread_4", "conv2d_gather_4", "conv2d_few_gradient_4"]),
-    (6, ["conv2d_spread_6", "conv2d_gather_6", "conv2d_few_gradient_6"]),
+/// Numbers of channels that kernels are made for: pictures without colours and with, latent ones, and pictures with a variance
+/// each. With the kernels' names, and the channels of the many that a warp which spreads has registers for.
+const FEW: [(usize, [&str; 3], usize); 4] = [
+    (1, ["conv2d_spread_1", "conv2d_gather_1", "conv2d_few_gradient_1"], 128),
+    (3, ["conv2d_spread_3", "conv2d_gather_3", "conv2d_few_gradient_3"], 128),
+    (4, ["conv2d_spread_4", "conv2d_gather_4", "conv2d_few_gradient_4"], 64),
+    (6, ["conv2d_spread_6", "conv2d_gather_6", "conv2d_few_gradient_6"], 32),
 ];
 /// Numbers of channels that are many are multiples of this.
 const MANY: usize = 32;
@@ -44,6 +44,7 @@ pub(super) struct Few<'g> {
     /// Whether the few are the outputs.
     out: bool,
     kernels: [&'static str; 3],
+    spread_channels: usize,
 }
 
 impl<'g> Few<'g> {
@@ -53,9 +54,10 @@ impl<'g> Few<'g> {
         let same = (conv.kernel, conv.stride, conv.pad_before, conv.pad_after) == (3, 1, 1, 1);
         let out = g.co < g.ci;
         let (few, many, at) = if out { (g.co, g.ci, x) } else { (g.ci, g.co, y) };
-        let (_, kernels) = FEW.into_iter().find(|(channels, _)| *channels == few)?;
-        let this = Self { g, dtype, few, many, out, kernels };
-        let fits = many.is_multiple_of(MANY) && at.alignment() >= 16 && this.gather_shared(DOWN[1]) <= gpu.shared_memory();
+        let (_, kernels, spread_channels) = FEW.into_iter().find(|(channels, ..)| *channels == few)?;
+        let this = Self { g, dtype, few, many, out, kernels, spread_channels };
+        let fits =
+            many.is_multiple_of(MANY) && at.alignment() >= 16 && this.gather_shared(DOWN[1]) <= gpu.shared_memory();
         // What the kernels count in 32 bits, and the most images that a grid has.
         let counted = u32::try_from(g.n * g.h * g.w).is_ok() && g.w.max(many) < 1 << 20 && g.n < 1 << 16;
         (same && !g.exact() && dtype != DType::F32 && fits && counted).then_some(this)
@@ -73,13 +75,21 @@ impl<'g> Few<'g> {
 
     /// y; there is no residual.
     pub(super) fn forward(&self, gpu: &Gpu, at: &Operands) -> Result<()> {
-        if self.out { self.gather(gpu, at.x, at.weight, at.bias, at.y) } else { self.spread(gpu, at.x, at.weight, at.bias, at.y) }
+        if self.out {
+            self.gather(gpu, at.x, at.weight, at.bias, at.y)
+        } else {
+            self.spread(gpu, at.x, at.weight, at.bias, at.y)
+        }
     }
 
     /// dx.
     pub(super) fn input_gradient(&self, gpu: &Gpu, at: &Operands) -> Result<()> {
         let none = Address::NONE;
-        if self.out { self.spread(gpu, at.y, at.weight, none, at.x) } else { self.gather(gpu, at.y, at.weight, none, at.x) }
+        if self.out {
+            self.spread(gpu, at.y, at.weight, none, at.x)
+        } else {
+            self.gather(gpu, at.y, at.weight, none, at.x)
+        }
     }
 
     /// The grid of blocks that take shares of the tiles, and so many channels each.
@@ -91,8 +101,7 @@ impl<'g> Few<'g> {
     }
 
     fn spread(&self, gpu: &Gpu, few: Address, weight: Address, bias: Address, many: Address) -> Result<()> {
-        // As many as a warp has registers for.
-        let channels = 4096 / self.products();
+        let channels = self.spread_channels;
         let launch = gpu.float_kernel(self.kernels[0], self.dtype)?.arg(few).arg(weight).arg(bias).arg(many);
         let weights = channels * (self.products() + 2) * self.dtype.size_in_bytes();
         self.pass_to(launch).shared(weights).blocks(self.shares(gpu, channels), THREADS)
@@ -135,19 +144,24 @@ impl<'g> Few<'g> {
         let grid = self.shares(gpu, 2048 / self.products());
         let (rows, weights) = (grid.0 as usize, 9 * self.few * self.many);
         let numbers = rows * (weights + self.g.co);
-        let own = grads.sums.is_none().then(|| empty(gpu, DType::F32, numbers)).transpose()?;
-        let partials = match (grads.sums, &own) {
-            (Some(sums), _) => sums.room(gpu, numbers)?,
-            (None, Some(own)) => operand(gpu, super::OP, own, DType::F32)?,
-            (None, None) => Address::NONE,
+        let own;
+        let partials = match grads.sums {
+            Some(sums) => sums.room(gpu, numbers)?,
+            None => {
+                own = empty(gpu, DType::F32, numbers)?;
+                operand(gpu, super::OP, &own, DType::F32)?
+            }
         };
         let (few, many) = if self.out { (at.y, at.x) } else { (at.x, at.y) };
         let launch = gpu.float_kernel(self.kernels[2], self.dtype)?.arg(few).arg(many).arg(partials);
         self.pass_to(launch).shared(GRADIENT_SHARED).blocks(grid, THREADS)?;
-        let places = [(partials, weights, &grads.weight), (partials.offset(rows * weights, DType::F32), self.g.co, &grads.bias)];
+        let places =
+            [(partials, weights, &grads.weight), (partials.offset(rows * weights, DType::F32), self.g.co, &grads.bias)];
         for (from, columns, place) in places.into_iter().take(if grads.bias_summed { 1 } else { 2 }) {
             match grads.sums {
-                Some(sums) => sums.expect(Sum { from, rows, apart: columns, columns, to: place.start, write: grads.write }),
+                Some(sums) => {
+                    sums.expect(Sum { from, rows, apart: columns, columns, to: place.start, write: grads.write });
+                }
                 None => {
                     let to = grads.address(gpu, place.start)?;
                     column_sum(gpu, DType::F32, from, (rows, columns), to, grads.write)?;
