@@ -176,6 +176,21 @@ template <typename T> struct Operands {
     Mask mask;
 };
 
+// Leaves the image's gradients of a channel's weight and bias in `own`, and writes the modulation's. `scale` is 1 + the
+// modulation's.
+template <typename T>
+__device__ __forceinline__ void write_gradients(const Norm &n, const Site &s, const Operands<T> &o, u32 channel, float dz,
+                                                float dz_x_hat, float scale) {
+    const u64 at = (u64)s.image * 2 * n.channels + channel;
+    o.own[at] = dz_x_hat * scale;
+    o.own[at + n.channels] = dz * scale;
+    if (o.modulation) {
+        T *to = o.dmodulation + (u64)s.image * o.dapart + channel;
+        to[0] = from_float<T>(dz_x_hat * o.weight[channel] + dz * o.bias[channel]);
+        to[n.channels] = from_float<T>(dz);
+    }
+}
+
 } // namespace group_norm_backward
 
 // What the kernels of either direction take, and from there.

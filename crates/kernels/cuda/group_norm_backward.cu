@@ -206,16 +206,8 @@ __device__ __forceinline__ void image_gradients(const Norm &n, const Site &s, co
     for (u32 i = threadIdx.x; i < n.slice; i += blockDim.x) {
         const u32 channel = s.base + i;
         const float rstd = o.statistics[((u64)s.image * 2 + 1) * all + channel / n.per_group];
-        const float dz = c.dz[i], dz_x_hat = c.dz_centred[i] * rstd;
-        const u64 at = (u64)s.image * 2 * n.channels + channel;
         const float scale = o.modulation ? 1.0f + to_float(o.modulation[(u64)s.image * n.apart + channel]) : 1.0f;
-        o.own[at] = dz_x_hat * scale;
-        o.own[at + n.channels] = dz * scale;
-        if (o.modulation) {
-            T *to = o.dmodulation + (u64)s.image * o.dapart + channel;
-            to[0] = from_float<T>(dz_x_hat * o.weight[channel] + dz * o.bias[channel]);
-            to[n.channels] = from_float<T>(dz);
-        }
+        write_gradients(n, s, o, channel, c.dz[i], c.dz_centred[i] * rstd, scale);
     }
 }
 

@@ -166,15 +166,8 @@ __device__ __forceinline__ void image_gradients(const Norm &n, const Site &s, co
                                                 float scale, float rstd) {
     const u32 c = threadIdx.x, channel = s.base + c, group = n.group_of(c);
     if (c >= n.slice) return;
-    const float dz = r.sums[c], dz_x_hat = r.sums[n.slice + c] * rstd;
-    const u64 at = (u64)s.image * 2 * n.channels + channel;
-    o.own[at] = dz_x_hat * scale;
-    o.own[at + n.channels] = dz * scale;
-    if (o.modulation) {
-        T *to = o.dmodulation + (u64)s.image * o.dapart + channel;
-        to[0] = from_float<T>(dz_x_hat * o.weight[channel] + dz * o.bias[channel]);
-        to[n.channels] = from_float<T>(dz);
-    }
+    const float dz = r.sums[c];
+    write_gradients(n, s, o, channel, dz, r.sums[n.slice + c] * rstd, scale);
     if (!o.dx_sums && !o.doffset) return;
     float sum = r.a[c] * dz + r.slope[group] * r.sums[2 * n.slice + c] + (float)n.pixels * r.constant[group];
     if (EXTRA > 0 && o.dx_sums)
