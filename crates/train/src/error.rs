@@ -15,11 +15,11 @@ use ddpm_model::diffusion::DiffusionError;
 use ddpm_model::unet::UNetConfigError;
 use serde_json::json;
 
-use crate::checkpoint::CheckpointError;
 #[cfg(feature = "hub")]
 use crate::hub::HubError;
 use crate::report::ReportError;
-use crate::run_dir::RunDirError;
+use ddpm_run::RunError;
+use ddpm_run::checkpoint::CheckpointError;
 
 /// The exit codes of `ddpm`, apart from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,9 +110,9 @@ impl From<HubError> for Failure {
     }
 }
 
-impl From<RunDirError> for Failure {
-    fn from(error: RunDirError) -> Self {
-        let code = if matches!(error, RunDirError::Locked { .. }) { ExitCode::Locked } else { ExitCode::Other };
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        let code = if matches!(error, RunError::Locked { .. }) { ExitCode::Locked } else { ExitCode::Other };
         Self::from_error(code, &error).hint(error.help())
     }
 }

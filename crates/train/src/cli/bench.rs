@@ -6,10 +6,10 @@ use super::args::{BenchArgs, BenchKind};
 use super::output::{Align, Output, Table};
 use crate::config::{Resolved, TrainPlan};
 use crate::error::Failure;
-use crate::memory::format_bytes;
 use crate::training::measure::{SingleStepMs, StepMeasurement, measure_step};
 use crate::training::operations::{Operations, Progress, measure_operations};
 use crate::training::throughput::{DataMeasurement, SampleMeasurement, measure_data, measure_sample};
+use ddpm_run::memory::format_bytes;
 
 /// Measures, and prints a table.
 pub(super) fn run(args: &BenchArgs, output: &Output) -> Result<(), Failure> {

@@ -14,10 +14,10 @@ use super::args::CheckArgs;
 use super::{Align, Output, Table};
 use crate::config::{Cadence, Resolved, TrainPlan, Warning};
 use crate::error::{Failure, Outcome};
-use crate::memory::format_bytes;
 use crate::report::progress::format_duration;
 use crate::training::estimate::{Measured, StepEstimate, estimate_step};
 use crate::training::gpu_memory::{GpuEstimate, GpuNeeds};
+use ddpm_run::memory::format_bytes;
 
 /// Steps to measure, after two to warm up: some seconds for a model this machine can train.
 const MEASURED_STEPS: usize = 3;

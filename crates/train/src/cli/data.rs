@@ -8,8 +8,8 @@ use serde_json::json;
 use super::args::InspectArgs;
 use super::{Align, Output, Table};
 use crate::error::Failure;
-use crate::memory::format_bytes;
 use crate::report::pictures::{self, Layout, grid};
+use ddpm_run::memory::format_bytes;
 
 /// Images in the preview: a grid of 10 x 10.
 const PREVIEW_IMAGES: usize = 100;

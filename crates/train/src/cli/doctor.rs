@@ -18,7 +18,7 @@ use serde_json::json;
 use super::{Align, Output, Table};
 use crate::error::Failure;
 use crate::hub::{DEFAULT_ENDPOINT, Settings};
-use crate::memory::{disk_free, format_bytes};
+use ddpm_run::memory::{disk_free, format_bytes};
 
 /// Below this a run is likely to meet a full disk.
 const LITTLE_DISK: u64 = 2 << 30;

@@ -6,8 +6,8 @@ use super::args::{ExportArgs, ImportArgs};
 use super::output::Output;
 use crate::error::Failure;
 use crate::exchange::{self, ExportOptions};
-use crate::memory::format_bytes;
 use crate::training::model::Model;
+use ddpm_run::memory::format_bytes;
 
 /// Writes a diffusers folder.
 pub(super) fn export(args: &ExportArgs, output: &Output) -> Result<(), Failure> {

@@ -24,8 +24,8 @@ mod with_hub {
     use super::{ExitCode, Failure, Output, PushArgs};
     use crate::exchange::Measured;
     use crate::hub::{Pushed, RepoName, Settings, Spool, Target};
-    use crate::memory::format_bytes;
     use crate::training::model::Model;
+    use ddpm_run::memory::format_bytes;
 
     /// Makes the folder, sends it, and says where it is.
     pub(in crate::cli) fn run(args: &PushArgs, output: &Output) -> Result<(), Failure> {

@@ -9,8 +9,8 @@ use super::output::Output;
 use crate::config::{Resolved, Setting, TrainPlan};
 use crate::error::{ExitCode, Failure, Outcome};
 use crate::report::progress::{Verbosity, format_duration};
-use crate::shell;
 use crate::training::run::{RunOptions, Summary, train};
+use ddpm_run::shell;
 
 /// Trains, and says where everything is.
 pub(super) fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure> {

@@ -15,13 +15,13 @@ use super::{
     CARD_FILE, DIFFUSERS_VERSION, FACTS_FILE, Facts, INDEX_FILE, Measured, SAMPLES_FILE, SCHEDULER_CONFIG,
     SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
 };
-use crate::checkpoint::{TensorFile, tensors};
-use crate::durable::{parent_of, replace_file, sync_dir};
 use crate::error::{ExitCode, Failure};
 use crate::report::pictures::{Layout, encode, grid};
 use crate::training::model::{Model, all_classes};
 use crate::training::pictures::{BATCH, Onlooker, Request, Start};
 use crate::training::state::named_tensors;
+use ddpm_run::checkpoint::{TensorFile, tensors};
+use ddpm_run::durable::{parent_of, replace_file, sync_dir};
 
 const SAMPLE_SEED: u64 = 0;
 
@@ -211,6 +211,6 @@ fn write_folder(to: &Path, files: &[(PathBuf, Vec<u8>)]) -> Result<(), Failure> 
         // The first error is the one to tell; what is left has a name that says so.
         let _ = fs::remove_dir_all(&temporary);
         Failure::caused_by(ExitCode::Other, format!("--to {}: cannot be written", to.display()), &error)
-            .hint(crate::durable::io_help(&error, to))
+            .hint(ddpm_run::durable::io_help(&error, to))
     })
 }

@@ -9,10 +9,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::checkpoint::{Checkpoint, parse_dir_name};
 use crate::config::TrainConfig;
-use crate::run_dir::{RunPaths, RunRecord};
-use crate::shell;
+use ddpm_run::checkpoint::{Checkpoint, parse_dir_name};
+use ddpm_run::shell;
+use ddpm_run::{RunPaths, RunRecord};
 
 /// The field of a checkpoint's state that holds an [`Imported`].
 pub(crate) const IMPORTED: &str = "imported";

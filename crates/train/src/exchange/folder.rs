@@ -16,11 +16,11 @@ use super::{
     FACTS_FILE, Facts, INDEX_FILE, MODELS, PICKLES, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR,
     WEIGHTS_FILE, unreadable,
 };
-use crate::checkpoint::{NamedTensor, tensors};
 use crate::config::TrainConfig;
 use crate::config::types::{DataConfig, DiffusionConfig, LossConfig};
 use crate::error::{ExitCode, Failure};
 use crate::training::state::flat_from_tensors;
+use ddpm_run::checkpoint::{NamedTensor, tensors};
 
 /// A config file of diffusers is a page; this bounds what a hostile one can make us read.
 const MAX_JSON_BYTES: u64 = 1 << 20;

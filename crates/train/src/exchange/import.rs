@@ -11,12 +11,12 @@ use serde_json::json;
 
 use super::export::refuse_taken;
 use super::{FACTS_FILE, Folder, IMPORTED, Imported, locate, unreadable};
-use crate::checkpoint::{EpochPosition, Snapshot, State, save};
 use crate::config::types::DataConfig;
 use crate::config::{Resolved, TrainConfig, TrainPlan, config_hash};
 use crate::error::{ExitCode, Failure};
-use crate::run_dir::RunDir;
 use crate::training::state::{CONFIG, untrained_files};
+use ddpm_run::RunDir;
+use ddpm_run::checkpoint::{EpochPosition, Snapshot, State, save};
 
 /// Makes the run directory `to` of the folder or the model of the hub `from`, of whose fetching `tell` is told; returns the checkpoint and the configuration.
 ///

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hf_hub::HFError;
 
-use crate::durable::io_help;
+use ddpm_run::durable::io_help;
 
 /// Why the hub did not do what it was asked.
 #[derive(Debug, thiserror::Error)]

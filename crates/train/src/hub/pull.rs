@@ -24,10 +24,10 @@ use super::error::HubError;
 use super::name::{HubModel, is_commit};
 use super::settings::Settings;
 use super::spool::disk;
-use crate::durable::{parent_of, replace_file, sync_dir};
 use crate::error::{ExitCode, Failure};
 use crate::exchange::{MODEL_FILES, PICKLES};
-use crate::memory::format_bytes;
+use ddpm_run::durable::{parent_of, replace_file, sync_dir};
+use ddpm_run::memory::format_bytes;
 
 /// How often a file is fetched that does not come out right.
 const ATTEMPTS: usize = 3;

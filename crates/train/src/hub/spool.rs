@@ -24,12 +24,12 @@ use super::digest::Digests;
 use super::error::HubError;
 use super::name::{RepoName, Revision};
 use super::settings::Settings;
-use crate::checkpoint::parse_dir_name;
-use crate::durable::replace_file;
 use crate::error::{ExitCode, Failure};
 use crate::exchange::{ExportOptions, Measured, export};
-use crate::run_dir::{RunDirError, RunLock, RunPaths};
 use crate::training::model::Model;
+use ddpm_run::checkpoint::parse_dir_name;
+use ddpm_run::durable::replace_file;
+use ddpm_run::{RunError, RunLock, RunPaths};
 
 const FORMAT_VERSION: u32 = 1;
 const RECORD: &str = "push.json";
@@ -98,7 +98,7 @@ impl Spool {
         let root = root_of(&model.origin);
         fs::create_dir_all(&root).map_err(disk("made", &root))?;
         let lock = RunLock::acquire(&root).map_err(|error| match error {
-            RunDirError::Locked { .. } => Failure::from_error(ExitCode::Locked, &error)
+            RunError::Locked { .. } => Failure::from_error(ExitCode::Locked, &error)
                 .hint("another process pushes from there: wait until it has ended, or stop it"),
             other => other.into(),
         })?;

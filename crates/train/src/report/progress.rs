@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::MetricRecord;
 use super::terminal::Terminal;
+use ddpm_run::metrics::MetricRecord;
 
 /// How much is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -157,7 +157,7 @@ mod tests {
     use std::io;
     use std::sync::{Arc, Mutex};
 
-    use super::super::metrics::testing::record;
+    use super::super::testing::record;
     use super::*;
 
     #[derive(Clone, Default)]

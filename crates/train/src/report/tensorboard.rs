@@ -16,9 +16,10 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
+use super::ReportError;
 use super::pictures::Png;
-use super::{ReportError, clock};
-use crate::run_dir::host_name;
+use ddpm_run::clock;
+use ddpm_run::lock::host_name;
 use proto::{Event, Image, PluginData, SessionLog, Summary, SummaryMetadata, Tensor, TensorShape, Value, event, value};
 
 /// What readers look for to know that session starts are meant.

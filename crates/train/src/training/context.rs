@@ -9,7 +9,7 @@ use ddpm_model::diffusion::SamplerConfig;
 use super::model::all_classes;
 use super::pictures::{BATCH, Request, Start};
 use crate::config::{TrainConfig, TrainPlan};
-use crate::run_dir::RunDir;
+use ddpm_run::RunDir;
 
 /// What stays the same for the whole run.
 pub(super) struct RunContext<'a> {

@@ -12,9 +12,9 @@ use candle_core::Device;
 use ddpm_kernels::cuda::{Choices, Gpu};
 use serde::{Deserialize, Serialize};
 
-use crate::durable::replace_file;
 use crate::error::Failure;
-use crate::run_dir::RunPaths;
+use ddpm_run::RunPaths;
+use ddpm_run::durable::replace_file;
 
 /// What was decided on a run's GPU, and what of it is in the file.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use super::measure::{measure, milliseconds};
 use super::step::Trainer;
 use crate::config::{TrainPlan, Warning};
 use crate::error::Failure;
-use crate::memory::{self, format_bytes};
+use ddpm_run::memory::{self, format_bytes};
 
 /// An estimate makes a step of the whole batch, several times, only where it promises to be shorter than this; and a
 /// longer step of one or two images is not warmed up.

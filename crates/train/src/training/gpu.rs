@@ -32,7 +32,7 @@ use super::step::{Trainer, diverged};
 use crate::config::TrainPlan;
 use crate::config::types::{Precision, TrainConfig};
 use crate::error::{ExitCode, Failure};
-use crate::memory::format_bytes;
+use ddpm_run::memory::format_bytes;
 
 /// Where f16's loss scale starts, as PyTorch's.
 const FIRST_LOSS_SCALE: f64 = 65_536.0;

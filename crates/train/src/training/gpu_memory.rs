@@ -10,7 +10,7 @@ use ddpm_model::unet::UNet;
 use serde::Serialize;
 
 use crate::config::types::{Precision, TrainConfig};
-use crate::memory::format_bytes;
+use ddpm_run::memory::format_bytes;
 
 /// The batch where the step reads it, and those that wait (`IN_FLIGHT` of the kernels).
 const BATCHES: usize = 1 + 4;

@@ -10,11 +10,11 @@ use ddpm_model::unet::UNet;
 use super::arithmetic::set_arithmetic;
 use super::pictures::Painter;
 use super::state::{checkpoint_config, read_params};
-use crate::checkpoint::{Checkpoint, MANIFEST_FILE, MODEL_FILE, Skipped, ema_file, newest_good};
 use crate::config::TrainConfig;
 use crate::error::{ExitCode, Failure};
 use crate::exchange::{Facts, Folder, Located, MODELS, locate};
-use crate::run_dir::RunPaths;
+use ddpm_run::RunPaths;
+use ddpm_run::checkpoint::{Checkpoint, MANIFEST_FILE, MODEL_FILE, Skipped, ema_file, newest_good};
 
 /// Everything needed to run a model.
 #[derive(Debug)]

@@ -14,12 +14,13 @@ use super::stop::{StopReason, StopWatch};
 #[cfg(feature = "hub")]
 use super::upload::{Report, Uploader};
 use super::window::Window;
-use crate::checkpoint::{CheckpointError, Outcome, Retention, Writer};
 use crate::config::{Cadence, take_gpu_notices};
 use crate::error::{ExitCode, Failure, in_one_line};
-use crate::memory;
+use crate::report::Reporter;
 use crate::report::pictures::{Layout, encode, grid};
-use crate::report::{Reporter, Timing};
+use ddpm_run::checkpoint::{CheckpointError, Outcome, Retention, Writer};
+use ddpm_run::memory;
+use ddpm_run::metrics::Timing;
 
 /// See the module.
 pub(super) struct Observers<'a> {

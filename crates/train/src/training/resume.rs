@@ -5,11 +5,11 @@ use std::path::Path;
 use super::context::RunContext;
 use super::step::Trainer;
 use super::window::Window;
-use crate::checkpoint::{Checkpoint, list, newest_good};
 use crate::cli::args::Resume;
 use crate::config::TrainPlan;
 use crate::error::{ExitCode, Failure};
-use crate::run_dir::{RunDir, RunPaths};
+use ddpm_run::checkpoint::{Checkpoint, list, newest_good};
+use ddpm_run::{RunDir, RunPaths};
 
 /// The checkpoint to go on from, if any, and why newer ones do not count.
 ///

@@ -12,15 +12,16 @@ use super::observe::{End, Observers};
 use super::resume::{choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
 use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
-use crate::checkpoint::{Checkpoint, remove_stale};
 use crate::cli::args::Resume;
 use crate::config::{TrainPlan, take_gpu_notices};
 use crate::error::{ExitCode, Failure};
-use crate::memory::{self, format_bytes};
+use crate::memory;
 use crate::report::progress::Verbosity;
 use crate::report::terminal::Terminal;
 use crate::report::{Reporter, ReporterOptions};
-use crate::run_dir::{RunDir, Start};
+use ddpm_run::checkpoint::{Checkpoint, remove_stale};
+use ddpm_run::memory::format_bytes;
+use ddpm_run::{RunDir, Start};
 
 /// What a run is asked to do besides its plan.
 #[derive(Clone, Debug)]

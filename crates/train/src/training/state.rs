@@ -13,13 +13,13 @@ use serde_json::Value;
 
 use super::step::{Trainer, adamw_config};
 use super::window::Window;
-use crate::checkpoint::{
-    Checkpoint, EpochPosition, MODEL_FILE, NamedTensor, OPTIMIZER_FILE, Snapshot, State, TIMESTEP_SAMPLER_FILE,
-    TensorFile, ema_file,
-};
 use crate::config::{TrainConfig, TrainPlan, diff};
 use crate::error::{ExitCode, Failure};
 use crate::exchange::{IMPORTED, Imported};
+use ddpm_run::checkpoint::{
+    Checkpoint, EpochPosition, MODEL_FILE, NamedTensor, OPTIMIZER_FILE, Snapshot, State, TIMESTEP_SAMPLER_FILE,
+    TensorFile, ema_file,
+};
 
 /// The field of the state that holds the configuration.
 pub(crate) const CONFIG: &str = "config";

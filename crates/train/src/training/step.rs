@@ -28,6 +28,7 @@ use crate::config::TrainPlan;
 use crate::error::{ExitCode, Failure};
 use crate::exchange::Imported;
 use crate::memory;
+use ddpm_run::memory::format_bytes;
 
 /// Everything a step reads and changes.
 #[derive(Debug)]
@@ -324,7 +325,7 @@ fn require_room(parameters: usize, averages: usize, device: &Device) -> Result<(
     let needed = (parameters as u64).saturating_mul(size_of::<f32>() as u64 * (4 + averages as u64));
     match memory::room_on(device)? {
         Some(room) if needed > room => {
-            let (needed, room) = (memory::format_bytes(needed), memory::format_bytes(room));
+            let (needed, room) = (format_bytes(needed), format_bytes(room));
             let whose = if device.is_cpu() { "memory" } else { "the GPU's memory" };
             let message = format!("{parameters} parameters need at least {needed} of {whose}, and there are {room}");
             Err(Failure::new(ExitCode::Device, message)

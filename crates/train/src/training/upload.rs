@@ -15,8 +15,8 @@ use crate::config::TrainConfig;
 use crate::error::{ExitCode, Failure};
 use crate::exchange::CARD_SAMPLES;
 use crate::hub::{Pushed, RepoName, Revision, Settings, Spool, Target};
-use crate::run_dir::RunPaths;
-use crate::shell;
+use ddpm_run::RunPaths;
+use ddpm_run::shell;
 
 /// Silences of the hub that the end of a run waits for at most: as many as one push can meet.
 const WAITS: u32 = 10;

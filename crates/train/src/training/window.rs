@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::outcome::StepOutcome;
-use crate::report::{MetricRecord, Timing};
+use ddpm_run::metrics::{MetricRecord, Timing};
 
 /// A sum and how many it is of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

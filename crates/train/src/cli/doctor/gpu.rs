@@ -4,7 +4,7 @@ use ddpm_kernels::cuda::survey::{GpuFacts, survey};
 use ddpm_kernels::cuda::switches::{Off, VARIABLE};
 
 use super::Finding;
-use crate::memory::format_bytes;
+use ddpm_run::memory::format_bytes;
 
 /// The kernels' PTX is for this compute capability and those above.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);

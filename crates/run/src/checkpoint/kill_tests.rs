@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::testing::snapshot;
 use super::{NamedTensor, Retention, Snapshot, Writer, list, newest_good, remove_stale};
-use crate::run_dir::RunLock;
+use crate::lock::RunLock;
 
 const DIRECTORY: &str = "DDPM_KILL_TEST_DIRECTORY";
 const ROUNDS: u64 = 20;

@@ -1,93 +1,13 @@
-//! A run's directory: where each file is, who may write there, and who started it when.
-//!
-//! ```text
-//! runs/NAME/   config.toml  run.json  metrics.jsonl  log.jsonl  events/  checkpoints/  samples/  hub/  engines.json  LOCK
-//! ```
-//! [`RunPaths`] only knows names, for whoever reads a run. [`RunDir`] holds the lock and may write. The lock is the
-//! kernel's (`flock`), so a killed process never leaves a run locked; what stands in the file is for people.
-
-mod error;
-mod lock;
-mod record;
+//! A run's directory, held: whoever has a [`RunDir`] has its lock and may write there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub use error::RunDirError;
-pub use lock::RunLock;
-pub(crate) use lock::host_name;
-pub use record::{Restart, RunRecord, Start};
-
-use crate::checkpoint;
 use crate::durable::replace_file;
-
-/// The names inside a run directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunPaths {
-    root: PathBuf,
-}
-
-impl RunPaths {
-    /// Of the run in `root`, which need not exist.
-    pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
-    }
-
-    /// The directory itself.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
-    /// The resolved configuration.
-    pub fn config(&self) -> PathBuf {
-        self.root.join("config.toml")
-    }
-
-    /// See [`RunRecord`].
-    pub fn record(&self) -> PathBuf {
-        self.root.join("run.json")
-    }
-
-    /// One line per logged step.
-    pub fn metrics(&self) -> PathBuf {
-        self.root.join("metrics.jsonl")
-    }
-
-    /// The structured log.
-    pub fn log(&self) -> PathBuf {
-        self.root.join("log.jsonl")
-    }
-
-    /// TensorBoard's directory.
-    pub fn events(&self) -> PathBuf {
-        self.root.join("events")
-    }
-
-    /// See [`crate::checkpoint`].
-    pub fn checkpoints(&self) -> PathBuf {
-        self.root.join("checkpoints")
-    }
-
-    /// Sample grids.
-    pub fn samples(&self) -> PathBuf {
-        self.root.join("samples")
-    }
-
-    /// The fastest algorithms of a GPU's libraries.
-    pub fn engines(&self) -> PathBuf {
-        self.root.join("engines.json")
-    }
-
-    /// Pushes to the hub that are not done yet.
-    pub fn uploads(&self) -> PathBuf {
-        self.root.join("hub")
-    }
-
-    /// The sample grid of `step`.
-    pub fn sample(&self, step: u64) -> PathBuf {
-        self.samples().join(format!("{}.png", checkpoint::dir_name(step)))
-    }
-}
+use crate::error::RunError;
+use crate::lock::RunLock;
+use crate::paths::RunPaths;
+use crate::record::{RunRecord, Start};
 
 /// A run directory that this process alone may write, until it is dropped.
 #[derive(Debug)]
@@ -100,8 +20,8 @@ impl RunDir {
     /// Creates the directory and its sub-directories where they are missing, and takes the lock.
     ///
     /// # Errors
-    /// [`RunDirError::Locked`] if another process holds it; otherwise the place cannot be written.
-    pub fn open(root: impl Into<PathBuf>) -> Result<Self, RunDirError> {
+    /// [`RunError::Locked`] if another process holds it; otherwise the place cannot be written.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self, RunError> {
         let paths = RunPaths::new(root);
         create_dir(paths.root())?;
         let lock = RunLock::acquire(paths.root())?;
@@ -125,17 +45,17 @@ impl RunDir {
     ///
     /// # Errors
     /// The file cannot be written; the old one is untouched.
-    pub fn write_config(&self, resolved_toml: &str) -> Result<(), RunDirError> {
+    pub fn write_config(&self, resolved_toml: &str) -> Result<(), RunError> {
         let path = self.paths.config();
         let text = format!("# Resolved by ddpm {}.\n{resolved_toml}", env!("CARGO_PKG_VERSION"));
-        replace_file(&path, text.as_bytes()).map_err(RunDirError::io("write the configuration", &path))
+        replace_file(&path, text.as_bytes()).map_err(RunError::io("write the configuration", &path))
     }
 
     /// Notes this start in `run.json`: the run's creation, or a restart at `start.step`.
     ///
     /// # Errors
     /// The file cannot be written, or an existing one cannot be understood.
-    pub fn record_start(&self, start: Start) -> Result<RunRecord, RunDirError> {
+    pub fn record_start(&self, start: Start) -> Result<RunRecord, RunError> {
         let path = self.paths.record();
         let record = match RunRecord::read(&path)? {
             Some(record) => record.restarted(start),
@@ -146,8 +66,8 @@ impl RunDir {
     }
 }
 
-fn create_dir(path: &Path) -> Result<(), RunDirError> {
-    fs::create_dir_all(path).map_err(RunDirError::io("create the directory", path))
+fn create_dir(path: &Path) -> Result<(), RunError> {
+    fs::create_dir_all(path).map_err(RunError::io("create the directory", path))
 }
 
 #[cfg(test)]
@@ -166,7 +86,7 @@ mod tests {
         let run = RunDir::open(&root).unwrap();
         assert!(run.paths().checkpoints().is_dir() && run.paths().samples().is_dir() && run.paths().events().is_dir());
         let error = RunDir::open(&root).unwrap_err();
-        assert!(matches!(error, RunDirError::Locked { .. }), "{error}");
+        assert!(matches!(error, RunError::Locked { .. }), "{error}");
         assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
         drop(run);
         RunDir::open(&root).unwrap();

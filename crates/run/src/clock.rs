@@ -3,12 +3,12 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Now, such as `2026-11-24T09:53:00.125Z`.
-pub(crate) fn now() -> String {
+pub fn now() -> String {
     format(since_epoch().as_millis() as u64)
 }
 
 /// Time since 1970; zero if the clock stands before that.
-pub(crate) fn since_epoch() -> std::time::Duration {
+pub fn since_epoch() -> std::time::Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 

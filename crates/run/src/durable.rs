@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::memory;
 
 /// Replaces `path` by `bytes`: written and synced under a temporary name beside it, then renamed over it.
-pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary_beside(path)?;
     let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
@@ -24,12 +24,12 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Makes the names in `dir` durable: what was created, renamed or removed there survives a crash from now on.
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
 /// The directory that holds `path`'s name; `.` for a bare file name.
-pub(crate) fn parent_of(path: &Path) -> &Path {
+pub fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -37,7 +37,7 @@ pub(crate) fn parent_of(path: &Path) -> &Path {
 }
 
 /// What to do about an input or output error at `path`, in one sentence.
-pub(crate) fn io_help(error: &io::Error, path: &Path) -> String {
+pub fn io_help(error: &io::Error, path: &Path) -> String {
     use io::ErrorKind as Kind;
     match error.kind() {
         Kind::StorageFull | Kind::QuotaExceeded => {

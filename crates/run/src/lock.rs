@@ -1,4 +1,5 @@
-//! One process per run directory.
+//! One process per run directory. The lock is the kernel's (`flock`), so a killed process never leaves a run locked; what
+//! stands in the file is for people.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -6,8 +7,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::RunDirError;
-use crate::report::clock;
+use crate::clock;
+use crate::error::RunError;
 
 /// The exclusive lock on a run directory; released when dropped, or by the kernel when the process ends in any way.
 #[derive(Debug)]
@@ -27,8 +28,8 @@ impl RunLock {
     /// Locks `root`'s `LOCK`.
     ///
     /// # Errors
-    /// [`RunDirError::Locked`] names the holder; [`RunDirError::Io`] if the file cannot be created or locked at all.
-    pub fn acquire(root: &Path) -> Result<Self, RunDirError> {
+    /// [`RunError::Locked`] names the holder; [`RunError::Io`] if the file cannot be created or locked at all.
+    pub fn acquire(root: &Path) -> Result<Self, RunError> {
         let path = root.join("LOCK");
         let mut file = File::options()
             .read(true)
@@ -36,21 +37,21 @@ impl RunLock {
             .create(true)
             .truncate(false)
             .open(&path)
-            .map_err(RunDirError::io("open the lock", &path))?;
+            .map_err(RunError::io("open the lock", &path))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(RunDirError::Locked { path, holder: describe_holder(&mut file) });
+                return Err(RunError::Locked { path, holder: describe_holder(&mut file) });
             }
-            Err(TryLockError::Error(error)) => return Err(RunDirError::io("lock", &path)(error)),
+            Err(TryLockError::Error(error)) => return Err(RunError::io("lock", &path)(error)),
         }
-        sign(&mut file).map_err(RunDirError::io("write the lock", &path))?;
+        sign(&mut file).map_err(RunError::io("write the lock", &path))?;
         Ok(Self { _file: file })
     }
 }
 
 /// The name of this machine, as the kernel knows it.
-pub(crate) fn host_name() -> String {
+pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::RunDirError;
-use super::lock::host_name;
+use crate::clock;
 use crate::durable::replace_file;
-use crate::report::clock;
+use crate::error::RunError;
+use crate::lock::host_name;
 
 /// What the caller knows about a start; the rest is read off the machine.
 #[derive(Debug, Clone)]
@@ -67,15 +67,15 @@ impl RunRecord {
     ///
     /// # Errors
     /// It cannot be read, or is no such record.
-    pub fn read(path: &Path) -> Result<Option<Self>, RunDirError> {
+    pub fn read(path: &Path) -> Result<Option<Self>, RunError> {
         let text = match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(RunDirError::io("read the record", path))?,
+            other => other.map_err(RunError::io("read the record", path))?,
         };
-        serde_json::from_slice(&text).map(Some).map_err(|source| RunDirError::Record { path: path.into(), source })
+        serde_json::from_slice(&text).map(Some).map_err(|source| RunError::Record { path: path.into(), source })
     }
 
-    pub(super) fn created(start: Start) -> Self {
+    pub(crate) fn created(start: Start) -> Self {
         let (created, host) = (clock::now(), host_name());
         let unique = format!("{created} {host} {} {:?}", std::process::id(), std::time::SystemTime::now());
         Self {
@@ -90,7 +90,7 @@ impl RunRecord {
         }
     }
 
-    pub(super) fn restarted(mut self, start: Start) -> Self {
+    pub(crate) fn restarted(mut self, start: Start) -> Self {
         self.restarts.push(Restart {
             at: clock::now(),
             step: start.step,
@@ -103,11 +103,11 @@ impl RunRecord {
         self
     }
 
-    pub(super) fn write(&self, path: &Path) -> Result<(), RunDirError> {
+    pub(crate) fn write(&self, path: &Path) -> Result<(), RunError> {
         serde_json::to_vec_pretty(self)
             .map_err(io::Error::from)
             .and_then(|text| replace_file(path, &text))
-            .map_err(RunDirError::io("write the record", path))
+            .map_err(RunError::io("write the record", path))
     }
 }
 

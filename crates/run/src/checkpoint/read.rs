@@ -8,7 +8,7 @@ use super::manifest::{Manifest, check_size, read_small, verify_file};
 use super::save::{ASIDE_PREFIX, TEMPORARY_PREFIX, remove_any};
 use super::{CheckpointError, FORMAT_VERSION, NamedTensor, STATE_FILE, State, parse_dir_name, tensors};
 use crate::durable::sync_dir;
-use crate::run_dir::RunLock;
+use crate::lock::RunLock;
 
 /// State is a page of JSON; this bounds what a hostile one can make us read.
 const MAX_STATE_BYTES: u64 = 16 << 20;

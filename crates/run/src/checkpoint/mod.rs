@@ -19,7 +19,7 @@ mod manifest;
 mod read;
 mod retention;
 mod save;
-pub(crate) mod tensors;
+pub mod tensors;
 mod writer;
 
 #[cfg(test)]
@@ -27,6 +27,7 @@ mod hostile_tests;
 #[cfg(test)]
 mod kill_tests;
 
+pub use crate::paths::{dir_name, parse_dir_name};
 pub use error::CheckpointError;
 pub use read::{Checkpoint, Skipped, list, newest_good, remove_stale};
 pub use retention::Retention;
@@ -56,17 +57,6 @@ pub const TIMESTEP_SAMPLER_FILE: &str = "timestep_sampler.safetensors";
 /// The file of the averaged weights with this decay, as in `ema-0.9999.safetensors`.
 pub fn ema_file(decay: f64) -> String {
     format!("ema-{decay}.safetensors")
-}
-
-/// The directory name of the checkpoint at `step`: zero-padded, so that names sort as steps do.
-pub fn dir_name(step: u64) -> String {
-    format!("step-{step:09}")
-}
-
-/// The step a directory name stands for; `None` for any name that [`dir_name`] does not produce.
-pub fn parse_dir_name(name: &str) -> Option<u64> {
-    let step = name.strip_prefix("step-")?.parse().ok()?;
-    (dir_name(step) == name).then_some(step)
 }
 
 /// All that is needed to go on, copied to the host so that training can change its buffers meanwhile.
@@ -187,18 +177,6 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn directory_names_sort_as_steps_and_only_canonical_ones_are_read() {
-        assert_eq!(dir_name(10_000), "step-000010000");
-        assert_eq!(parse_dir_name("step-000010000"), Some(10_000));
-        assert_eq!(parse_dir_name(&dir_name(12_345_678_901)), Some(12_345_678_901));
-        for name in
-            ["step-10000", "step-", "step-+00000001", ".tmp-step-000000001", "step-000000001x", "step-0000000001"]
-        {
-            assert_eq!(parse_dir_name(name), None, "{name}");
-        }
-    }
 
     #[test]
     fn an_epoch_position_counts_passes_and_survives_an_empty_source() {

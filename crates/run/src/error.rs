@@ -7,8 +7,8 @@ use crate::durable::io_help;
 
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum RunDirError {
-    /// Another process trains there (exit code 8).
+pub enum RunError {
+    /// Another process trains there.
     #[error("{}: held by {holder}", path.display())]
     Locked {
         /// The lock file.
@@ -38,7 +38,7 @@ pub enum RunDirError {
     },
 }
 
-impl RunDirError {
+impl RunError {
     /// What to do about it, in one sentence.
     pub fn help(&self) -> String {
         match self {
@@ -54,7 +54,7 @@ impl RunDirError {
     }
 
     /// For `map_err`: names what was being done, and where.
-    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
     }

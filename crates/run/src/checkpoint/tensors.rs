@@ -57,7 +57,7 @@ impl<W: Write> Write for HashingWriter<W> {
 ///
 /// # Errors
 /// A sentence on what contradicts itself: a repeated name, or a shape that does not hold the data.
-pub(crate) fn header(file: &TensorFile) -> Result<Vec<u8>, String> {
+pub fn header(file: &TensorFile) -> Result<Vec<u8>, String> {
     let mut names = HashSet::new();
     let mut offset = 0;
     let mut infos = Vec::with_capacity(file.tensors.len());
@@ -85,7 +85,7 @@ pub(crate) fn header(file: &TensorFile) -> Result<Vec<u8>, String> {
 }
 
 /// Writes `header` (see [`header`]) and the arrays of `tensors`.
-pub(crate) fn write(out: impl Write, header: &[u8], tensors: &[NamedTensor]) -> io::Result<()> {
+pub fn write(out: impl Write, header: &[u8], tensors: &[NamedTensor]) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(4 * CHUNK, out);
     out.write_all(header)?;
     let mut bytes = Vec::with_capacity(4 * CHUNK);
@@ -98,7 +98,7 @@ pub(crate) fn write(out: impl Write, header: &[u8], tensors: &[NamedTensor]) -> 
 }
 
 /// Reads all tensors of the file at `path`, in the order of its bytes.
-pub(crate) fn read(path: &Path) -> Result<Vec<NamedTensor>, CheckpointError> {
+pub fn read(path: &Path) -> Result<Vec<NamedTensor>, CheckpointError> {
     let (mut file, metadata) = open(path)?;
     let mut tensors = Vec::new();
     for name in metadata.offset_keys() {

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ReportError, clock};
+use crate::clock;
 use crate::durable::replace_file;
+use crate::error::RunError;
 
 /// A file that only grows by whole lines.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ impl JsonLines {
     ///
     /// # Errors
     /// The file cannot be opened, read or cut.
-    pub fn append(path: &Path) -> Result<Self, ReportError> {
+    pub fn append(path: &Path) -> Result<Self, RunError> {
         let open = || {
             let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
             let end = end_of_last_line(&mut file)?;
@@ -36,17 +37,17 @@ impl JsonLines {
             file.seek(SeekFrom::Start(end))?;
             Ok(Self { file, path: path.into(), end, pending: Vec::new() })
         };
-        open().map_err(ReportError::io("open the file", path))
+        open().map_err(RunError::io("open the file", path))
     }
 
     /// Appends `record` as one line.
     ///
     /// # Errors
     /// The disk refuses. The file then still ends with a whole line, and this one is tried again with the next.
-    pub fn write(&mut self, record: &impl Serialize) -> Result<(), ReportError> {
+    pub fn write(&mut self, record: &impl Serialize) -> Result<(), RunError> {
         serde_json::to_writer(&mut self.pending, record)
             .map_err(io::Error::from)
-            .map_err(ReportError::io("write the line", &self.path))?;
+            .map_err(RunError::io("write the line", &self.path))?;
         self.pending.push(b'\n');
         self.flush()
     }
@@ -55,16 +56,16 @@ impl JsonLines {
     ///
     /// # Errors
     /// The disk refuses.
-    pub fn sync(&mut self) -> Result<(), ReportError> {
+    pub fn sync(&mut self) -> Result<(), RunError> {
         self.flush()?;
-        self.file.sync_data().map_err(ReportError::io("sync the file", &self.path))
+        self.file.sync_data().map_err(RunError::io("sync the file", &self.path))
     }
 
-    fn flush(&mut self) -> Result<(), ReportError> {
+    fn flush(&mut self) -> Result<(), RunError> {
         if let Err(error) = self.file.write_all(&self.pending) {
             // Part of a line may be there. If even this fails, the next opening cuts it.
             let _ = self.file.set_len(self.end).and_then(|()| self.file.seek(SeekFrom::Start(self.end)));
-            return Err(ReportError::io("write the line", &self.path)(error));
+            return Err(RunError::io("write the line", &self.path)(error));
         }
         self.end += self.pending.len() as u64;
         self.pending.clear();
@@ -77,20 +78,20 @@ impl JsonLines {
 ///
 /// # Errors
 /// The file cannot be read or replaced; the old one is untouched. No file is no error.
-pub fn truncate_after(path: &Path, step: u64) -> Result<usize, ReportError> {
+pub fn truncate_after(path: &Path, step: u64) -> Result<usize, RunError> {
     #[derive(Deserialize)]
     struct Step {
         step: u64,
     }
     let text = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        other => other.map_err(ReportError::io("read the file", path))?,
+        other => other.map_err(RunError::io("read the file", path))?,
     };
     let is_later = |line: &[u8]| serde_json::from_slice(line).is_ok_and(|line: Step| line.step > step);
     let stays = |line: &&[u8]| line.ends_with(b"\n") && !is_later(line);
     let kept: usize = text.split_inclusive(|byte| *byte == b'\n').take_while(stays).map(<[u8]>::len).sum();
     if kept < text.len() {
-        replace_file(path, &text[..kept]).map_err(ReportError::io("replace the file", path))?;
+        replace_file(path, &text[..kept]).map_err(RunError::io("replace the file", path))?;
     }
     Ok(text[kept..].split_inclusive(|byte| *byte == b'\n').count())
 }
@@ -151,8 +152,8 @@ fn end_of_last_line(file: &mut File) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::metrics::testing::record;
     use super::*;
+    use crate::metrics::testing::record;
 
     fn lines_of(steps: &[u64]) -> String {
         steps.iter().map(|step| serde_json::to_string(&record(*step)).unwrap() + "\n").collect()
