@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::durable::io_help;
+use crate::kind::Kind;
 
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,11 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// What happened, in a word.
+    pub fn kind(&self) -> Kind {
+        if matches!(self, Self::Locked { .. }) { Kind::Held } else { Kind::Other }
+    }
+
     /// What to do about it, in one sentence.
     pub fn help(&self) -> String {
         match self {

@@ -1,8 +1,11 @@
 //! One logged step.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
 use serde::Serialize;
+use serde_json::Value;
 
 /// What is logged of a step. All but `timing` is a function of configuration and data, so two runs can be compared bit
 /// for bit by comparing their lines without it.
@@ -55,6 +58,17 @@ impl MetricRecord {
     }
 }
 
+/// The last loss that the file at `path` tells of up to `step`; none where there is none, or no file.
+pub fn last_loss(path: &Path, step: u64) -> Option<f64> {
+    last_loss_of(&fs::read_to_string(path).ok()?, step)
+}
+
+fn last_loss_of(metrics: &str, step: u64) -> Option<f64> {
+    let records = metrics.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let until = records.take_while(|record| record["step"].as_u64().is_some_and(|logged| logged <= step));
+    until.last()?["loss"].as_f64()
+}
+
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
@@ -76,7 +90,17 @@ pub(crate) mod testing {
 
 #[cfg(test)]
 mod tests {
+    use super::last_loss_of;
     use super::testing::record;
+
+    #[test]
+    fn the_loss_is_the_last_one_logged_up_to_the_checkpoint() {
+        let metrics = "{\"step\":1,\"loss\":0.5}\n{\"step\":3,\"loss\":0.25}\n{\"step\":9,\"loss\":0.1}\n{\"st";
+        assert_eq!(last_loss_of(metrics, 8), Some(0.25));
+        assert_eq!(last_loss_of(metrics, 9), Some(0.1));
+        assert_eq!(last_loss_of(metrics, 0), None);
+        assert_eq!(last_loss_of("", 5), None);
+    }
 
     #[test]
     fn an_empty_quartile_is_not_plotted() {

@@ -4,8 +4,6 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use crate::error::{ExitCode, Failure};
-
 /// Where a value comes from, the weakest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -120,8 +118,8 @@ impl ConfigError {
     }
 }
 
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::from_error(ExitCode::Usage, &error).maybe_hint(error.help())
-    }
+#[cfg(test)]
+pub(super) fn told(error: &ConfigError) -> String {
+    let help = error.help().map(|help| format!("\n  help: {}", help.replace('\n', "\n        ")));
+    format!("error: {error}{}", help.unwrap_or_default())
 }

@@ -21,6 +21,7 @@
 //! | `facts` | what is known of a model's training |
 //! | `export`, `card` | the folder, written |
 //! | `measured` | what a card tells of a model's quality |
+//! | `model` | a trained model, whatever it is read from: a run, a checkpoint, a folder, the hub |
 //! | `import` | the folder as the start of a run |
 
 mod card;
@@ -30,6 +31,7 @@ mod facts;
 mod folder;
 mod import;
 mod measured;
+mod model;
 
 use std::path::{Path, PathBuf};
 
@@ -40,11 +42,12 @@ pub use facts::{Facts, Imported};
 pub use folder::Folder;
 pub use import::import;
 pub use measured::Measured;
+pub use model::{Model, is_diffusers_folder};
 
-use crate::error::{ExitCode, Failure};
-use crate::hub::SCHEME;
+use crate::error::Error;
+use ddpm_hub::SCHEME;
 #[cfg(feature = "hub")]
-use crate::hub::Settings;
+use ddpm_hub::{HubError, Settings};
 
 /// Images on a card where no number is given.
 pub const CARD_SAMPLES: usize = 16;
@@ -61,7 +64,7 @@ const SAMPLES_FILE: &str = "samples.png";
 
 /// Whatever a folder is read from: in its sub-folders, or side by side as in the first published models.
 #[cfg(feature = "hub")]
-pub(crate) const MODEL_FILES: [&str; 8] = [
+const MODEL_FILES: [&str; 8] = [
     INDEX_FILE,
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
@@ -73,11 +76,7 @@ pub(crate) const MODEL_FILES: [&str; 8] = [
 ];
 
 /// The formats that run code when read.
-pub(crate) const PICKLES: [&str; 3] = ["diffusion_pytorch_model.bin", "pytorch_model.bin", "model.ckpt"];
-
-/// What a model may be, for messages.
-pub const MODELS: &str = "name a run directory (runs/NAME), a checkpoint (runs/NAME/checkpoints/step-...), \
-                          a diffusers folder or hf://owner/name";
+const PICKLES: [&str; 3] = ["diffusion_pytorch_model.bin", "pytorch_model.bin", "model.ckpt"];
 
 /// A model's place on this disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,8 +90,8 @@ pub struct Located {
 /// The place of what a user named; a model of the hub is fetched, and `tell` is told so.
 ///
 /// # Errors
-/// Exit code 2 for `hf://...` that is no name, or in a program without the hub; 7 if the hub does not give it.
-pub fn locate(named: &Path, tell: &dyn Fn(&str)) -> Result<Located, Failure> {
+/// `hf://...` that is no name, or in a program without the hub; the hub does not give it.
+pub fn locate(named: &Path, tell: &dyn Fn(&str)) -> Result<Located, Error> {
     match named.to_str().filter(|text| text.starts_with(SCHEME)) {
         Some(text) => locate_on_hub(text, tell),
         None => Ok(Located { path: named.to_owned(), name: named.to_owned() }),
@@ -100,24 +99,27 @@ pub fn locate(named: &Path, tell: &dyn Fn(&str)) -> Result<Located, Failure> {
 }
 
 #[cfg(feature = "hub")]
-fn locate_on_hub(text: &str, tell: &dyn Fn(&str)) -> Result<Located, Failure> {
-    let model = text.parse().map_err(|expected: String| {
-        Failure::new(ExitCode::Usage, format!("{text}: {expected}"))
-            .hint("write hf://owner/name, or hf://owner/name@revision")
-    })?;
-    let pulled = crate::hub::pull(&model, Settings::from_environment()?, tell)?;
+fn locate_on_hub(text: &str, tell: &dyn Fn(&str)) -> Result<Located, Error> {
+    let model = text.parse().map_err(|expected| Error::HubName { name: text.to_owned(), expected })?;
+    let pulled =
+        ddpm_hub::pull(&model, &MODEL_FILES, Settings::from_environment()?, tell).map_err(|error| match error {
+            HubError::NoWeights { model, files } => {
+                Error::NoWeights { model, pickle: files.into_iter().find(is_pickle) }
+            }
+            other => other.into(),
+        })?;
     Ok(Located { path: pulled.folder, name: pulled.name.into() })
 }
 
-#[cfg(not(feature = "hub"))]
-fn locate_on_hub(text: &str, _: &dyn Fn(&str)) -> Result<Located, Failure> {
-    let name = text.trim_start_matches(SCHEME);
-    Err(Failure::new(ExitCode::Usage, format!("{text}: this program was built without the feature `hub`"))
-        .hint(format!("download it (`hf download {name} --local-dir DIR`) and name the folder")))
+#[cfg(feature = "hub")]
+#[expect(clippy::ptr_arg, reason = "for `find` on owned names")]
+fn is_pickle(path: &String) -> bool {
+    PICKLES.contains(&path.rsplit('/').next().unwrap_or_default())
 }
 
-fn unreadable(message: impl Into<String>) -> Failure {
-    Failure::new(ExitCode::Checkpoint, message)
+#[cfg(not(feature = "hub"))]
+fn locate_on_hub(text: &str, _: &dyn Fn(&str)) -> Result<Located, Error> {
+    Err(Error::WithoutHub { name: text.to_owned() })
 }
 
 #[cfg(all(test, not(feature = "hub")))]
@@ -125,9 +127,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_the_hub_its_models_are_refused_with_another_way() {
-        let failure = locate(Path::new("hf://me/clothes"), &|_| {}).expect_err("there is no hub");
-        let text = failure.to_string();
-        assert!(text.contains("without the feature `hub`") && text.contains("hf download me/clothes"), "{text}");
+    fn without_the_hub_its_models_are_refused() {
+        let error = locate(Path::new("hf://me/clothes"), &|_| {}).expect_err("there is no hub");
+        assert!(error.to_string().contains("without the feature `hub`"), "{error}");
     }
 }

@@ -4,10 +4,10 @@ use std::fmt::{self, Write as _};
 use std::io::{Write, stderr};
 use std::time::{Duration, Instant};
 
+use ddpm_run::metrics::MetricRecord;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::terminal::Terminal;
-use ddpm_run::metrics::MetricRecord;
 
 /// How much is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]

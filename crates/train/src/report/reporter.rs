@@ -1,13 +1,14 @@
 //! What the loop talks to.
 
+use ddpm_run::jsonl::{JsonLines, Level, LogRecord, truncate_after};
+use ddpm_run::metrics::MetricRecord;
+use ddpm_run::{RunDir, RunPaths};
+
 use super::ReportError;
 use super::pictures::{self, Png};
 use super::progress::{Progress, Verbosity};
 use super::tensorboard::EventWriter;
 use super::terminal::Terminal;
-use ddpm_run::jsonl::{JsonLines, Level, LogRecord, truncate_after};
-use ddpm_run::metrics::MetricRecord;
-use ddpm_run::{RunDir, RunPaths};
 
 /// What to report where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

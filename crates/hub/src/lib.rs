@@ -1,0 +1,30 @@
+//! The Hugging Face hub, both ways: folders pushed to it, and the files of `hf://owner/name` fetched from it. What is in them
+//! is the caller's affair.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `name` | `owner/name`, `hf://owner/name@revision` |
+//! | `settings` | what the environment says: endpoint, token, cache, offline |
+//! | `error` | what can go wrong |
+//! | `net` | with the feature `net`, what needs the network: |
+//! | `net::client` | requests with limits, and patience with those that may be made twice |
+//! | `net::remote` | what a repository holds; making one |
+//! | `net::digest` | what proves a file |
+//! | `net::commit` | one commit with everything, and never two |
+//! | `net::spool` | a push on this disk until the hub has it |
+//! | `net::pull` | a model into the cache that Python shares, verified |
+//!
+//! hf-hub makes the uploads (xet) and the commit; the rest is asked with the HTTP client under it, because hf-hub sets no
+//! time limit and does not verify what it downloads.
+
+mod error;
+mod name;
+#[cfg(feature = "net")]
+mod net;
+mod settings;
+
+pub use error::HubError;
+pub use name::{HubModel, RepoName, Revision, SCHEME};
+#[cfg(feature = "net")]
+pub use net::{Content, Pulled, Pushed, Spool, Target, disable_telemetry, pull};
+pub use settings::{DEFAULT_ENDPOINT, Settings, Token};
