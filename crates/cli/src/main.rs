@@ -12,7 +12,6 @@ fn main() -> std::process::ExitCode {
     // SAFETY: sets a number in mimalloc's table of options, before any other thread exists; -1 means never.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
     // SAFETY: still no other thread exists.
-    #[cfg(feature = "hub")]
     unsafe {
         ddpm_hub::disable_telemetry();
     }

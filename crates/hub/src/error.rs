@@ -127,6 +127,9 @@ pub enum HubError {
         /// Who holds it.
         holder: String,
     },
+    /// This program was built without what needs the network.
+    #[error("this program was built without the feature `hub`")]
+    WithoutNet,
     /// A lock that cannot be taken.
     #[error(transparent)]
     Lock(#[from] RunError),
@@ -157,16 +160,23 @@ pub enum HubError {
 }
 
 impl HubError {
+    /// The error itself, of one that is told with a place.
+    pub fn reason(&self) -> &Self {
+        match self {
+            Self::Waiting { error, .. } | Self::NotInCache { error, .. } => error.reason(),
+            reason => reason,
+        }
+    }
+
     /// What happened, in a word.
     pub fn kind(&self) -> Kind {
-        match self {
-            Self::Setting { .. } => Kind::Setting,
+        match self.reason() {
+            Self::Setting { .. } | Self::WithoutNet => Kind::Setting,
             // A full disk is not the hub's.
             Self::Disk { .. } => Kind::Other,
             Self::Held { .. } => Kind::Held,
             Self::Lock(error) => error.kind(),
             Self::NoWeights { .. } => Kind::Model,
-            Self::Waiting { error, .. } | Self::NotInCache { error, .. } => error.kind(),
             _ => Kind::Hub,
         }
     }
@@ -201,6 +211,7 @@ impl HubError {
         match self {
             Self::Setting { help, .. } => (*help).into(),
             Self::Held { .. } => "another process pushes from there: wait until it has ended, or stop it".into(),
+            Self::WithoutNet => "build with the feature `hub` to push and pull".into(),
             Self::Lock(error) => error.help(),
             Self::NoWeights { .. } => "name a repository that holds safetensors".into(),
             Self::Waiting { error, place } => {

@@ -5,8 +5,9 @@
 //! | --- | --- |
 //! | `name` | `owner/name`, `hf://owner/name@revision` |
 //! | `settings` | what the environment says: endpoint, token, cache, offline |
+//! | `parcel` | what goes there and comes from there, without the files |
 //! | `error` | what can go wrong |
-//! | `net` | with the feature `net`, what needs the network: |
+//! | `net` | what needs the network; without the feature `net` all of it is refused |
 //! | `net::client` | requests with limits, and patience with those that may be made twice |
 //! | `net::remote` | what a repository holds; making one |
 //! | `net::digest` | what proves a file |
@@ -19,12 +20,13 @@
 
 mod error;
 mod name;
-#[cfg(feature = "net")]
+#[cfg_attr(not(feature = "net"), path = "without.rs")]
 mod net;
+mod parcel;
 mod settings;
 
 pub use error::HubError;
 pub use name::{HubModel, RepoName, Revision, SCHEME};
-#[cfg(feature = "net")]
-pub use net::{Content, Pulled, Pushed, Spool, Target, disable_telemetry, pull};
-pub use settings::{DEFAULT_ENDPOINT, Settings, Token};
+pub use net::{Spool, pull};
+pub use parcel::{Content, Pulled, Pushed, Target};
+pub use settings::{DEFAULT_ENDPOINT, Settings, Token, disable_telemetry};

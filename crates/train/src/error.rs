@@ -349,6 +349,7 @@ impl Error {
                 causes.push(besides.clone());
                 causes
             }
+            Self::Hub(error) => chain(error.reason().source()),
             other => chain(other.source()),
         }
     }

@@ -8,7 +8,7 @@
 //! | [`measuring`] | how fast and how large those are |
 //! | [`eval`] | how good a model is |
 //! | [`exchange`] | models from and to files: a run's, diffusers', the hub's |
-//! | `publish` | with the feature `hub`: a model on its way there |
+//! | [`publish`] | a model on its way to the hub |
 //! | [`report`] | progress, pictures, plots, TensorBoard |
 //! | [`weights`] | weights in a checkpoint's files |
 //! | [`noise`], [`pixels`] | standard normals, by Philox; bytes to numbers and back |
@@ -24,7 +24,6 @@ pub mod measuring;
 pub mod memory;
 pub mod noise;
 pub mod pixels;
-#[cfg(feature = "hub")]
 pub mod publish;
 pub mod report;
 pub mod training;

@@ -25,21 +25,13 @@ use super::digest::{Digests, Hasher, Proof};
 use super::told::disk;
 use crate::error::HubError;
 use crate::name::{HubModel, SCHEME, is_commit};
+use crate::parcel::Pulled;
 use crate::settings::Settings;
 
 /// How often a file is fetched that does not come out right.
 const ATTEMPTS: usize = 3;
 /// How the names of weights end.
 const WEIGHTS: &str = ".safetensors";
-
-/// A model of the hub in the cache.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pulled {
-    /// A diffusers folder.
-    pub folder: PathBuf,
-    /// `hf://owner/name@COMMIT`: exactly what it is.
-    pub name: String,
-}
 
 /// Fetches those of the `wanted` files, weights among them, that the model has and the cache has not, and checks all of
 /// them; `tell` is told what takes time.

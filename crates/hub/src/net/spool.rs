@@ -25,32 +25,13 @@ use super::commit::Wanted;
 use super::digest::Digests;
 use super::told::disk;
 use crate::error::HubError;
-use crate::name::{RepoName, Revision};
+use crate::name::Revision;
+use crate::parcel::{Content, Pushed, Target};
 use crate::settings::Settings;
 
 const FORMAT_VERSION: u32 = 1;
 const RECORD: &str = "push.json";
 const FILES: &str = "files";
-
-/// Where a folder is pushed to.
-#[derive(Clone, Debug)]
-pub struct Target {
-    /// The repository.
-    pub repo: RepoName,
-    /// The branch.
-    pub revision: Revision,
-    /// Make the repository private, if it has to be made.
-    pub private: bool,
-}
-
-/// What is to be pushed, without its files.
-#[derive(Clone, Debug)]
-pub struct Content {
-    /// Two of one fingerprint have the same files.
-    pub fingerprint: String,
-    /// The message of the commit.
-    pub message: String,
-}
 
 /// `push.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,20 +52,8 @@ pub struct Spool {
     place: PathBuf,
     target: Target,
     record: Record,
-    /// It was there already, from a push that did not end well.
-    pub was_there: bool,
+    was_there: bool,
     _lock: RunLock,
-}
-
-/// What a push did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pushed {
-    /// The commit that has the model.
-    pub commit: String,
-    /// The repository had it already, and nothing was sent.
-    pub was_there: bool,
-    /// Its page.
-    pub url: String,
 }
 
 impl Spool {
@@ -118,6 +87,11 @@ impl Spool {
         let path = place.join(RECORD);
         replace_file(&path, json!(record).to_string().as_bytes()).map_err(disk("written", &path))?;
         Ok(Self { place, target, record, was_there: false, _lock: lock })
+    }
+
+    /// Whether it was there already, from a push that did not end well.
+    pub fn was_there(&self) -> bool {
+        self.was_there
     }
 
     /// Where it is.

@@ -35,6 +35,7 @@ mod model;
 
 use std::path::{Path, PathBuf};
 
+use ddpm_hub::{HubError, SCHEME, Settings};
 pub use ddpm_model::diffusers::DIFFUSERS_VERSION;
 pub use export::{ExportOptions, Exported, export};
 pub(crate) use facts::IMPORTED;
@@ -45,9 +46,6 @@ pub use measured::Measured;
 pub use model::{Model, is_diffusers_folder};
 
 use crate::error::Error;
-use ddpm_hub::SCHEME;
-#[cfg(feature = "hub")]
-use ddpm_hub::{HubError, Settings};
 
 /// Images on a card where no number is given.
 pub const CARD_SAMPLES: usize = 16;
@@ -63,7 +61,6 @@ const CARD_FILE: &str = "README.md";
 const SAMPLES_FILE: &str = "samples.png";
 
 /// Whatever a folder is read from: in its sub-folders, or side by side as in the first published models.
-#[cfg(feature = "hub")]
 const MODEL_FILES: [&str; 8] = [
     INDEX_FILE,
     "unet/config.json",
@@ -98,28 +95,23 @@ pub fn locate(named: &Path, tell: &dyn Fn(&str)) -> Result<Located, Error> {
     }
 }
 
-#[cfg(feature = "hub")]
 fn locate_on_hub(text: &str, tell: &dyn Fn(&str)) -> Result<Located, Error> {
+    if !cfg!(feature = "hub") {
+        return Err(Error::WithoutHub { name: text.to_owned() });
+    }
     let model = text.parse().map_err(|expected| Error::HubName { name: text.to_owned(), expected })?;
     let pulled =
         ddpm_hub::pull(&model, &MODEL_FILES, Settings::from_environment()?, tell).map_err(|error| match error {
             HubError::NoWeights { model, files } => {
-                Error::NoWeights { model, pickle: files.into_iter().find(is_pickle) }
+                Error::NoWeights { model, pickle: files.into_iter().find(|path| is_pickle(path)) }
             }
             other => other.into(),
         })?;
     Ok(Located { path: pulled.folder, name: pulled.name.into() })
 }
 
-#[cfg(feature = "hub")]
-#[expect(clippy::ptr_arg, reason = "for `find` on owned names")]
-fn is_pickle(path: &String) -> bool {
+fn is_pickle(path: &str) -> bool {
     PICKLES.contains(&path.rsplit('/').next().unwrap_or_default())
-}
-
-#[cfg(not(feature = "hub"))]
-fn locate_on_hub(text: &str, _: &dyn Fn(&str)) -> Result<Located, Error> {
-    Err(Error::WithoutHub { name: text.to_owned() })
 }
 
 #[cfg(all(test, not(feature = "hub")))]

@@ -26,6 +26,5 @@ pub mod run;
 pub mod state;
 pub mod step;
 pub mod stop;
-#[cfg(feature = "hub")]
 mod upload;
 pub mod window;

@@ -14,7 +14,6 @@ use super::outcome::{Phases, StepOutcome};
 use super::state::Position;
 use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
-#[cfg(feature = "hub")]
 use super::upload::{Report, Uploader};
 use super::window::Window;
 use crate::config::{Cadence, take_gpu_notices};
@@ -35,7 +34,6 @@ pub(super) struct Observers<'a> {
     clock: Clock,
     saved: Saved,
     longest: Longest,
-    #[cfg(feature = "hub")]
     uploader: Option<Uploader>,
     #[cfg(feature = "cuda")]
     engines: Option<Engines>,
@@ -104,7 +102,7 @@ impl<'a> Observers<'a> {
     pub(super) fn new(
         context: &'a RunContext<'a>,
         stop: &'a StopWatch,
-        #[cfg_attr(not(any(feature = "hub", feature = "cuda")), allow(unused_mut))] mut reporter: Reporter,
+        mut reporter: Reporter,
         window: Window,
         resumed: Saved,
     ) -> Result<Self, Error> {
@@ -114,7 +112,6 @@ impl<'a> Observers<'a> {
         let first = resumed.as_ref().map_or(0, |(step, _)| *step);
         let clock = Clock::start(context.plan.images(first));
         let (saved, longest) = (resumed, Longest::default());
-        #[cfg(feature = "hub")]
         let uploader =
             Uploader::start(context.plan.config(), context.run_dir.paths(), first)?.map(|(uploader, amiss)| {
                 amiss.into_iter().for_each(|amiss| reporter.warn(&amiss));
@@ -135,7 +132,6 @@ impl<'a> Observers<'a> {
             clock,
             saved,
             longest,
-            #[cfg(feature = "hub")]
             uploader,
             #[cfg(feature = "cuda")]
             engines,
@@ -183,7 +179,6 @@ impl<'a> Observers<'a> {
         if let Some(result) = self.writer.poll() {
             self.saved(result);
         }
-        #[cfg(feature = "hub")]
         self.tell_of_uploads();
         if save {
             self.save(trainer)?;
@@ -240,7 +235,6 @@ impl<'a> Observers<'a> {
             Ok(outcome) => {
                 self.longest.save = self.longest.save.max(outcome.took);
                 self.reporter.detail(&format!("checkpoint {}", outcome.saved.path.display()));
-                #[cfg(feature = "hub")]
                 self.uploader.iter_mut().for_each(|uploader| uploader.saved(outcome.saved.step));
                 self.saved = Some((outcome.saved.step, outcome.saved.path));
                 if let Err(error) = outcome.removed {
@@ -300,13 +294,11 @@ impl<'a> Observers<'a> {
     }
 
     /// Tells what became of uploads.
-    #[cfg(feature = "hub")]
     fn tell_of_uploads(&mut self) {
         let reports = self.uploader.as_mut().map(Uploader::reports).unwrap_or_default();
         reports.into_iter().for_each(|report| self.tell(report));
     }
 
-    #[cfg(feature = "hub")]
     fn tell(&mut self, report: Report) {
         match report {
             Report::Done(what) => self.reporter.info(&what),
@@ -333,7 +325,6 @@ impl<'a> Observers<'a> {
                 None => {}
             }
         }
-        #[cfg(feature = "hub")]
         if end == End::Reached {
             self.uploader.iter_mut().for_each(|uploader| uploader.push_last(step));
         }
@@ -342,7 +333,6 @@ impl<'a> Observers<'a> {
         let last = self.context.run_dir.paths().sample(step);
         let wanted = picture && !last.exists() && self.context.plan.sample_cadence() != Cadence::NEVER;
         let interrupted = wanted && !self.draw(trainer)?;
-        #[cfg(feature = "hub")]
         if let Some(uploader) = self.uploader.take() {
             let stop = self.stop;
             let reports = uploader.finish(&|| end != End::Reached || stop.is_over());
