@@ -118,8 +118,10 @@ impl ConfigError {
     }
 }
 
+/// The whole text, as a user sees it.
 #[cfg(test)]
 pub(super) fn told(error: &ConfigError) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!("\n  cause: {cause}")).unwrap_or_default();
     let help = error.help().map(|help| format!("\n  help: {}", help.replace('\n', "\n        ")));
-    format!("error: {error}{}", help.unwrap_or_default())
+    format!("error: {error}{cause}{}", help.unwrap_or_default())
 }
