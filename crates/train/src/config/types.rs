@@ -5,12 +5,11 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use serde::{Deserialize, Serialize};
-
 pub use ddpm_data::{Crop, Format, OnCorrupt};
 pub use ddpm_model::diffusion::{DiffusionConfig, LossConfig, SamplerKind};
 pub use ddpm_model::optim::LrSchedule;
 pub use ddpm_model::unet::UNetConfig;
+use serde::{Deserialize, Serialize};
 
 /// A whole configuration; the sections of the file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,6 +43,16 @@ impl TrainConfig {
     pub fn model_classes(&self) -> usize {
         let none = usize::from(self.loss.label_dropout > 0.0);
         self.model.num_class_embeds.map_or(0, |embeds| embeds.saturating_sub(none))
+    }
+
+    /// Classes of the data; none for an unconditional model.
+    pub fn data_classes(&self) -> Option<usize> {
+        Some(self.model_classes()).filter(|&classes| classes > 0)
+    }
+
+    /// The classes pictures are drawn of: all that the data has, in turn; none for an unconditional model.
+    pub fn all_classes(&self) -> Option<Vec<u32>> {
+        self.data_classes().map(|classes| (0..classes as u32).collect())
     }
 }
 
