@@ -31,12 +31,30 @@ pub enum DataError {
         #[source]
         cause: std::io::Error,
     },
+    /// A file is another one than at the start.
+    #[error("{}: the file has changed since it was listed: {then} bytes then, {now} now", path.display())]
+    Changed {
+        /// Where.
+        path: PathBuf,
+        /// Its size in bytes when it was listed.
+        then: u64,
+        /// Its size now.
+        now: u64,
+    },
+    /// The whole source is out of reach, so that no sample of it can be judged.
+    #[error("{}: the data cannot be reached any more: {reason}", place.display())]
+    Unavailable {
+        /// The folder, or the server.
+        place: PathBuf,
+        /// What was found.
+        reason: String,
+    },
     /// `builtin:NAME` with a name that is not embedded.
     #[error("data.source = builtin:{name}: there is no such embedded data set")]
     UnknownBuiltin {
         /// The name after `builtin:`.
         name: String,
-        /// The names that exist.
+        /// The sources that exist, with their prefix.
         known: Vec<&'static str>,
     },
     /// A format or a place that this version does not read.
@@ -230,7 +248,9 @@ impl DataError {
                 format!("relative paths start at {here}; data.source may be {WORKS_TODAY}")
             }
             Self::Io { .. } => "check that the file exists and that you may read it".into(),
-            Self::UnknownBuiltin { known, .. } => format!("embedded data sets: builtin:{}", known.join(", builtin:")),
+            Self::UnknownBuiltin { known, .. } => format!("embedded data sets: {}", known.join(", ")),
+            Self::Changed { .. } => "start again once the files are no longer being written".into(),
+            Self::Unavailable { .. } => "check that its disk is mounted; then the same command goes on".into(),
             Self::Unsupported { .. } => format!("data.source may be {WORKS_TODAY}"),
             Self::FormatMismatch { .. } => "leave data.format out, or set it to \"auto\"".into(),
             Self::UnknownSplit { found, .. } => format!("leave data.split out to use everything; found {}", found.join(", ")),

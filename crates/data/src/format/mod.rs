@@ -1,23 +1,22 @@
-//! Where images come from. A [`Source`] is indexable: it knows its length and reads any sample by its index.
+//! What the files of a store hold. A [`Source`] is indexable: it knows its length and reads any sample by its index.
 //!
 //! Indexable, and not an iterator, because a run must be able to start at any step: the order is a permutation of
-//! indices ([`crate::Order`]), so a resume seeks instead of replaying.
+//! indices ([`crate::order::Order`]), so a resume seeks instead of replaying.
 
 mod builtin;
+mod files;
 mod folder;
 mod parquet;
 mod slice;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use self::files::has_extension;
 use crate::error::DataError;
-
-/// Files up to this size enter the fingerprint with every byte (16 MiB hash in some 10 ms); of larger ones the length
-/// and the end, where Parquet keeps offsets, sizes and statistics of everything before.
-const FULLY_HASHED_BYTES: u64 = 16 << 20;
+use crate::store::{self, FileInfo, Located, Store};
 
 /// An undecoded sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +24,7 @@ pub struct RawImage {
     /// What a person needs to find it: a path, or a file and a row.
     pub id: String,
     /// The image file's bytes.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// Its class, an index into [`Source::class_names`]; `None` where the sample has no label.
     pub label: Option<u32>,
 }
@@ -42,6 +41,13 @@ pub trait Source: Send + Sync {
 
     /// Reads sample `index` without decoding it. [`DataError::Unreadable`] where this one sample is damaged.
     fn read(&self, index: usize) -> Result<RawImage, DataError>;
+
+    /// Reads the samples `indices`, at least one, in one call, so that a source behind a network can fetch them side by
+    /// side. A result for the first of them and as many after it as are worth reading together; fewer than asked for
+    /// where all would take too much memory, or no time would be saved. `indices` is not empty.
+    fn read_many(&self, indices: &[usize]) -> Vec<Result<RawImage, DataError>> {
+        indices.iter().take(1).map(|&index| self.read(index)).collect()
+    }
 
     /// The classes' names in the order of their labels, where the source has names.
     fn class_names(&self) -> Option<&[String]>;
@@ -100,67 +106,59 @@ fn open_whole(source: &str, format: Format, split: Option<&str>) -> Result<Arc<d
     if let Some(name) = source.strip_prefix("builtin:") {
         return Ok(Arc::new(builtin::open(name, split)?));
     }
+    store::refuse_remote(source)?;
     refuse_unsupported(source, format)?;
-    let path = Path::new(source);
-    let about = match std::fs::metadata(path) {
-        Ok(about) => about,
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
-            return Err(DataError::NotFound { path: source.to_owned() });
-        }
-        Err(cause) => return Err(DataError::Io { action: "open", path: path.into(), cause }),
-    };
-    if about.is_dir() {
-        let files = list_files(path)?;
-        return open_folder(path, files, format, split);
+    match store::locate(source)? {
+        Located::Folder(store) => open_folder(source, store, format, split),
+        Located::File(store, file) => open_file(source, &store, file, format, split),
     }
-    if format == Format::Folder {
-        return Err(DataError::FormatMismatch { format: "folder", path: path.into(), found: "a file" });
-    }
-    if format != Format::Parquet && !has_extension(path, &["parquet"]) {
-        let image = has_extension(path, folder::EXTENSIONS);
-        let format = if image { "a single image (give its folder)" } else { "this kind of file" };
-        return Err(DataError::Unsupported { found: source.to_owned(), format });
-    }
-    Ok(Arc::new(parquet::ParquetSource::open_file(path, split)?))
 }
 
-fn open_folder(
-    root: &Path,
-    files: Vec<PathBuf>,
+fn open_file(
+    source: &str,
+    store: &Arc<dyn Store>,
+    file: FileInfo,
     format: Format,
     split: Option<&str>,
 ) -> Result<Arc<dyn Source>, DataError> {
-    let is_parquet = |file: &PathBuf| has_extension(file, &["parquet"]);
+    if format == Format::Folder {
+        return Err(DataError::FormatMismatch { format: "folder", path: source.into(), found: "a file" });
+    }
+    if format != Format::Parquet && !has_extension(&file.name, &["parquet"]) {
+        let image = has_extension(&file.name, folder::EXTENSIONS);
+        let format = if image { "a single image (give its folder)" } else { "this kind of file" };
+        return Err(DataError::Unsupported { found: source.to_owned(), format });
+    }
+    Ok(Arc::new(parquet::ParquetSource::open(source, store, vec![file], split)?))
+}
+
+fn open_folder(
+    source: &str,
+    store: Arc<dyn Store>,
+    format: Format,
+    split: Option<&str>,
+) -> Result<Arc<dyn Source>, DataError> {
+    let files = store.list()?;
+    let is_parquet = |file: &FileInfo| has_extension(&file.name, &["parquet"]);
     let as_parquet = match format {
         Format::Folder => false,
         Format::Parquet => true,
         _ => files.iter().any(is_parquet),
     };
     if !as_parquet {
-        return Ok(Arc::new(folder::FolderSource::open(root, files, split)?));
+        return Ok(Arc::new(folder::FolderSource::open(source, store, files, split)?));
     }
     let (parquet_files, others): (Vec<_>, Vec<_>) = files.into_iter().partition(is_parquet);
     if parquet_files.is_empty() {
         let detail = format!("looked for .parquet files, found {} other files", others.len());
-        return Err(DataError::Empty { place: root.display().to_string(), detail });
+        return Err(DataError::Empty { place: source.to_owned(), detail });
     }
-    Ok(Arc::new(parquet::ParquetSource::open_folder(root, parquet_files, split)?))
+    Ok(Arc::new(parquet::ParquetSource::open(source, &store, parquet_files, split)?))
 }
 
-/// Refuses by name what the configuration may ask for but this version does not read.
+/// Refuses by name the formats that the configuration may ask for but this version does not read.
 fn refuse_unsupported(source: &str, format: Format) -> Result<(), DataError> {
     let refuse = |format| Err(DataError::Unsupported { found: source.to_owned(), format });
-    let schemes = [
-        ("hf://", "the Hugging Face hub (hf://)"),
-        ("s3://", "object storage (s3://)"),
-        ("gs://", "object storage (gs://)"),
-        ("az://", "object storage (az://)"),
-        ("https://", "a web address (https://)"),
-        ("http://", "a web address (http://)"),
-    ];
-    if let Some((_, name)) = schemes.iter().find(|(prefix, _)| source.starts_with(prefix)) {
-        return refuse(name);
-    }
     let lower = source.to_ascii_lowercase();
     if format == Format::Webdataset || lower.ends_with(".tar") || lower.ends_with(".tar.gz") {
         return refuse("WebDataset (.tar)");
@@ -172,82 +170,24 @@ fn refuse_unsupported(source: &str, format: Format) -> Result<(), DataError> {
     Ok(())
 }
 
-/// Whether `path` ends in one of `extensions`, in any case.
-fn has_extension(path: &Path, extensions: &[&str]) -> bool {
-    let extension = path.extension().and_then(|e| e.to_str());
-    extension.is_some_and(|e| extensions.iter().any(|known| e.eq_ignore_ascii_case(known)))
-}
-
-/// Every file below `root`, relative to it and sorted by name, without hidden ones (.git, macOS's `._x.jpg`).
-fn list_files(root: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let mut files = Vec::new();
-    // Canonical paths of the folders seen: a symbolic link may lead back up.
-    let mut seen = std::collections::HashSet::new();
-    let mut folders = vec![PathBuf::new()];
-    while let Some(folder) = folders.pop() {
-        let at = root.join(&folder);
-        let failed = |cause| DataError::Io { action: "list the folder", path: at.clone(), cause };
-        if !seen.insert(at.canonicalize().map_err(failed)?) {
-            continue;
-        }
-        for entry in std::fs::read_dir(&at).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            if name.as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
-            // A dangling link has no metadata and is no file.
-            match std::fs::metadata(at.join(&name)) {
-                Ok(about) if about.is_dir() => folders.push(folder.join(name)),
-                Ok(about) if about.is_file() => files.push(folder.join(name)),
-                _ => {}
-            }
+/// Reads the samples `indices` of `source`, as many at a time as it likes to, and gives each to `visit` in their order,
+/// with its place among them.
+pub(crate) fn read_each(
+    source: &dyn Source,
+    indices: &[usize],
+    mut visit: impl FnMut(usize, Result<RawImage, DataError>) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let mut done = 0;
+    while done < indices.len() {
+        let left = &indices[done..];
+        let read = source.read_many(left);
+        assert!((1..=left.len()).contains(&read.len()), "read_many gave {} of {} samples", read.len(), left.len());
+        for raw in read {
+            visit(done, raw)?;
+            done += 1;
         }
     }
-    files.sort();
-    Ok(files)
-}
-
-/// Whether a file or folder name belongs to `split`: "train", "train.parquet", "train-00000-of-00002.parquet".
-fn names_split(name: &std::ffi::OsStr, split: &str) -> bool {
-    let rest = name.to_str().and_then(|n| n.strip_prefix(split));
-    rest.is_some_and(|r| r.is_empty() || r.starts_with(['-', '_', '.']))
-}
-
-/// Keeps what belongs to `split`: files in a folder of that name, or named after it.
-fn keep_split(root: &Path, files: Vec<PathBuf>, split: Option<&str>) -> Result<Vec<PathBuf>, DataError> {
-    let Some(split) = split else { return Ok(files) };
-    let belongs = |file: &PathBuf| file.iter().any(|part| names_split(part, split));
-    let (kept, others): (Vec<_>, Vec<_>) = files.into_iter().partition(belongs);
-    if kept.is_empty() {
-        let found = others.iter().take(3).map(|f| f.display().to_string()).collect();
-        return Err(DataError::UnknownSplit { split: split.into(), place: root.display().to_string(), found });
-    }
-    Ok(kept)
-}
-
-/// Hashes what identifies a source: each part with its length in front, so that no two lists run into one another.
-#[derive(Default)]
-struct Fingerprint(blake3::Hasher);
-
-impl Fingerprint {
-    fn add(&mut self, part: &[u8]) {
-        self.0.update(&(part.len() as u64).to_le_bytes());
-        self.0.update(part);
-    }
-
-    /// Adds a path in a form that is the same on every system.
-    fn add_path(&mut self, path: &Path) {
-        self.add(slashed(path).as_bytes());
-    }
-
-    fn finish(self) -> String {
-        self.0.finalize().to_hex().to_string()
-    }
-}
-
-/// A relative path with `/` between its parts.
-fn slashed(path: &Path) -> String {
-    path.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
+    Ok(())
 }
 
 #[cfg(test)]

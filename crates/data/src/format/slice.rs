@@ -7,7 +7,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Fingerprint, RawImage, Source};
+use super::files::Fingerprint;
+use super::{RawImage, Source};
 use crate::error::DataError;
 
 /// `data.split`, taken apart.
@@ -111,6 +112,14 @@ impl Source for SlicedSource {
             return Err(DataError::NoSuchSample { index, len: self.len() });
         }
         self.inner.read(self.range.start + index)
+    }
+
+    fn read_many(&self, indices: &[usize]) -> Vec<Result<RawImage, DataError>> {
+        let inside: Vec<_> = indices.iter().take_while(|&&i| i < self.len()).map(|i| self.range.start + i).collect();
+        if inside.is_empty() {
+            return indices.iter().take(1).map(|&index| self.read(index)).collect();
+        }
+        self.inner.read_many(&inside)
     }
 
     fn class_names(&self) -> Option<&[String]> {

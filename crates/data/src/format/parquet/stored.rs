@@ -1,98 +1,94 @@
-//! The bytes of a Parquet file, on disk or in the binary, for the `parquet` crate.
-//!
-//! `File`'s own `ChunkReader` shares one cursor among its clones, so two threads would move it under each other.
-//! Here each block of rows is read through a handle of its own: opening costs some 10 us, and a data set of
-//! thousands of files keeps none of them open.
+//! A Parquet file in a store, as the `parquet` crate wants to read it.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 
-/// Where the bytes are.
+use crate::store::{FileInfo, Store, StoreError};
+
+/// A file of a store. Each read names its place, so threads share no cursor. Clones share the store's error.
 #[derive(Clone, Debug)]
-pub(super) enum Storage {
-    Embedded(&'static [u8]),
-    Disk(PathBuf),
+pub(super) struct StoredFile {
+    store: Arc<dyn Store>,
+    file: Arc<FileInfo>,
+    /// The store's first error. The `parquet` crate makes a text of it, from which nobody can tell a lost store from a
+    /// damaged file.
+    error: Arc<Mutex<Option<StoreError>>>,
 }
 
-impl Storage {
-    /// The path, or `name` where there is none: what a message about the whole file begins with.
-    pub(super) fn place(&self, name: &str) -> PathBuf {
-        if let Self::Disk(path) = self { path.clone() } else { PathBuf::from(name) }
+impl StoredFile {
+    pub(super) fn new(store: Arc<dyn Store>, file: FileInfo) -> Self {
+        Self { store, file: Arc::new(file), error: Arc::default() }
     }
 
-    /// A handle for one thread.
-    pub(super) fn open(&self) -> io::Result<Handle> {
-        match self {
-            Self::Embedded(bytes) => Ok(Handle::Embedded(Bytes::from_static(bytes))),
-            Self::Disk(path) => {
-                let file = File::open(path)?;
-                let len = file.metadata()?.len();
-                Ok(Handle::Disk { file: Arc::new(Mutex::new(file)), len })
-            }
-        }
+    /// The same file with a place of its own for an error, for one thread.
+    pub(super) fn alone(&self) -> Self {
+        Self { error: Arc::default(), ..self.clone() }
+    }
+
+    /// Relative to the store's root.
+    pub(super) fn name(&self) -> &Path {
+        &self.file.name
+    }
+
+    /// What a message about the whole file begins with.
+    pub(super) fn place(&self) -> PathBuf {
+        self.store.place(&self.file.name)
+    }
+
+    /// The error of the store that ended the last reading, if it was one.
+    pub(super) fn take_error(&self) -> Option<StoreError> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn read(&self, start: u64, length: u64) -> io::Result<Bytes> {
+        self.store.read_one(&self.file, start..start + length).map_err(|error| {
+            let text = error.to_string();
+            self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            io::Error::other(text)
+        })
     }
 }
 
-/// Open bytes.
-pub(super) enum Handle {
-    Embedded(Bytes),
-    Disk { file: Arc<Mutex<File>>, len: u64 },
-}
-
-impl Length for Handle {
+impl Length for StoredFile {
     fn len(&self) -> u64 {
-        match self {
-            Self::Embedded(bytes) => bytes.len() as u64,
-            Self::Disk { len, .. } => *len,
-        }
+        self.file.size
     }
 }
 
-impl ChunkReader for Handle {
-    type T = Box<dyn Read>;
+impl ChunkReader for StoredFile {
+    type T = BufReader<Cursor>;
 
     fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
-        match self {
-            Self::Embedded(bytes) => Ok(Box::new(bytes.get_read(start)?)),
-            Self::Disk { file, .. } => Ok(Box::new(BufReader::new(Cursor { file: Arc::clone(file), position: start }))),
-        }
+        Ok(BufReader::new(Cursor { stored: self.clone(), position: start }))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
-        // Checked before anything is allocated: the length comes from the file.
+        // Here and not in the store: a place beyond the end is the footer's fault, and no error of reading.
         if start.checked_add(length as u64).is_none_or(|end| end > self.len()) {
             let message = format!("{length} bytes at {start} lie beyond the end of the file ({} bytes)", self.len());
             return Err(ParquetError::EOF(message));
         }
-        match self {
-            Self::Embedded(bytes) => bytes.get_bytes(start, length),
-            Self::Disk { file, .. } => {
-                let mut buffer = vec![0; length];
-                Cursor { file: Arc::clone(file), position: start }.read_exact(&mut buffer)?;
-                Ok(buffer.into())
-            }
-        }
+        Ok(self.read(start, length as u64)?)
     }
 }
 
 /// A reader with a position of its own.
-struct Cursor {
-    file: Arc<Mutex<File>>,
+pub(super) struct Cursor {
+    stored: StoredFile,
     position: u64,
 }
 
 impl Read for Cursor {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(self.position))?;
-        let read = file.read(buffer)?;
-        self.position += read as u64;
-        Ok(read)
+        let left = self.stored.len().saturating_sub(self.position);
+        let bytes = self.stored.read(self.position, left.min(buffer.len() as u64))?;
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        self.position += bytes.len() as u64;
+        Ok(bytes.len())
     }
 }
