@@ -103,10 +103,13 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Copies the values out of their pages: a slice would keep a whole page alive for one row.
+    /// Copies the values out of their pages, which would else stay alive, into one piece of memory.
     fn binary(&self, leaf: usize) -> Result<Vec<Option<Bytes>>, String> {
-        let copied = |value: ByteArray| Bytes::copy_from_slice(value.data());
-        Ok(self.column::<ByteArrayType>(leaf)?.into_iter().map(|value| value.map(copied)).collect())
+        let values: Vec<Option<ByteArray>> = self.column::<ByteArrayType>(leaf)?;
+        let mut all = Vec::with_capacity(values.iter().flatten().map(ByteArray::len).sum());
+        values.iter().flatten().for_each(|value| all.extend_from_slice(value.data()));
+        let mut all = Bytes::from(all);
+        Ok(values.iter().map(|value| value.as_ref().map(|value| all.split_to(value.len()))).collect())
     }
 
     fn integer(&self, leaf: usize) -> Result<Vec<Option<i64>>, String> {
