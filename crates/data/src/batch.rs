@@ -121,12 +121,12 @@ impl Batcher {
     }
 
     /// The settings.
-    pub fn config(&self) -> &LoaderConfig {
+    pub(crate) fn config(&self) -> &LoaderConfig {
         &self.config
     }
 
     /// The source.
-    pub fn source(&self) -> &Arc<dyn Source> {
+    pub(crate) fn source(&self) -> &Arc<dyn Source> {
         &self.source
     }
 

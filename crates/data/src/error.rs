@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// The formats [`crate::open`] reads, for messages.
 pub(crate) const WORKS_TODAY: &str =
-    "builtin:fashion10k, a folder of images (png, jpg, webp, gif, bmp), or a .parquet file or folder";
+    "builtin:fashion10k, a folder of images (png, jpg, webp, gif, bmp, tiff), or a .parquet file or folder";
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +84,24 @@ pub enum DataError {
         place: String,
         /// Some names that are there.
         found: Vec<String>,
+    },
+    /// A source is laid out in splits, of which none is `train`.
+    #[error("{place}: data.split is not set, and there is no train; found {}", found.join(", "))]
+    NoTrainSplit {
+        /// The source.
+        place: String,
+        /// The splits that are there.
+        found: Vec<String>,
+    },
+    /// `metadata.csv` or `metadata.jsonl` cannot be read.
+    #[error("{} line {line}: {reason}", path.display())]
+    BadMetadata {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
     },
     /// `data.split` has brackets without a slice in them, or with one that holds no sample.
     #[error("data.split = {split}: {}", match len {
@@ -253,7 +271,11 @@ impl DataError {
             Self::Unavailable { .. } => "check that its disk is mounted; then the same command goes on".into(),
             Self::Unsupported { .. } => format!("data.source may be {WORKS_TODAY}"),
             Self::FormatMismatch { .. } => "leave data.format out, or set it to \"auto\"".into(),
-            Self::UnknownSplit { found, .. } => format!("leave data.split out to use everything; found {}", found.join(", ")),
+            Self::UnknownSplit { found, .. } => format!("set data.split to one that is there, or to \"all\"; found {}", found.join(", ")),
+            Self::NoTrainSplit { .. } => "set data.split to one of them, or to \"all\"".into(),
+            Self::BadMetadata { .. } => {
+                "each row needs file_name, the image's path from there, and may have a label; or take the file away".into()
+            }
             Self::BadSlice { len: None, .. } => {
                 "write for example \"train[:9000]\" for the first 9,000 samples, or \"[-10%:]\" for the last tenth".into()
             }
@@ -288,6 +310,7 @@ impl DataError {
                 | Self::Unsupported { .. }
                 | Self::FormatMismatch { .. }
                 | Self::UnknownSplit { .. }
+                | Self::NoTrainSplit { .. }
                 | Self::BadSlice { .. }
                 | Self::Setting { .. }
                 | Self::NoLabels { .. }

@@ -36,6 +36,8 @@ pub struct Inspection {
     pub source: String,
     /// [`Source::fingerprint`].
     pub fingerprint: String,
+    /// [`Source::notices`].
+    pub notices: Vec<String>,
     /// Samples in all.
     pub images: usize,
     /// Those that could be decoded.
@@ -168,6 +170,7 @@ impl Tally {
         Inspection {
             source: source.describe(),
             fingerprint: source.fingerprint().to_owned(),
+            notices: source.notices().to_vec(),
             images,
             readable: self.samples.len(),
             unreadable: self.unreadable,

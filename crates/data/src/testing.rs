@@ -16,7 +16,7 @@ use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
-use crate::store::{FileInfo, Piece, Store, StoreError};
+use crate::store::{FileInfo, Listing, Piece, Store, StoreError};
 use crate::{Crop, DataError, LoaderConfig, OnCorrupt, RawImage, Share, Source};
 
 /// A colourful picture without symmetry.
@@ -117,8 +117,9 @@ impl Store for Remote {
         Path::new("s3://far").join(file)
     }
 
-    fn list(&self) -> Result<Vec<FileInfo>, StoreError> {
-        Ok(self.files.iter().map(|(name, bytes)| FileInfo { name: name.clone(), size: bytes.len() as u64 }).collect())
+    fn list(&self) -> Result<Listing, StoreError> {
+        let files = self.files.iter().map(|(name, bytes)| FileInfo { name: name.clone(), size: bytes.len() as u64 });
+        Ok(Listing { files: files.collect(), passed_over: Vec::new() })
     }
 
     fn at_once(&self) -> usize {
@@ -137,6 +138,21 @@ impl Store for Remote {
         };
         pieces.iter().map(one).collect()
     }
+}
+
+/// A file with an image and a label that is text.
+pub(crate) fn parquet_with_text_labels() -> Vec<u8> {
+    let schema = "message schema { required binary image; required binary label (UTF8); }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let mut file = SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap();
+    let mut group = file.next_row_group().unwrap();
+    for value in [grey_png(4, 1), b"cat".to_vec()] {
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&[ByteArray::from(value)], None, None).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    file.into_inner().unwrap()
 }
 
 /// `len` grey pictures of 8x8, sample `i` of value `i % 256` and label `i % 10`; some are corrupt.

@@ -1,33 +1,14 @@
-//! What all formats do with the names of files: by extension, by split, as part of a fingerprint.
+//! What all formats do with the names of files.
 
-use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::error::DataError;
-use crate::store::FileInfo;
+/// Names in a sentence; more of them are counted.
+const NAMED: usize = 3;
 
 /// Whether `path` ends in one of `extensions`, in any case.
 pub(super) fn has_extension(path: &Path, extensions: &[&str]) -> bool {
     let extension = path.extension().and_then(|e| e.to_str());
     extension.is_some_and(|e| extensions.iter().any(|known| e.eq_ignore_ascii_case(known)))
-}
-
-/// Whether a file or folder name belongs to `split`: "train", "train.parquet", "train-00000-of-00002.parquet".
-pub(super) fn names_split(name: &OsStr, split: &str) -> bool {
-    let rest = name.to_str().and_then(|n| n.strip_prefix(split));
-    rest.is_some_and(|r| r.is_empty() || r.starts_with(['-', '_', '.']))
-}
-
-/// Keeps what belongs to `split`: files in a folder of that name, or named after it. `place` names the source in errors.
-pub(super) fn keep_split(place: &str, files: Vec<FileInfo>, split: Option<&str>) -> Result<Vec<FileInfo>, DataError> {
-    let Some(split) = split else { return Ok(files) };
-    let belongs = |file: &FileInfo| file.name.iter().any(|part| names_split(part, split));
-    let (kept, others): (Vec<_>, Vec<_>) = files.into_iter().partition(belongs);
-    if kept.is_empty() {
-        let found = others.iter().take(3).map(|file| file.name.display().to_string()).collect();
-        return Err(DataError::UnknownSplit { split: split.into(), place: place.to_owned(), found });
-    }
-    Ok(kept)
 }
 
 /// Hashes what identifies a source: each part with its length in front, so that no two lists run into one another.
@@ -53,4 +34,21 @@ impl Fingerprint {
 /// A relative path with `/` between its parts.
 pub(super) fn slashed(path: &Path) -> String {
     path.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
+}
+
+/// A path for a person: one that holds control characters is quoted, so that it cannot break a line or clear a screen.
+pub(super) fn shown(path: &Path) -> String {
+    let text = slashed(path);
+    if text.chars().any(char::is_control) { format!("{text:?}") } else { text }
+}
+
+/// What a listing passed over, in a sentence.
+pub(super) fn passed_over(entries: &[(PathBuf, String)]) -> Option<String> {
+    let named = entries.iter().take(NAMED).map(|(name, reason)| format!("{} ({reason})", shown(name)));
+    let named = named.collect::<Vec<_>>().join(", ");
+    let more = match entries.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!entries.is_empty()).then(|| format!("passed over: {named}{more}"))
 }

@@ -6,9 +6,13 @@
 mod builtin;
 mod files;
 mod folder;
+mod metadata;
 mod parquet;
 mod slice;
+mod split;
 
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,7 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use self::files::has_extension;
 use crate::error::DataError;
-use crate::store::{self, FileInfo, Located, Store};
+use crate::store::{self, FileInfo, Listing, Located, Store};
+
+/// Columns that hold the class, the preferred first.
+const LABEL_NAMES: [&str; 4] = ["label", "labels", "class", "fine_label"];
 
 /// An undecoded sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +67,11 @@ pub trait Source: Send + Sync {
 
     /// One line for a person: what and where.
     fn describe(&self) -> String;
+
+    /// What a person should know about how the source was read, a sentence each: what was left out, and why.
+    fn notices(&self) -> &[String] {
+        &[]
+    }
 }
 
 /// How `data.source` is to be read (`data.format`).
@@ -84,8 +96,8 @@ pub enum Format {
 pub struct OpenOptions {
     /// `data.format`.
     pub format: Format,
-    /// `data.split`: only files or sub-folders of this name ("train"), of them perhaps only a slice ("train[:90%]"); all
-    /// of the source where `None`.
+    /// `data.split`: only files or sub-folders of this name ("train"), of them perhaps only a slice ("train[:90%]").
+    /// Where `None`, all of the source, or `train` where it is laid out in splits; "all" takes everything.
     pub split: Option<String>,
 }
 
@@ -138,22 +150,45 @@ fn open_folder(
     format: Format,
     split: Option<&str>,
 ) -> Result<Arc<dyn Source>, DataError> {
-    let files = store.list()?;
-    let is_parquet = |file: &FileInfo| has_extension(&file.name, &["parquet"]);
+    let listing = without_runs(store.list()?);
+    // In a folder of images, `metadata.parquet` would hold their labels and no images; it is not read.
+    let is_parquet =
+        |file: &FileInfo| has_extension(&file.name, &["parquet"]) && !file.name.ends_with("metadata.parquet");
     let as_parquet = match format {
         Format::Folder => false,
         Format::Parquet => true,
-        _ => files.iter().any(is_parquet),
+        _ => listing.files.iter().any(is_parquet),
     };
     if !as_parquet {
-        return Ok(Arc::new(folder::FolderSource::open(source, store, files, split)?));
+        return Ok(Arc::new(folder::FolderSource::open(source, store, listing, split)?));
     }
+    let Listing { files, passed_over } = listing;
     let (parquet_files, others): (Vec<_>, Vec<_>) = files.into_iter().partition(is_parquet);
     if parquet_files.is_empty() {
-        let detail = format!("looked for .parquet files, found {} other files", others.len());
+        let also = files::passed_over(&passed_over).map_or(String::new(), |text| format!("; {text}"));
+        let detail = format!("looked for .parquet files, found {} other files{also}", others.len());
         return Err(DataError::Empty { place: source.to_owned(), detail });
     }
-    Ok(Arc::new(parquet::ParquetSource::open(source, &store, parquet_files, split)?))
+    let notices = files::passed_over(&passed_over).into_iter().collect();
+    Ok(Arc::new(parquet::ParquetSource::open(source, &store, parquet_files, split)?.with_notices(notices)))
+}
+
+/// Leaves out the files of training runs: their pictures are no data. A run directory has both `run.json` and
+/// `config.toml`.
+fn without_runs(mut listing: Listing) -> Listing {
+    let folders_with = |name: &str| -> HashSet<PathBuf> {
+        let found = listing.files.iter().filter(|file| file.name.file_name().is_some_and(|found| found == name));
+        found
+            .filter_map(|file| file.name.parent())
+            .filter(|folder| folder.iter().next().is_some())
+            .map(PathBuf::from)
+            .collect()
+    };
+    let runs: Vec<PathBuf> = folders_with("run.json").intersection(&folders_with("config.toml")).cloned().collect();
+    listing.files.retain(|file| !runs.iter().any(|run| file.name.starts_with(run)));
+    listing.passed_over.extend(runs.into_iter().map(|run| (run, "a run directory".into())));
+    listing.passed_over.sort_unstable();
+    listing
 }
 
 /// Refuses by name the formats that the configuration may ask for but this version does not read.

@@ -134,6 +134,10 @@ impl Source for SlicedSource {
         &self.fingerprint
     }
 
+    fn notices(&self) -> &[String] {
+        self.inner.notices()
+    }
+
     fn describe(&self) -> String {
         let Range { start, end } = self.range;
         format!("{} (images {start} to {} of them)", self.inner.describe(), end - 1)

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::{FileInfo, Piece, Store, StoreError};
+use super::{FileInfo, Listing, Piece, Store, StoreError};
 
 /// Files by their names, which are also their places.
 #[derive(Debug)]
@@ -21,8 +21,9 @@ impl Store for EmbeddedStore {
         file.to_owned()
     }
 
-    fn list(&self) -> Result<Vec<FileInfo>, StoreError> {
-        Ok(self.0.iter().map(|(name, bytes)| FileInfo { name: name.into(), size: bytes.len() as u64 }).collect())
+    fn list(&self) -> Result<Listing, StoreError> {
+        let files = self.0.iter().map(|(name, bytes)| FileInfo { name: name.into(), size: bytes.len() as u64 });
+        Ok(Listing { files: files.collect(), passed_over: Vec::new() })
     }
 
     fn at_once(&self) -> usize {

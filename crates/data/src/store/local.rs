@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::{FileInfo, Piece, Store, StoreError};
+use super::{FileInfo, Listing, Piece, Store, StoreError};
 
 #[derive(Debug)]
 pub(super) struct LocalStore {
@@ -47,6 +47,37 @@ impl LocalStore {
         Ok(bytes.into())
     }
 
+    /// Adds what lies in the folder `below` the root; its sub-folders go to `folders`.
+    fn list_folder(
+        &self,
+        below: &Path,
+        seen: &mut HashSet<PathBuf>,
+        folders: &mut Vec<PathBuf>,
+        listing: &mut Listing,
+    ) -> io::Result<()> {
+        let at = self.root.join(below);
+        if !seen.insert(folder(&at).canonicalize()?) {
+            return Ok(());
+        }
+        for entry in std::fs::read_dir(folder(&at))? {
+            let name = entry?.file_name();
+            if name.as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
+            let name = below.join(name);
+            match std::fs::metadata(self.root.join(&name)) {
+                Ok(about) if about.is_dir() => folders.push(name),
+                Ok(about) if about.is_file() => listing.files.push(FileInfo { name, size: about.len() }),
+                Ok(_) => listing.passed_over.push((name, "neither a file nor a folder".into())),
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                    listing.passed_over.push((name, "a link to nothing".into()));
+                }
+                Err(cause) => listing.passed_over.push((name, cause.to_string())),
+            }
+        }
+        Ok(())
+    }
+
     /// A file that vanished is one sample less; a folder that vanished is a disk that was taken away.
     fn cannot_open(&self, place: &Path, cause: io::Error) -> StoreError {
         if cause.kind() == io::ErrorKind::NotFound
@@ -63,32 +94,23 @@ impl Store for LocalStore {
         self.root.join(file)
     }
 
-    fn list(&self) -> Result<Vec<FileInfo>, StoreError> {
-        let mut files = Vec::new();
+    fn list(&self) -> Result<Listing, StoreError> {
+        let mut listing = Listing::default();
         // Canonical paths of the folders seen: a symbolic link may lead back up.
         let mut seen = HashSet::new();
         let mut folders = vec![PathBuf::new()];
         while let Some(below) = folders.pop() {
-            let at = self.root.join(&below);
-            let failed = |cause| StoreError::failed("list the folder", at.clone(), cause);
-            if !seen.insert(folder(&at).canonicalize().map_err(failed)?) {
-                continue;
-            }
-            for entry in std::fs::read_dir(folder(&at)).map_err(failed)? {
-                let name = entry.map_err(failed)?.file_name();
-                if name.as_encoded_bytes().starts_with(b".") {
-                    continue;
+            match self.list_folder(&below, &mut seen, &mut folders, &mut listing) {
+                Ok(()) => {}
+                Err(cause) if below.as_os_str().is_empty() => {
+                    return Err(StoreError::failed("list the folder", self.root.clone(), cause));
                 }
-                // A dangling link has no metadata and is no file.
-                match std::fs::metadata(at.join(&name)) {
-                    Ok(about) if about.is_dir() => folders.push(below.join(name)),
-                    Ok(about) if about.is_file() => files.push(FileInfo { name: below.join(name), size: about.len() }),
-                    _ => {}
-                }
+                Err(cause) => listing.passed_over.push((below, cause.to_string())),
             }
         }
-        files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        Ok(files)
+        listing.files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        listing.passed_over.sort_unstable();
+        Ok(listing)
     }
 
     /// A disk gives one piece after another.

@@ -33,6 +33,15 @@ pub(crate) struct FileInfo {
     pub(crate) size: u64,
 }
 
+/// What lies below a store's root.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// Every file, sorted by name, without hidden ones (`.git`, macOS's `._x.jpg`).
+    pub(crate) files: Vec<FileInfo>,
+    /// What could not be looked into, with the reason: a folder without permission, a link to nothing.
+    pub(crate) passed_over: Vec<(PathBuf, String)>,
+}
+
 /// Some bytes of a file.
 #[derive(Clone, Debug)]
 pub(crate) struct Piece<'a> {
@@ -45,8 +54,8 @@ pub(crate) trait Store: Debug + Send + Sync {
     /// The whole name of `file`, for messages.
     fn place(&self, file: &Path) -> PathBuf;
 
-    /// Every file, sorted by name, without hidden ones (`.git`, macOS's `._x.jpg`).
-    fn list(&self) -> Result<Vec<FileInfo>, StoreError>;
+    /// Everything below the root. An error where the root itself cannot be listed.
+    fn list(&self) -> Result<Listing, StoreError>;
 
     /// How many pieces it reads side by side. To ask for more at once costs memory and saves no time.
     fn at_once(&self) -> usize;

@@ -14,7 +14,8 @@ use parquet::file::reader::{ChunkReader, Length};
 use self::blocks::{Block, BlockCache, CACHE_BYTES};
 use self::columns::Columns;
 use self::stored::StoredFile;
-use super::files::{Fingerprint, keep_split, slashed};
+use super::files::{Fingerprint, slashed};
+use super::split::{self, Chosen};
 use super::{RawImage, Source};
 use crate::error::{DataError, guard};
 use crate::store::{FileInfo, Store};
@@ -32,6 +33,7 @@ pub(super) struct ParquetSource {
     len: usize,
     class_names: Option<Vec<String>>,
     fingerprint: String,
+    notices: Vec<String>,
     cache: BlockCache,
 }
 
@@ -65,7 +67,7 @@ impl ParquetSource {
         files: Vec<FileInfo>,
         split: Option<&str>,
     ) -> Result<Self, DataError> {
-        let files = keep_split(place, files, split)?;
+        let Chosen { files, notice, .. } = split::choose_tables(place, files, split)?;
         let several = files.len() > 1;
         let mut fingerprint = Fingerprint::default();
         let mut opened = Vec::with_capacity(files.len());
@@ -75,7 +77,15 @@ impl ParquetSource {
             }
             opened.push(ParquetFile::open(StoredFile::new(Arc::clone(store), file), &mut fingerprint)?);
         }
-        Self::assemble(place.to_owned(), opened, fingerprint)
+        let odd = opened.iter().filter(|file| file.columns.label.is_none()).find_map(ParquetFile::odd_label);
+        let source = Self::assemble(place.to_owned(), opened, fingerprint)?;
+        Ok(source.with_notices(notice.into_iter().chain(odd).collect()))
+    }
+
+    /// Says these things too.
+    pub(in crate::format) fn with_notices(mut self, notices: Vec<String>) -> Self {
+        self.notices.extend(notices);
+        self
     }
 
     fn assemble(place: String, files: Vec<ParquetFile>, fingerprint: Fingerprint) -> Result<Self, DataError> {
@@ -90,7 +100,7 @@ impl ParquetSource {
             return Err(DataError::Empty { place, detail });
         }
         let (fingerprint, cache) = (fingerprint.finish(), BlockCache::new(CACHE_BYTES));
-        Ok(Self { place, files, groups, len, class_names, fingerprint, cache })
+        Ok(Self { place, files, groups, len, class_names, fingerprint, notices: Vec::new(), cache })
     }
 
     fn group_of(&self, index: usize) -> Result<(usize, &Group), DataError> {
@@ -118,6 +128,11 @@ impl ParquetFile {
         let columns = found.map_err(|columns| DataError::NoImageColumn { place: place.clone(), columns })?;
         let class_names = columns.label.as_ref().and_then(|label| columns::class_names(about, &label.name));
         Ok(Self { name, stored, metadata, columns, class_names })
+    }
+
+    fn odd_label(&self) -> Option<String> {
+        let text = columns::odd_label(self.metadata.file_metadata().schema_descr())?;
+        Some(format!("{}: {text}", self.name))
     }
 
     /// Appends the row groups; `start` is the source's index of the first row, the result that of the row after the last.
@@ -202,6 +217,10 @@ impl Source for ParquetSource {
 
     fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     fn describe(&self) -> String {
