@@ -68,6 +68,7 @@ fn text(inspection: &Inspection, preview: Option<&Path>) -> String {
         table.row(&[&"preview", &path.display()]);
     }
     let mut text = table.render();
+    inspection.notices.iter().for_each(|notice| text += &format!("note: {notice}\n"));
     if !classes.0.is_empty() {
         text += &format!("\n{} classes\n{}", classes.0.len(), list(classes));
     }

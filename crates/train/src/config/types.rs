@@ -84,7 +84,7 @@ pub struct DataConfig {
     pub source: String,
     /// How the images are stored; `auto` sees it from the source.
     pub format: Format,
-    /// The part of a data set that has several; left out, all of it.
+    /// The part of a data set that has several; left out, `train` where there are splits, and else all of it.
     pub split: String,
     /// Side of the square images that the network sees, in pixels.
     pub image_size: usize,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use ddpm_data::{Batcher, Crop, Format, LoaderConfig, OnCorrupt, OpenOptions, Source};
+use ddpm_data::{Batcher, Crop, Format, LoaderConfig, OnCorrupt, OpenOptions, Share, Source};
 
 use crate::config::TrainConfig;
 use crate::error::Error;
@@ -58,7 +58,7 @@ impl EvalImages {
         let data = &config.data;
         let settings = LoaderConfig {
             seed: selection.seed,
-            batch_size: 1,
+            share: Share::whole(1),
             image_size: data.image_size,
             channels: data.channels,
             crop: Crop::Center,
@@ -111,7 +111,8 @@ impl EvalImages {
     /// A batch is an error where its data cannot be read, or lacks the labels that the model needs.
     pub fn batches(&self, batch_size: usize) -> Result<impl Iterator<Item = Result<EvalBatch, Error>>, Error> {
         let batch_size = batch_size.min(self.num).max(1);
-        let batcher = Batcher::new(Arc::clone(&self.source), LoaderConfig { batch_size, ..self.settings.clone() });
+        let share = Share::whole(batch_size);
+        let batcher = Batcher::new(Arc::clone(&self.source), LoaderConfig { share, ..self.settings.clone() });
         let batcher = batcher.map_err(Error::Unfit)?;
         let num = self.num;
         Ok((0..num.div_ceil(batch_size)).map(move |k| {

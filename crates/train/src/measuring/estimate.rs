@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use ddpm_data::{Batch, Batcher, DataError, Loader, LoaderConfig, Source};
+use ddpm_data::{Batch, Batcher, DataError, Loader, LoaderConfig, Share, Source};
 use ddpm_run::memory::{self, format_bytes};
 use serde::Serialize;
 
@@ -121,7 +121,7 @@ impl<'a> LenientData<'a> {
         data.source = data.keep(ddpm_data::open(&plan.config().data.source, &plan.open_options()));
         if let Some(source) = data.source.clone() {
             let all = loader_config(plan);
-            let some = LoaderConfig { batch_size: all.batch_size.min(TRIED_IMAGES), ..all };
+            let some = LoaderConfig { share: Share::whole(all.share.of().min(TRIED_IMAGES)), ..all };
             data.keep(Batcher::new(source, some).and_then(|batcher| batcher.batch_at(0)));
         }
         data

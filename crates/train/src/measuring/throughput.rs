@@ -109,7 +109,7 @@ pub struct DataMeasurement {
 pub fn measure_data(plan: &TrainPlan, repeat: usize) -> Result<DataMeasurement, Error> {
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
     let config = loader_config(plan);
-    let (prefetch, batch_size) = (config.prefetch, config.batch_size);
+    let (prefetch, batch_size) = (config.prefetch, config.share.count());
     let mut loader = Loader::start(source, config, 0)?;
     for _ in 0..prefetch + loader.workers() {
         loader.next()?;

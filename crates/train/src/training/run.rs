@@ -91,6 +91,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     for message in removed.iter().map(|name| format!("{name}: an unfinished save was removed")).chain(skipped) {
         reporter.warn(&message);
     }
+    context.source.notices().iter().for_each(|notice| reporter.warn(&format!("data.source: {notice}")));
     announce(&context, &mut reporter, &trainer, checkpoint.as_ref(), end);
 
     let resumed = checkpoint.map(|checkpoint| (first, checkpoint.path));

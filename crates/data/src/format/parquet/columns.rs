@@ -8,10 +8,10 @@ use parquet::file::metadata::{FileMetaData, RowGroupMetaData};
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 use serde_json::Value;
 
+use crate::format::LABEL_NAMES;
+
 /// Image columns by these names are preferred over others.
 const IMAGE_NAMES: [&str; 2] = ["image", "img"];
-/// Label columns, the preferred first.
-const LABEL_NAMES: [&str; 4] = ["label", "labels", "class", "fine_label"];
 
 /// Leaf indices of the columns that are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,14 @@ pub(super) fn find(schema: &SchemaDescriptor) -> Result<Columns, Vec<String>> {
 fn describe(schema: &SchemaDescriptor) -> Vec<String> {
     let one = |column: &ColumnDescriptor| format!("{} ({:?})", column.path().string(), column.physical_type());
     schema.columns().iter().map(|column| one(column)).collect()
+}
+
+/// What is said where a column is called like a label and holds no whole numbers.
+pub(super) fn odd_label(schema: &SchemaDescriptor) -> Option<String> {
+    let odd = |name: &&str| schema.columns().iter().find(|column| column.path().parts()[0] == **name);
+    let column = LABEL_NAMES.iter().find_map(odd)?;
+    let (name, found) = (&column.path().parts()[0], column.physical_type());
+    Some(format!("the column {name} is no class, as it holds {found:?} and no whole numbers"))
 }
 
 /// The names of the classes of `label_column`, where the file's metadata has them.

@@ -5,8 +5,10 @@
 //! skipped by their headers, and decoded blocks are kept, the least recently used leaving first.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use bytes::Bytes;
 use parquet::basic::Type as Physical;
 use parquet::column::reader::ColumnReaderImpl;
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
@@ -15,8 +17,9 @@ use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::serialized_reader::SerializedPageReader;
 
 use super::columns::Columns;
-use super::storage::{Handle, Storage};
-use crate::error::guard;
+use super::stored::StoredFile;
+use crate::error::{DataError, guard};
+use crate::store::StoreError;
 
 /// What is kept decoded at most: all of CIFAR-10 (120 MB of PNGs), and a quarter of the 1 GB a quick run may take.
 /// Of a shuffled source that is much larger almost every access is a miss, however large the cache.
@@ -29,13 +32,41 @@ const BLOCK_OVERHEAD: usize = 1 << 10;
 /// Some rows of a row group.
 #[derive(Debug)]
 pub(super) struct Block {
-    pub(super) images: Vec<Option<Box<[u8]>>>,
-    pub(super) paths: Vec<Option<Box<[u8]>>>,
+    pub(super) images: Vec<Option<Bytes>>,
+    pub(super) paths: Vec<Option<Bytes>>,
     pub(super) labels: Vec<Option<i64>>,
 }
 
 /// A block, or why it cannot be read (remembered too: a broken page must not be decompressed for each of its rows).
-pub(super) type Loaded = Result<Block, String>;
+pub(super) type Loaded = Result<Block, Fault>;
+
+/// Why a block cannot be read.
+#[derive(Clone, Debug)]
+pub(super) enum Fault {
+    /// Its bytes are damaged, or the file is.
+    Damaged(String),
+    /// The store is out of reach.
+    Unavailable { place: PathBuf, reason: String },
+}
+
+impl Fault {
+    /// The error of a sample in the block.
+    pub(super) fn of_sample(&self, sample: String) -> DataError {
+        match self.clone() {
+            Self::Damaged(reason) => DataError::Unreadable { sample, reason },
+            Self::Unavailable { place, reason } => DataError::Unavailable { place, reason },
+        }
+    }
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable { place, reason } => Self::Unavailable { place, reason },
+            error => Self::Damaged(format!("cannot read the file: {error}")),
+        }
+    }
+}
 
 /// How many rows of `group` make a block.
 pub(super) fn rows_per_block(group: &RowGroupMetaData, columns: &Columns, rows: usize) -> usize {
@@ -46,35 +77,39 @@ pub(super) fn rows_per_block(group: &RowGroupMetaData, columns: &Columns, rows: 
 
 /// Decodes `count` rows of `group` from row `first` on.
 pub(super) fn read(
-    storage: &Storage,
+    stored: &StoredFile,
     group: &RowGroupMetaData,
     columns: &Columns,
     first: usize,
     count: usize,
 ) -> Loaded {
-    let handle = Arc::new(storage.open().map_err(|e| format!("cannot open the file: {e}"))?);
-    guard(|| {
-        let rows = Rows { handle, group, first, count };
+    let stored = Arc::new(stored.alone());
+    let decoded = guard(|| {
+        let rows = Rows { stored: Arc::clone(&stored), group, first, count };
         let images = rows.binary(columns.bytes)?;
         let paths = columns.path.map_or(Ok(vec![None; count]), |leaf| rows.binary(leaf))?;
         let labels = columns.label.as_ref().map_or(Ok(vec![None; count]), |label| rows.integer(label.leaf))?;
         Ok(Block { images, paths, labels })
-    })
+    });
+    decoded.map_err(|reason| stored.take_error().map_or(Fault::Damaged(reason), Fault::from))
 }
 
 /// A range of rows of one row group, read column by column.
 struct Rows<'a> {
-    handle: Arc<Handle>,
+    stored: Arc<StoredFile>,
     group: &'a RowGroupMetaData,
     first: usize,
     count: usize,
 }
 
 impl Rows<'_> {
-    /// Copies the values out of their pages: a slice would keep a whole page alive for one row.
-    fn binary(&self, leaf: usize) -> Result<Vec<Option<Box<[u8]>>>, String> {
-        let values = self.column::<ByteArrayType>(leaf)?;
-        Ok(values.into_iter().map(|value| value.map(|bytes: ByteArray| bytes.data().into())).collect())
+    /// Copies the values out of their pages, which would else stay alive, into one piece of memory.
+    fn binary(&self, leaf: usize) -> Result<Vec<Option<Bytes>>, String> {
+        let values: Vec<Option<ByteArray>> = self.column::<ByteArrayType>(leaf)?;
+        let mut all = Vec::with_capacity(values.iter().flatten().map(ByteArray::len).sum());
+        values.iter().flatten().for_each(|value| all.extend_from_slice(value.data()));
+        let mut all = Bytes::from(all);
+        Ok(values.iter().map(|value| value.as_ref().map(|value| all.split_to(value.len()))).collect())
     }
 
     fn integer(&self, leaf: usize) -> Result<Vec<Option<i64>>, String> {
@@ -103,7 +138,7 @@ impl Rows<'_> {
     fn values<T: DataType>(&self, leaf: usize) -> Result<(Vec<T::T>, Vec<i16>), ParquetError> {
         let chunk = self.group.column(leaf);
         let rows = usize::try_from(self.group.num_rows()).unwrap_or(0);
-        let pages = SerializedPageReader::new(Arc::clone(&self.handle), chunk, rows, None)?;
+        let pages = SerializedPageReader::new(Arc::clone(&self.stored), chunk, rows, None)?;
         let mut reader = ColumnReaderImpl::<T>::new(chunk.column_descr_ptr(), Box::new(pages));
         let (mut values, mut levels) = (Vec::new(), Vec::new());
         if reader.skip_records(self.first)? == self.first {
@@ -262,7 +297,7 @@ mod tests {
             wait.recv().unwrap();
             // The first block is being decoded; another one comes at once.
             assert!(cache.get((1, 0), || block(1)).is_ok());
-            let second = scope.spawn(|| cache.get((0, 0), || Err("decoded twice".into())));
+            let second = scope.spawn(|| cache.get((0, 0), || Err(Fault::Damaged("decoded twice".into()))));
             release.send(()).unwrap();
             assert!(second.join().unwrap().is_ok());
         });

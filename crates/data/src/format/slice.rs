@@ -7,7 +7,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Fingerprint, RawImage, Source};
+use super::files::Fingerprint;
+use super::{RawImage, Source};
 use crate::error::DataError;
 
 /// `data.split`, taken apart.
@@ -113,6 +114,14 @@ impl Source for SlicedSource {
         self.inner.read(self.range.start + index)
     }
 
+    fn read_many(&self, indices: &[usize]) -> Vec<Result<RawImage, DataError>> {
+        let inside: Vec<_> = indices.iter().take_while(|&&i| i < self.len()).map(|i| self.range.start + i).collect();
+        if inside.is_empty() {
+            return indices.iter().take(1).map(|&index| self.read(index)).collect();
+        }
+        self.inner.read_many(&inside)
+    }
+
     fn class_names(&self) -> Option<&[String]> {
         self.inner.class_names()
     }
@@ -123,6 +132,10 @@ impl Source for SlicedSource {
 
     fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    fn notices(&self) -> &[String] {
+        self.inner.notices()
     }
 
     fn describe(&self) -> String {

@@ -1,13 +1,21 @@
 #![allow(clippy::unwrap_used)]
+
+mod layouts;
+mod stores;
+
 use std::fs;
+use std::path::Path;
 
 use ::parquet::basic::{Compression, ZstdLevel};
 use ::parquet::file::properties::WriterVersion;
 use image::ImageFormat;
 use tempfile::TempDir;
 
+use self::stores::remote_copy;
 use super::*;
-use crate::testing::{Layout, Row, encode, gradient, grey_png, parquet_bytes, parquet_of_text};
+use crate::testing::{
+    Layout, Remote, Row, encode, gradient, grey_png, parquet_bytes, parquet_of_text, parquet_with_text_labels,
+};
 
 fn assets(name: &str) -> String {
     format!("{}/../../assets/{name}", env!("CARGO_MANIFEST_DIR"))
@@ -64,8 +72,18 @@ fn conforms(source: &dyn Source) {
         assert!(raw.label.is_none_or(|label| (label as usize) < classes));
     }
     assert_eq!(source.fingerprint().len(), 64);
-    let beyond = source.read(source.len()).unwrap_err().to_string();
-    assert!(beyond.contains(&source.len().to_string()), "{beyond}");
+    let mut together = Vec::new();
+    read_each(source, &indices, |place, raw| {
+        assert_eq!(place, together.len());
+        together.push(raw?);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(forward, together);
+    for beyond in [source.read(source.len()), source.read_many(&[source.len(), 0]).remove(0)] {
+        let text = beyond.unwrap_err().to_string();
+        assert!(text.contains(&source.len().to_string()), "{text}");
+    }
 }
 
 #[test]
@@ -83,6 +101,8 @@ fn every_kind_of_source_keeps_the_promises() {
     fs::write(several.path().join("a.parquet"), parquet_bytes(&rows(0..30), &Layout::default())).unwrap();
     fs::write(several.path().join("b.parquet"), parquet_bytes(&rows(30..47), &Layout::default())).unwrap();
     conforms(&*open_path(several.path()).unwrap());
+    conforms(&*open_folder("s3://far", remote_copy(dir.path(), Remote::default()), Format::Auto, None).unwrap());
+    conforms(&*open_folder("s3://far", remote_copy(several.path(), Remote::default()), Format::Auto, None).unwrap());
 }
 
 #[test]
@@ -160,7 +180,7 @@ fn rows_come_out_as_written_whatever_the_layout() {
                     let want = &rows[i];
                     match source.read(i) {
                         Ok(raw) => {
-                            assert!(Some(raw.bytes) == want.0, "row {i}");
+                            assert!(Some(raw.bytes.to_vec()) == want.0, "row {i}");
                             assert_eq!(raw.label.map(i64::from), want.1, "row {i}");
                         }
                         Err(error) => {
@@ -263,8 +283,8 @@ fn a_split_selects_files_and_folders() {
     }
     let path = dir.path().to_str().unwrap();
     let split = |name: &str| open(path, &OpenOptions { split: Some(name.into()), ..OpenOptions::default() });
-    let lens = [split("train").unwrap().len(), split("test").unwrap().len(), open_str(path).unwrap().len()];
-    assert_eq!(lens, [7, 2, 9]);
+    let lens = ["train", "test", "all", "all[:8]"].map(|name| split(name).unwrap().len());
+    assert_eq!(lens, [7, 2, 9, 8]);
     let error = split("valid").err().unwrap();
     assert!(error.to_string().contains("data.split = valid"));
     assert!(error.help().unwrap().contains("test.parquet"));

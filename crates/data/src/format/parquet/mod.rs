@@ -1,21 +1,28 @@
-//! Parquet in Hugging Face's image convention: one file, a folder of files, or bytes embedded in the program.
+//! Parquet in Hugging Face's image convention: one file, or several that follow one another.
 //!
 //! Read through the `parquet` crate's column readers: its Arrow layer would bring a dozen more crates to decode three columns.
 
 mod blocks;
 mod columns;
-mod storage;
+mod stored;
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
 
 use self::blocks::{Block, BlockCache, CACHE_BYTES};
 use self::columns::Columns;
-use self::storage::{Handle, Storage};
-use super::{FULLY_HASHED_BYTES, Fingerprint, RawImage, Source, keep_split, slashed};
+use self::stored::StoredFile;
+use super::files::{Fingerprint, slashed};
+use super::split::{self, Chosen};
+use super::{RawImage, Source};
 use crate::error::{DataError, guard};
+use crate::store::{FileInfo, Store};
+
+/// Files up to this size enter the fingerprint with every byte (16 MiB hash in some 10 ms); of larger ones the length
+/// and the end, where Parquet keeps offsets, sizes and statistics of everything before.
+const FULLY_HASHED_BYTES: u64 = 16 << 20;
 
 /// Images in the row groups of one or more Parquet files.
 #[derive(Debug)]
@@ -26,13 +33,14 @@ pub(super) struct ParquetSource {
     len: usize,
     class_names: Option<Vec<String>>,
     fingerprint: String,
+    notices: Vec<String>,
     cache: BlockCache,
 }
 
 #[derive(Debug)]
 struct ParquetFile {
     name: String,
-    storage: Storage,
+    stored: StoredFile,
     metadata: ParquetMetaData,
     columns: Columns,
     class_names: Option<Vec<String>>,
@@ -52,37 +60,32 @@ struct Group {
 }
 
 impl ParquetSource {
-    /// Opens one file on disk.
-    pub(super) fn open_file(path: &Path, split: Option<&str>) -> Result<Self, DataError> {
-        let name = path.file_name().map(PathBuf::from).unwrap_or_default();
-        Self::open_files(path.parent().unwrap_or(Path::new("")), vec![name], split, path)
-    }
-
-    /// Opens the files `names` (relative to `root`, sorted).
-    pub(super) fn open_folder(root: &Path, names: Vec<PathBuf>, split: Option<&str>) -> Result<Self, DataError> {
-        Self::open_files(root, names, split, root)
-    }
-
-    fn open_files(root: &Path, names: Vec<PathBuf>, split: Option<&str>, place: &Path) -> Result<Self, DataError> {
-        let names = keep_split(place, names, split)?;
-        let several = names.len() > 1;
+    /// Opens the store's `files` that belong to `split`; `place` is `data.source`.
+    pub(in crate::format) fn open(
+        place: &str,
+        store: &Arc<dyn Store>,
+        files: Vec<FileInfo>,
+        split: Option<&str>,
+    ) -> Result<Self, DataError> {
+        let Chosen { files, notice, .. } = split::choose_tables(place, files, split)?;
+        let several = files.len() > 1;
         let mut fingerprint = Fingerprint::default();
-        let mut files = Vec::with_capacity(names.len());
-        for name in names {
+        let mut opened = Vec::with_capacity(files.len());
+        for file in files {
             if several {
-                fingerprint.add_path(&name);
+                fingerprint.add_path(&file.name);
             }
-            let storage = Storage::Disk(root.join(&name));
-            files.push(ParquetFile::open(slashed(&name), storage, &mut fingerprint)?);
+            opened.push(ParquetFile::open(StoredFile::new(Arc::clone(store), file), &mut fingerprint)?);
         }
-        Self::assemble(place.display().to_string(), files, fingerprint)
+        let odd = opened.iter().filter(|file| file.columns.label.is_none()).find_map(ParquetFile::odd_label);
+        let source = Self::assemble(place.to_owned(), opened, fingerprint)?;
+        Ok(source.with_notices(notice.into_iter().chain(odd).collect()))
     }
 
-    /// Opens bytes that are part of the program.
-    pub(super) fn embedded(name: &str, bytes: &'static [u8]) -> Result<Self, DataError> {
-        let mut fingerprint = Fingerprint::default();
-        let file = ParquetFile::open(name.to_owned(), Storage::Embedded(bytes), &mut fingerprint)?;
-        Self::assemble(name.to_owned(), vec![file], fingerprint)
+    /// Says these things too.
+    pub(in crate::format) fn with_notices(mut self, notices: Vec<String>) -> Self {
+        self.notices.extend(notices);
+        self
     }
 
     fn assemble(place: String, files: Vec<ParquetFile>, fingerprint: Fingerprint) -> Result<Self, DataError> {
@@ -97,7 +100,7 @@ impl ParquetSource {
             return Err(DataError::Empty { place, detail });
         }
         let (fingerprint, cache) = (fingerprint.finish(), BlockCache::new(CACHE_BYTES));
-        Ok(Self { place, files, groups, len, class_names, fingerprint, cache })
+        Ok(Self { place, files, groups, len, class_names, fingerprint, notices: Vec::new(), cache })
     }
 
     fn group_of(&self, index: usize) -> Result<(usize, &Group), DataError> {
@@ -111,19 +114,25 @@ impl ParquetSource {
 
 impl ParquetFile {
     /// Reads the footer, finds the columns, and adds the file to the fingerprint.
-    fn open(name: String, storage: Storage, fingerprint: &mut Fingerprint) -> Result<Self, DataError> {
-        let path = storage.place(&name);
-        let place = path.display().to_string();
-        let handle = storage.open().map_err(|cause| DataError::Io { action: "open", path, cause })?;
-        let bad = |reason| DataError::BadParquet { place: place.clone(), reason };
-        let parse = || ParquetMetaDataReader::new().parse_and_finish(&handle).map_err(|e| e.to_string());
-        let metadata = guard(parse).map_err(bad)?;
-        hash_file(&handle, fingerprint).map_err(bad)?;
+    fn open(stored: StoredFile, fingerprint: &mut Fingerprint) -> Result<Self, DataError> {
+        let (name, place) = (slashed(stored.name()), stored.place().display().to_string());
+        let failed = |reason| match stored.take_error() {
+            Some(error) => error.into(),
+            None => DataError::BadParquet { place: place.clone(), reason },
+        };
+        let parse = || ParquetMetaDataReader::new().parse_and_finish(&stored).map_err(|e| e.to_string());
+        let metadata = guard(parse).map_err(failed)?;
+        hash_file(&stored, fingerprint).map_err(failed)?;
         let about = metadata.file_metadata();
         let found = columns::find(about.schema_descr());
         let columns = found.map_err(|columns| DataError::NoImageColumn { place: place.clone(), columns })?;
         let class_names = columns.label.as_ref().and_then(|label| columns::class_names(about, &label.name));
-        Ok(Self { name, storage, metadata, columns, class_names })
+        Ok(Self { name, stored, metadata, columns, class_names })
+    }
+
+    fn odd_label(&self) -> Option<String> {
+        let text = columns::odd_label(self.metadata.file_metadata().schema_descr())?;
+        Some(format!("{}: {text}", self.name))
     }
 
     /// Appends the row groups; `start` is the source's index of the first row, the result that of the row after the last.
@@ -132,7 +141,7 @@ impl ParquetFile {
         for (number, group) in self.metadata.row_groups().iter().enumerate() {
             let bad = |fault: String| {
                 let reason = format!("row group {number} {fault}");
-                DataError::BadParquet { place: self.storage.place(&self.name).display().to_string(), reason }
+                DataError::BadParquet { place: self.stored.place().display().to_string(), reason }
             };
             if let Some(fault) = self.columns.fault_in(group) {
                 return Err(bad(fault));
@@ -167,10 +176,10 @@ fn common_class_names(files: &[ParquetFile]) -> Result<Option<Vec<String>>, Data
 
 /// Adds the length and the bytes, or of a large file the last ones: the footer has each column chunk's place, size
 /// and usually its extremes.
-fn hash_file(handle: &Handle, fingerprint: &mut Fingerprint) -> Result<(), String> {
-    let len = handle.len();
+fn hash_file(stored: &StoredFile, fingerprint: &mut Fingerprint) -> Result<(), String> {
+    let len = stored.len();
     let hashed = len.min(FULLY_HASHED_BYTES);
-    let end = handle.get_bytes(len - hashed, hashed as usize).map_err(|e| e.to_string())?;
+    let end = stored.get_bytes(len - hashed, hashed as usize).map_err(|e| e.to_string())?;
     fingerprint.add(&len.to_le_bytes());
     fingerprint.add(&end);
     Ok(())
@@ -189,12 +198,12 @@ impl Source for ParquetSource {
         let loaded = self.cache.get((number, block_number), || {
             let first = block_number * group.rows_per_block;
             let count = group.rows_per_block.min(group.rows - first);
-            blocks::read(&file.storage, file.metadata.row_group(group.number), &file.columns, first, count)
+            blocks::read(&file.stored, file.metadata.row_group(group.number), &file.columns, first, count)
         });
         let id = format!("{} row {}", file.name, group.file_row + row);
         match loaded.as_ref() {
             Ok(block) => sample(block, row_in_block, id),
-            Err(reason) => Err(DataError::Unreadable { sample: id, reason: reason.clone() }),
+            Err(fault) => Err(fault.of_sample(id)),
         }
     }
 
@@ -208,6 +217,10 @@ impl Source for ParquetSource {
 
     fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     fn describe(&self) -> String {
@@ -237,5 +250,5 @@ fn sample(block: &Block, row: usize, id: String) -> Result<RawImage, DataError> 
         }
         _ => None,
     };
-    Ok(RawImage { bytes: bytes.to_vec(), label, id })
+    Ok(RawImage { bytes: bytes.clone(), label, id })
 }
