@@ -22,6 +22,7 @@ MODES = {
     "plain": (torch.contiguous_format, None),
     "channels_last": (torch.channels_last, None),
     "compile": (torch.contiguous_format, {}),
+    "reduce-overhead": (torch.channels_last, {"mode": "reduce-overhead"}),
     "max-autotune": (torch.channels_last, {"mode": "max-autotune"}),
 }
 
@@ -38,7 +39,7 @@ def add_arguments(parser, batch):
     """The options that both benchmarks take; `batch` says what the default batch is."""
     parser.add_argument("config", type=pathlib.Path, metavar="CONFIG", help="a configuration of ours, TOML or the same as JSON")
     parser.add_argument("--mode", choices=list(MODES), default="plain",
-                        help="max-autotune is channels_last and torch.compile's best (default: plain)")
+                        help="reduce-overhead and max-autotune are channels_last and torch.compile with CUDA graphs (default: plain)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: cpu)")
     parser.add_argument("--precision", choices=list(DTYPES), default="f32", help="(default: f32)")
     parser.add_argument("--tf32", action="store_true", help="let f32 products run as TF32")

@@ -24,7 +24,7 @@ MEMORY = (TRAINING, "memory")
 # Where threads share memory; linear's bias gradients are column sums. An emulator computes one thread after the other and
 # sees no race.
 RACING = [(KERNELS, "attention"), (KERNELS, "group_norm"), (KERNELS, "group_norm_fused"), (KERNELS, "linear")]
-SANITIZED_SECONDS = 60
+SANITIZED_SECONDS = 30
 
 
 def modules(pack):

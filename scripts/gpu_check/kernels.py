@@ -9,6 +9,8 @@ from .plan import Skipped
 from .programs import Failed
 
 METRIC = "gpu__time_duration.sum"
+# What moves through memory is counted in the same pass; it stays in the log, to be held against the time.
+BYTES = "dram__bytes_read.sum,dram__bytes_write.sum"
 ANNOUNCED = re.compile(r'^==PROF== Profiling "', re.MULTILINE)
 NANOSECONDS = {"ns": 1, "nsecond": 1, "us": 1e3, "usecond": 1e3, "ms": 1e6, "msecond": 1e6, "s": 1e9, "second": 1e9}
 # The first pattern that is found in a kernel's name says what it belongs to: first ours (crates/kernels/cuda), then those of
@@ -47,7 +49,7 @@ def kernels(check, record):
         check.save()
     outcome = machine.run(
         [profiler, "--clock-control", "none", "--cache-control", "none", "--profile-from-start", "off", "--csv", "--print-units",
-         "base", "--metrics", METRIC, *step], progress=note, environment={"DDPM_GPU_PROFILE": "1"})
+         "base", "--metrics", f"{METRIC},{BYTES}", *step], progress=note, environment={"DDPM_GPU_PROFILE": "1"})
     note(outcome.stdout)
     found["complete"] = outcome.code == 0
     # Should it print its table at the end alone, this is what is known of a step that was cut off.

@@ -48,6 +48,7 @@ class Machine:
         self.log = Log(out / "gpu-check.log")
         self.scratch = scratch(out, rehearse)
         self.children, self.programs, self.off, self.reaper = [], {}, {}, Reaper()
+        self.full_autotune = False
         self.environment = {**environment(self.scratch, rehearse), MARK: self.reaper.mark}
         for switch in filter(None, map(str.strip, os.environ.get(SWITCHES, "").split(","))):
             if switch not in FAMILIES:

@@ -16,11 +16,11 @@ TRAVELS, LIMIT = 64 * 2**20, 44 * 10**6
 # diffusers, and what it needs that a machine with PyTorch and huggingface-hub may lack; all pure Python. The runner adds
 # those that are missing there, and no others. Tools of CUDA's toolkit are taken from the machine.
 WHEELS = ["diffusers==0.42.1", "importlib_metadata==10.2.0", "lazy_importer==0.1.0"]
-# Program and tests in one build, without what no GPU is needed for; a crate's GPU tests need the crate's binaries built.
-BUILD = ["test", "--release", "--no-run", "-p", "ddpm-kernels", "-p", "ddpm-model", "-p", "ddpm-train", "--no-default-features",
-         "--test", "gpu"]
+# The tests, then the program, which has none for a GPU; without what no GPU is needed for.
+PACKAGES = ["-p", "ddpm-kernels", "-p", "ddpm-model", "-p", "ddpm-train", "-p", "ddpm-cli", "--no-default-features"]
+BUILDS = [["test", "--release", "--no-run", *PACKAGES, "--test", "gpu"], ["build", "--release", *PACKAGES, "--bin", "ddpm"]]
 PROGRAMS = {("kernels", "gpu"): "ddpm-kernels-gpu", ("model", "gpu"): "ddpm-model-gpu", ("train", "gpu"): "ddpm-train-gpu",
-            ("train", "ddpm"): "ddpm"}
+            ("cli", "ddpm"): "ddpm"}
 # What the tests' own filter of GPU tests is called; see CONTRIBUTING.md.
 FILTER = ["--list", "--ignored", "gpu"]
 # All programs share most of their code, kernels and images: within a window that spans them it is stored once. Measured on the
@@ -37,8 +37,8 @@ def pack(root, target, features, toolchain):
     directory = target.with_name(f".{target.name}.part")
     shutil.rmtree(directory, ignore_errors=True)
     (directory / "wheels").mkdir(parents=True)
-    options = ["--features", ",".join(f"ddpm-train/{name}" for name in features.split(","))] if features else []
-    programs = build(root, environment, [*BUILD, *options])
+    options = ["--features", ",".join(f"ddpm-cli/{name}" for name in features.split(","))] if features else []
+    programs = build(root, environment, [[*arguments, *options] for arguments in BUILDS])
     tests = {name: found for name, path in programs.items() if name != "ddpm" and (found := gpu_tests(path, environment))}
     compress({name: path for name, path in programs.items() if name == "ddpm" or name in tests}, directory / "programs.tar.xz")
     copy_sources(root, directory)
@@ -61,15 +61,20 @@ def build_environment(root, features, toolchain):
     return dict(line.split("=", 1) for line in dumped.split("\0") if "=" in line)
 
 
-def build(root, environment, arguments):
-    """Runs cargo; the executables of PROGRAMS that it made."""
+def cargo(root, environment, arguments):
+    """Runs cargo; its messages."""
     command = [environment.get("CARGO", "cargo"), *arguments, "--message-format", "json-render-diagnostics"]
     print(" ".join(command), file=sys.stderr)
     result = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
     if result.returncode:
         sys.exit(f"error: exit code {result.returncode}: {' '.join(command)}")
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+
+
+def build(root, environment, builds):
+    """Runs cargo for each; the executables of PROGRAMS that were made."""
     made = {}
-    for message in map(json.loads, filter(lambda line: line.startswith("{"), result.stdout.splitlines())):
+    for message in (message for arguments in builds for message in cargo(root, environment, arguments)):
         if message.get("executable"):
             key = pathlib.Path(message["manifest_path"]).parent.name, message["target"]["name"]
             # The program itself, not the tests that are inside it.

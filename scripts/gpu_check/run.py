@@ -52,7 +52,7 @@ def pieces(check):
     plan.append(Piece("loader", "data", 60, checks.data))
     plan += [Piece(f"tests: {program.removeprefix('ddpm-').removesuffix('-gpu')} {module}", "tests", 90, tests.module_tests(program, names),
                    filler=True) for (program, module), names in tests.remaining(pack).items()]
-    plan += [Piece(f"{which}: {module}", "sanitizer", tests.SANITIZED_SECONDS, tests.sanitized(which, program, module))
+    plan += [Piece(f"{which}: {module}", "sanitizer", tests.SANITIZED_SECONDS, tests.sanitized(which, program, module), filler=True)
              for which in ["racecheck", "memcheck"] for program, module in tests.RACING]
     program, module = tests.MEMORY
     if names := tests.modules(pack).get(tests.MEMORY):
@@ -89,7 +89,7 @@ def run(directory, out, args):
     except (OSError, ValueError) as error:
         print(f"error: {error}\n  help: pack anew, and name a folder that can be written with --out", file=sys.stderr)
         return 2
-    machine.environment[comparisons.CONVOLUTIONS] = "ATEN,TRITON" if args.full_autotune else "ATEN"
+    machine.full_autotune = args.full_autotune
     check = Check(machine, args, pack)
     for switch in args.off:
         machine.turn_off(switch, "the command line said so")

@@ -117,6 +117,18 @@ fn data_without_images_is_refused() {
     run.train().set("data.source=half.parquet").fails_with(3).stderr_has("half.parquet").stderr_has("fetch it again");
 }
 
+#[test]
+fn splits_are_no_classes_and_what_is_left_out_is_said() {
+    let run = fresh_run(&["data.source=images", "train.steps=2"]);
+    for name in ["train/a/1", "train/b/2", "test/a/3"] {
+        run.write(&format!("images/{name}.png"), png(16, 1));
+    }
+    run.train().succeeds().stderr_has("warning: data.source: data.split is not set").stderr_has("1 of test are not");
+    assert_eq!(run.ddpm("data inspect images").json()["images"], 2);
+    run.ddpm("data inspect images").succeeds().stdout_has("note: data.split is not set").stdout_has("2 classes");
+    run.ddpm("data inspect images --split all").succeeds().stdout_has("3 readable");
+}
+
 /// A run on 200 images of which `corrupt` are cut short.
 fn run_on_corrupt_images(corrupt: usize) -> Place {
     let run = fresh_run(&["data.source=images", "train.batch_size=32", "train.steps=10"]);

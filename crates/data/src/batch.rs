@@ -1,18 +1,20 @@
 //! Batch `k`, as a pure function of (seed, source, settings, `k`).
 //!
 //! The place in the run (`position`, the images seen before) decides which sample is read, where it is cut and whether
-//! it is mirrored. So threads, restarts and earlier batches cannot change a batch, and neither can corrupt samples: the
-//! replacement of one is found by walking on through the same epoch's permutation, not by what was seen so far.
+//! it is mirrored. So threads, restarts, ranks and earlier batches cannot change a batch, and neither can corrupt
+//! samples: the replacement of one is found by walking on through the same epoch's permutation, not by what was seen so
+//! far.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ddpm_kernels::share::Share;
 use serde::{Deserialize, Serialize};
 
 use crate::decode::{Crop, Transform, decode};
 use crate::error::DataError;
+use crate::format::{RawImage, Source, read_each};
 use crate::order::Order;
-use crate::source::Source;
 
 /// How far a replacement for a corrupt sample is looked for. So many in a row mean that the source is broken.
 const MAX_PROBES: u64 = 1000;
@@ -33,8 +35,8 @@ pub enum OnCorrupt {
 pub struct LoaderConfig {
     /// `run.seed`.
     pub seed: u64,
-    /// Images per batch (`train.batch_size`).
-    pub batch_size: usize,
+    /// Which images of each global batch (`train.batch_size`) are made here.
+    pub share: Share,
     /// Height and width of the batches' images (`data.image_size`).
     pub image_size: usize,
     /// 1 (grey) or 3 (RGB) (`data.channels`).
@@ -55,7 +57,7 @@ pub struct LoaderConfig {
     pub prefetch: usize,
 }
 
-/// What one training step sees.
+/// What one training step sees: a [`Share`] of the global batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// Pixels, 0 to 255, `[N, H, W, C]`.
@@ -98,7 +100,7 @@ impl Batcher {
     /// Checks the settings; errors name the key.
     pub fn new(source: Arc<dyn Source>, config: LoaderConfig) -> Result<Self, DataError> {
         let transform = Transform::new(config.seed, config.image_size, config.channels, config.crop, config.flip)?;
-        if config.batch_size == 0 {
+        if config.share.count() == 0 {
             return Err(DataError::Setting { key: "train.batch_size", found: "0".into(), expected: "at least 1" });
         }
         if !(0.0..=1.0).contains(&config.max_corrupt) {
@@ -119,49 +121,63 @@ impl Batcher {
     }
 
     /// The settings.
-    pub fn config(&self) -> &LoaderConfig {
+    pub(crate) fn config(&self) -> &LoaderConfig {
         &self.config
     }
 
     /// The source.
-    pub fn source(&self) -> &Arc<dyn Source> {
+    pub(crate) fn source(&self) -> &Arc<dyn Source> {
         &self.source
     }
 
     /// Batch `step`, given up with [`DataError::Stopped`] between two images once `stop` is set.
     pub(crate) fn make(&self, step: u64, stop: &AtomicBool) -> Result<Made, DataError> {
-        let (n, size) = (self.config.batch_size, self.config.image_size);
+        let (n, size) = (self.config.share.count(), self.config.image_size);
         let mut images = vec![0; n * self.transform.image_len()];
         let mut labels = self.config.num_classes.map(|_| Vec::with_capacity(n));
         let (mut ids, mut unreadable) = (Vec::with_capacity(n), Vec::new());
-        for (place, pixels) in images.chunks_exact_mut(self.transform.image_len()).enumerate() {
+        let positions: Vec<u64> = self.config.share.positions(step).collect();
+        let indices: Vec<usize> = positions.iter().map(|&position| self.index_at(position, 0)).collect();
+        let mut rows = images.chunks_exact_mut(self.transform.image_len());
+        read_each(&*self.source, &indices, |place, raw| {
             if stop.load(Ordering::Relaxed) {
                 return Err(DataError::Stopped);
             }
-            let position = step.wrapping_mul(n as u64).wrapping_add(place as u64);
-            let (index, label) = self.sample_at(position, pixels, &mut unreadable)?;
+            let pixels = rows.next().unwrap_or_default();
+            let (index, label) = self.sample_at(positions[place], raw, pixels, &mut unreadable)?;
             ids.push(index as u64);
             if let Some((labels, label)) = labels.as_mut().zip(label) {
                 labels.push(label);
             }
-        }
+            Ok(())
+        })?;
         let batch = Batch { images, shape: [n, size, size, self.config.channels], labels, ids };
         Ok(Made { batch, unreadable })
     }
 
-    /// The sample at `position`, or the first readable one after it in the epoch's order: its index and its label.
+    /// The index of the sample `further` places behind `position` in the order of its epoch, which begins anew at its
+    /// end.
+    fn index_at(&self, position: u64, further: u64) -> usize {
+        let len = self.source.len() as u64;
+        let (epoch, slot) = (position / len, position % len);
+        self.order.permute(epoch, (slot + further) % len) as usize
+    }
+
+    /// The sample at `position`, of which `raw` was read, or the first readable one after it in the epoch's order: its
+    /// index and its label.
     fn sample_at(
         &self,
         position: u64,
+        raw: Result<RawImage, DataError>,
         pixels: &mut [u8],
         unreadable: &mut Vec<Unreadable>,
     ) -> Result<(usize, Option<u32>), DataError> {
-        let len = self.source.len() as u64;
-        let (epoch, slot) = (position / len, position % len);
-        let probes = len.min(MAX_PROBES);
+        let probes = (self.source.len() as u64).min(MAX_PROBES);
+        let mut first = Some(raw);
         for probe in 0..probes {
-            let index = self.order.permute(epoch, (slot + probe) % len) as usize;
-            match self.read(index, position, pixels) {
+            let index = self.index_at(position, probe);
+            let raw = first.take().unwrap_or_else(|| self.source.read(index));
+            match raw.and_then(|raw| self.fit(raw, position, pixels)) {
                 Ok(label) => return Ok((index, label)),
                 Err(DataError::Unreadable { sample: id, reason }) if self.config.on_corrupt == OnCorrupt::Skip => {
                     unreadable.push(Unreadable { index, id, reason });
@@ -173,9 +189,8 @@ impl Batcher {
         Err(DataError::NothingReadable { count: probes, last })
     }
 
-    /// Reads, decodes and fits one sample; its label, where classes were asked for.
-    fn read(&self, index: usize, position: u64, pixels: &mut [u8]) -> Result<Option<u32>, DataError> {
-        let raw = self.source.read(index)?;
+    /// Decodes and fits one sample; its label, where classes were asked for.
+    fn fit(&self, raw: RawImage, position: u64, pixels: &mut [u8]) -> Result<Option<u32>, DataError> {
         let decoded = match decode(&raw.bytes) {
             Ok(decoded) => decoded,
             Err(reason) => return Err(DataError::Unreadable { sample: raw.id, reason }),

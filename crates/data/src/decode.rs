@@ -53,7 +53,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
     }
     guard(|| {
         let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
-        let format = reader.format().ok_or("not a PNG, JPEG, WebP, GIF or BMP image")?;
+        let format = reader.format().ok_or("not a PNG, JPEG, WebP, GIF, BMP or TIFF image")?;
         if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
             return Err("the JPEG data is truncated".into());
         }
@@ -78,12 +78,29 @@ fn decode_frame(mut reader: ImageReader<Cursor<&[u8]>>) -> image::ImageResult<Dy
     Ok(image)
 }
 
-/// The JPEG decoder fills what is missing with grey and reports nothing, so a cut file is recognised here: after the
-/// last start-of-scan marker there must be an end-of-image marker. (Inside a scan 0xFF is followed by 0x00 or a
-/// restart marker only, so neither can appear by chance.)
+/// The JPEG decoder fills what is missing with grey and reports nothing, so a cut file is recognised here: behind a scan
+/// there must be an end-of-image marker. Walked from the start, segment by segment: a thumbnail inside a segment has
+/// markers of its own, and behind the end some phones append a film, in whose bytes any marker occurs by chance.
 fn jpeg_is_complete(bytes: &[u8]) -> bool {
-    let scan = bytes.windows(2).rposition(|w| w == [0xFF, 0xDA]);
-    scan.is_some_and(|at| bytes[at..].windows(2).any(|w| w == [0xFF, 0xD9]))
+    let (mut at, mut scanned) = (0, false);
+    // Everything that is no marker, the coded pixels above all, is stepped over.
+    while let Some(marker) = bytes.get(at..).and_then(|rest| rest.iter().position(|&byte| byte == 0xFF)) {
+        at += marker;
+        match bytes.get(at + 1) {
+            // A fill byte.
+            Some(0xFF) => at += 1,
+            // A coded 0xFF, and markers that stand alone.
+            Some(0x00 | 0x01 | 0xD0..=0xD8) => at += 2,
+            Some(0xD9) => return scanned,
+            Some(&kind) => {
+                let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { return false };
+                at += 2 + usize::from(u16::from_be_bytes([high, low]));
+                scanned |= kind == 0xDA;
+            }
+            None => return false,
+        }
+    }
+    false
 }
 
 fn format_name(format: ImageFormat) -> &'static str {

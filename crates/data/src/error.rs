@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// The formats [`crate::open`] reads, for messages.
 pub(crate) const WORKS_TODAY: &str =
-    "builtin:fashion10k, a folder of images (png, jpg, webp, gif, bmp), or a .parquet file or folder";
+    "builtin:fashion10k, a folder of images (png, jpg, webp, gif, bmp, tiff), or a .parquet file or folder";
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -31,12 +31,30 @@ pub enum DataError {
         #[source]
         cause: std::io::Error,
     },
+    /// A file is another one than at the start.
+    #[error("{}: the file has changed since it was listed: {then} bytes then, {now} now", path.display())]
+    Changed {
+        /// Where.
+        path: PathBuf,
+        /// Its size in bytes when it was listed.
+        then: u64,
+        /// Its size now.
+        now: u64,
+    },
+    /// The whole source is out of reach, so that no sample of it can be judged.
+    #[error("{}: the data cannot be reached any more: {reason}", place.display())]
+    Unavailable {
+        /// The folder, or the server.
+        place: PathBuf,
+        /// What was found.
+        reason: String,
+    },
     /// `builtin:NAME` with a name that is not embedded.
     #[error("data.source = builtin:{name}: there is no such embedded data set")]
     UnknownBuiltin {
         /// The name after `builtin:`.
         name: String,
-        /// The names that exist.
+        /// The sources that exist, with their prefix.
         known: Vec<&'static str>,
     },
     /// A format or a place that this version does not read.
@@ -66,6 +84,24 @@ pub enum DataError {
         place: String,
         /// Some names that are there.
         found: Vec<String>,
+    },
+    /// A source is laid out in splits, of which none is `train`.
+    #[error("{place}: data.split is not set, and there is no train; found {}", found.join(", "))]
+    NoTrainSplit {
+        /// The source.
+        place: String,
+        /// The splits that are there.
+        found: Vec<String>,
+    },
+    /// `metadata.csv` or `metadata.jsonl` cannot be read.
+    #[error("{} line {line}: {reason}", path.display())]
+    BadMetadata {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
     },
     /// `data.split` has brackets without a slice in them, or with one that holds no sample.
     #[error("data.split = {split}: {}", match len {
@@ -230,10 +266,16 @@ impl DataError {
                 format!("relative paths start at {here}; data.source may be {WORKS_TODAY}")
             }
             Self::Io { .. } => "check that the file exists and that you may read it".into(),
-            Self::UnknownBuiltin { known, .. } => format!("embedded data sets: builtin:{}", known.join(", builtin:")),
+            Self::UnknownBuiltin { known, .. } => format!("embedded data sets: {}", known.join(", ")),
+            Self::Changed { .. } => "start again once the files are no longer being written".into(),
+            Self::Unavailable { .. } => "check that its disk is mounted; then the same command goes on".into(),
             Self::Unsupported { .. } => format!("data.source may be {WORKS_TODAY}"),
             Self::FormatMismatch { .. } => "leave data.format out, or set it to \"auto\"".into(),
-            Self::UnknownSplit { found, .. } => format!("leave data.split out to use everything; found {}", found.join(", ")),
+            Self::UnknownSplit { found, .. } => format!("set data.split to one that is there, or to \"all\"; found {}", found.join(", ")),
+            Self::NoTrainSplit { .. } => "set data.split to one of them, or to \"all\"".into(),
+            Self::BadMetadata { .. } => {
+                "each row needs file_name, the image's path from there, and may have a label; or take the file away".into()
+            }
             Self::BadSlice { len: None, .. } => {
                 "write for example \"train[:9000]\" for the first 9,000 samples, or \"[-10%:]\" for the last tenth".into()
             }
@@ -268,6 +310,7 @@ impl DataError {
                 | Self::Unsupported { .. }
                 | Self::FormatMismatch { .. }
                 | Self::UnknownSplit { .. }
+                | Self::NoTrainSplit { .. }
                 | Self::BadSlice { .. }
                 | Self::Setting { .. }
                 | Self::NoLabels { .. }

@@ -10,7 +10,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use crate::batch::Unreadable;
 use crate::decode::{Crop, Transform, decode};
 use crate::error::DataError;
-use crate::source::Source;
+use crate::format::{RawImage, Source, read_each};
 
 /// Consecutive samples that a thread takes at a time: neighbours in a Parquet file are decoded together.
 const CHUNK: usize = 64;
@@ -36,6 +36,8 @@ pub struct Inspection {
     pub source: String,
     /// [`Source::fingerprint`].
     pub fingerprint: String,
+    /// [`Source::notices`].
+    pub notices: Vec<String>,
     /// Samples in all.
     pub images: usize,
     /// Those that could be decoded.
@@ -123,16 +125,15 @@ fn tally_chunks(
         if first >= last {
             return Ok(tally);
         }
-        for index in first..last {
-            tally.add(source, index)?;
-        }
+        let chunk: Vec<usize> = (first..last).collect();
+        read_each(source, &chunk, |place, raw| tally.add(chunk[place], raw))?;
         progress(done.fetch_add(last - first, Ordering::Relaxed) + last - first);
     }
 }
 
 impl Tally {
-    fn add(&mut self, source: &dyn Source, index: usize) -> Result<(), DataError> {
-        let raw = match source.read(index) {
+    fn add(&mut self, index: usize, raw: Result<RawImage, DataError>) -> Result<(), DataError> {
+        let raw = match raw {
             Ok(raw) => raw,
             Err(DataError::Unreadable { sample: id, reason }) => {
                 self.unreadable.push(Unreadable { index, id, reason });
@@ -169,6 +170,7 @@ impl Tally {
         Inspection {
             source: source.describe(),
             fingerprint: source.fingerprint().to_owned(),
+            notices: source.notices().to_vec(),
             images,
             readable: self.samples.len(),
             unreadable: self.unreadable,

@@ -1,31 +1,34 @@
 //! Indexable image sources, a seeded order, decoding and a prefetching loader.
 //!
 //! ```text
-//! bytes (disk, embedded) -> Source -> Order -> decode -> Batch { images u8 [N, H, W, C], labels, sample ids }
+//! Store (bytes) -> Source (samples) -> Order -> decode -> Batch { images u8 [N, H, W, C], labels, sample ids }
 //! ```
+//! - `store`: files, listed once and read in pieces, wherever they lie.
 //! - [`open`] turns `data.source` into a [`Source`]: anything that answers `len()` and `read(i)`.
-//! - [`Order`] is the permutation of each epoch, computed and not stored.
+//! - `order`: the permutation of each epoch, computed and not stored.
 //! - [`Batcher`] makes batch `k`, a pure function of (seed, source, settings, `k`); [`Loader`] runs it in threads,
 //!   ahead of the training step, and changes nothing about the result.
 //! - [`inspect()`] reads everything once and tells what a person should know before training on it.
 //!
-//! Position, everywhere, is the number of images seen before: `step * batch_size + place in the batch`. A resumed run
-//! needs the step and nothing else from here.
+//! Position, everywhere, is the number of images seen before, by all ranks together: `step * batch + place in the
+//! batch`. A resumed run needs the step and nothing else from here. Of several ranks each makes its [`Share`] of every
+//! batch.
 
 mod batch;
 mod decode;
 mod error;
+mod format;
 mod inspect;
 mod loader;
 mod order;
-mod source;
+mod store;
 #[cfg(test)]
 mod testing;
 
 pub use batch::{Batch, Batcher, LoaderConfig, OnCorrupt, Unreadable};
+pub use ddpm_kernels::share::Share;
 pub use decode::Crop;
 pub use error::DataError;
+pub use format::{Format, OpenOptions, RawImage, Source, open};
 pub use inspect::{Counts, Inspection, Preview, inspect};
 pub use loader::Loader;
-pub use order::Order;
-pub use source::{Format, OpenOptions, RawImage, Source, open};

@@ -5,7 +5,8 @@
 //! What a batch contains is [`Batcher`]'s affair alone, so the number of workers changes nothing but the speed.
 //!
 //! Corrupt samples are counted here, on the consumer's side and in the order of the steps, so that a run stops at the
-//! same step whatever the threads did. Counting starts anew at a resume; it decides when to give up, never a pixel.
+//! same step whatever the threads did. Counting starts anew at a resume; it decides when to give up, never a pixel. Each
+//! rank counts what it meets in its own share.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,7 @@ use std::thread::{Builder, JoinHandle};
 
 use crate::batch::{Batch, Batcher, LoaderConfig, Made, Unreadable};
 use crate::error::{DataError, panic_message};
-use crate::source::Source;
+use crate::format::Source;
 
 /// More decoding threads than this are a slip of the keyboard.
 const MAX_WORKERS: usize = 1024;
@@ -109,7 +110,7 @@ impl Loader {
     /// Counts the corrupt samples of a batch; an error where their share has become too large.
     fn count(&mut self, made: Made) -> Result<Batch, DataError> {
         let (config, len) = (self.shared.batcher.config(), self.shared.batcher.source().len());
-        self.seen = self.seen.saturating_add(config.batch_size).min(len);
+        self.seen = self.seen.saturating_add(config.share.count()).min(len);
         let among = self.seen.max(len.min(JUDGED_AMONG));
         for unreadable in made.unreadable {
             if !self.corrupt.insert(unreadable.index) {

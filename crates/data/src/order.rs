@@ -14,7 +14,7 @@ const ROUNDS: u32 = 8;
 
 /// The seeded order of a source with `len` samples.
 #[derive(Clone, Copy, Debug)]
-pub struct Order {
+pub(crate) struct Order {
     philox: Philox,
     len: u64,
     low_bits: u32,
@@ -23,21 +23,14 @@ pub struct Order {
 
 impl Order {
     /// The order of `len` samples under `seed`.
-    pub fn new(seed: u64, len: u64) -> Self {
+    pub(crate) fn new(seed: u64, len: u64) -> Self {
         let bits = u64::BITS - len.saturating_sub(1).leading_zeros();
         let low_bits = bits.div_ceil(2);
         Self { philox: Philox::new(seed, Purpose::Order), len, low_bits, high_bits: bits - low_bits }
     }
 
-    /// The epoch and the index into the source of the sample at `position` (the number of images seen before it).
-    pub fn index_at(&self, position: u64) -> (u64, u64) {
-        let len = self.len.max(1);
-        let epoch = position / len;
-        (epoch, self.permute(epoch, position % len))
-    }
-
     /// The index at `slot` of `epoch`'s permutation; `slot` must be below the number of samples.
-    pub fn permute(&self, epoch: u64, slot: u64) -> u64 {
+    pub(crate) fn permute(&self, epoch: u64, slot: u64) -> u64 {
         debug_assert!(slot < self.len.max(1), "slot {slot} of {}", self.len);
         let mut index = slot;
         loop {
@@ -99,13 +92,6 @@ mod tests {
         fn huge_sources_stay_in_range(len in 1u64..u64::MAX, seed: u64, at: u64) {
             prop_assert!(Order::new(seed, len).permute(0, at % len) < len);
         }
-    }
-
-    #[test]
-    fn position_runs_through_the_epochs() {
-        let order = Order::new(1, 10);
-        assert_eq!(order.index_at(0), (0, order.permute(0, 0)));
-        assert_eq!(order.index_at(37), (3, order.permute(3, 7)));
     }
 
     #[test]

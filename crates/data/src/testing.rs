@@ -2,7 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::Cursor;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
 
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use parquet::basic::Compression;
@@ -12,7 +16,8 @@ use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
-use crate::{Crop, DataError, LoaderConfig, OnCorrupt, RawImage, Source};
+use crate::store::{FileInfo, Listing, Piece, Store, StoreError};
+use crate::{Crop, DataError, LoaderConfig, OnCorrupt, RawImage, Share, Source};
 
 /// A colourful picture without symmetry.
 pub(crate) fn gradient(width: u32, height: u32) -> DynamicImage {
@@ -97,6 +102,59 @@ pub(crate) fn parquet_of_text() -> Vec<u8> {
     SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap().into_inner().unwrap()
 }
 
+/// A store that is not the disk: many pieces at once, and out of reach when a test says so.
+#[derive(Debug, Default)]
+pub(crate) struct Remote {
+    pub(crate) files: Vec<(PathBuf, Bytes)>,
+    pub(crate) at_once: usize,
+    pub(crate) down: AtomicBool,
+    /// The number of pieces of each call.
+    pub(crate) calls: Mutex<Vec<usize>>,
+}
+
+impl Store for Remote {
+    fn place(&self, file: &Path) -> PathBuf {
+        Path::new("s3://far").join(file)
+    }
+
+    fn list(&self) -> Result<Listing, StoreError> {
+        let files = self.files.iter().map(|(name, bytes)| FileInfo { name: name.clone(), size: bytes.len() as u64 });
+        Ok(Listing { files: files.collect(), passed_over: Vec::new() })
+    }
+
+    fn at_once(&self) -> usize {
+        self.at_once
+    }
+
+    fn read(&self, pieces: &[Piece<'_>]) -> Vec<Result<Bytes, StoreError>> {
+        self.calls.lock().unwrap().push(pieces.len());
+        let one = |piece: &Piece<'_>| {
+            if self.down.load(Ordering::Relaxed) {
+                let (place, reason) = ("s3://far".into(), "503 after 8 attempts".into());
+                return Err(StoreError::Unavailable { place, reason });
+            }
+            let (_, bytes) = self.files.iter().find(|(name, _)| *name == piece.file.name).unwrap();
+            Ok(bytes.slice(piece.range.start as usize..piece.range.end as usize))
+        };
+        pieces.iter().map(one).collect()
+    }
+}
+
+/// A file with an image and a label that is text.
+pub(crate) fn parquet_with_text_labels() -> Vec<u8> {
+    let schema = "message schema { required binary image; required binary label (UTF8); }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let mut file = SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap();
+    let mut group = file.next_row_group().unwrap();
+    for value in [grey_png(4, 1), b"cat".to_vec()] {
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&[ByteArray::from(value)], None, None).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    file.into_inner().unwrap()
+}
+
 /// `len` grey pictures of 8x8, sample `i` of value `i % 256` and label `i % 10`; some are corrupt.
 pub(crate) struct Greys {
     pub(crate) len: usize,
@@ -113,7 +171,7 @@ impl Source for Greys {
         if (self.corrupt)(index) {
             bytes.truncate(20);
         }
-        Ok(RawImage { id: format!("grey {index}"), bytes, label: Some((index % 10) as u32) })
+        Ok(RawImage { id: format!("grey {index}"), bytes: bytes.into(), label: Some((index % 10) as u32) })
     }
 
     fn class_names(&self) -> Option<&[String]> {
@@ -137,7 +195,7 @@ impl Source for Greys {
 pub(crate) fn config() -> LoaderConfig {
     LoaderConfig {
         seed: 3,
-        batch_size: 16,
+        share: Share::whole(16),
         image_size: 8,
         channels: 1,
         crop: Crop::Random,

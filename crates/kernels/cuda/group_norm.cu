@@ -1,8 +1,8 @@
 // Group normalisation with scale-shift, SiLU and dropout, forward. What is added to all pixels of a channel alike before only
 // moves the channel's mean, so it costs nothing.
 //
-// Where a slice of an image fits into shared memory, x is read once and one launch does it all. Else group_norm_moments finds
-// mean and spread of the parts, and group_norm puts them together and reads x again.
+// This is for images of which no slice fits into shared memory (group_norm_whole.cu is for the others): group_norm_moments
+// finds mean and spread of the parts, and group_norm puts them together and reads x again.
 //
 // x may be two tensors whose channels stand side by side: it is then written as one while it is read.
 //
@@ -33,19 +33,9 @@ __device__ __forceinline__ void finish(const Norm &n, u32 first, float (&v)[2 * 
     }
 }
 
-// x [pixels, C]; or its first channels, and the rest, and where to write all of it.
-template <typename T> struct Source {
-    const T *x, *rest;
-    T *whole; // none if x is
-    u32 joined; // the first channels: all, if there is no rest
-
-    // All of x, once the block has read its part.
-    __device__ __forceinline__ const T *read() const { return whole ? whole : x; }
-};
-
-// The moments of the block's part, which stays in `kept`, if KEPT.
-template <typename T, int W, bool KEPT>
-__device__ void moments(const Norm &n, const Site &s, const Source<T> &from, Raw<T, W> *kept, float *scratch, Moments out) {
+// The moments of the block's part.
+template <typename T, int W>
+__device__ void moments(const Norm &n, const Site &s, const Source<T> &from, float *scratch, Moments out) {
     const u32 packs = n.slice / W;
     const u64 row = (u64)s.image * n.pixels + s.first;
     for (u32 first = 0; first < packs; first += n.across) {
@@ -66,7 +56,6 @@ __device__ void moments(const Norm &n, const Site &s, const Source<T> &from, Raw
                 s.row, s.pixels, s.rows, [&](int b, u32 pixel) { in[b] = load_raw<T, W>(column + (u64)pixel * stride); },
                 [&](int b, u32 pixel) {
                     if (copy) store_raw(copy + (u64)pixel * n.channels, in[b]);
-                    if (KEPT) kept[pixel * packs + pack] = in[b];
 #pragma unroll
                     for (int k = 0; k < W; ++k) {
                         const float d = in[b].at(k) - pivot[k];
@@ -133,9 +122,9 @@ __device__ __forceinline__ void groups(const Norm &n, const Site &s, Moments in,
 }
 
 // y = silu(x a + b) or x a + b over the block's part, less what is dropped.
-template <typename T, int W, bool KEPT>
-__device__ void apply(const Norm &n, const Site &s, const T *x, const Raw<T, W> *kept, const float *a, const float *b,
-                      T *y, u32 silu, const Mask &mask) {
+template <typename T, int W>
+__device__ void apply(const Norm &n, const Site &s, const T *x, const float *a, const float *b, T *y, u32 silu,
+                      const Mask &mask) {
     const u32 packs = n.slice / W;
     for (u32 pack = s.column; pack < packs; pack += n.across) {
         float slope[W], constant[W];
@@ -145,9 +134,7 @@ __device__ void apply(const Norm &n, const Site &s, const T *x, const Raw<T, W> 
         Raw<T, W> in[BATCH];
         batched<BATCH>(
             s.row, s.pixels, s.rows,
-            [&](int b, u32 pixel) {
-                in[b] = KEPT ? kept[pixel * packs + pack] : load_raw<T, W>(x + column + (u64)pixel * n.channels);
-            },
+            [&](int b, u32 pixel) { in[b] = load_raw<T, W>(x + column + (u64)pixel * n.channels); },
             [&](int b, u32 pixel) {
                 const u32 gone = dropped<W>(mask, s.image, (u64)(s.first + pixel) * n.channels + s.base + pack * W);
                 Pack<T, W> out;
@@ -162,17 +149,8 @@ __device__ void apply(const Norm &n, const Site &s, const T *x, const Raw<T, W> 
     }
 }
 
-template <typename T> struct Operands {
-    Source<T> x;
-    const float *weight, *bias;
-    const T *modulation, *offset;
-    T *y;
-    float *statistics, *partials;
-    Mask mask;
-};
-
 // With `partials`, the moments are those; else the block's part is the whole image.
-template <typename T, int W, bool KEPT>
+template <typename T, int W>
 __device__ void forward(const Norm &n, const Operands<T> &o, float eps, u32 silu, float *shared) {
     const Site s = site(n);
     Carve carve = {shared};
@@ -180,11 +158,10 @@ __device__ void forward(const Norm &n, const Operands<T> &o, float eps, u32 silu
     float *a = carve.take(n.slice), *b = carve.take(n.slice);
     float *mean = carve.take(n.slice / n.per_group), *rstd = carve.take(n.slice / n.per_group);
     float *scratch = carve.take(blockDim.x / 32 * n.across * 2 * W);
-    Raw<T, W> *kept = reinterpret_cast<Raw<T, W> *>(carve.next);
-    if (!KEPT && o.partials) // what is kept is the whole image
+    if (o.partials)
         merge<W>(n, s, o.partials, scratch, of_channels);
     else
-        moments<T, W, KEPT>(n, s, o.x, kept, scratch, of_channels);
+        moments<T, W>(n, s, o.x, scratch, of_channels);
     if (o.offset) {
         for (u32 c = threadIdx.x; c < n.slice; c += blockDim.x)
             of_channels.mean[c] += offset_of(n, s.image, s.base + c, o.offset);
@@ -197,7 +174,7 @@ __device__ void forward(const Norm &n, const Operands<T> &o, float eps, u32 silu
         b[c] = of_channel.bias - a[c] * (mean[c / n.per_group] - offset_of(n, s.image, s.base + c, o.offset));
     }
     __syncthreads();
-    apply<T, W, KEPT>(n, s, o.x.read(), kept, a, b, o.y, silu, o.mask);
+    apply<T, W>(n, s, o.x.read(), a, b, o.y, silu, o.mask);
 }
 
 // Writes the moments of the block's part to `partials`.
@@ -205,7 +182,7 @@ template <typename T, int W> __device__ void part_moments(const Norm &n, const S
     const Site s = site(n);
     Carve carve = {shared};
     const Moments found = {carve.take(n.slice), carve.take(n.slice)};
-    moments<T, W, false>(n, s, x, nullptr, carve.take(blockDim.x / 32 * n.across * 2 * W), found);
+    moments<T, W>(n, s, x, carve.take(blockDim.x / 32 * n.across * 2 * W), found);
     partials += ((u64)s.image * gridDim.y + blockIdx.y) * 2 * n.channels + s.base;
     for (u32 c = threadIdx.x; c < n.slice; c += blockDim.x) {
         partials[c] = found.mean[c];
@@ -215,32 +192,22 @@ template <typename T, int W> __device__ void part_moments(const Norm &n, const S
 
 } // namespace group_norm_forward
 
-#define SOURCE(T) const T *x, const T *rest, T *whole, u32 joined
-#define GATHERED_SOURCE {x, rest, whole, joined}
-#define GROUP_NORM(T, S)                                                                                              \
-    extern "C" __global__ void THREE_BLOCKS                                                                           \
-        group_norm_##S(SOURCE(T), const float *weight, const float *bias, const T *modulation, const T *offset,       \
-                       u32 apart, T *y, float *statistics, float *partials, u32 pixels, u32 channels, u32 per_group,  \
-                       u32 slice, u32 across, u32 part, u32 width, u32 kept, float eps, u32 silu, MASK) {             \
-        DYNAMIC_SHARED(float, shared);                                                                                \
-        const Norm n = {pixels, channels, per_group, slice, across, part, apart};                                     \
-        const group_norm_forward::Operands<T> o = {                                                                   \
-            GATHERED_SOURCE, weight, bias, modulation, offset, y, statistics, partials, GATHERED_MASK};               \
-        if (width > 1 && kept)                                                                                        \
-            group_norm_forward::forward<T, 16 / sizeof(T), true>(n, o, eps, silu, shared);                            \
-        else if (width > 1)                                                                                           \
-            group_norm_forward::forward<T, 16 / sizeof(T), false>(n, o, eps, silu, shared);                           \
-        else                                                                                                          \
-            group_norm_forward::forward<T, 1, false>(n, o, eps, silu, shared);                                        \
-    }                                                                                                                 \
-    extern "C" __global__ void THREE_BLOCKS                                                                           \
-        group_norm_moments_##S(SOURCE(T), float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,        \
-                               u32 across, u32 part, u32 width) {                                                     \
-        DYNAMIC_SHARED(float, shared);                                                                                \
-        const Norm n = {pixels, channels, per_group, slice, across, part, 0};                                         \
-        if (width > 1)                                                                                                \
-            group_norm_forward::part_moments<T, 16 / sizeof(T)>(n, GATHERED_SOURCE, partials, shared);                \
-        else                                                                                                          \
-            group_norm_forward::part_moments<T, 1>(n, GATHERED_SOURCE, partials, shared);                             \
+#define GROUP_NORM(T, S)                                                                                               \
+    extern "C" __global__ void THREE_BLOCKS group_norm_##S(GROUP_NORM_FORWARD_OPERANDS(T)) {                           \
+        GROUP_NORM_FORWARD_GATHER(T);                                                                                  \
+        if (width > 1)                                                                                                 \
+            group_norm_forward::forward<T, 16 / sizeof(T)>(n, o, eps, silu, shared);                                   \
+        else                                                                                                           \
+            group_norm_forward::forward<T, 1>(n, o, eps, silu, shared);                                                \
+    }                                                                                                                  \
+    extern "C" __global__ void THREE_BLOCKS                                                                            \
+        group_norm_moments_##S(SOURCE(T), float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice,         \
+                               u32 across, u32 part, u32 width, u32 inverse) {                                         \
+        DYNAMIC_SHARED(float, shared);                                                                                 \
+        const Norm n = {pixels, channels, per_group, slice, across, part, 0, inverse};                                 \
+        if (width > 1)                                                                                                 \
+            group_norm_forward::part_moments<T, 16 / sizeof(T)>(n, GATHERED_SOURCE, partials, shared);                 \
+        else                                                                                                           \
+            group_norm_forward::part_moments<T, 1>(n, GATHERED_SOURCE, partials, shared);                              \
     }
 FOR_EACH_FLOAT(GROUP_NORM)

@@ -18,6 +18,9 @@ struct Norm {
     u32 across; // threads in a row
     u32 part;   // pixels of a part
     u32 apart;  // elements between the rows of modulation or offset
+    u32 inverse; // of per_group, in units of 2^-16, rounded up: only where a slice has no more than 256 channels
+
+    __device__ __forceinline__ u32 group_of(u32 channel) const { return channel * inverse >> 16; }
 };
 
 // Where the block and the thread work.
@@ -34,9 +37,10 @@ __device__ __forceinline__ Site site(const Norm &n) {
     s.base = blockIdx.x * n.slice;
     s.first = blockIdx.y * n.part;
     s.pixels = min(n.part, n.pixels - s.first);
-    s.row = threadIdx.x / n.across;
-    s.rows = blockDim.x / n.across;
-    s.column = threadIdx.x % n.across;
+    const u32 shift = __ffs(n.across) - 1; // a division takes thirty instructions
+    s.row = threadIdx.x >> shift;
+    s.rows = blockDim.x >> shift;
+    s.column = threadIdx.x & (n.across - 1);
     s.offset = ((u64)s.image * n.pixels + s.first) * n.channels + s.base;
     return s;
 }
@@ -56,17 +60,24 @@ struct Mask {
 #define MASK u64 key, const u32 *step_at, u64 step, u64 position, u32 threshold, float keep
 #define GATHERED_MASK {key, step_at, step, position, threshold, keep}
 
-// Which of W neighbours of an image go, a bit for each. The first is element `at`: a multiple of 4, or W is 1.
-template <int W> __device__ __forceinline__ u32 dropped(const Mask &m, u32 image, u64 at) {
-    if (m.keep == 0.0f) return 0;
-    const u64 step = m.step_at ? m.step_at[0] | (u64)m.step_at[1] << 32 : m.step;
+__device__ __forceinline__ u64 step_of(const Mask &m) { return m.step_at ? m.step_at[0] | (u64)m.step_at[1] << 32 : m.step; }
+
+// Which of the elements 4 block... of an image go, a bit for each of W, or of 4.
+template <int W> __device__ __forceinline__ u32 dropped(const Mask &m, u64 step, u32 image, u32 block) {
     u32 bits = 0;
 #pragma unroll
     for (int k = 0; k < W; k += 4) {
-        const Words words = element_block(m.key, step, m.position + image, (u32)((at + k) / 4));
+        const Words words = element_block(m.key, step, m.position + image, block + k / 4);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) bits |= (words.v[j] < m.threshold ? 1u : 0u) << (k + j);
+        for (int j = 0; j < 4; ++j) bits |= words.v[j] < m.threshold ? 1u << (k + j) : 0u;
     }
+    return bits;
+}
+
+// The same of W neighbours from element `at`: a multiple of 4, or W is 1.
+template <int W> __device__ __forceinline__ u32 dropped(const Mask &m, u32 image, u64 at) {
+    if (m.keep == 0.0f) return 0;
+    const u32 bits = dropped<W>(m, step_of(m), image, (u32)(at / 4));
     return W < 4 ? bits >> at % 4 & 1 : bits;
 }
 
@@ -123,3 +134,86 @@ __device__ __forceinline__ Affine affine(const Norm &n, u32 image, u32 channel, 
     }
     return a;
 }
+
+namespace group_norm_forward {
+
+// x [pixels, C]; or its first channels, and the rest, and where to write all of it.
+template <typename T> struct Source {
+    const T *x, *rest;
+    T *whole; // none if x is
+    u32 joined; // the first channels: all, if there is no rest
+
+    // All of x, once the block has read its part.
+    __device__ __forceinline__ const T *read() const { return whole ? whole : x; }
+};
+
+template <typename T> struct Operands {
+    Source<T> x;
+    const float *weight, *bias;
+    const T *modulation, *offset;
+    T *y;
+    float *statistics, *partials;
+    Mask mask;
+};
+
+} // namespace group_norm_forward
+
+namespace group_norm_backward {
+
+template <typename T> struct Operands {
+    const T *x, *dy, *extra, *second; // the latter two are added to dx
+    const float *weight, *bias;
+    const T *modulation, *offset;
+    const float *statistics;
+    T *dx, *rest; // [pixels, joined] and [pixels, C - joined]
+    T *dmodulation, *doffset;
+    u32 dapart; // elements between the rows of either
+    float *partials; // [images, parts, 2, C]: sums over the parts, or none
+    float *own;      // [images, 2, C]: each image's gradients of weight and bias
+    float *dx_sums;  // [images, parts, C]: each part's sums of dx, or none
+    u32 *counters;
+    u32 silu, joined;
+    Mask mask;
+};
+
+// Leaves the image's gradients of a channel's weight and bias in `own`, and writes the modulation's. `scale` is 1 + the
+// modulation's.
+template <typename T>
+__device__ __forceinline__ void write_gradients(const Norm &n, const Site &s, const Operands<T> &o, u32 channel, float dz,
+                                                float dz_x_hat, float scale) {
+    const u64 at = (u64)s.image * 2 * n.channels + channel;
+    o.own[at] = dz_x_hat * scale;
+    o.own[at + n.channels] = dz * scale;
+    if (o.modulation) {
+        T *to = o.dmodulation + (u64)s.image * o.dapart + channel;
+        to[0] = from_float<T>(dz_x_hat * o.weight[channel] + dz * o.bias[channel]);
+        to[n.channels] = from_float<T>(dz);
+    }
+}
+
+} // namespace group_norm_backward
+
+// What the kernels of either direction take, and from there.
+#define SOURCE(T) const T *x, const T *rest, T *whole, u32 joined
+#define GATHERED_SOURCE {x, rest, whole, joined}
+#define GROUP_NORM_FORWARD_OPERANDS(T)                                                                                 \
+    SOURCE(T), const float *weight, const float *bias, const T *modulation, const T *offset, u32 apart, T *y,          \
+        float *statistics, float *partials, u32 pixels, u32 channels, u32 per_group, u32 slice, u32 across, u32 part,  \
+        u32 width, u32 inverse, u32 kept, float eps, u32 silu, MASK
+#define GROUP_NORM_FORWARD_GATHER(T)                                                                                   \
+    DYNAMIC_SHARED(float, shared);                                                                                     \
+    const Norm n = {pixels, channels, per_group, slice, across, part, apart, inverse};                                 \
+    const group_norm_forward::Operands<T> o = {GATHERED_SOURCE, weight, bias, modulation, offset, y, statistics,       \
+                                               partials, GATHERED_MASK}
+#define GROUP_NORM_BACKWARD_OPERANDS(T)                                                                                \
+    const T *x, const T *dy, const T *extra, const T *second, const float *weight, const float *bias,                  \
+        const T *modulation, const T *offset, u32 apart, const float *statistics, T *dx, T *rest, T *dmodulation,      \
+        T *doffset, u32 dapart, float *partials, float *own, float *dx_sums, u32 *counters, u32 silu, u32 joined,      \
+        MASK, u32 pixels, u32 channels, u32 per_group, u32 slice, u32 across, u32 part, u32 width, u32 inverse,        \
+        u32 kept
+#define GROUP_NORM_BACKWARD_GATHER(T)                                                                                  \
+    DYNAMIC_SHARED(float, shared);                                                                                     \
+    const Norm n = {pixels, channels, per_group, slice, across, part, apart, inverse};                                 \
+    const group_norm_backward::Operands<T> o = {                                                                       \
+        x,      dy,   extra,       second,  weight, bias,     modulation, offset,  statistics, dx,   rest,             \
+        dmodulation, doffset, dapart, partials, own, dx_sums, counters, silu, joined, GATHERED_MASK}

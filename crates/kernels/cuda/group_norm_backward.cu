@@ -1,7 +1,8 @@
 // Group normalisation with scale-shift, SiLU and dropout, backward.
 //
-// Where a slice of an image's x, and perhaps of dy, fits into shared memory, they are read once and one launch does it all.
-// Else group_norm_sums sums over the parts, and group_norm_backward puts the sums together and reads x and dy again.
+// Where a slice of an image's x fits into shared memory, it is read once and one launch does it all; where dy's does too,
+// group_norm_backward_whole.cu is for it. Else group_norm_sums sums over the parts, and group_norm_backward puts the sums
+// together and reads x and dy again.
 //
 // Every image's own gradients of weight and bias are left in memory; settle.cu adds those of all images, of all layers at once.
 // So are, where they are wanted, the sums of dx over the pixels of each part: those of an image are the gradient of its offset,
@@ -11,22 +12,6 @@
 namespace group_norm_backward {
 
 constexpr int BATCH = 2;
-
-template <typename T> struct Operands {
-    const T *x, *dy, *extra, *second; // the latter two are added to dx
-    const float *weight, *bias;
-    const T *modulation, *offset;
-    const float *statistics;
-    T *dx, *rest; // [pixels, joined] and [pixels, C - joined]
-    T *dmodulation, *doffset;
-    u32 dapart; // elements between the rows of either
-    float *partials; // [images, parts, 2, C]: sums over the parts, or none
-    float *own;      // [images, 2, C]: each image's gradients of weight and bias
-    float *dx_sums;  // [images, parts, C]: each part's sums of dx, or none
-    u32 *counters;
-    u32 silu, joined;
-    Mask mask;
-};
 
 // What the slice's channels need, in shared memory: z = x a + b, the group's mean less the channel's offset; then sums over the
 // pixels: of dz, and of dz (x - mean).
@@ -70,8 +55,8 @@ template <int W> __device__ __forceinline__ void finish(const Norm &n, u32 first
     }
 }
 
-// The sums over the block's part, of which KEPT operands (x, then dy) stay in `kept`.
-template <typename T, int W, int KEPT, bool DROPS>
+// The sums over the block's part, of which x stays in `kept`, if KEPT.
+template <typename T, int W, bool KEPT, bool DROPS>
 __device__ void sum_pixels(const Norm &n, const Site &s, const Operands<T> &o, Raw<T, W> *kept, float *scratch, Channels c) {
     const u32 packs = n.slice / W;
     const float factor = DROPS ? o.mask.keep : 1.0f;
@@ -93,8 +78,7 @@ __device__ void sum_pixels(const Norm &n, const Site &s, const Operands<T> &o, R
                 },
                 [&](int i, u32 pixel) {
                     drop<DROPS>(n, s, o.mask, pixel, pack, dy[i]);
-                    if (KEPT > 0) kept[pixel * packs + pack] = x[i];
-                    if (KEPT > 1) kept[(s.pixels + pixel) * packs + pack] = dy[i];
+                    if (KEPT) kept[pixel * packs + pack] = x[i];
 #pragma unroll
                     for (int k = 0; k < W; ++k) {
                         const float value = x[i].at(k);
@@ -156,7 +140,7 @@ __device__ __forceinline__ void groups(const Norm &n, const Site &s, const float
 
 // dx over the block's part, written to where the channel's gradient belongs, and its sums, if they are wanted; TWO gradients
 // are added, or one.
-template <typename T, int W, int KEPT, bool DROPS, bool TWO>
+template <typename T, int W, bool KEPT, bool DROPS, bool TWO>
 __device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const Raw<T, W> *kept, Channels c,
                       const float *slopes, const float *constants, float *scratch) {
     const u32 packs = n.slice / W;
@@ -178,19 +162,18 @@ __device__ void apply(const Norm &n, const Site &s, const Operands<T> &o, const 
             const u32 stride = of_rest ? n.channels - o.joined : o.joined;
             T *to = of_rest ? o.rest + row * stride + (channel - o.joined) : o.dx + row * stride + channel;
             const u64 column = s.offset + pack * W;
-            constexpr int AHEAD = KEPT > 1 ? 1 : BATCH; // what is kept need not be waited for
-            Raw<T, W> x[AHEAD], dy[AHEAD], extra[AHEAD], second[TWO ? AHEAD : 1];
-            batched<AHEAD>(
+            Raw<T, W> x[BATCH], dy[BATCH], extra[BATCH], second[TWO ? BATCH : 1];
+            batched<BATCH>(
                 s.row, s.pixels, s.rows,
                 [&](int i, u32 pixel) {
                     const u64 at = column + (u64)pixel * n.channels;
-                    x[i] = KEPT > 0 ? kept[pixel * packs + pack] : load_raw<T, W>(o.x + at);
-                    dy[i] = KEPT > 1 ? kept[(s.pixels + pixel) * packs + pack] : load_raw<T, W>(o.dy + at);
+                    x[i] = KEPT ? kept[pixel * packs + pack] : load_raw<T, W>(o.x + at);
+                    dy[i] = load_raw<T, W>(o.dy + at);
                     if (TWO || o.extra) extra[i] = load_raw<T, W>(o.extra + at);
                     if (TWO) second[i] = load_raw<T, W>(o.second + at);
                 },
                 [&](int i, u32 pixel) {
-                    if (KEPT < 2) drop<DROPS>(n, s, o.mask, pixel, pack, dy[i]);
+                    drop<DROPS>(n, s, o.mask, pixel, pack, dy[i]);
                     Pack<T, W> out;
 #pragma unroll
                     for (int k = 0; k < W; ++k) {
@@ -223,16 +206,8 @@ __device__ __forceinline__ void image_gradients(const Norm &n, const Site &s, co
     for (u32 i = threadIdx.x; i < n.slice; i += blockDim.x) {
         const u32 channel = s.base + i;
         const float rstd = o.statistics[((u64)s.image * 2 + 1) * all + channel / n.per_group];
-        const float dz = c.dz[i], dz_x_hat = c.dz_centred[i] * rstd;
-        const u64 at = (u64)s.image * 2 * n.channels + channel;
         const float scale = o.modulation ? 1.0f + to_float(o.modulation[(u64)s.image * n.apart + channel]) : 1.0f;
-        o.own[at] = dz_x_hat * scale;
-        o.own[at + n.channels] = dz * scale;
-        if (o.modulation) {
-            T *to = o.dmodulation + (u64)s.image * o.dapart + channel;
-            to[0] = from_float<T>(dz_x_hat * o.weight[channel] + dz * o.bias[channel]);
-            to[n.channels] = from_float<T>(dz);
-        }
+        write_gradients(n, s, o, channel, c.dz[i], c.dz_centred[i] * rstd, scale);
     }
 }
 
@@ -249,7 +224,7 @@ template <typename T> __device__ void offset_gradient(const Norm &n, const Site 
 }
 
 // With `partials`, the sums over the pixels are those; else the block's part is the whole image.
-template <typename T, int W, int KEPT, bool DROPS, bool TWO>
+template <typename T, int W, bool KEPT, bool DROPS, bool TWO>
 __device__ void backward(const Norm &n, const Operands<T> &o, float *shared) {
     const Site s = site(n);
     Carve carve = {shared};
@@ -277,7 +252,7 @@ template <typename T, int W, bool DROPS> __device__ void part_sums(const Norm &n
     const Channels c = {carve.take(n.slice), carve.take(n.slice), carve.take(n.slice), carve.take(n.slice),
                         carve.take(n.slice)};
     prepare(n, s, o, c);
-    sum_pixels<T, W, 0, DROPS>(n, s, o, nullptr, carve.take(blockDim.x / 32 * n.across * 2 * W), c);
+    sum_pixels<T, W, false, DROPS>(n, s, o, nullptr, carve.take(blockDim.x / 32 * n.across * 2 * W), c);
     float *partials = o.partials + ((u64)s.image * gridDim.y + blockIdx.y) * 2 * n.channels + s.base;
     for (u32 i = threadIdx.x; i < n.slice; i += blockDim.x) {
         partials[i] = c.dz[i];
@@ -287,43 +262,28 @@ template <typename T, int W, bool DROPS> __device__ void part_sums(const Norm &n
 
 } // namespace group_norm_backward
 
-#define GROUP_NORM_OPERANDS(T)                                                                                         \
-    const T *x, const T *dy, const T *extra, const T *second, const float *weight, const float *bias,                  \
-        const T *modulation, const T *offset, u32 apart, const float *statistics, T *dx, T *rest, T *dmodulation,      \
-        T *doffset, u32 dapart, float *partials, float *own, float *dx_sums, u32 *counters, u32 silu, u32 joined,      \
-        MASK, u32 pixels, u32 channels, u32 per_group, u32 slice, u32 across, u32 part, u32 width, u32 kept
-#define GROUP_NORM_GATHER(T)                                                                                           \
-    DYNAMIC_SHARED(float, shared);                                                                                     \
-    const Norm n = {pixels, channels, per_group, slice, across, part, apart};                                          \
-    const group_norm_backward::Operands<T> o = {                                                                       \
-        x,      dy,   extra,       second,  weight, bias,     modulation, offset,  statistics, dx,   rest,             \
-        dmodulation, doffset, dapart, partials, own, dx_sums, counters, silu, joined, GATHERED_MASK}
-
-#define GROUP_NORM_PASS(T, S, BLOCKS, DROPS, TWO)                                                                      \
-    extern "C" __global__ void BLOCKS group_norm_backward_##S(GROUP_NORM_OPERANDS(T)) {                                \
-        GROUP_NORM_GATHER(T);                                                                                          \
-        if (width > 1 && kept > 1)                                                                                     \
-            group_norm_backward::backward<T, 16 / sizeof(T), 2, DROPS, TWO>(n, o, shared);                             \
-        else if (width > 1 && kept > 0)                                                                                \
-            group_norm_backward::backward<T, 16 / sizeof(T), 1, DROPS, TWO>(n, o, shared);                             \
+#define GROUP_NORM_PASS(T, S, DROPS, TWO)                                                                              \
+    extern "C" __global__ void TWO_BLOCKS group_norm_backward_##S(GROUP_NORM_BACKWARD_OPERANDS(T)) {                   \
+        GROUP_NORM_BACKWARD_GATHER(T);                                                                                 \
+        if (width > 1 && kept)                                                                                         \
+            group_norm_backward::backward<T, 16 / sizeof(T), true, DROPS, TWO>(n, o, shared);                          \
         else if (width > 1)                                                                                            \
-            group_norm_backward::backward<T, 16 / sizeof(T), 0, DROPS, TWO>(n, o, shared);                             \
+            group_norm_backward::backward<T, 16 / sizeof(T), false, DROPS, TWO>(n, o, shared);                         \
         else                                                                                                           \
-            group_norm_backward::backward<T, 1, 0, DROPS, TWO>(n, o, shared);                                          \
+            group_norm_backward::backward<T, 1, false, DROPS, TWO>(n, o, shared);                                      \
     }
-#define GROUP_NORM_SUMS(T, S, BLOCKS, DROPS)                                                                           \
-    extern "C" __global__ void BLOCKS group_norm_sums_##S(GROUP_NORM_OPERANDS(T)) {                                    \
-        GROUP_NORM_GATHER(T);                                                                                          \
+#define GROUP_NORM_SUMS(T, S, DROPS)                                                                                   \
+    extern "C" __global__ void TWO_BLOCKS group_norm_sums_##S(GROUP_NORM_BACKWARD_OPERANDS(T)) {                       \
+        GROUP_NORM_BACKWARD_GATHER(T);                                                                                 \
         if (width > 1)                                                                                                 \
             group_norm_backward::part_sums<T, 16 / sizeof(T), DROPS>(n, o, shared);                                    \
         else                                                                                                           \
             group_norm_backward::part_sums<T, 1, DROPS>(n, o, shared);                                                 \
     }
-// Two rounds of random numbers in registers leave room for two blocks only, and so does a second gradient.
-#define GROUP_NORM_BACKWARD(T, S)                             \
-    GROUP_NORM_SUMS(T, S, THREE_BLOCKS, false)                \
-    GROUP_NORM_SUMS(T, dropout_##S, TWO_BLOCKS, true)         \
-    GROUP_NORM_PASS(T, S, THREE_BLOCKS, false, false)         \
-    GROUP_NORM_PASS(T, two_##S, TWO_BLOCKS, false, true)      \
-    GROUP_NORM_PASS(T, dropout_##S, TWO_BLOCKS, true, false)
+#define GROUP_NORM_BACKWARD(T, S)                    \
+    GROUP_NORM_SUMS(T, S, false)                     \
+    GROUP_NORM_SUMS(T, dropout_##S, true)            \
+    GROUP_NORM_PASS(T, S, false, false)              \
+    GROUP_NORM_PASS(T, two_##S, false, true)         \
+    GROUP_NORM_PASS(T, dropout_##S, true, false)
 FOR_EACH_FLOAT(GROUP_NORM_BACKWARD)

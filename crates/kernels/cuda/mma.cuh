@@ -43,7 +43,11 @@ __device__ __forceinline__ void copy_16(void *to, const void *from, bool valid) 
                  "r"(valid ? 16 : 0)
                  : "memory");
 }
-// The same for 4 bytes.
+// The same for 8 bytes, and for 4.
+__device__ __forceinline__ void copy_8(void *to, const void *from, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 8 : 0)
+                 : "memory");
+}
 __device__ __forceinline__ void copy_4(void *to, const void *from, bool valid) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 4 : 0)
                  : "memory");
@@ -71,6 +75,10 @@ __device__ inline void load_matrices_transposed(u32 v[4], const void *row) { emu
 __device__ inline void copy_16(void *to, const void *from, bool valid) {
     Pack<u32, 4> zero = {};
     store_pack<u32, 4>((u32 *)to, valid ? load_pack<u32, 4>((const u32 *)from) : zero);
+}
+__device__ inline void copy_8(void *to, const void *from, bool valid) {
+    Pack<u32, 2> zero = {};
+    store_pack<u32, 2>((u32 *)to, valid ? load_pack<u32, 2>((const u32 *)from) : zero);
 }
 __device__ inline void copy_4(void *to, const void *from, bool valid) { *(u32 *)to = valid ? *(const u32 *)from : 0; }
 __device__ inline void copies_end() {}

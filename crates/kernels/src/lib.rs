@@ -5,6 +5,7 @@
 //! - [`optim`]: the gradient's norm, AdamW and moving averages over flat buffers.
 //! - [`buffer`]: those buffers, and slices of tensors.
 //! - [`philox`]: random numbers without state.
+//! - [`share`]: which part of a batch one rank of several works on.
 //! - [`simd`] and [`gemm`]: what the CPU bodies stand on.
 //!
 //! - `cuda`: what the bodies for NVIDIA GPUs stand on (feature `cuda`).
@@ -21,6 +22,7 @@ pub mod gemm;
 pub mod ops;
 pub mod optim;
 pub mod philox;
+pub mod share;
 pub mod simd;
 
 pub use error::{KernelError, Result, tells_of_full_memory};

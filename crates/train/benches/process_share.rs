@@ -20,7 +20,7 @@ use ddpm_model::params::{Gradients, Params};
 use ddpm_model::tape::{DropoutStream, Tape};
 use ddpm_model::unet::UNet;
 use ddpm_train::config::{Resolved, Setting, TrainConfig, TrainPlan};
-use ddpm_train::training::noise::normals;
+use ddpm_train::noise::normals;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

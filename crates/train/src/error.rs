@@ -1,276 +1,404 @@
-//! How a command ends when it cannot do what was asked: one [`Failure`] with an exit code, a message, its causes and a hint.
+//! What can go wrong, each case with its [`Kind`]: callers act upon the kind, and a binary makes an exit code of it and adds
+//! what to type.
 //!
-//! Every error type of the workspace becomes a `Failure` at the edge of a command; only here is decided how it looks
-//! on a terminal and in JSON, so that all errors look alike. The codes are part of the interface: scripts rely on them.
+//! Errors of the crates below pass through as they are. An own case holds what was found, as fields; its text names the
+//! place, what was found and what was expected.
 
-use std::backtrace::{Backtrace, BacktraceStatus};
-use std::error::Error;
-use std::fmt::{self, Write as _};
-use std::sync::{Mutex, PoisonError};
+mod chain;
+mod kind;
+
+use std::error::Error as StdError;
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use ddpm_data::DataError;
+use ddpm_hub::HubError;
 use ddpm_kernels::KernelError;
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::DiffusionError;
 use ddpm_model::unet::UNetConfigError;
-use serde_json::json;
+pub use ddpm_run::Kind;
+use ddpm_run::RunError;
+use ddpm_run::checkpoint::CheckpointError;
 
-use crate::checkpoint::CheckpointError;
-#[cfg(feature = "hub")]
-use crate::hub::HubError;
+use crate::config::{Change, ConfigError, DeviceError};
 use crate::report::ReportError;
-use crate::run_dir::RunDirError;
+pub use chain::chain;
+pub(crate) use chain::in_one_line;
 
-/// The exit codes of `ddpm`, apart from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum ExitCode {
-    /// Anything that has no code of its own, and bugs.
-    Other = 1,
-    /// The command line or the configuration is wrong.
-    Usage = 2,
-    /// The data cannot be read.
-    Data = 3,
-    /// There is no such device, or it ran out of memory.
-    Device = 4,
-    /// Training diverged: the loss or a gradient is not finite.
-    Diverged = 5,
-    /// A checkpoint or a model cannot be read or does not fit.
-    Checkpoint = 6,
-    /// The Hugging Face hub refused or cannot be reached.
-    Hub = 7,
-    /// Another process holds the run directory.
-    Locked = 8,
-    /// Stopped early, with a checkpoint written; the same command goes on.
-    Stopped = 75,
+/// What led to an error, whatever it is.
+pub type Cause = Box<dyn StdError + Send + Sync>;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A configuration that cannot be used.
+    #[error(transparent)]
+    Config(Box<ConfigError>),
+    /// A device that cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Data that cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A diffusion process that cannot be.
+    #[error(transparent)]
+    Diffusion(#[from] DiffusionError),
+    /// What the network, the optimizer or a kernel refused.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A run directory that cannot be used.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A checkpoint that is none, or cannot be written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A picture or a log that was not written.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// What the hub did not do.
+    #[error(transparent)]
+    Hub(Box<HubError>),
+
+    /// The loss or a gradient is not finite.
+    #[error("training diverged at step {step}: {what}")]
+    Diverged {
+        /// The step, counted from 1.
+        step: u64,
+        /// What is not finite.
+        what: String,
+    },
+    /// Weights, gradient, moments and averages are larger than the memory.
+    #[error("{parameters} parameters need at least {needed} of {whose}, and there are {room}")]
+    NetworkTooLarge {
+        /// How many.
+        parameters: usize,
+        /// Bytes, in words.
+        needed: String,
+        /// Which memory.
+        whose: &'static str,
+        /// Bytes that there are, in words.
+        room: String,
+    },
+    /// A step does not fit into the GPU's memory.
+    #[error("{message}")]
+    StepTooLarge {
+        /// With how many images, what it needs, what there is.
+        message: String,
+        /// What would fit.
+        advice: Option<String>,
+        /// What was refused.
+        #[source]
+        cause: Box<ModelError>,
+    },
+    /// Images that are to be drawn do not fit into memory.
+    #[error("{count} images of {height}x{width} do not fit into memory")]
+    ImagesTooMany {
+        /// How many.
+        count: usize,
+        /// Pixels.
+        height: usize,
+        /// Pixels.
+        width: usize,
+    },
+    /// Whoever asked for the work called it off.
+    #[error("called off")]
+    Cancelled,
+
+    /// A checkpoint of another configuration.
+    #[error("{} cannot go on from {}: the configuration has changed", config.display(), checkpoint.display())]
+    Changed {
+        /// The config file.
+        config: PathBuf,
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// What is another value now.
+        changes: Vec<Change>,
+    },
+    /// A checkpoint of other data.
+    #[error("cannot go on from {}: data.source = {source_now} holds other images than then", checkpoint.display())]
+    OtherData {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// What the configuration names now.
+        source_now: String,
+    },
+    /// A file of a checkpoint that does not fit the network.
+    #[error("{} does not fit this model", file.display())]
+    DoesNotFit {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        cause: Cause,
+    },
+    /// A run whose checkpoints are all damaged.
+    #[error("{} holds checkpoints, but none that verifies", dir.display())]
+    AllDamaged {
+        /// The directory of the checkpoints.
+        dir: PathBuf,
+        /// Each, and why not.
+        skipped: Vec<String>,
+    },
+    /// A run without a good checkpoint.
+    #[error("{} holds no checkpoint that verifies", dir.display())]
+    NoCheckpoint {
+        /// The directory of the checkpoints.
+        dir: PathBuf,
+        /// Those that are damaged, and how.
+        skipped: Vec<String>,
+    },
+    /// A run whose checkpoints would be overwritten.
+    #[error("{} holds checkpoints up to step {newest}: {} would overwrite them", run_dir.display(), starting(*from))]
+    Occupied {
+        /// The run directory.
+        run_dir: PathBuf,
+        /// The newest of its checkpoints.
+        newest: u64,
+        /// Where the run was to go on from; none for the start.
+        from: Option<u64>,
+    },
+    /// What is no checkpoint to go on from.
+    #[error("{}: {what}", path.display())]
+    NotACheckpoint {
+        /// What was named.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// Imported weights would be left behind.
+    #[error(
+        "{} lies beside imported weights, but run.dir = {} would start from random ones",
+        config.display(),
+        run_dir.display()
+    )]
+    ImportLeft {
+        /// The config file.
+        config: PathBuf,
+        /// The directory of the import.
+        beside: PathBuf,
+        /// The run directory.
+        run_dir: PathBuf,
+    },
+    /// The last steps are lost.
+    #[error("step {step} could not be saved; the same command goes on from {}", place(*saved))]
+    Unsaved {
+        /// The last step.
+        step: u64,
+        /// The newest checkpoint, if there is one.
+        saved: Option<u64>,
+        /// Why.
+        #[source]
+        cause: CheckpointError,
+    },
+    /// An error, and besides it something else that went wrong.
+    #[error("{error}")]
+    Besides {
+        /// The error.
+        error: Box<Error>,
+        /// What else.
+        besides: String,
+    },
+
+    /// What is no model.
+    #[error("{}: {what}", path.display())]
+    NotAModel {
+        /// What was named.
+        path: PathBuf,
+        /// What it is, or lacks.
+        what: String,
+    },
+    /// A model's file that cannot be read here.
+    #[error("{message}")]
+    Unreadable {
+        /// The file, what was found, what was expected.
+        message: String,
+        /// What to do about the file.
+        advice: String,
+        /// What led to it.
+        #[source]
+        cause: Option<Cause>,
+    },
+    /// Weights in a format that is not read.
+    #[error(transparent)]
+    Weights(CheckpointError),
+    /// A model whose own settings no run can have.
+    #[error(transparent)]
+    ForeignConfig(Box<ConfigError>),
+    /// `hf://...` that names nothing.
+    #[error("{name}: {expected}")]
+    HubName {
+        /// What was written.
+        name: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// A model of the hub, in a program without it.
+    #[error("{name}: this program was built without the feature `hub`")]
+    WithoutHub {
+        /// What was written.
+        name: String,
+    },
+    /// A repository without weights that are read here.
+    #[error("{model}: {}", match pickle {
+        Some(pickle) => format!("only {pickle}, a pickle, which can run any code when it is read, so it is not"),
+        None => "no unet/diffusion_pytorch_model.safetensors, so this is no model of ddpm or diffusers".to_owned(),
+    })]
+    NoWeights {
+        /// Its name.
+        model: String,
+        /// The weights that it has instead.
+        pickle: Option<String>,
+    },
+    /// A place that holds something already.
+    #[error("{}: {what}, expected a new or empty directory", path.display())]
+    Taken {
+        /// The place.
+        path: PathBuf,
+        /// What is there.
+        what: &'static str,
+    },
+    /// A model without a variance head to leave out.
+    #[error(
+        "{} has variance_type = \"{variance}\", expected \"learned_range\" with epsilon predicted",
+        model.display()
+    )]
+    NothingToCut {
+        /// Where it is from.
+        model: PathBuf,
+        /// Its variance.
+        variance: &'static str,
+    },
+    /// A folder that cannot be written.
+    #[error("{}: cannot be written", path.display())]
+    Unwritable {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// A document of measurements that is none.
+    #[error("{}: {what}", path.display())]
+    Measurements {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+        /// What led to it.
+        #[source]
+        cause: Option<Cause>,
+    },
+
+    /// More images were asked for than there are.
+    #[error("{wanted}: there are {there} images in {data}")]
+    TooFewImages {
+        /// How many were asked for.
+        wanted: usize,
+        /// How many there are.
+        there: usize,
+        /// Of which data.
+        data: String,
+    },
+    /// Images by which a model cannot be judged.
+    #[error(transparent)]
+    Unfit(DataError),
+    /// A timestep that the schedule does not have.
+    #[error("{t}: expected timesteps from 0 to {last}")]
+    NoTimestep {
+        /// The timestep.
+        t: usize,
+        /// The schedule's last.
+        last: usize,
+        /// What the schedule says.
+        help: Option<String>,
+    },
+
+    /// Anything else.
+    #[error("{message}")]
+    Other {
+        /// What.
+        message: String,
+        /// What led to it.
+        #[source]
+        cause: Option<Cause>,
+    },
 }
 
-impl From<DataError> for Failure {
-    fn from(error: DataError) -> Self {
-        let code = if error.is_setting() { ExitCode::Usage } else { ExitCode::Data };
-        Self::from_error(code, &error).maybe_hint(error.help())
-    }
+fn starting(from: Option<u64>) -> String {
+    from.map_or("starting anew".to_owned(), |step| format!("going on from step {step}"))
 }
 
-impl From<DiffusionError> for Failure {
-    fn from(error: DiffusionError) -> Self {
-        let code = if matches!(error, DiffusionError::Setting { .. }) { ExitCode::Usage } else { ExitCode::Other };
-        Self::from_error(code, &error).maybe_hint(error.help())
-    }
+fn place(saved: Option<u64>) -> String {
+    saved.map_or("the start".to_owned(), |step| format!("step {step}"))
 }
 
-impl From<KernelError> for Failure {
-    fn from(error: KernelError) -> Self {
-        Self::from(ModelError::from(error))
-    }
-}
-
-impl From<UNetConfigError> for Failure {
-    fn from(error: UNetConfigError) -> Self {
-        Self::from(ModelError::from(error))
-    }
-}
-
-impl From<ModelError> for Failure {
-    fn from(error: ModelError) -> Self {
-        match &error {
-            ModelError::Config(setting) => Self::from_error(ExitCode::Usage, &error).maybe_hint(setting.help()),
-            ModelError::Input { .. } | ModelError::Labels { .. } | ModelError::Class { .. } => {
-                Self::from_error(ExitCode::Usage, &error)
-            }
-            ModelError::NotFinite { .. } => Self::from_error(ExitCode::Diverged, &error),
-            ModelError::MissingTensor { .. } | ModelError::TensorShape { .. } => {
-                Self::from_error(ExitCode::Checkpoint, &error)
-            }
-            _ if error.is_out_of_memory() => Self::from_error(ExitCode::Device, &error)
-                .of_full_memory()
-                .hint("compute fewer images at once: a smaller train.micro_batch or --batch-size"),
-            ModelError::Kernel(KernelError::Setting { .. }) => {
-                Self::from_error(ExitCode::Usage, &error).hint("several are separated by commas; unset, nothing is off")
-            }
-            ModelError::Kernel(KernelError::Gpu { .. }) => Self::from_error(ExitCode::Device, &error)
-                .hint("`ddpm doctor` shows which of NVIDIA's libraries are there; --device cpu needs none"),
-            _ => Self::from_error(ExitCode::Other, &error),
-        }
-    }
-}
-
-impl From<CheckpointError> for Failure {
-    fn from(error: CheckpointError) -> Self {
-        Self::from_error(ExitCode::Checkpoint, &error).hint(error.help())
-    }
-}
-
-#[cfg(feature = "hub")]
-impl From<HubError> for Failure {
-    fn from(error: HubError) -> Self {
-        // A full disk is not the hub's.
-        let code = if matches!(error, HubError::Disk { .. }) { ExitCode::Other } else { ExitCode::Hub };
-        Self::from_error(code, &error).hint(error.help())
-    }
-}
-
-impl From<RunDirError> for Failure {
-    fn from(error: RunDirError) -> Self {
-        let code = if matches!(error, RunDirError::Locked { .. }) { ExitCode::Locked } else { ExitCode::Other };
-        Self::from_error(code, &error).hint(error.help())
-    }
-}
-
-impl From<ReportError> for Failure {
-    fn from(error: ReportError) -> Self {
-        Self::from_error(ExitCode::Other, &error).hint(error.help())
-    }
-}
-
-impl From<ExitCode> for std::process::ExitCode {
-    fn from(code: ExitCode) -> Self {
-        Self::from(code as u8)
-    }
-}
-
-/// How a command ended that has nothing more to tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// What was asked is done: exit code 0.
-    Done,
-    /// Stopped by a signal or a time limit with a checkpoint written: exit code 75.
-    Stopped,
-    /// There was a result to show, but also a failure, which was told beside it: its exit code.
-    Failed(ExitCode),
-}
-
-impl From<Outcome> for std::process::ExitCode {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Done => Self::SUCCESS,
-            Outcome::Stopped => ExitCode::Stopped.into(),
-            Outcome::Failed(code) => code.into(),
-        }
-    }
-}
-
-/// Why a command failed, ready to be shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// The exit code.
-    pub code: ExitCode,
-    /// What went wrong: the file, the key, what was found, what was expected.
-    pub message: String,
+impl Error {
     /// What led to it, outermost first.
-    pub causes: Vec<String>,
-    /// What to do about it.
-    pub hint: Option<String>,
-    /// Whether memory was full, so that less at once may succeed.
-    pub full_memory: bool,
-}
-
-impl Failure {
-    /// A failure with a message and nothing else.
-    pub fn new(code: ExitCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), causes: Vec::new(), hint: None, full_memory: false }
-    }
-
-    /// A failure that says what an error says, with the chain of its sources as causes.
-    pub fn from_error(code: ExitCode, error: &(dyn Error + 'static)) -> Self {
-        Self { causes: chain(error.source()), ..Self::new(code, error.to_string()) }
-    }
-
-    /// A failure with an own message, caused by `error`.
-    pub fn caused_by(code: ExitCode, message: impl Into<String>, error: &(dyn Error + 'static)) -> Self {
-        Self { causes: chain(Some(error)), ..Self::new(code, message) }
-    }
-
-    /// The same failure, for want of memory.
-    #[must_use]
-    pub(crate) fn of_full_memory(self) -> Self {
-        Self { full_memory: true, ..self }
-    }
-
-    /// The same failure with advice.
-    #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-
-    /// The same failure with advice, if there is any.
-    #[must_use]
-    pub fn maybe_hint(self, hint: Option<impl Into<String>>) -> Self {
-        Self { hint: hint.map(Into::into).or(self.hint), ..self }
-    }
-
-    /// The document that `--json` prints: `{"error": {"code", "message", "causes", "hint"}}`.
-    pub fn document(&self) -> serde_json::Value {
-        json!({"error": {
-            "code": self.code as u8,
-            "message": self.message,
-            "causes": self.causes,
-            "hint": self.hint,
-        }})
-    }
-}
-
-/// The text for a terminal: `error: ...`, then `cause: ...` and `help: ...` lines, indented.
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.message)?;
-        let labelled =
-            self.causes.iter().map(|cause| ("cause", cause)).chain(self.hint.iter().map(|hint| ("help", hint)));
-        for (label, text) in labelled {
-            write!(f, "\n  {label}: {}", text.replace('\n', "\n        "))?;
+    pub fn causes(&self) -> Vec<String> {
+        match self {
+            Self::Changed { changes, .. } => changes
+                .iter()
+                .map(|Change { key, old, new }| format!("{key}: {old} in the checkpoint, {new} now"))
+                .collect(),
+            Self::AllDamaged { skipped, .. } | Self::NoCheckpoint { skipped, .. } => skipped.clone(),
+            Self::Besides { error, besides } => {
+                let mut causes = error.causes();
+                causes.push(besides.clone());
+                causes
+            }
+            Self::Hub(error) => chain(error.reason().source()),
+            other => chain(other.source()),
         }
-        Ok(())
+    }
+
+    pub(crate) fn other(message: impl Into<String>) -> Self {
+        Self::Other { message: message.into(), cause: None }
+    }
+
+    /// For `map_err`: `message`, caused by an error.
+    pub(crate) fn caused<E: Into<Cause>>(message: impl Into<String>) -> impl FnOnce(E) -> Self {
+        move |cause| Self::Other { message: message.into(), cause: Some(cause.into()) }
+    }
+
+    /// A model's file at `path` that cannot be read here, for `cause`.
+    pub(crate) fn unreadable_for(path: &Path, what: &str, advice: &str, cause: Cause) -> Self {
+        Self::Unreadable {
+            message: format!("{}: {what}", path.display()),
+            advice: advice.to_owned(),
+            cause: Some(cause),
+        }
+    }
+
+    /// A model's file at `path` that cannot be read here.
+    pub(crate) fn unreadable(path: &Path, what: impl Display, advice: impl Into<String>) -> Self {
+        Self::Unreadable { message: format!("{}: {what}", path.display()), advice: advice.into(), cause: None }
     }
 }
 
-/// An error and what led to it, in one line.
-pub(crate) fn in_one_line(error: &(dyn Error + 'static)) -> String {
-    chain(Some(error)).join(": ")
-}
-
-/// The messages of an error and its sources, outermost first.
-///
-/// Many libraries repeat the text of the source in their own; such a repetition is left out.
-fn chain(first: Option<&(dyn Error + 'static)>) -> Vec<String> {
-    let mut causes: Vec<String> = Vec::new();
-    let mut next = first;
-    while let Some(error) = next {
-        let text = error.to_string();
-        if causes.last().is_none_or(|last| !last.ends_with(&text)) {
-            causes.push(text);
-        }
-        next = error.source();
+impl From<KernelError> for Error {
+    fn from(error: KernelError) -> Self {
+        Self::Model(error.into())
     }
-    causes
 }
 
-/// What the panic hook last heard.
-static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);
-
-/// Takes panics off stderr and remembers the last one for [`after_panic`].
-///
-/// Parsers of other people run where a panic is caught and becomes an ordinary error; the standard message would
-/// frighten without reason.
-pub fn install_panic_hook() {
-    std::panic::set_hook(Box::new(|panic| {
-        let mut text = panic.to_string();
-        let backtrace = Backtrace::capture();
-        if backtrace.status() == BacktraceStatus::Captured {
-            let _ = write!(text, "\n{backtrace}");
-        }
-        *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
-    }));
+impl From<UNetConfigError> for Error {
+    fn from(error: UNetConfigError) -> Self {
+        Self::Model(error.into())
+    }
 }
 
-/// The failure to show after a panic: always a bug of this program, never of its input.
-pub fn after_panic() -> Failure {
-    let heard = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let issues = concat!(env!("CARGO_PKG_REPOSITORY"), "/issues");
-    Failure {
-        causes: heard.into_iter().collect(),
-        ..Failure::new(ExitCode::Other, format!("this is a bug in ddpm {}", env!("CARGO_PKG_VERSION")))
-            .hint(format!("please report the command and this text at {issues}; RUST_BACKTRACE=1 tells more"))
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(Box::new(error))
+    }
+}
+
+impl From<HubError> for Error {
+    fn from(error: HubError) -> Self {
+        Self::Hub(Box::new(error))
     }
 }
 
@@ -278,32 +406,11 @@ pub fn after_panic() -> Failure {
 mod tests {
     use super::*;
 
-    #[derive(Debug, thiserror::Error)]
-    #[error("cannot read the settings")]
-    struct Outer(#[source] std::io::Error);
-
     #[test]
-    fn an_error_is_printed_with_its_causes_and_help() {
-        let error = Outer(std::io::Error::other("disk on fire"));
-        let failure = Failure::from_error(ExitCode::Data, &error).hint("call for help");
-        let want = "error: cannot read the settings\n  cause: disk on fire\n  help: call for help";
-        assert_eq!(failure.to_string(), want);
-    }
-
-    #[test]
-    fn the_json_document_holds_code_message_causes_and_hint() {
-        let error = std::io::Error::other("disk on fire");
-        let failure = Failure::caused_by(ExitCode::Locked, "cannot start", &error);
-        let want = json!({"error": {"code": 8, "message": "cannot start", "causes": ["disk on fire"], "hint": null}});
-        assert_eq!(failure.document(), want);
-    }
-
-    #[test]
-    fn a_cause_that_repeats_its_source_is_told_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("reading: {0}")]
-        struct Repeats(#[source] std::io::Error);
-        let error = Repeats(std::io::Error::other("gone"));
-        assert_eq!(Failure::caused_by(ExitCode::Other, "no", &error).causes, ["reading: gone"]);
+    fn what_went_wrong_besides_changes_neither_the_text_nor_the_kind() {
+        let first = || Error::Diverged { step: 7, what: "the loss is NaN".to_owned() };
+        let both = Error::Besides { error: Box::new(first()), besides: "a full disk".to_owned() };
+        assert_eq!((both.to_string(), both.kind()), (first().to_string(), Kind::Diverged));
+        assert_eq!(both.causes(), ["a full disk"]);
     }
 }

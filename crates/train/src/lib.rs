@@ -2,27 +2,31 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`cli`] | the commands and their options |
 //! | [`config`] | from a TOML file to a plan that cannot be wrong |
-//! | [`run_dir`] | a run's directory and its lock |
-//! | [`checkpoint`] | saving and going on, all or nothing |
-//! | [`report`] | metrics, progress, pictures |
-//! | [`memory`] | memory and disk, there and used |
-//! | [`exchange`] | models to and from diffusers |
-//! | [`hub`] | the Hugging Face hub, both ways |
 //! | [`training`] | the step, and the life of a run |
-//! | [`error`] | failures and exit codes |
+//! | [`drawing`] | images from a model |
+//! | [`measuring`] | how fast and how large those are |
+//! | [`eval`] | how good a model is |
+//! | [`exchange`] | models from and to files: a run's, diffusers', the hub's |
+//! | [`publish`] | a model on its way to the hub |
+//! | [`report`] | progress, pictures, plots, TensorBoard |
+//! | [`weights`] | weights in a checkpoint's files |
+//! | [`noise`], [`pixels`] | standard normals, by Philox; bytes to numbers and back |
+//! | [`memory`] | memory of a device, there and used |
+//! | [`error`] | what can go wrong, and of which kind it is |
 
-pub mod checkpoint;
-pub mod cli;
 pub mod config;
-mod durable;
+pub mod drawing;
 pub mod error;
 pub mod eval;
 pub mod exchange;
-pub mod hub;
+pub mod measuring;
 pub mod memory;
+pub mod noise;
+pub mod pixels;
+pub mod publish;
 pub mod report;
-pub mod run_dir;
-mod shell;
 pub mod training;
+pub mod weights;
+
+pub use error::{Error, Kind};

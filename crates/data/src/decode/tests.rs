@@ -14,12 +14,13 @@ fn pixels(transform: &Transform, image: DynamicImage, position: u64) -> Vec<u8> 
     out
 }
 
-const FORMATS: [(ImageFormat, &str); 5] = [
+const FORMATS: [(ImageFormat, &str); 6] = [
     (ImageFormat::Png, "png"),
     (ImageFormat::Jpeg, "jpeg"),
     (ImageFormat::WebP, "webp"),
     (ImageFormat::Gif, "gif"),
     (ImageFormat::Bmp, "bmp"),
+    (ImageFormat::Tiff, "tiff"),
 ];
 
 #[test]
@@ -40,6 +41,51 @@ fn a_photo_taken_upright_is_turned_upright() {
     let turned = [&jpeg[..2], &[0xFF, 0xE1], &length, &exif, &jpeg[2..]].concat();
     let image = decode(&turned).unwrap().image;
     assert_eq!((image.width(), image.height()), (7, 9));
+}
+
+#[test]
+fn a_film_behind_a_photo_is_no_damage_and_a_cut_photo_with_a_thumbnail_is() {
+    let jpeg = encode(&gradient(40, 40), ImageFormat::Jpeg);
+    // Bytes of a film in which a scan seems to begin and never ends.
+    let film = [jpeg.as_slice(), b"\0\0\0\x18ftypmp42\xFF\xDA\x12\x34\xFF\xC0\xFF"].concat();
+    assert!(decode(&film).is_ok());
+    let cut = &jpeg[..jpeg.len() * 3 / 4];
+    // A whole JPEG inside an application segment of one that is cut.
+    let thumbnail = encode(&gradient(8, 8), ImageFormat::Jpeg);
+    let length = (thumbnail.len() as u16 + 2).to_be_bytes();
+    let with_thumbnail = [&cut[..2], &[0xFF, 0xE2], &length, &thumbnail, &cut[2..]].concat();
+    assert_eq!(decode(&with_thumbnail).unwrap_err(), "the JPEG data is truncated");
+    assert_eq!(decode(&[cut, &[0; 4096]].concat()).unwrap_err(), "the JPEG data is truncated");
+}
+
+#[test]
+fn inks_become_the_colours_they_print() {
+    // 8x8 of (230, 210, 180), written by Pillow: as inks, and as inks stored like YCbCr (Adobe's transform 2).
+    for jpeg in [include_bytes!("fixtures/cmyk.jpg").as_slice(), include_bytes!("fixtures/ycck.jpg")] {
+        let image = decode(jpeg).unwrap().image.into_rgb8();
+        let worst =
+            image.as_raw().chunks(3).flat_map(|p| p.iter().zip([230u8, 210, 180])).map(|(a, b)| a.abs_diff(b)).max();
+        assert!(worst.unwrap() <= 3, "{worst:?}: {:?}", image.get_pixel(4, 4));
+    }
+}
+
+#[test]
+fn palettes_with_transparency_and_16_bits_are_read() {
+    // A palette of 2 colours, red opaque and green transparent, two pixels wide.
+    let image = decode(include_bytes!("fixtures/palette.png")).unwrap().image;
+    assert_eq!(pixels(&transform(2, 3, Crop::Center, false), image, 0)[..6], [255, 0, 0, 255, 255, 255]);
+    let deep = image::ImageBuffer::from_fn(2, 1, |x, _| Luma([if x == 0 { 0u16 } else { 0x80FF }]));
+    let image = decode(&encode(&DynamicImage::ImageLuma16(deep), ImageFormat::Png)).unwrap().image;
+    assert_eq!(image.into_luma8().into_raw(), [0, 0x80]);
+}
+
+#[test]
+fn of_an_animation_the_first_frame_is_read() {
+    let mut gif = Vec::new();
+    let frames = [10u8, 200].map(|v| image::Frame::new(image::RgbaImage::from_pixel(4, 4, Rgba([v, v, v, 255]))));
+    image::codecs::gif::GifEncoder::new(&mut gif).encode_frames(frames).unwrap();
+    let first = decode(&gif).unwrap().image.into_luma8().into_raw();
+    assert!(first.iter().all(|&value| value.abs_diff(10) < 4), "{first:?}");
 }
 
 #[test]

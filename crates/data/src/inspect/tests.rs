@@ -40,7 +40,7 @@ fn sizes_formats_and_unreadable_files_are_counted_and_named() {
     assert_eq!(report.classes, Counts::default());
     let unreadable: Vec<_> = report.unreadable.iter().map(|u| u.id.as_str()).collect();
     assert_eq!(unreadable, ["d.png", "e.png", "f.gif"]);
-    assert_eq!(report.unreadable[1].reason, "not a PNG, JPEG, WebP, GIF or BMP image");
+    assert_eq!(report.unreadable[1].reason, "not a PNG, JPEG, WebP, GIF, BMP or TIFF image");
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["sizes"], serde_json::json!({"8x8": 2, "20x10": 1}));
     assert_eq!(json["unreadable"][2]["id"], "f.gif");

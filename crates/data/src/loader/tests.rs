@@ -1,9 +1,11 @@
 #![allow(clippy::unwrap_used)]
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::testing::{Greys, config};
-use crate::{Crop, OnCorrupt, OpenOptions, RawImage, open};
+use crate::{Crop, OnCorrupt, OpenOptions, RawImage, Share, open};
 
 fn greys(len: usize, corrupt: fn(usize) -> bool) -> Arc<dyn Source> {
     Arc::new(Greys { len, corrupt })
@@ -33,10 +35,77 @@ fn batches_are_the_same_for_any_number_of_workers_and_any_start() {
     }
 }
 
+/// The images, labels and ids of `shares` one behind the other.
+fn joined(shares: impl Iterator<Item = Batch>) -> Batch {
+    let mut whole = Batch { images: Vec::new(), shape: [0, 8, 8, 1], labels: Some(Vec::new()), ids: Vec::new() };
+    for share in shares {
+        whole.shape[0] += share.shape[0];
+        whole.images.extend(share.images);
+        whole.ids.extend(share.ids);
+        whole.labels.as_mut().unwrap().extend(share.labels.unwrap());
+    }
+    whole
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn the_shares_of_all_ranks_are_the_batch_of_one(
+        len in 1usize..50, batch in 1usize..24, step in 0u64..40, seed: u64, corrupt: bool, random: bool,
+    ) {
+        let source = greys(len, if corrupt && len > 4 { every_20th } else { never });
+        let crop = if random { Crop::Random } else { Crop::Center };
+        let settings = LoaderConfig { seed, crop, share: Share::whole(batch), ..config() };
+        let alone = Batcher::new(Arc::clone(&source), settings.clone()).unwrap().batch_at(step).unwrap();
+        for world in 1..=batch.min(8) {
+            let of_rank = |rank| {
+                let share = Share::of_rank(rank, world, batch).unwrap();
+                Batcher::new(Arc::clone(&source), LoaderConfig { share, ..settings.clone() }).unwrap().batch_at(step)
+            };
+            let together = joined((0..world).map(|rank| of_rank(rank).unwrap()));
+            prop_assert!(together == alone, "{} ranks", world);
+        }
+    }
+}
+
+#[test]
+fn every_resume_point_of_a_small_set_gives_each_rank_what_it_would_have_had() {
+    // 14 images and batches of 6: the end of an epoch falls on every place of a batch, and between two.
+    let (source, batch, steps) = (greys(14, |index| index == 5), 6, 15);
+    let settings = LoaderConfig { share: Share::whole(batch), max_corrupt: 1.0, ..config() };
+    let batcher = Batcher::new(Arc::clone(&source), settings.clone()).unwrap();
+    let alone: Vec<Batch> = (0..steps).map(|step| batcher.batch_at(step).unwrap()).collect();
+    for world in 1..=6 {
+        for first in 0..steps {
+            let share = |rank| Share::of_rank(rank, world, batch).unwrap();
+            let start = |rank| {
+                Loader::start(Arc::clone(&source), LoaderConfig { share: share(rank), ..settings.clone() }, first)
+            };
+            let mut loaders: Vec<Loader> = (0..world).map(|rank| start(rank).unwrap()).collect();
+            for (step, alone) in alone.iter().enumerate().skip(first as usize).take(4) {
+                let together = joined(loaders.iter_mut().map(|loader| loader.next().unwrap()));
+                assert!(together == *alone, "{world} ranks, resumed at {first}, step {step}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ranks_together_see_every_sample_once_in_an_epoch() {
+    for world in 1..=8 {
+        let settings = |rank| LoaderConfig { share: Share::of_rank(rank, world, 16).unwrap(), ..config() };
+        let batchers = (0..world).map(|rank| Batcher::new(greys(48, never), settings(rank)).unwrap());
+        let mut ids: Vec<u64> =
+            batchers.flat_map(|b| (0..3).flat_map(move |step| b.batch_at(step).unwrap().ids)).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, (0..48).collect::<Vec<_>>(), "{world} ranks");
+    }
+}
+
 #[test]
 fn real_images_arrive_bit_for_bit_as_in_the_calling_thread() {
     let source = open("builtin:fashion10k", &OpenOptions::default()).unwrap();
-    let settings = LoaderConfig { batch_size: 64, image_size: 32, workers: 4, ..config() };
+    let settings = LoaderConfig { share: Share::whole(64), image_size: 32, workers: 4, ..config() };
     let batcher = Batcher::new(Arc::clone(&source), settings.clone()).unwrap();
     let mut loader = Loader::start(source, settings, 150).unwrap();
     for step in 150..170 {
@@ -208,7 +277,7 @@ fn dropping_full_and_failed_loaders_ends_too() {
 #[test]
 fn impossible_settings_are_named_before_any_thread_starts() {
     let error = |settings| Loader::start(greys(10, never), settings, 0).err().unwrap().to_string();
-    assert_eq!(error(LoaderConfig { batch_size: 0, ..config() }), "train.batch_size = 0: expected at least 1");
+    assert_eq!(error(LoaderConfig { share: Share::whole(0), ..config() }), "train.batch_size = 0: expected at least 1");
     assert_eq!(
         error(LoaderConfig { max_corrupt: 1.5, ..config() }),
         "data.max_corrupt = 1.5: expected a share from 0 to 1"

@@ -10,7 +10,7 @@ use super::{Gpu, lock, refused};
 use crate::error::Result;
 
 /// Goes up whenever this program asks the libraries for other ways, or for the same in another order.
-const WAYS: u32 = 2;
+const WAYS: u32 = 3;
 
 /// By computation: the number of the way that was taken, and how many there were. Numbers mean something only where
 /// [`Gpu::proposers`] says the same.

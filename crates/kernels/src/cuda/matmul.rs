@@ -22,7 +22,7 @@ use crate::error::{KernelError, Result};
 /// Scratch memory an algorithm may ask for: NVIDIA's advice for Hopper.
 const WORKSPACE: usize = 32 << 20;
 /// Algorithms that are timed.
-const CANDIDATES: usize = 5;
+const CANDIDATES: usize = 16;
 
 /// What happens to the sum besides being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

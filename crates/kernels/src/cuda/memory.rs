@@ -26,7 +26,7 @@ const FIRST_WORKSPACE: usize = 32 << 20;
 /// It grows by multiples of this.
 const STEP: usize = 2 << 20;
 
-/// Scratch memory that only grows. What it grew out of is kept: a captured graph may still use it.
+/// Scratch memory that only grows. What it grew out of is kept while there are recordings: they may still use it.
 #[derive(Debug, Default)]
 pub(super) struct Workspace {
     buffers: Vec<CudaSlice<u8>>,
@@ -37,6 +37,9 @@ impl Workspace {
         let fits = self.buffers.last().filter(|buffer| buffer.len() >= bytes);
         if let Some(buffer) = fits {
             return Ok(Address::of(buffer, &gpu.stream));
+        }
+        if gpu.recordings.load(Ordering::Relaxed) == 0 && !gpu.is_recording()? {
+            self.buffers.clear(); // in the order of the stream, behind what uses it
         }
         let buffer = alloc::<u8>(gpu, bytes.next_multiple_of(STEP).max(FIRST_WORKSPACE))?;
         let address = Address::of(&buffer, &gpu.stream);

@@ -70,6 +70,8 @@ pub struct Gpu {
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<String, CudaFunction>>,
     workspace: Mutex<Workspace>,
+    /// Of all uploads: made early, for where memory is full the driver has no room for another.
+    crossing: Arc<CudaStream>,
     counters: CudaSlice<u32>,
     products: Mutex<Option<Products>>,
     convolutions: Mutex<Option<Convolutions>>,
@@ -151,6 +153,7 @@ impl Gpu {
         Ok(Self {
             counters: device.alloc_zeros(COUNTERS)?,
             workspace: Mutex::default(),
+            crossing: context.new_stream().map_err(refused("making a stream for uploads"))?,
             products: Mutex::default(),
             convolutions: Mutex::default(),
             functions: Mutex::default(),

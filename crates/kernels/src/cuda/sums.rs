@@ -1,7 +1,8 @@
 //! Gradients that are sums over the rows of a matrix, taken for all layers together at the end of a pass.
 //!
 //! A normalisation's backward pass leaves every image's gradients of weight and bias in memory of ours, and sums of `dx` of
-//! which a bias' gradient is the total. One launch (`cuda/settle.cu`) then adds them all.
+//! which a bias' gradient is the total; that of a convolution of few channels what each of its blocks sums. One launch
+//! (`cuda/settle.cu`) then adds them all.
 
 use std::sync::Mutex;
 
@@ -64,7 +65,7 @@ impl Sums {
         let room = match large_enough {
             Some(room) => room,
             None => {
-                gpu.must_not_record("room for a normalisation's gradients")?;
+                gpu.must_not_record("room for sums of gradients")?;
                 rooms.push(empty(gpu, DType::F32, numbers)?);
                 rooms.len() - 1
             }

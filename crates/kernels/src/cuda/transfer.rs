@@ -104,8 +104,7 @@ impl Upload {
         });
         let parts = parts.collect::<Result<_>>()?;
         let staging = (0..IN_FLIGHT).map(|_| Staging::new(gpu, size)).collect::<Result<_>>()?;
-        let crossing = gpu.stream().context().new_stream().map_err(refused("making a stream for uploads"))?;
-        Ok(Self { gpu: gpu.clone(), crossing, block, parts, staging, sent: 0 })
+        Ok(Self { gpu: gpu.clone(), crossing: gpu.crossing.clone(), block, parts, staging, sent: 0 })
     }
 
     /// The tensor of this number.

@@ -2,7 +2,7 @@
 
 use candle_core::DType;
 use ddpm_kernels::buffer::ParamGrads;
-use ddpm_kernels::cuda::Narrow;
+use ddpm_kernels::cuda::{Narrow, Sums};
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::conv2d::{self, Algorithm, Conv2d};
 
@@ -63,6 +63,58 @@ fn gpu_conv2d_by_our_own_kernels() {
     for dtype in FORMATS {
         shapes(|conv, sizes, residual| {
             check(dtype, Conv2d { algorithm: Algorithm::Exact, ..conv }, sizes, residual);
+        });
+    }
+}
+
+/// Images of few channels beside such of many: rows shorter and longer than a warp takes, more pixels than a block, channels
+/// that fill the kernels' tiles and such that do not.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_conv2d_of_few_channels() {
+    for dtype in FORMATS {
+        few_channels(|[n, h, w, ci, co]| check(dtype, Conv2d::same(3), [n, h, w, ci, co], false));
+    }
+}
+
+fn few_channels(check: impl Fn([usize; 5])) {
+    for (few, many) in [(1, 32), (3, 128), (3, 96), (4, 64), (6, 160)] {
+        for [n, h, w] in [[1, 1, 1], [3, 5, 7], [2, 19, 16], [1, 21, 35]] {
+            check([n, h, w, few, many]);
+            check([n, h, w, many, few]);
+        }
+    }
+}
+
+/// As in a pass, where they wait for those of other layers; twice, for the second pass finds what the first left.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_gradients_of_few_channels_are_summed_with_others() {
+    let conv = Conv2d::same(3);
+    for dtype in [DType::BF16, DType::F16] {
+        few_channels(|[n, h, w, inputs, outputs]| {
+            let (x, dy) = (normals(1, &[n, h, w, inputs], dtype), normals(2, &[n, h, w, outputs], dtype));
+            let (weight, bias) = (normals(3, &[outputs, 3, 3, inputs], dtype), normals(4, &[outputs], dtype));
+            let (_, exact) = exactly(
+                &[&x.exact, &weight.exact, &bias.exact],
+                |_| dy.exact.clone(),
+                |t| conv2d::reference::forward(&conv, &t[0], &t[1], &t[2], None),
+            );
+            let sums = Sums::default();
+            for write in [Write::Assign, Write::Add] {
+                let slots = Slots::new(weight.exact.elem_count(), outputs, 3);
+                let places = ParamGrads { sums: Some(&sums), ..slots.grads(write) };
+                conv2d::backward(&conv, &x.device, &weight.device, &dy.device, false, &places).unwrap();
+                sums.settle(slots.buffer()).unwrap();
+                // Summed in f32 from what was rounded before, so nothing is rounded to 16 bits.
+                slots.check(
+                    &format!("{dtype:?} {inputs} to {outputs}"),
+                    write,
+                    &exact[1],
+                    &exact[2],
+                    tolerance(DType::F32),
+                );
+            }
         });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use ddpm_hub::RepoName;
 use ddpm_model::diffusion::{DiffusionError, Schedule};
 use ddpm_model::unet::{ImageShape, UNetConfigError};
 
@@ -9,7 +10,6 @@ use super::device::DeviceChoice;
 use super::error::{ConfigError, Origin};
 use super::layers::Resolved;
 use super::types::TrainConfig;
-use crate::hub::RepoName;
 
 /// The checks, section by section.
 pub(super) struct Checks<'a> {

@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use candle_core::Device;
-
-use crate::error::{ExitCode, Failure};
+use ddpm_kernels::KernelError;
+use ddpm_run::Kind;
 
 /// What `run.device` and `--device` may name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,8 +57,8 @@ impl DeviceChoice {
     /// Opens the device.
     ///
     /// # Errors
-    /// Exit code 4: this build has no CUDA, or there is no such GPU; 2 where the environment turns off what is not there.
-    pub fn open(self) -> Result<Device, Failure> {
+    /// This build has no CUDA, there is no such GPU, or the environment turns off what is not there.
+    pub fn open(self) -> Result<Device, DeviceError> {
         match self {
             Self::Cuda(number) => open_cuda(number),
             Self::Auto if gpu_is_there() => open_cuda(0),
@@ -83,22 +83,48 @@ fn gpu_is_there() -> bool {
     false
 }
 
-#[cfg(feature = "cuda")]
-fn open_cuda(number: usize) -> Result<Device, Failure> {
-    use ddpm_kernels::KernelError;
+/// A device that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// This build computes on the CPU only.
+    #[error("device cuda:{number}: this build of ddpm computes on the CPU only")]
+    WithoutCuda {
+        /// The GPU that was named.
+        number: usize,
+    },
+    /// The environment turns off what is not there.
+    #[error(transparent)]
+    Setting(KernelError),
+    /// There is no such GPU, or it does not answer.
+    #[error("device cuda:{number} cannot be opened")]
+    Unopened {
+        /// The GPU that was named.
+        number: usize,
+        /// Why.
+        #[source]
+        cause: KernelError,
+    },
+}
 
-    ddpm_kernels::cuda::open(number).map_err(|error| match error {
-        KernelError::Setting { .. } => Failure::from(error),
-        _ => Failure::caused_by(ExitCode::Device, format!("device cuda:{number} cannot be opened"), &error)
-            .hint("`ddpm doctor` shows what is there; --device cpu needs no GPU"),
+impl DeviceError {
+    /// What happened, in a word.
+    pub fn kind(&self) -> Kind {
+        if matches!(self, Self::Setting(_)) { Kind::Setting } else { Kind::Device }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(number: usize) -> Result<Device, DeviceError> {
+    ddpm_kernels::cuda::open(number).map_err(|cause| match cause {
+        KernelError::Setting { .. } => DeviceError::Setting(cause),
+        _ => DeviceError::Unopened { number, cause },
     })
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open_cuda(number: usize) -> Result<Device, Failure> {
-    let message = format!("device cuda:{number}: this build of ddpm computes on the CPU only");
-    let hint = "build with --features cuda (docs/cuda.md), or use --device cpu or --device auto";
-    Err(Failure::new(ExitCode::Device, message).hint(hint))
+fn open_cuda(number: usize) -> Result<Device, DeviceError> {
+    Err(DeviceError::WithoutCuda { number })
 }
 
 #[cfg(test)]

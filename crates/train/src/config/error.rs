@@ -4,8 +4,6 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use crate::error::{ExitCode, Failure};
-
 /// Where a value comes from, the weakest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -120,8 +118,10 @@ impl ConfigError {
     }
 }
 
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::from_error(ExitCode::Usage, &error).maybe_hint(error.help())
-    }
+/// The whole text, as a user sees it.
+#[cfg(test)]
+pub(super) fn told(error: &ConfigError) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!("\n  cause: {cause}")).unwrap_or_default();
+    let help = error.help().map(|help| format!("\n  help: {}", help.replace('\n', "\n        ")));
+    format!("error: {error}{cause}{}", help.unwrap_or_default())
 }

@@ -8,6 +8,7 @@
 //! - [`TrainPlan`]: built once; whoever holds one holds values that go together.
 //! - [`config_hash`] and [`diff`]: whether a checkpoint belongs to a configuration.
 
+mod arithmetic;
 mod checks;
 mod device;
 mod error;
@@ -21,7 +22,8 @@ mod toml_source;
 pub mod types;
 mod write;
 
-pub use device::{DeviceChoice, take_gpu_notices};
+pub use arithmetic::set_arithmetic;
+pub use device::{DeviceChoice, DeviceError, take_gpu_notices};
 pub use error::{ConfigError, Origin};
 pub use identity::{Change, config_hash, diff};
 pub use layers::{Entry, Resolved, Setting};

@@ -5,12 +5,11 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use serde::{Deserialize, Serialize};
-
 pub use ddpm_data::{Crop, Format, OnCorrupt};
 pub use ddpm_model::diffusion::{DiffusionConfig, LossConfig, SamplerKind};
 pub use ddpm_model::optim::LrSchedule;
 pub use ddpm_model::unet::UNetConfig;
+use serde::{Deserialize, Serialize};
 
 /// A whole configuration; the sections of the file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -45,6 +44,16 @@ impl TrainConfig {
         let none = usize::from(self.loss.label_dropout > 0.0);
         self.model.num_class_embeds.map_or(0, |embeds| embeds.saturating_sub(none))
     }
+
+    /// Classes of the data; none for an unconditional model.
+    pub fn data_classes(&self) -> Option<usize> {
+        Some(self.model_classes()).filter(|&classes| classes > 0)
+    }
+
+    /// The classes pictures are drawn of: all that the data has, in turn; none for an unconditional model.
+    pub fn all_classes(&self) -> Option<Vec<u32>> {
+        self.data_classes().map(|classes| (0..classes as u32).collect())
+    }
 }
 
 /// `[run]`
@@ -75,7 +84,7 @@ pub struct DataConfig {
     pub source: String,
     /// How the images are stored; `auto` sees it from the source.
     pub format: Format,
-    /// The part of a data set that has several; left out, all of it.
+    /// The part of a data set that has several; left out, `train` where there are splits, and else all of it.
     pub split: String,
     /// Side of the square images that the network sees, in pixels.
     pub image_size: usize,

@@ -17,10 +17,10 @@ use ddpm_model::tape::Tape;
 use ddpm_model::unet::Condition;
 
 use super::images::{EvalBatch, EvalImages};
-use crate::error::{ExitCode, Failure};
-use crate::training::model::{Model, data_classes};
-use crate::training::pixels::to_bytes;
-use crate::training::replay::{Labels, Replay, evenly, labels_dtype};
+use crate::drawing::replay::{Labels, Replay, evenly, labels_dtype};
+use crate::error::Error;
+use crate::exchange::Model;
+use crate::pixels::to_bytes;
 
 /// The parts of a timestep's upload, in their order.
 const CONSTANTS: usize = 0;
@@ -67,18 +67,18 @@ impl<'a> GpuNll<'a> {
     /// Of `model` by `process` on `images`, at most `batch_size` at once.
     ///
     /// # Errors
-    /// Exit code 4 for a GPU without room.
+    /// A GPU without room.
     pub(super) fn new(
         model: &'a Model,
         process: &'a DiffusionProcess,
         images: &EvalImages,
         batch_size: usize,
         noise: Philox,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, Error> {
         let device = model.params.buffer().device();
         let (gpu, n) = (Gpu::of(device)?, evenly(images.len(), batch_size));
         let image = model.unet.image_shape();
-        let labels = data_classes(&model.config).map(|_| labels_dtype(&model.unet, &[0])).transpose()?.flatten();
+        let labels = model.config.data_classes().map(|_| labels_dtype(&model.unet, &[0])).transpose()?.flatten();
         let mut shapes = vec![(DType::U8, vec![n, image.size, image.size, image.in_channels])];
         shapes.extend(labels.map(|dtype| (dtype, vec![n])));
         let of_step = [(DType::F64, vec![n, SampleConstants::WORDS]), (DType::U32, vec![4]), (DType::F32, vec![n])];
@@ -88,7 +88,7 @@ impl<'a> GpuNll<'a> {
         let steps = (0..schedule.len()).map(|index| {
             let t = schedule.timestep(index)?;
             let (network_t, constants) = (process.network_timestep(t)?, process.constants(t)?);
-            Ok::<_, Failure>(Step { t, network_t, constants })
+            Ok::<_, Error>(Step { t, network_t, constants })
         });
         Ok(Self {
             process,
@@ -109,8 +109,8 @@ impl<'a> GpuNll<'a> {
     /// that is done.
     ///
     /// # Errors
-    /// Exit code 2 for labels that the model does not know or need, 4 where the memory is full.
-    pub(super) fn evaluate(&mut self, batch: &EvalBatch, passed: &mut dyn FnMut()) -> Result<Vec<BitsPerDim>, Failure> {
+    /// Labels that the model does not know or need; a full memory.
+    pub(super) fn evaluate(&mut self, batch: &EvalBatch, passed: &mut dyn FnMut()) -> Result<Vec<BitsPerDim>, Error> {
         let mut images = BitsPerDim::before_any_step(self.process, &batch.x_start)?;
         self.send_batch(batch)?;
         // What a batch that failed has left.
@@ -130,16 +130,16 @@ impl<'a> GpuNll<'a> {
     }
 
     /// Queues a step, and the way back of its results.
-    fn queue(&mut self, number: usize, first: usize) -> Result<(), Failure> {
+    fn queue(&mut self, number: usize, first: usize) -> Result<(), Error> {
         self.pass.send(&self.steps[number], first)?;
         self.replay.run(|| self.pass.queue(&self.batch))?;
         Ok(self.download.ask(&[&self.pass.results])?)
     }
 
     /// Waits for the results of a step, the oldest that is pending.
-    fn read(&mut self, number: usize, images: &mut [BitsPerDim]) -> Result<(), Failure> {
+    fn read(&mut self, number: usize, images: &mut [BitsPerDim]) -> Result<(), Error> {
         let Some(results) = self.download.read()? else {
-            return Err(Failure::new(ExitCode::Other, format!("nothing was asked of timestep {number}")));
+            return Err(Error::other(format!("nothing was asked of timestep {number}")));
         };
         let of_images = results.iter().flat_map(|numbers| numbers.chunks_exact(RESULTS));
         for (image, of_image) in images.iter_mut().zip(of_images) {
@@ -149,7 +149,7 @@ impl<'a> GpuNll<'a> {
     }
 
     /// Queues the upload of the images. Those that a smaller batch lacks are black, and of its first image's class.
-    fn send_batch(&mut self, batch: &EvalBatch) -> Result<(), Failure> {
+    fn send_batch(&mut self, batch: &EvalBatch) -> Result<(), Error> {
         let (n, unet) = (self.pass.n, &self.pass.model.unet);
         let mut pixels = to_bytes(&batch.x_start)?;
         pixels.resize(n * pixels.len() / batch.x_start.dims()[0].max(1), 0);
@@ -159,7 +159,7 @@ impl<'a> GpuNll<'a> {
         let labels = batch.labels.clone().zip(self.pass.labels).map(|(mut labels, dtype)| {
             labels_dtype(unet, &labels)?;
             labels.resize(n, labels.first().copied().unwrap_or_default());
-            Ok::<_, Failure>(Labels::new(labels, dtype))
+            Ok::<_, Error>(Labels::new(labels, dtype))
         });
         let labels = labels.transpose()?;
         let numbers = [Some(Numbers::U8(&pixels)), labels.as_ref().map(Labels::numbers)];
@@ -169,7 +169,7 @@ impl<'a> GpuNll<'a> {
 
 impl Pass<'_> {
     /// Queues the upload of all that is the step's own, for images from number `first` on.
-    fn send(&mut self, step: &Step, first: usize) -> Result<(), Failure> {
+    fn send(&mut self, step: &Step, first: usize) -> Result<(), Error> {
         let t = step.network_t.index();
         let (constants, timesteps) = (step.constants.words().repeat(self.n), vec![t as f32; self.n]);
         let place = place(t as u64, first as u64);

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use ddpm_data::{Batcher, Crop, DataError, Format, LoaderConfig, OnCorrupt, OpenOptions, Source};
+use ddpm_data::{Batcher, Crop, Format, LoaderConfig, OnCorrupt, OpenOptions, Share, Source};
 
 use crate::config::TrainConfig;
-use crate::error::{ExitCode, Failure};
-use crate::training::model::data_classes;
-use crate::training::pixels::normalise;
+use crate::error::Error;
+use crate::pixels::normalise;
 
 /// Which images.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +44,8 @@ impl EvalImages {
     /// Opens the images that `selection` names, for a model of `config`.
     ///
     /// # Errors
-    /// Exit code 3 for data that cannot be read, 2 for more images than there are.
-    pub fn open(selection: &Selection<'_>, config: &TrainConfig) -> Result<Self, Failure> {
+    /// Data that cannot be read, or fewer images than were asked for.
+    pub fn open(selection: &Selection<'_>, config: &TrainConfig) -> Result<Self, Error> {
         let options = OpenOptions {
             format: Format::Auto,
             split: selection.split.filter(|split| !split.is_empty()).map(str::to_owned),
@@ -54,18 +53,17 @@ impl EvalImages {
         let source = ddpm_data::open(selection.source, &options)?;
         let num = selection.num.unwrap_or(source.len());
         if num > source.len() {
-            let message = format!("--num {num}: there are {} images in {}", source.len(), source.describe());
-            return Err(Failure::new(ExitCode::Usage, message).hint(format!("ask for {} or fewer", source.len())));
+            return Err(Error::TooFewImages { wanted: num, there: source.len(), data: source.describe() });
         }
         let data = &config.data;
         let settings = LoaderConfig {
             seed: selection.seed,
-            batch_size: 1,
+            share: Share::whole(1),
             image_size: data.image_size,
             channels: data.channels,
             crop: Crop::Center,
             flip: false,
-            num_classes: data_classes(config),
+            num_classes: config.data_classes(),
             // Training may put another image in the place of an unreadable one; a measurement must not.
             on_corrupt: OnCorrupt::Fail,
             max_corrupt: 0.0,
@@ -111,13 +109,14 @@ impl EvalImages {
     ///
     /// # Errors
     /// A batch is an error where its data cannot be read, or lacks the labels that the model needs.
-    pub fn batches(&self, batch_size: usize) -> Result<impl Iterator<Item = Result<EvalBatch, Failure>>, Failure> {
+    pub fn batches(&self, batch_size: usize) -> Result<impl Iterator<Item = Result<EvalBatch, Error>>, Error> {
         let batch_size = batch_size.min(self.num).max(1);
-        let batcher = Batcher::new(Arc::clone(&self.source), LoaderConfig { batch_size, ..self.settings.clone() });
-        let batcher = batcher.map_err(unfit)?;
+        let share = Share::whole(batch_size);
+        let batcher = Batcher::new(Arc::clone(&self.source), LoaderConfig { share, ..self.settings.clone() });
+        let batcher = batcher.map_err(Error::Unfit)?;
         let num = self.num;
         Ok((0..num.div_ceil(batch_size)).map(move |k| {
-            let batch = batcher.batch_at(k as u64).map_err(unfit)?;
+            let batch = batcher.batch_at(k as u64).map_err(Error::Unfit)?;
             let first = k * batch_size;
             // The last batch reaches beyond the last image.
             let count = batch_size.min(num - first);
@@ -130,16 +129,4 @@ impl EvalImages {
             Ok(EvalBatch { x_start: normalise(bytes, [count, height, width, channels], &Device::Cpu)?, labels, first })
         }))
     }
-}
-
-/// An error of the data, with advice for whoever measures and does not train.
-fn unfit(error: DataError) -> Failure {
-    let hint = match &error {
-        DataError::Unreadable { .. } => "repair it or take it out: an image cannot be judged by another in its place",
-        DataError::NoLabels { .. } | DataError::LabelMissing { .. } | DataError::LabelOutOfRange { .. } => {
-            "the model is class-conditional: give images with the labels it was trained with (a sub-folder per class)"
-        }
-        _ => return error.into(),
-    };
-    Failure::from(error).hint(hint)
 }

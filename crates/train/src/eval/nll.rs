@@ -13,9 +13,9 @@ use serde::Serialize;
 #[cfg(feature = "cuda")]
 use super::gpu_nll::GpuNll;
 use super::images::{EvalBatch, EvalImages};
-use crate::error::Failure;
-use crate::training::model::Model;
-use crate::training::noise::normals;
+use crate::error::Error;
+use crate::exchange::Model;
+use crate::noise::normals;
 
 /// The means over all images.
 #[derive(Clone, Debug, Serialize)]
@@ -69,7 +69,7 @@ pub fn evaluate(
     images: &EvalImages,
     request: &NllRequest<'_>,
     progress: &mut dyn FnMut(usize, Option<f64>),
-) -> Result<Nll, Failure> {
+) -> Result<Nll, Error> {
     let start = Instant::now();
     let process = model.process.respaced(request.kept)?;
     let philox = Philox::new(request.seed, Purpose::Evaluation);
@@ -105,7 +105,7 @@ impl<'a> Judge<'a> {
         images: &EvalImages,
         batch_size: usize,
         philox: Philox,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, Error> {
         #[cfg(feature = "cuda")]
         if model.params.buffer().device().is_cuda() {
             return Ok(Self::Gpu(Box::new(GpuNll::new(model, process, images, batch_size, philox)?)));
@@ -122,7 +122,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn evaluate(&mut self, batch: &EvalBatch, passed: &mut dyn FnMut()) -> Result<Vec<BitsPerDim>, Failure> {
+    fn evaluate(&mut self, batch: &EvalBatch, passed: &mut dyn FnMut()) -> Result<Vec<BitsPerDim>, Error> {
         match self {
             Self::Cpu(cpu) => cpu.evaluate(batch, passed),
             #[cfg(feature = "cuda")]
@@ -149,7 +149,7 @@ struct CpuNll<'a> {
 }
 
 impl CpuNll<'_> {
-    fn evaluate(&mut self, batch: &EvalBatch, passed: &mut dyn FnMut()) -> Result<Vec<BitsPerDim>, Failure> {
+    fn evaluate(&mut self, batch: &EvalBatch, passed: &mut dyn FnMut()) -> Result<Vec<BitsPerDim>, Error> {
         let EvalBatch { x_start, labels, first, .. } = batch;
         let mut noise = |t: Timestep| Ok(normals(self.philox, t.index() as u64, *first, x_start.dims())?);
         let mut denoise = |x_t: &Tensor, t: Timestep| {
@@ -159,7 +159,7 @@ impl CpuNll<'_> {
             passed();
             output
         };
-        bits_per_dim::<Failure>(self.process, x_start, &mut noise, &mut denoise)
+        bits_per_dim::<Error>(self.process, x_start, &mut noise, &mut denoise)
     }
 }
 

@@ -27,8 +27,8 @@ use serde::Serialize;
 
 use super::images::{EvalBatch, EvalImages};
 use crate::config::MAX_TERMINAL_SIGNAL;
-use crate::error::{ExitCode, Failure};
-use crate::training::noise::normals;
+use crate::error::Error;
+use crate::noise::normals;
 
 /// Values held at most: they are there twice, x_0 and x_t, 80 MB each. 6500 images of 32x32x3, 101 of 256x256x3.
 const MAX_VALUES: usize = 20_000_000;
@@ -106,16 +106,16 @@ pub struct Noising {
 /// always the last one, for the verdict is about it.
 ///
 /// # Errors
-/// Exit code 2 for a timestep that the schedule does not have.
-pub fn timesteps(schedule: &Schedule, at: &[usize]) -> Result<Vec<Timestep>, Failure> {
+/// A timestep that the schedule does not have.
+pub fn timesteps(schedule: &Schedule, at: &[usize]) -> Result<Vec<Timestep>, Error> {
     let (count, last) = (schedule.len(), schedule.len() - 1);
     // Most of the change is early.
     let spread = [0, count / 100, count / 50, count / 20, count / 10, count / 4, count / 2, 3 * count / 4];
     let chosen = if at.is_empty() { &spread[..] } else { at };
     let checked = chosen.iter().chain([&last]).map(|&t| {
         schedule.timestep(t).map_err(|error| {
-            let message = format!("--at {t}: expected timesteps from 0 to {last}");
-            Failure::new(ExitCode::Usage, message).maybe_hint(error.help())
+            let help = error.help().map(str::to_owned);
+            Error::NoTimestep { t, last, help }
         })
     });
     let mut timesteps = checked.collect::<Result<Vec<_>, _>>()?;
@@ -142,9 +142,9 @@ pub fn measure(
     timesteps: &[Timestep],
     seed: u64,
     progress: &mut dyn FnMut(usize),
-) -> Result<Noising, Failure> {
+) -> Result<Noising, Error> {
     let philox = Philox::new(seed, Purpose::Evaluation);
-    let batches = images.batches(BATCH)?.collect::<Result<Vec<EvalBatch>, Failure>>()?;
+    let batches = images.batches(BATCH)?.collect::<Result<Vec<EvalBatch>, Error>>()?;
     let images_statistics = statistics(&batches, |batch| Ok(batch.x_start.clone()))?;
     let mut noised = Vec::with_capacity(timesteps.len());
     for &t in timesteps {
@@ -177,7 +177,7 @@ fn ks_limit(values: usize) -> f64 {
     (KS_CRITICAL / (values as f64).sqrt()).max(KS_HARMLESS)
 }
 
-fn x_t(process: &DiffusionProcess, batch: &EvalBatch, t: Timestep, philox: Philox) -> Result<Tensor, Failure> {
+fn x_t(process: &DiffusionProcess, batch: &EvalBatch, t: Timestep, philox: Philox) -> Result<Tensor, Error> {
     let dims = batch.x_start.dims();
     let noise = normals(philox, t.index() as u64, batch.first, dims)?;
     Ok(process.q_sample(&batch.x_start, &vec![t; dims[0]], &noise)?)
@@ -186,8 +186,8 @@ fn x_t(process: &DiffusionProcess, batch: &EvalBatch, t: Timestep, philox: Philo
 /// Of all values of what `of` makes of each batch.
 fn statistics(
     batches: &[EvalBatch],
-    of: impl Fn(&EvalBatch) -> Result<Tensor, Failure>,
-) -> Result<ValueStatistics, Failure> {
+    of: impl Fn(&EvalBatch) -> Result<Tensor, Error>,
+) -> Result<ValueStatistics, Error> {
     let mut values = Vec::with_capacity(batches.iter().map(|batch| batch.x_start.elem_count()).sum());
     let mut shape = [1; 3];
     for batch in batches {
@@ -364,14 +364,13 @@ mod tests {
         let of = |count, at: &[usize]| {
             let config = DiffusionConfig { num_train_timesteps: count, ..Default::default() };
             let chosen = timesteps(&Schedule::new(&config).unwrap(), at)?;
-            Ok::<Vec<usize>, Failure>(chosen.into_iter().map(Timestep::index).collect())
+            Ok::<Vec<usize>, Error>(chosen.into_iter().map(Timestep::index).collect())
         };
         assert_eq!(of(1000, &[]).unwrap(), [0, 10, 20, 50, 100, 250, 500, 750, 999]);
         assert_eq!(of(4, &[]).unwrap(), [0, 1, 2, 3]);
         assert_eq!(of(1, &[]).unwrap(), [0]);
         assert_eq!(of(1000, &[7, 3, 7]).unwrap(), [3, 7, 999]);
         let refused = of(1000, &[1000]).unwrap_err();
-        assert_eq!(refused.code, ExitCode::Usage);
-        assert_eq!(refused.message, "--at 1000: expected timesteps from 0 to 999");
+        assert_eq!(refused.to_string(), "1000: expected timesteps from 0 to 999");
     }
 }

@@ -6,12 +6,12 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use ddpm_hub::SCHEME;
 use ddpm_model::diffusion::{BetaSchedule, DiffusionConfig};
 use ddpm_model::unet::UNetConfig;
 
 use super::{Facts, Measured, SAMPLES_FILE};
 use crate::config::{Resolved, TrainConfig};
-use crate::hub::SCHEME;
 
 /// How the samples on the card are drawn.
 const SAMPLE_STEPS: usize = 50;

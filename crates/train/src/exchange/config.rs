@@ -8,14 +8,13 @@ use ddpm_model::diffusion::DiffusionConfig;
 use ddpm_model::unet::UNetConfig;
 use serde_json::Value;
 
-use super::unreadable;
-use crate::error::Failure;
+use crate::error::Error;
 
 /// What a `UNet2DModel` config says, from the document that `path` holds.
 ///
 /// # Errors
 /// The key that this version does not know or a value it does not have; another class of model.
-pub(super) fn read_unet(path: &Path, document: &Value) -> Result<UNetConfig, Failure> {
+pub(super) fn read_unet(path: &Path, document: &Value) -> Result<UNetConfig, Error> {
     diffusers::read_unet(document).map_err(|error| refused(path, &error))
 }
 
@@ -23,12 +22,12 @@ pub(super) fn read_unet(path: &Path, document: &Value) -> Result<UNetConfig, Fai
 ///
 /// # Errors
 /// As [`read_unet`].
-pub(super) fn read_scheduler(path: &Path, document: &Value) -> Result<DiffusionConfig, Failure> {
+pub(super) fn read_scheduler(path: &Path, document: &Value) -> Result<DiffusionConfig, Error> {
     diffusers::read_scheduler(document).map_err(|error| refused(path, &error))
 }
 
-fn refused(path: &Path, error: &DiffusersConfigError) -> Failure {
-    unreadable(format!("{}: {error}", path.display())).hint(match error {
+fn refused(path: &Path, error: &DiffusersConfigError) -> Error {
+    let advice = match error {
         DiffusersConfigError::NotAnObject { .. } => "the file is damaged: download the model again".to_owned(),
         DiffusersConfigError::Class { .. } => {
             "only unconditional and class-conditional pixel models (UNet2DModel) are read".to_owned()
@@ -37,7 +36,8 @@ fn refused(path: &Path, error: &DiffusersConfigError) -> Failure {
             format!("{why}; run such a model with diffusers, or choose another one")
         }
         _ => "this version cannot run such a model; run it with diffusers, or choose another one".to_owned(),
-    })
+    };
+    Error::unreadable(path, error, advice)
 }
 
 #[cfg(test)]

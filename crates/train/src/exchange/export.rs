@@ -8,20 +8,19 @@ use std::path::{Path, PathBuf};
 use ddpm_model::diffusers::{pretty, scheduler_json, unet_json};
 use ddpm_model::diffusion::{DiffusionConfig, PredictionType, SamplerConfig, SamplerKind, VarianceType};
 use ddpm_model::unet::UNetConfig;
+use ddpm_run::checkpoint::{TensorFile, tensors};
+use ddpm_run::durable::{parent_of, replace_file, sync_dir};
 use serde_json::json;
 
 use super::card::{Card, card, sample_steps};
 use super::{
-    CARD_FILE, DIFFUSERS_VERSION, FACTS_FILE, Facts, INDEX_FILE, Measured, SAMPLES_FILE, SCHEDULER_CONFIG,
+    CARD_FILE, DIFFUSERS_VERSION, FACTS_FILE, Facts, INDEX_FILE, Measured, Model, SAMPLES_FILE, SCHEDULER_CONFIG,
     SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
 };
-use crate::checkpoint::{TensorFile, tensors};
-use crate::durable::{parent_of, replace_file, sync_dir};
-use crate::error::{ExitCode, Failure};
+use crate::drawing::{BATCH, Onlooker, Request, Start};
+use crate::error::Error;
 use crate::report::pictures::{Layout, encode, grid};
-use crate::training::model::{Model, all_classes};
-use crate::training::pictures::{BATCH, Onlooker, Request, Start};
-use crate::training::state::named_tensors;
+use crate::weights::named_tensors;
 
 const SAMPLE_SEED: u64 = 0;
 
@@ -52,13 +51,13 @@ pub struct Exported {
 /// Writes `model` into the new folder `to`; `progress` is told how many samples are drawn.
 ///
 /// # Errors
-/// Exit code 2 if `to` is taken or the options do not fit the model, 1 if it cannot be written.
+/// `to` is taken or cannot be written, or the options do not fit the model.
 pub fn export(
     model: &Model,
     to: &Path,
     options: ExportOptions<'_>,
     progress: &mut dyn FnMut(usize),
-) -> Result<Exported, Failure> {
+) -> Result<Exported, Error> {
     refuse_taken(to)?;
     let shape = Shape::of(model, options)?;
     let facts = model
@@ -99,15 +98,14 @@ pub fn export(
 /// Refuses a place that holds something.
 ///
 /// # Errors
-/// Exit code 2.
-pub(super) fn refuse_taken(to: &Path) -> Result<(), Failure> {
+/// It does.
+pub(super) fn refuse_taken(to: &Path) -> Result<(), Error> {
     let is_empty = fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_none());
     if is_empty || fs::symlink_metadata(to).is_err() {
         return Ok(());
     }
     let what = if to.is_dir() { "holds files already" } else { "is a file" };
-    Err(Failure::new(ExitCode::Usage, format!("--to {}: {what}, expected a new or empty directory", to.display()))
-        .hint("give another directory, or delete this one yourself: nothing is overwritten"))
+    Err(Error::Taken { path: to.to_owned(), what })
 }
 
 /// The network and process as they go into the folder.
@@ -121,19 +119,15 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(model: &Model, options: ExportOptions<'_>) -> Result<Self, Failure> {
+    fn of(model: &Model, options: ExportOptions<'_>) -> Result<Self, Error> {
         let (mut unet, mut diffusion) = (model.config.model.clone(), model.config.diffusion.clone());
         if !options.epsilon_only {
             return Ok(Self { unet, diffusion, is_cut: false, removed: 0 });
         }
         let learned = diffusion.variance_type == VarianceType::LearnedRange;
         if !learned || diffusion.prediction_type != PredictionType::Epsilon {
-            let message = format!(
-                "--epsilon-only: {} has variance_type = \"{}\", expected \"learned_range\" with epsilon predicted",
-                model.origin.display(),
-                diffusion.variance_type.name()
-            );
-            return Err(Failure::new(ExitCode::Usage, message).hint("leave --epsilon-only out: nothing has to be cut"));
+            let variance = diffusion.variance_type.name();
+            return Err(Error::NothingToCut { model: model.origin.clone(), variance });
         }
         let channels = model.unet.image_shape().in_channels;
         unet.out_channels = Some(channels);
@@ -145,7 +139,7 @@ impl Shape {
 }
 
 /// The bytes of the weights' file.
-fn weights(model: &Model, shape: &Shape) -> Result<Vec<u8>, Failure> {
+fn weights(model: &Model, shape: &Shape) -> Result<Vec<u8>, Error> {
     let mut tensors = named_tensors(model.unet.layout(), &model.params.buffer().to_vec()?, "");
     if shape.is_cut {
         // The first C of 2C output channels are epsilon; PyTorch's layout has them first.
@@ -155,10 +149,9 @@ fn weights(model: &Model, shape: &Shape) -> Result<Vec<u8>, Failure> {
         }
     }
     let file = TensorFile { name: WEIGHTS_FILE.to_owned(), tensors };
-    let header = tensors::header(&file).map_err(|message| Failure::new(ExitCode::Other, message))?;
+    let header = tensors::header(&file).map_err(Error::other)?;
     let mut bytes = Vec::new();
-    tensors::write(&mut bytes, &header, &file.tensors)
-        .map_err(|error| Failure::caused_by(ExitCode::Other, "cannot write the weights to memory", &error))?;
+    tensors::write(&mut bytes, &header, &file.tensors).map_err(Error::caused("cannot write the weights to memory"))?;
     Ok(bytes)
 }
 
@@ -172,7 +165,7 @@ fn index() -> String {
 }
 
 /// A grid of samples as PNG: DDIM, so that the variance, and with it --epsilon-only, changes nothing.
-fn draw(model: &Model, num: usize, progress: &mut dyn FnMut(usize)) -> Result<Vec<u8>, Failure> {
+fn draw(model: &Model, num: usize, progress: &mut dyn FnMut(usize)) -> Result<Vec<u8>, Error> {
     let sampler = SamplerConfig {
         sampler: SamplerKind::Ddim,
         steps: Some(sample_steps(model.process.schedule().len())),
@@ -183,18 +176,18 @@ fn draw(model: &Model, num: usize, progress: &mut dyn FnMut(usize)) -> Result<Ve
         num,
         sampler: &sampler,
         start: Start::Seed(SAMPLE_SEED),
-        classes: all_classes(&model.config),
+        classes: model.config.all_classes(),
         guidance: None,
         batch_size: BATCH,
     };
-    let onlooker = &mut Onlooker { progress, proceed: &|| Ok(()), glimpse: &mut |_| Ok(()) };
+    let onlooker = &mut Onlooker { progress, proceed: &|| true, glimpse: &mut |_| Ok(()) };
     let images = model.painter().draw(&request, onlooker)?;
     let [_, height, width, _] = images.shape;
     Ok(encode(&grid(&images.pixels, images.shape, Layout::visible(height, width))?)?.bytes)
 }
 
 /// Writes all files beside `to`, then renames.
-fn write_folder(to: &Path, files: &[(PathBuf, Vec<u8>)]) -> Result<(), Failure> {
+fn write_folder(to: &Path, files: &[(PathBuf, Vec<u8>)]) -> Result<(), Error> {
     let name = to.file_name().map_or_else(|| "export".into(), |name| name.to_string_lossy().into_owned());
     let parent = parent_of(to);
     let temporary = parent.join(format!(".tmp-{name}-{}", std::process::id()));
@@ -210,7 +203,6 @@ fn write_folder(to: &Path, files: &[(PathBuf, Vec<u8>)]) -> Result<(), Failure> 
     write().map_err(|error| {
         // The first error is the one to tell; what is left has a name that says so.
         let _ = fs::remove_dir_all(&temporary);
-        Failure::caused_by(ExitCode::Other, format!("--to {}: cannot be written", to.display()), &error)
-            .hint(crate::durable::io_help(&error, to))
+        Error::Unwritable { path: to.to_owned(), cause: error }
     })
 }

@@ -3,16 +3,15 @@
 //! A diffusers folder says what a network is, not how it came to be. `ddpm.json` says that, in a folder; an imported
 //! checkpoint keeps it, so that whatever is exported again tells the same.
 
-use std::fs;
 use std::path::Path;
 
+use ddpm_run::checkpoint::Checkpoint;
+use ddpm_run::metrics::last_loss;
+use ddpm_run::shell;
+use ddpm_run::{RunPaths, RunRecord};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::checkpoint::{Checkpoint, parse_dir_name};
 use crate::config::TrainConfig;
-use crate::run_dir::{RunPaths, RunRecord};
-use crate::shell;
 
 /// The field of a checkpoint's state that holds an [`Imported`].
 pub(crate) const IMPORTED: &str = "imported";
@@ -88,34 +87,13 @@ impl Facts {
     /// Adds what the run of the checkpoint at `origin` knows besides, where there is one: the command that began it, and the
     /// last loss that it logged up to the checkpoint.
     pub(crate) fn with_run(mut self, origin: &Path) -> Self {
-        let step = origin.file_name().and_then(|name| name.to_str()).and_then(parse_dir_name);
-        let run = origin.parent().and_then(Path::parent);
-        if let (Some(run), true) = (run, step == Some(self.step)) {
-            let metrics = fs::read_to_string(RunPaths::new(run).metrics()).unwrap_or_default();
-            self.loss = last_loss(&metrics, self.step).or(self.loss);
-            let record = RunRecord::read(&RunPaths::new(run).record()).ok().flatten();
+        if let Some((run, step)) = RunPaths::of_checkpoint(origin)
+            && step == self.step
+        {
+            self.loss = last_loss(&run.metrics(), step).or(self.loss);
+            let record = RunRecord::read(&run.record()).ok().flatten();
             self.command = record.map(|record| shell::command(&record.command)).or(self.command);
         }
         self
-    }
-}
-
-fn last_loss(metrics: &str, step: u64) -> Option<f64> {
-    let records = metrics.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let until = records.take_while(|record| record["step"].as_u64().is_some_and(|logged| logged <= step));
-    until.last()?["loss"].as_f64()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::last_loss;
-
-    #[test]
-    fn the_loss_is_the_last_one_logged_up_to_the_checkpoint() {
-        let metrics = "{\"step\":1,\"loss\":0.5}\n{\"step\":3,\"loss\":0.25}\n{\"step\":9,\"loss\":0.1}\n{\"st";
-        assert_eq!(last_loss(metrics, 8), Some(0.25));
-        assert_eq!(last_loss(metrics, 9), Some(0.1));
-        assert_eq!(last_loss(metrics, 0), None);
-        assert_eq!(last_loss("", 5), None);
     }
 }

@@ -9,18 +9,17 @@ use candle_core::Device;
 use ddpm_model::diffusion::{DiffusionProcess, LossKind, VarianceType};
 use ddpm_model::params::{ParamSpec, Params};
 use ddpm_model::unet::{UNet, UNetConfig};
+use ddpm_run::checkpoint::{NamedTensor, tensors};
 use serde_json::Value;
 
 use super::config::{read_scheduler, read_unet};
 use super::{
-    FACTS_FILE, Facts, INDEX_FILE, MODELS, PICKLES, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR,
-    WEIGHTS_FILE, unreadable,
+    FACTS_FILE, Facts, INDEX_FILE, PICKLES, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
 };
-use crate::checkpoint::{NamedTensor, tensors};
 use crate::config::TrainConfig;
 use crate::config::types::{DataConfig, DiffusionConfig, LossConfig};
-use crate::error::{ExitCode, Failure};
-use crate::training::state::flat_from_tensors;
+use crate::error::{Cause, Error};
+use crate::weights::flat_from_tensors;
 
 /// A config file of diffusers is a page; this bounds what a hostile one can make us read.
 const MAX_JSON_BYTES: u64 = 1 << 20;
@@ -59,11 +58,11 @@ impl Folder {
     /// Reads the folder, and checks everything but the numbers themselves.
     ///
     /// # Errors
-    /// Exit code 6: the file and the key that is missing, damaged, or beyond this version.
-    pub fn read(path: &Path) -> Result<Self, Failure> {
+    /// The file and the key that is missing, damaged, or beyond this version.
+    pub fn read(path: &Path) -> Result<Self, Error> {
         if !path.is_dir() {
             let what = if path.exists() { "not a directory" } else { "no such directory" };
-            return Err(unreadable(format!("{}: {what}", path.display())).hint(MODELS));
+            return Err(Error::NotAModel { path: path.to_owned(), what: what.to_owned() });
         }
         check_index(path)?;
         let unet_dir = part_dir(path, UNET_DIR, UNET_CONFIG)?;
@@ -76,10 +75,7 @@ impl Folder {
         let facts = read_facts(&path.join(FACTS_FILE))?;
         let config = configuration(unet, diffusion, facts.as_ref());
         let weights = find_weights(&unet_dir)?;
-        let tensors = tensors::read(&weights).map_err(|error| {
-            Failure::from_error(ExitCode::Checkpoint, &error)
-                .hint("expected f32 weights as save_pretrained writes them: download the model again, or convert it")
-        })?;
+        let tensors = tensors::read(&weights).map_err(Error::Weights)?;
         let tensors = tensors.into_iter().map(modern).collect();
         Ok(Self { path: path.to_owned(), config, facts, weights, tensors })
     }
@@ -87,33 +83,32 @@ impl Folder {
     /// The network.
     ///
     /// # Errors
-    /// Exit code 6 for a configuration that cannot be.
-    pub fn unet(&self) -> Result<UNet, Failure> {
-        UNet::new(&self.config.model).map_err(|error| self.impossible(error.into()))
+    /// A configuration that cannot be.
+    pub fn unet(&self) -> Result<UNet, Error> {
+        UNet::new(&self.config.model).map_err(|error| self.impossible(&error))
     }
 
     /// The diffusion process.
     ///
     /// # Errors
-    /// Exit code 6 for a schedule that cannot be.
-    pub fn process(&self) -> Result<DiffusionProcess, Failure> {
-        DiffusionProcess::new(&self.config.diffusion).map_err(|error| self.impossible(error.into()))
+    /// A schedule that cannot be.
+    pub fn process(&self) -> Result<DiffusionProcess, Error> {
+        DiffusionProcess::new(&self.config.diffusion).map_err(|error| self.impossible(&error))
     }
 
     /// Our words for the key, and the folder it is wrong in.
-    fn impossible(&self, failure: Failure) -> Failure {
-        let message = format!("{}: {}", self.path.display(), failure.message);
-        Failure { code: ExitCode::Checkpoint, message, ..failure }
-            .hint("this version cannot run such a model; run it with diffusers, or choose another one")
+    fn impossible(&self, what: &dyn std::fmt::Display) -> Error {
+        let advice = "this version cannot run such a model; run it with diffusers, or choose another one";
+        Error::unreadable(&self.path, what, advice)
     }
 
     /// Its weights.
     ///
     /// # Errors
-    /// Exit code 6 if a tensor is missing, has another shape, or is not the network's.
-    pub fn params(&self, unet: &UNet, device: &Device) -> Result<Params, Failure> {
+    /// A tensor is missing, has another shape, or is not the network's.
+    pub fn params(&self, unet: &UNet, device: &Device) -> Result<Params, Error> {
         let layout = unet.layout();
-        let refuse = |what: String| unreadable(format!("{}: {what}", self.weights.display())).hint(MISMATCH);
+        let refuse = |what: String| Error::unreadable(&self.weights, what, MISMATCH);
         let held: HashMap<&str, &[usize]> =
             self.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice())).collect();
         // Shapes before room is taken: a hostile config could ask for any amount.
@@ -143,6 +138,7 @@ impl Folder {
     }
 }
 
+const DAMAGED: &str = "the file is damaged: download the model again";
 const MISMATCH: &str = "the weights belong to another config.json: download both again";
 
 /// Diffusers renamed the attention's layers in 0.12 (`Attention._convert_deprecated_attention_blocks`); the first
@@ -157,7 +153,7 @@ fn modern(mut tensor: NamedTensor) -> NamedTensor {
 }
 
 /// The folder's own word for what it is, where it has one.
-fn check_index(path: &Path) -> Result<(), Failure> {
+fn check_index(path: &Path) -> Result<(), Error> {
     let index = path.join(INDEX_FILE);
     if !index.is_file() {
         return Ok(());
@@ -168,47 +164,42 @@ fn check_index(path: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     let class = document.get("_class_name").and_then(Value::as_str).unwrap_or("unnamed pipeline");
-    let message = format!("{}: {class} with unet = {unet}, expected a pipeline of a UNet2DModel", index.display());
-    Err(unreadable(message).hint("only unconditional and class-conditional pixel models are read"))
+    let what = format!("{class} with unet = {unet}, expected a pipeline of a UNet2DModel");
+    Err(Error::unreadable(&index, what, "only unconditional and class-conditional pixel models are read"))
 }
 
 /// Where a part's config is: in its folder, or beside `model_index.json` as in the first published models.
-fn part_dir(path: &Path, part: &str, file: &str) -> Result<PathBuf, Failure> {
+fn part_dir(path: &Path, part: &str, file: &str) -> Result<PathBuf, Error> {
     let own = path.join(part);
-    [own.clone(), path.to_owned()].into_iter().find(|dir| dir.join(file).is_file()).ok_or_else(|| {
-        unreadable(format!("{}: no {part}/{file}, so this is no diffusers folder", path.display())).hint(MODELS)
+    [own.clone(), path.to_owned()].into_iter().find(|dir| dir.join(file).is_file()).ok_or_else(|| Error::NotAModel {
+        path: path.to_owned(),
+        what: format!("no {part}/{file}, so this is no diffusers folder"),
     })
 }
 
-fn find_weights(dir: &Path) -> Result<PathBuf, Failure> {
+fn find_weights(dir: &Path) -> Result<PathBuf, Error> {
     let weights = dir.join(WEIGHTS_FILE);
     if weights.is_file() {
         return Ok(weights);
     }
     if let Some(pickle) = PICKLES.iter().map(|name| dir.join(name)).find(|path| path.is_file()) {
-        let message = format!(
-            "{}: a pickle, which can run any code when it is read, so it is not; expected {WEIGHTS_FILE}",
-            pickle.display()
-        );
-        let hint = "convert it where you trust it: UNet2DModel.from_pretrained(DIR, use_safetensors=False)\
+        let what = format!("a pickle, which can run any code when it is read, so it is not; expected {WEIGHTS_FILE}");
+        let advice = "convert it where you trust it: UNet2DModel.from_pretrained(DIR, use_safetensors=False)\
                     .save_pretrained(DIR), or download the safetensors file of the model";
-        return Err(unreadable(message).hint(hint));
+        return Err(Error::unreadable(&pickle, what, advice));
     }
     let index = dir.join(format!("{WEIGHTS_FILE}.index.json"));
     if index.is_file() {
-        let message = format!("{}: weights in several files, expected one {WEIGHTS_FILE}", index.display());
-        return Err(unreadable(message).hint("write it as one: save_pretrained(DIR, max_shard_size=\"100GB\")"));
+        let what = format!("weights in several files, expected one {WEIGHTS_FILE}");
+        return Err(Error::unreadable(&index, what, "write it as one: save_pretrained(DIR, max_shard_size=\"100GB\")"));
     }
-    Err(unreadable(format!("{}: no {WEIGHTS_FILE}", dir.display())).hint("download the whole model again"))
+    Err(Error::unreadable(dir, format!("no {WEIGHTS_FILE}"), "download the whole model again"))
 }
 
-fn read_json(path: &Path) -> Result<Value, Failure> {
-    let damaged = |error: &(dyn std::error::Error + 'static), what: &str| {
-        Failure::caused_by(ExitCode::Checkpoint, format!("{}: {what}", path.display()), error)
-            .hint("the file is damaged: download the model again")
-    };
-    let bytes = read_limited(path).map_err(|error| damaged(&error, "cannot be read"))?;
-    serde_json::from_slice(&bytes).map_err(|error| damaged(&error, "not JSON"))
+fn read_json(path: &Path) -> Result<Value, Error> {
+    let damaged = |cause: Cause, what: &str| Error::unreadable_for(path, what, DAMAGED, cause);
+    let bytes = read_limited(path).map_err(|error| damaged(error.into(), "cannot be read"))?;
+    serde_json::from_slice(&bytes).map_err(|error| damaged(error.into(), "not JSON"))
 }
 
 pub(super) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
@@ -221,18 +212,17 @@ pub(super) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn read_facts(path: &Path) -> Result<Option<Facts>, Failure> {
+fn read_facts(path: &Path) -> Result<Option<Facts>, Error> {
     if !path.is_file() {
         return Ok(None);
     }
     serde_json::from_value(read_json(path)?).map(Some).map_err(|error| {
-        Failure::caused_by(ExitCode::Checkpoint, format!("{}: not understood", path.display()), &error)
-            .hint("it only tells of the training, perhaps of a newer ddpm: delete it to use the model without")
+        let advice = "it only tells of the training, perhaps of a newer ddpm: delete it to use the model without";
+        Error::unreadable_for(path, "not understood", advice, error.into())
     })
 }
 
-fn check_limits(path: &Path, unet: &UNetConfig) -> Result<(), Failure> {
-    let place = path.display();
+fn check_limits(path: &Path, unet: &UNetConfig) -> Result<(), Error> {
     let document = serde_json::json!(unet);
     for (key, limit) in LIMITS {
         let values = match &document[key] {
@@ -240,17 +230,16 @@ fn check_limits(path: &Path, unet: &UNetConfig) -> Result<(), Failure> {
             value => value.as_u64().into_iter().collect::<Vec<_>>(),
         };
         if let Some(value) = values.iter().find(|&&value| value > limit) {
-            return Err(unreadable(format!("{place}: {key} = {value}: expected at most {limit}"))
-                .hint("the file is damaged: download the model again"));
+            return Err(Error::unreadable(path, format!("{key} = {value}: expected at most {limit}"), DAMAGED));
         }
     }
     if unet.levels() > MAX_LEVELS {
-        return Err(unreadable(format!("{place}: {} levels, expected at most {MAX_LEVELS}", unet.levels()))
-            .hint("the file is damaged: download the model again"));
+        let what = format!("{} levels, expected at most {MAX_LEVELS}", unet.levels());
+        return Err(Error::unreadable(path, what, DAMAGED));
     }
     if unet.sample_size.is_none() {
-        return Err(unreadable(format!("{place}: sample_size = null: expected the side of the images in pixels"))
-            .hint("write the size the model was trained at into the file"));
+        let what = "sample_size = null: expected the side of the images in pixels";
+        return Err(Error::unreadable(path, what, "write the size the model was trained at into the file"));
     }
     Ok(())
 }
@@ -260,25 +249,25 @@ fn check_channels(
     unet: &UNetConfig,
     scheduler_path: &Path,
     diffusion: &DiffusionConfig,
-) -> Result<(), Failure> {
+) -> Result<(), Error> {
     let (channels, found) = (unet.in_channels.unwrap_or_default(), unet.out_channels.unwrap_or_default());
     let expected = diffusion.variance_type.out_channels(channels);
     if !matches!(channels, 1 | 3) {
-        let message = format!("{}: in_channels = {channels}: expected 1 (grey) or 3 (RGB)", unet_path.display());
-        return Err(unreadable(message).hint("only models of pixels are read; run this one with diffusers"));
+        let what = format!("in_channels = {channels}: expected 1 (grey) or 3 (RGB)");
+        let advice = "only models of pixels are read; run this one with diffusers";
+        return Err(Error::unreadable(unet_path, what, advice));
     }
     if found == expected {
         return Ok(());
     }
     let variance = diffusion.variance_type.name();
-    let message = format!(
-        "{}: out_channels = {found}: expected {expected}, for in_channels = {channels} and variance_type = \
+    let what = format!(
+        "out_channels = {found}: expected {expected}, for in_channels = {channels} and variance_type = \
          \"{variance}\" in {}",
-        unet_path.display(),
         scheduler_path.display()
     );
-    Err(unreadable(message)
-        .hint("a model that learns its variance has variance_type \"learned_range\" and 2C channels"))
+    let advice = "a model that learns its variance has variance_type \"learned_range\" and 2C channels";
+    Err(Error::unreadable(unet_path, what, advice))
 }
 
 /// The network and process of the folder; of the rest what its facts say, as far as it goes with them.

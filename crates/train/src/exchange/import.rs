@@ -7,22 +7,22 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use ddpm_run::RunDir;
+use ddpm_run::checkpoint::{EpochPosition, Snapshot, State, save};
 use serde_json::json;
 
 use super::export::refuse_taken;
-use super::{FACTS_FILE, Folder, IMPORTED, Imported, locate, unreadable};
-use crate::checkpoint::{EpochPosition, Snapshot, State, save};
+use super::{FACTS_FILE, Folder, IMPORTED, Imported, locate};
 use crate::config::types::DataConfig;
 use crate::config::{Resolved, TrainConfig, TrainPlan, config_hash};
-use crate::error::{ExitCode, Failure};
-use crate::run_dir::RunDir;
-use crate::training::state::{CONFIG, untrained_files};
+use crate::error::Error;
+use crate::weights::{CONFIG, untrained_files};
 
 /// Makes the run directory `to` of the folder or the model of the hub `from`, of whose fetching `tell` is told; returns the checkpoint and the configuration.
 ///
 /// # Errors
-/// Exit code 6 if `from` is no model that this version can run, 2 if `to` is taken, 7 if the hub does not give it.
-pub fn import(from: &Path, to: &Path, tell: &dyn Fn(&str)) -> Result<(PathBuf, TrainConfig), Failure> {
+/// `from` is no model that this version can run, `to` is taken, or the hub does not give it.
+pub fn import(from: &Path, to: &Path, tell: &dyn Fn(&str)) -> Result<(PathBuf, TrainConfig), Error> {
     refuse_taken(to)?;
     let located = locate(from, tell)?;
     let folder = Folder::read(&located.path)?;
@@ -46,26 +46,23 @@ pub fn import(from: &Path, to: &Path, tell: &dyn Fn(&str)) -> Result<(PathBuf, T
 }
 
 /// What can be computed but not trained on images here is refused before anything is written.
-fn refuse_untrainable(from: &Path, config: &TrainConfig) -> Result<(), Failure> {
+fn refuse_untrainable(from: &Path, config: &TrainConfig) -> Result<(), Error> {
     if config.model.class_embed_type.is_some() && config.model.num_class_embeds.is_none() {
-        let message = format!(
-            "{}: class_embed_type is set but num_class_embeds = null: expected the number of classes",
-            from.display()
-        );
-        return Err(unreadable(message).hint("write it into unet/config.json: training must know how many there are"));
+        let what = "class_embed_type is set but num_class_embeds = null: expected the number of classes";
+        let advice = "write it into unet/config.json: training must know how many there are";
+        return Err(Error::unreadable(from, what, advice));
     }
     Ok(())
 }
 
 /// Refuses settings of `ddpm.json` that no run can have.
-fn check(from: &Path, config: &TrainConfig) -> Result<(), Failure> {
+fn check(from: &Path, config: &TrainConfig) -> Result<(), Error> {
     let mut config = config.clone();
     // The user sets it for training.
     config.data.source = "images".to_owned();
-    TrainPlan::new(&Resolved::from_config(&from.join(FACTS_FILE), config)).map(|_| ()).map_err(|error| {
-        let failure = Failure::from(error);
-        Failure { code: ExitCode::Checkpoint, ..failure }
-    })
+    TrainPlan::new(&Resolved::from_config(&from.join(FACTS_FILE), config))
+        .map(|_| ())
+        .map_err(|error| Error::ForeignConfig(Box::new(error)))
 }
 
 /// A run of its own: other data, another name, and counting from 0. Of somebody else's run only what describes the

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::folder::read_limited;
-use crate::error::{ExitCode, Failure};
+use crate::error::{Cause, Error};
 
 /// Bits per dimension; of the document only what a card shows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,19 +26,16 @@ impl Measured {
     /// Reads the document.
     ///
     /// # Errors
-    /// Exit code 2 if it cannot be read, or is another document.
-    pub fn read(path: &Path) -> Result<Self, Failure> {
-        const HINT: &str = "expected what `ddpm eval nll MODEL --data SOURCE --json` prints";
-        let place = path.display();
-        let unread = |error: &(dyn std::error::Error + 'static)| {
-            Failure::caused_by(ExitCode::Usage, format!("--metrics {place}: cannot be read"), error).hint(HINT)
-        };
-        let bytes = read_limited(path).map_err(|error| unread(&error))?;
-        let measured: Self = serde_json::from_slice(&bytes).map_err(|error| unread(&error))?;
+    /// It cannot be read, or is another document.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let wrong = |what, cause: Option<Cause>| Error::Measurements { path: path.to_owned(), what, cause };
+        let unread = |cause: Cause| wrong("cannot be read", Some(cause));
+        let bytes = read_limited(path).map_err(|error| unread(error.into()))?;
+        let measured: Self = serde_json::from_slice(&bytes).map_err(|error| unread(error.into()))?;
         let numbers = [Some(measured.bits_per_dim), measured.standard_error];
         if numbers.iter().flatten().all(|number| number.is_finite()) {
             return Ok(measured);
         }
-        Err(Failure::new(ExitCode::Usage, format!("--metrics {place}: a number that is not finite")).hint(HINT))
+        Err(wrong("a number that is not finite", None))
     }
 }

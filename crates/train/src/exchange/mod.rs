@@ -21,6 +21,7 @@
 //! | `facts` | what is known of a model's training |
 //! | `export`, `card` | the folder, written |
 //! | `measured` | what a card tells of a model's quality |
+//! | `model` | a trained model, whatever it is read from: a run, a checkpoint, a folder, the hub |
 //! | `import` | the folder as the start of a run |
 
 mod card;
@@ -30,9 +31,11 @@ mod facts;
 mod folder;
 mod import;
 mod measured;
+mod model;
 
 use std::path::{Path, PathBuf};
 
+use ddpm_hub::{HubError, SCHEME, Settings};
 pub use ddpm_model::diffusers::DIFFUSERS_VERSION;
 pub use export::{ExportOptions, Exported, export};
 pub(crate) use facts::IMPORTED;
@@ -40,11 +43,9 @@ pub use facts::{Facts, Imported};
 pub use folder::Folder;
 pub use import::import;
 pub use measured::Measured;
+pub use model::{Model, is_diffusers_folder};
 
-use crate::error::{ExitCode, Failure};
-use crate::hub::SCHEME;
-#[cfg(feature = "hub")]
-use crate::hub::Settings;
+use crate::error::Error;
 
 /// Images on a card where no number is given.
 pub const CARD_SAMPLES: usize = 16;
@@ -60,8 +61,7 @@ const CARD_FILE: &str = "README.md";
 const SAMPLES_FILE: &str = "samples.png";
 
 /// Whatever a folder is read from: in its sub-folders, or side by side as in the first published models.
-#[cfg(feature = "hub")]
-pub(crate) const MODEL_FILES: [&str; 8] = [
+const MODEL_FILES: [&str; 8] = [
     INDEX_FILE,
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
@@ -73,11 +73,7 @@ pub(crate) const MODEL_FILES: [&str; 8] = [
 ];
 
 /// The formats that run code when read.
-pub(crate) const PICKLES: [&str; 3] = ["diffusion_pytorch_model.bin", "pytorch_model.bin", "model.ckpt"];
-
-/// What a model may be, for messages.
-pub const MODELS: &str = "name a run directory (runs/NAME), a checkpoint (runs/NAME/checkpoints/step-...), \
-                          a diffusers folder or hf://owner/name";
+const PICKLES: [&str; 3] = ["diffusion_pytorch_model.bin", "pytorch_model.bin", "model.ckpt"];
 
 /// A model's place on this disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,33 +87,31 @@ pub struct Located {
 /// The place of what a user named; a model of the hub is fetched, and `tell` is told so.
 ///
 /// # Errors
-/// Exit code 2 for `hf://...` that is no name, or in a program without the hub; 7 if the hub does not give it.
-pub fn locate(named: &Path, tell: &dyn Fn(&str)) -> Result<Located, Failure> {
+/// `hf://...` that is no name, or in a program without the hub; the hub does not give it.
+pub fn locate(named: &Path, tell: &dyn Fn(&str)) -> Result<Located, Error> {
     match named.to_str().filter(|text| text.starts_with(SCHEME)) {
         Some(text) => locate_on_hub(text, tell),
         None => Ok(Located { path: named.to_owned(), name: named.to_owned() }),
     }
 }
 
-#[cfg(feature = "hub")]
-fn locate_on_hub(text: &str, tell: &dyn Fn(&str)) -> Result<Located, Failure> {
-    let model = text.parse().map_err(|expected: String| {
-        Failure::new(ExitCode::Usage, format!("{text}: {expected}"))
-            .hint("write hf://owner/name, or hf://owner/name@revision")
-    })?;
-    let pulled = crate::hub::pull(&model, Settings::from_environment()?, tell)?;
+fn locate_on_hub(text: &str, tell: &dyn Fn(&str)) -> Result<Located, Error> {
+    if !cfg!(feature = "hub") {
+        return Err(Error::WithoutHub { name: text.to_owned() });
+    }
+    let model = text.parse().map_err(|expected| Error::HubName { name: text.to_owned(), expected })?;
+    let pulled =
+        ddpm_hub::pull(&model, &MODEL_FILES, Settings::from_environment()?, tell).map_err(|error| match error {
+            HubError::NoWeights { model, files } => {
+                Error::NoWeights { model, pickle: files.into_iter().find(|path| is_pickle(path)) }
+            }
+            other => other.into(),
+        })?;
     Ok(Located { path: pulled.folder, name: pulled.name.into() })
 }
 
-#[cfg(not(feature = "hub"))]
-fn locate_on_hub(text: &str, _: &dyn Fn(&str)) -> Result<Located, Failure> {
-    let name = text.trim_start_matches(SCHEME);
-    Err(Failure::new(ExitCode::Usage, format!("{text}: this program was built without the feature `hub`"))
-        .hint(format!("download it (`hf download {name} --local-dir DIR`) and name the folder")))
-}
-
-fn unreadable(message: impl Into<String>) -> Failure {
-    Failure::new(ExitCode::Checkpoint, message)
+fn is_pickle(path: &str) -> bool {
+    PICKLES.contains(&path.rsplit('/').next().unwrap_or_default())
 }
 
 #[cfg(all(test, not(feature = "hub")))]
@@ -125,9 +119,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_the_hub_its_models_are_refused_with_another_way() {
-        let failure = locate(Path::new("hf://me/clothes"), &|_| {}).expect_err("there is no hub");
-        let text = failure.to_string();
-        assert!(text.contains("without the feature `hub`") && text.contains("hf download me/clothes"), "{text}");
+    fn without_the_hub_its_models_are_refused() {
+        let error = locate(Path::new("hf://me/clothes"), &|_| {}).expect_err("there is no hub");
+        assert!(error.to_string().contains("without the feature `hub`"), "{error}");
     }
 }

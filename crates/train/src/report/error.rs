@@ -3,7 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::durable::io_help;
+use ddpm_run::RunError;
+use ddpm_run::durable::io_help;
 
 /// Why a report was not written.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +20,9 @@ pub enum ReportError {
         #[source]
         source: io::Error,
     },
+    /// A file of the run cannot be written.
+    #[error(transparent)]
+    Run(#[from] RunError),
     /// The bytes are not the picture they are said to be.
     #[error("picture: {found}, expected {expected}")]
     Picture {
@@ -37,6 +41,7 @@ impl ReportError {
     pub fn help(&self) -> String {
         match self {
             Self::Io { path, source, .. } => io_help(source, path),
+            Self::Run(error) => error.help(),
             Self::Picture { .. } => "ask for fewer or smaller pictures, with 1 or 3 channels".into(),
             Self::Encode(_) => "ask for fewer or smaller pictures".into(),
         }

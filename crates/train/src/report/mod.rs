@@ -5,7 +5,6 @@
 //!
 //! | module | writes |
 //! | --- | --- |
-//! | [`jsonl`] | `metrics.jsonl`, `log.jsonl` |
 //! | [`tensorboard`] | `events/` |
 //! | [`pictures`] | sample grids as PNG |
 //! | [`plot`] | curves as PNG |
@@ -13,18 +12,16 @@
 //! | [`counter`] | those of any other long work |
 //! | [`terminal`] | nothing: what stderr can show |
 
-pub(crate) mod clock;
 pub mod counter;
 mod error;
-pub mod jsonl;
-mod metrics;
 pub mod pictures;
 pub mod plot;
 pub mod progress;
 mod reporter;
 pub mod tensorboard;
 pub mod terminal;
+#[cfg(test)]
+mod testing;
 
 pub use error::ReportError;
-pub use metrics::{MetricRecord, Timing};
 pub use reporter::{Reporter, ReporterOptions};

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
+use ddpm_run::durable::replace_file;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage};
 
 use super::ReportError;
-use crate::durable::replace_file;
 
 /// The most pixels a picture may have: 400 MB of RGB is a mistake, not a picture.
 const MAX_PIXELS: u64 = 1 << 27;

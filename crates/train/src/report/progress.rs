@@ -4,9 +4,9 @@ use std::fmt::{self, Write as _};
 use std::io::{Write, stderr};
 use std::time::{Duration, Instant};
 
+use ddpm_run::metrics::MetricRecord;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::MetricRecord;
 use super::terminal::Terminal;
 
 /// How much is said.
@@ -157,7 +157,7 @@ mod tests {
     use std::io;
     use std::sync::{Arc, Mutex};
 
-    use super::super::metrics::testing::record;
+    use super::super::testing::record;
     use super::*;
 
     #[derive(Clone, Default)]

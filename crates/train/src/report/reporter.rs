@@ -1,12 +1,14 @@
 //! What the loop talks to.
 
-use super::jsonl::{JsonLines, Level, LogRecord, truncate_after};
+use ddpm_run::jsonl::{JsonLines, Level, LogRecord, truncate_after};
+use ddpm_run::metrics::MetricRecord;
+use ddpm_run::{RunDir, RunPaths};
+
+use super::ReportError;
 use super::pictures::{self, Png};
 use super::progress::{Progress, Verbosity};
 use super::tensorboard::EventWriter;
 use super::terminal::Terminal;
-use super::{MetricRecord, ReportError};
-use crate::run_dir::{RunDir, RunPaths};
 
 /// What to report where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +64,7 @@ impl Reporter {
     /// A step is logged.
     pub fn metrics(&mut self, record: &MetricRecord) {
         self.progress.metrics(record);
-        let line = self.metrics.as_mut().map_or(Ok(()), |lines| lines.write(record));
+        let line = self.metrics.as_mut().map_or(Ok(()), |lines| lines.write(record).map_err(ReportError::from));
         self.complain("metrics.jsonl", line);
         let event = self.events.as_mut().map_or(Ok(()), |events| events.scalars(record.step, &record.scalars()));
         self.complain("events", event);
@@ -71,7 +73,7 @@ impl Reporter {
     /// Makes the metrics durable. To be called before a checkpoint is written: a checkpoint that survives a power failure
     /// must not be ahead of them.
     pub fn sync(&mut self) {
-        let synced = self.metrics.as_mut().map_or(Ok(()), JsonLines::sync);
+        let synced = self.metrics.as_mut().map_or(Ok(()), |lines| lines.sync().map_err(ReportError::from));
         self.complain("metrics.jsonl", synced);
     }
 
@@ -123,7 +125,7 @@ impl Reporter {
     fn log(&mut self, level: Level, message: &str) {
         let written = self.log.write(&LogRecord::now(level, self.step, message));
         if let Err(error) = written {
-            self.complain_once("log.jsonl", &error);
+            self.complain_once("log.jsonl", &error.into());
         }
     }
 
@@ -148,7 +150,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::fs;
 
-    use super::super::metrics::testing::record;
+    use super::super::testing::record;
     use super::*;
 
     fn options(first: u64) -> ReporterOptions {

@@ -14,11 +14,12 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use ddpm_run::clock;
+use ddpm_run::lock::host_name;
 use prost::Message;
 
+use super::ReportError;
 use super::pictures::Png;
-use super::{ReportError, clock};
-use crate::run_dir::host_name;
 use proto::{Event, Image, PluginData, SessionLog, Summary, SummaryMetadata, Tensor, TensorShape, Value, event, value};
 
 /// What readers look for to know that session starts are meant.

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use candle_core::Device;
-use ddpm_data::{LoaderConfig, Source};
+use ddpm_data::{LoaderConfig, Share, Source};
 use ddpm_model::diffusion::SamplerConfig;
+use ddpm_run::RunDir;
 
-use super::model::all_classes;
-use super::pictures::{BATCH, Request, Start};
 use crate::config::{TrainConfig, TrainPlan};
-use crate::run_dir::RunDir;
+use crate::drawing::{BATCH, Request, Start};
 
 /// What stays the same for the whole run.
 pub(super) struct RunContext<'a> {
@@ -20,17 +19,17 @@ pub(super) struct RunContext<'a> {
 }
 
 /// The loader of a plan's data.
-pub(super) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
+pub(crate) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
     let config = plan.config();
     let data = &config.data;
     LoaderConfig {
         seed: config.run.seed,
-        batch_size: config.train.batch_size,
+        share: Share::whole(config.train.batch_size),
         image_size: data.image_size,
         channels: data.channels,
         crop: data.crop,
         flip: data.flip,
-        num_classes: super::model::data_classes(config),
+        num_classes: config.data_classes(),
         on_corrupt: data.on_corrupt,
         max_corrupt: data.max_corrupt,
         workers: data.workers,
@@ -39,7 +38,7 @@ pub(super) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
 }
 
 /// The sampler of the pictures during training.
-pub(super) fn sampler_config(config: &TrainConfig) -> SamplerConfig {
+pub(crate) fn sampler_config(config: &TrainConfig) -> SamplerConfig {
     let sample = &config.sample;
     SamplerConfig {
         sampler: sample.sampler,
@@ -50,20 +49,20 @@ pub(super) fn sampler_config(config: &TrainConfig) -> SamplerConfig {
 }
 
 /// What such a picture shows.
-pub(super) fn picture_request<'a>(config: &TrainConfig, sampler: &'a SamplerConfig) -> Request<'a> {
+pub(crate) fn picture_request<'a>(config: &TrainConfig, sampler: &'a SamplerConfig) -> Request<'a> {
     let settings = &config.sample;
     Request {
         num: settings.num,
         sampler,
         start: Start::Seed(settings.seed),
-        classes: all_classes(config),
+        classes: config.all_classes(),
         guidance: None,
         batch_size: BATCH.min(settings.num),
     }
 }
 
 /// A device in words.
-pub(super) fn device_name(device: &Device) -> String {
+pub(crate) fn device_name(device: &Device) -> String {
     match device {
         Device::Cpu => {
             let level = ddpm_kernels::simd::level().name();

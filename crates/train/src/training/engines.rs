@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use ddpm_kernels::cuda::{Choices, Gpu};
+use ddpm_run::RunPaths;
+use ddpm_run::durable::replace_file;
 use serde::{Deserialize, Serialize};
 
-use crate::durable::replace_file;
-use crate::error::Failure;
-use crate::run_dir::RunPaths;
+use crate::error::Error;
 
 /// What was decided on a run's GPU, and what of it is in the file.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Engines {
     ///
     /// # Errors
     /// A GPU that does not answer.
-    pub(super) fn of_run(paths: &RunPaths, device: &Device) -> Result<Option<(Self, Option<String>)>, Failure> {
+    pub(super) fn of_run(paths: &RunPaths, device: &Device) -> Result<Option<(Self, Option<String>)>, Error> {
         if !device.is_cuda() {
             return Ok(None);
         }

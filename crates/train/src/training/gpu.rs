@@ -24,15 +24,15 @@ use ddpm_model::ModelError;
 use ddpm_model::diffusion::DrawnTimesteps;
 use ddpm_model::tape::{DropoutStream, Tape};
 use ddpm_model::unet::{Condition, UNet};
+use ddpm_run::memory::format_bytes;
 
 use super::gpu_memory::GpuEstimate;
 use super::outcome::{Phases, SampleLosses, StepOutcome};
-use super::replay::{Labels, labels_dtype};
 use super::step::{Trainer, diverged};
 use crate::config::TrainPlan;
 use crate::config::types::{Precision, TrainConfig};
-use crate::error::{ExitCode, Failure};
-use crate::memory::format_bytes;
+use crate::drawing::replay::{Labels, labels_dtype};
+use crate::error::Error;
 
 /// Where f16's loss scale starts, as PyTorch's.
 const FIRST_LOSS_SCALE: f64 = 65_536.0;
@@ -109,7 +109,7 @@ impl GpuSteps {
     }
 
     /// For a run of `plan` on a GPU.
-    pub(super) fn new(plan: &TrainPlan, unet: &UNet, device: &Device) -> Result<Self, Failure> {
+    pub(super) fn new(plan: &TrainPlan, unet: &UNet, device: &Device) -> Result<Self, Error> {
         let gpu = Gpu::of(device)?;
         let data = &plan.config().data;
         let n = plan.config().train.batch_size;
@@ -149,18 +149,19 @@ impl GpuSteps {
     }
 
     /// Gives back all memory that is kept for later, the recording's too; whether there was one.
-    pub(super) fn give_back_recording(&mut self) -> Result<bool, Failure> {
+    pub(super) fn give_back_recording(&mut self) -> Result<bool, Error> {
         let there = self.recording.take().is_some();
         self.gpu.give_back_unused()?;
         Ok(there)
     }
 
     /// Why a step with so many images at once cannot be: what it needs, what there is, what would fit.
-    fn does_not_fit(&self, images: usize, error: &ModelError) -> Failure {
+    fn does_not_fit(&self, images: usize, error: ModelError) -> Error {
+        let cause = Box::new(error);
         let plural = if images == 1 { "" } else { "s" };
         let mut message = format!("a step with {images} image{plural} at once does not fit into the GPU's memory");
         let (Ok(room), Ok(estimate)) = (self.gpu.memory(), GpuEstimate::new(&self.config)) else {
-            return Failure::caused_by(ExitCode::Device, message, error);
+            return Error::StepTooLarge { message, advice: None, cause };
         };
         // Nothing of the step is left, so what is free is there for activations: what lasts has its place already.
         let needs = estimate.of(images);
@@ -171,13 +172,13 @@ impl GpuSteps {
             format_bytes(there),
             format_bytes(room.total)
         );
-        Failure::caused_by(ExitCode::Device, message, error).hint(estimate.advice(images, there))
+        Error::StepTooLarge { message, advice: Some(estimate.advice(images, there)), cause }
     }
 }
 
 impl Trainer {
     /// Queues the step that learns from `batch`.
-    pub(super) fn queue_step(&mut self, gpu: &mut GpuSteps, batch: &Batch) -> Result<(), Failure> {
+    pub(super) fn queue_step(&mut self, gpu: &mut GpuSteps, batch: &Batch) -> Result<(), Error> {
         // A sampler that learns from the losses must have seen those of the step before.
         let (step, n) = (self.steps_taken(), batch.shape[0]);
         let most = if self.timestep_sampler.history().is_some() { 0 } else { IN_FLIGHT - 1 };
@@ -199,10 +200,10 @@ impl Trainer {
         ];
         let labels = labels.zip(gpu.labels).map(|(labels, dtype)| Labels::new(labels, dtype));
         numbers.extend(labels.as_ref().map(Labels::numbers));
-        let sent = gpu.upload.send(&numbers).map_err(Failure::from);
-        if let Err(failure) = sent.and_then(|()| self.run_or_replay(gpu, n)) {
+        let sent = gpu.upload.send(&numbers).map_err(Error::from);
+        if let Err(error) = sent.and_then(|()| self.run_or_replay(gpu, n)) {
             self.optimizer.uncount_step();
-            return Err(failure);
+            return Err(error);
         }
         gpu.download.ask(&[&gpu.results, gpu.device_step.state_tensor()])?;
         let phases = Phases { forward: gpu.last.elapsed(), ..Phases::default() };
@@ -219,7 +220,7 @@ impl Trainer {
         gpu: &mut GpuSteps,
         batch: &Batch,
         profiled: bool,
-    ) -> Result<Phases, Failure> {
+    ) -> Result<Phases, Error> {
         self.read_steps(gpu, 0)?;
         // A recording keeps its memory, and there may be none left for a step beside it.
         gpu.give_back_recording()?;
@@ -243,7 +244,7 @@ impl Trainer {
         Ok(phases)
     }
 
-    fn run_or_replay(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), Failure> {
+    fn run_or_replay(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), Error> {
         let as_it_is = gpu.marks.is_some() || !gpu.gpu.uses(Family::Graph);
         if as_it_is || (gpu.recording.is_none() && gpu.unrecorded > 0) {
             self.run_as_it_is(gpu, n)?;
@@ -297,7 +298,7 @@ impl Trainer {
     }
 
     /// Runs a step as it is, with fewer images at once for as long as memory does not suffice.
-    fn run_as_it_is(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), Failure> {
+    fn run_as_it_is(&mut self, gpu: &mut GpuSteps, n: usize) -> Result<(), Error> {
         let mut given_back = false;
         loop {
             let queued = self.queue_work(gpu, n).and_then(|()| Ok(gpu.gpu.synchronize()?));
@@ -306,7 +307,7 @@ impl Trainer {
                     gpu.gpu.give_back_unused()?;
                     let tried_with_all = std::mem::replace(&mut given_back, true);
                     if tried_with_all && !self.halve(gpu) {
-                        return Err(gpu.does_not_fit(self.micro_batch, &error));
+                        return Err(gpu.does_not_fit(self.micro_batch, error));
                     }
                 }
                 other => return Ok(other?),
@@ -349,7 +350,7 @@ impl Trainer {
     }
 
     /// Reads the results of the oldest steps until `most` are left, waiting for them.
-    pub(super) fn read_steps(&mut self, gpu: &mut GpuSteps, most: usize) -> Result<(), Failure> {
+    pub(super) fn read_steps(&mut self, gpu: &mut GpuSteps, most: usize) -> Result<(), Error> {
         while gpu.download.pending() > most {
             let Some(results) = gpu.download.read()? else { break };
             let Some(Pending { drawn, lr, phases }) = gpu.pending.pop_front() else { break };

@@ -7,10 +7,10 @@
 use ddpm_model::ModelError;
 use ddpm_model::tape::Sketch;
 use ddpm_model::unet::UNet;
+use ddpm_run::memory::format_bytes;
 use serde::Serialize;
 
 use crate::config::types::{Precision, TrainConfig};
-use crate::memory::format_bytes;
 
 /// The batch where the step reads it, and those that wait (`IN_FLIGHT` of the kernels).
 const BATCHES: usize = 1 + 4;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::step::Trainer;
-use crate::error::Failure;
+use crate::error::Error;
 
 /// The part of a [`StepState`] that outlives a process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -21,7 +21,7 @@ struct LossScale {
 
 impl Trainer {
     /// The loss scale for a checkpoint, where there is one. Waits for the steps that are queued.
-    pub(super) fn loss_scale(&self) -> Result<Option<Value>, Failure> {
+    pub(super) fn loss_scale(&self) -> Result<Option<Value>, Error> {
         let Some(gpu) = &self.gpu else { return Ok(None) };
         let state = gpu.device_step.state()?;
         let StepState { loss_scale: scale, steady_steps, skipped, .. } = state;
@@ -30,7 +30,7 @@ impl Trainer {
     }
 
     /// Goes on with what a checkpoint says, where this training has a loss scale; false if it says nothing that can be.
-    pub(super) fn restore_loss_scale(&self, value: &Value) -> Result<bool, Failure> {
+    pub(super) fn restore_loss_scale(&self, value: &Value) -> Result<bool, Error> {
         let Some(gpu) = &self.gpu else { return Ok(true) };
         let Ok(LossScale { scale, steady_steps, skipped }) = LossScale::deserialize(value) else { return Ok(false) };
         if !(scale >= 1.0 && skipped <= self.steps_taken() && steady_steps <= self.steps_taken()) {

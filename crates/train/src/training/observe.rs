@@ -3,23 +3,24 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use ddpm_run::checkpoint::{CheckpointError, Outcome, Retention, Writer};
+use ddpm_run::memory;
+use ddpm_run::metrics::Timing;
+
 use super::context::{RunContext, picture_request, sampler_config};
 #[cfg(feature = "cuda")]
 use super::engines::Engines;
 use super::outcome::{Phases, StepOutcome};
-use super::pictures::{Images, Painter, Request};
 use super::state::Position;
 use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
-#[cfg(feature = "hub")]
 use super::upload::{Report, Uploader};
 use super::window::Window;
-use crate::checkpoint::{CheckpointError, Outcome, Retention, Writer};
 use crate::config::{Cadence, take_gpu_notices};
-use crate::error::{ExitCode, Failure, in_one_line};
-use crate::memory;
+use crate::drawing::{Images, Painter, Request};
+use crate::error::{Error, Kind, in_one_line};
+use crate::report::Reporter;
 use crate::report::pictures::{Layout, encode, grid};
-use crate::report::{Reporter, Timing};
 
 /// See the module.
 pub(super) struct Observers<'a> {
@@ -33,7 +34,6 @@ pub(super) struct Observers<'a> {
     clock: Clock,
     saved: Saved,
     longest: Longest,
-    #[cfg(feature = "hub")]
     uploader: Option<Uploader>,
     #[cfg(feature = "cuda")]
     engines: Option<Engines>,
@@ -98,21 +98,20 @@ impl<'a> Observers<'a> {
     /// `resumed` is the step and the place of the checkpoint that the run went on from.
     ///
     /// # Errors
-    /// Exit code 2 for an environment in which nothing can be uploaded as asked.
+    /// An environment in which nothing can be uploaded as asked.
     pub(super) fn new(
         context: &'a RunContext<'a>,
         stop: &'a StopWatch,
-        #[cfg_attr(not(any(feature = "hub", feature = "cuda")), allow(unused_mut))] mut reporter: Reporter,
+        mut reporter: Reporter,
         window: Window,
         resumed: Saved,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, Error> {
         let config = &context.plan.config().checkpoint;
         let retention = Retention { keep_last: config.keep_last, keep_every: config.keep_every };
         let writer = Writer::new(context.run_dir.paths().checkpoints(), retention);
         let first = resumed.as_ref().map_or(0, |(step, _)| *step);
         let clock = Clock::start(context.plan.images(first));
         let (saved, longest) = (resumed, Longest::default());
-        #[cfg(feature = "hub")]
         let uploader =
             Uploader::start(context.plan.config(), context.run_dir.paths(), first)?.map(|(uploader, amiss)| {
                 amiss.into_iter().for_each(|amiss| reporter.warn(&amiss));
@@ -133,7 +132,6 @@ impl<'a> Observers<'a> {
             clock,
             saved,
             longest,
-            #[cfg(feature = "hub")]
             uploader,
             #[cfg(feature = "cuda")]
             engines,
@@ -147,7 +145,7 @@ impl<'a> Observers<'a> {
     }
 
     /// Draws the picture that was due with the checkpoint the run goes on from, if a kill came before it.
-    pub(super) fn catch_up(&mut self, trainer: &mut Trainer) -> Result<(), Failure> {
+    pub(super) fn catch_up(&mut self, trainer: &mut Trainer) -> Result<(), Error> {
         let (step, paths) = (trainer.steps_taken(), self.context.run_dir.paths());
         let here = self.saved.as_ref().is_some_and(|(_, path)| path.starts_with(paths.checkpoints()));
         if here && self.context.plan.sample_cadence().is_due(step) && !paths.sample(step).exists() {
@@ -163,7 +161,7 @@ impl<'a> Observers<'a> {
 
     /// A step was made, or on a GPU queued; `trainer` has taken it already. What steps did is asked for only where it is
     /// due, so that a GPU never waits for the host to look.
-    pub(super) fn after_step(&mut self, trainer: &mut Trainer) -> Result<(), Failure> {
+    pub(super) fn after_step(&mut self, trainer: &mut Trainer) -> Result<(), Error> {
         let (step, plan) = (trainer.steps_taken(), self.context.plan);
         let log = plan.log_cadence().is_due(step);
         let (save, draw) = (plan.checkpoint_cadence().is_due(step), plan.sample_cadence().is_due(step));
@@ -181,7 +179,6 @@ impl<'a> Observers<'a> {
         if let Some(result) = self.writer.poll() {
             self.saved(result);
         }
-        #[cfg(feature = "hub")]
         self.tell_of_uploads();
         if save {
             self.save(trainer)?;
@@ -193,7 +190,7 @@ impl<'a> Observers<'a> {
     }
 
     /// Takes in what steps did; with `all`, also of those that are still being computed.
-    fn take_outcomes(&mut self, trainer: &mut Trainer, all: bool) -> Result<(), Failure> {
+    fn take_outcomes(&mut self, trainer: &mut Trainer, all: bool) -> Result<(), Error> {
         for outcome in trainer.outcomes(all)? {
             self.window.add(&outcome);
             let Phases { forward, backward, optimizer } = outcome.phases;
@@ -204,7 +201,7 @@ impl<'a> Observers<'a> {
     }
 
     /// Starts writing a checkpoint; with `checkpoint.async = false`, also waits for it.
-    fn save(&mut self, trainer: &Trainer) -> Result<(), Failure> {
+    fn save(&mut self, trainer: &Trainer) -> Result<(), Error> {
         if let Some(earlier) = self.submit(trainer)? {
             self.saved(earlier);
         }
@@ -217,7 +214,7 @@ impl<'a> Observers<'a> {
     }
 
     /// Starts writing a checkpoint; what became of the one before, if nobody asked yet.
-    fn submit(&mut self, trainer: &Trainer) -> Result<Option<Result<Outcome, CheckpointError>>, Failure> {
+    fn submit(&mut self, trainer: &Trainer) -> Result<Option<Result<Outcome, CheckpointError>>, Error> {
         self.reporter.sync();
         #[cfg(feature = "cuda")]
         if let Some(Err(error)) = self.engines.as_mut().map(Engines::keep) {
@@ -238,7 +235,6 @@ impl<'a> Observers<'a> {
             Ok(outcome) => {
                 self.longest.save = self.longest.save.max(outcome.took);
                 self.reporter.detail(&format!("checkpoint {}", outcome.saved.path.display()));
-                #[cfg(feature = "hub")]
                 self.uploader.iter_mut().for_each(|uploader| uploader.saved(outcome.saved.step));
                 self.saved = Some((outcome.saved.step, outcome.saved.path));
                 if let Err(error) = outcome.removed {
@@ -255,16 +251,16 @@ impl<'a> Observers<'a> {
 
     /// Draws pictures from the moving average and shows them; gives up when the run is to stop, for that may take minutes
     /// and the next start can do it as well; whether it came to an end. A GPU without room for pictures ends no run.
-    fn draw(&mut self, trainer: &mut Trainer) -> Result<bool, Failure> {
+    fn draw(&mut self, trainer: &mut Trainer) -> Result<bool, Error> {
         let (start, step) = (Instant::now(), trainer.steps_taken());
         let images = match self.paint(trainer) {
             Ok(Some(images)) => images,
             Ok(None) => return Ok(false),
-            Err(failure) if failure.code == ExitCode::Device => {
-                self.reporter.warn(&format!("no picture at step {step}: {}", failure.message));
+            Err(error) if matches!(error.kind(), Kind::Device | Kind::Memory) => {
+                self.reporter.warn(&format!("no picture at step {step}: {error}"));
                 return Ok(true);
             }
-            Err(failure) => return Err(failure),
+            Err(error) => return Err(error),
         };
         let layout = Layout::visible(images.shape[1], images.shape[2]);
         match grid(&images.pixels, images.shape, layout).and_then(|page| encode(&page)) {
@@ -277,7 +273,7 @@ impl<'a> Observers<'a> {
 
     /// The images of a picture: where a GPU's memory is full, after what the training keeps for itself is given back, and then
     /// fewer at once.
-    fn paint(&self, trainer: &mut Trainer) -> Result<Option<Images>, Failure> {
+    fn paint(&self, trainer: &mut Trainer) -> Result<Option<Images>, Error> {
         let config = self.context.plan.config();
         let sampler = sampler_config(config);
         let mut request = picture_request(config, &sampler);
@@ -288,8 +284,8 @@ impl<'a> Observers<'a> {
         };
         loop {
             match paint(trainer, &request) {
-                Err(failure) if failure.full_memory && trainer.give_back_memory()? => {}
-                Err(failure) if failure.full_memory && request.batch_size > 1 => {
+                Err(error) if error.is_full_memory() && trainer.give_back_memory()? => {}
+                Err(error) if error.is_full_memory() && request.batch_size > 1 => {
                     request.batch_size = request.batch_size.div_ceil(2);
                 }
                 painted => return painted,
@@ -298,13 +294,11 @@ impl<'a> Observers<'a> {
     }
 
     /// Tells what became of uploads.
-    #[cfg(feature = "hub")]
     fn tell_of_uploads(&mut self) {
         let reports = self.uploader.as_mut().map(Uploader::reports).unwrap_or_default();
         reports.into_iter().for_each(|report| self.tell(report));
     }
 
-    #[cfg(feature = "hub")]
     fn tell(&mut self, report: Report) {
         match report {
             Report::Done(what) => self.reporter.info(&what),
@@ -317,7 +311,7 @@ impl<'a> Observers<'a> {
     ///
     /// # Errors
     /// The last checkpoint could not be written: then the run is not safe, and that is what the caller must say.
-    pub(super) fn finish(&mut self, trainer: &mut Trainer, end: End) -> Result<Ending, Failure> {
+    pub(super) fn finish(&mut self, trainer: &mut Trainer, end: End) -> Result<Ending, Error> {
         self.take_outcomes(trainer, true)?;
         if let Some(result) = self.writer.finish() {
             self.saved(result);
@@ -326,12 +320,11 @@ impl<'a> Observers<'a> {
         if self.saved.as_ref().is_none_or(|(saved, _)| *saved != step) {
             // Nothing is in flight any more, so a result here is already that of this save: it could not even begin.
             match self.submit(trainer)?.or_else(|| self.writer.finish()) {
-                Some(Err(error)) => return Err(self.unsaved(step, &error)),
+                Some(Err(error)) => return Err(self.unsaved(step, error)),
                 Some(ok) => self.saved(ok),
                 None => {}
             }
         }
-        #[cfg(feature = "hub")]
         if end == End::Reached {
             self.uploader.iter_mut().for_each(|uploader| uploader.push_last(step));
         }
@@ -340,7 +333,6 @@ impl<'a> Observers<'a> {
         let last = self.context.run_dir.paths().sample(step);
         let wanted = picture && !last.exists() && self.context.plan.sample_cadence() != Cadence::NEVER;
         let interrupted = wanted && !self.draw(trainer)?;
-        #[cfg(feature = "hub")]
         if let Some(uploader) = self.uploader.take() {
             let stop = self.stop;
             let reports = uploader.finish(&|| end != End::Reached || stop.is_over());
@@ -351,10 +343,8 @@ impl<'a> Observers<'a> {
         Ok(Ending { checkpoint: self.saved.take().map(|(_, path)| path), samples, interrupted })
     }
 
-    /// The end without a checkpoint. Not exit code 6, which says that one cannot be read.
-    fn unsaved(&self, step: u64, error: &CheckpointError) -> Failure {
-        let from = self.saved.as_ref().map_or("the start".to_owned(), |(saved, _)| format!("step {saved}"));
-        let message = format!("step {step} could not be saved; the same command goes on from {from}");
-        Failure::caused_by(ExitCode::Other, message, error).hint(error.help())
+    /// The end without a checkpoint.
+    fn unsaved(&self, step: u64, cause: CheckpointError) -> Error {
+        Error::Unsaved { step, saved: self.saved.as_ref().map(|(saved, _)| *saved), cause }
     }
 }

@@ -1,24 +1,42 @@
 //! Where a run starts: anew, or from a checkpoint.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use ddpm_run::checkpoint::{Checkpoint, list, newest_good};
+use ddpm_run::{RunDir, RunPaths};
 
 use super::context::RunContext;
 use super::step::Trainer;
 use super::window::Window;
-use crate::checkpoint::{Checkpoint, list, newest_good};
-use crate::cli::args::Resume;
 use crate::config::TrainPlan;
-use crate::error::{ExitCode, Failure};
-use crate::run_dir::{RunDir, RunPaths};
+use crate::error::Error;
+
+/// Where a run goes on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest good checkpoint of the run directory, if there is one.
+    Auto,
+    /// Start anew.
+    Never,
+    /// This checkpoint.
+    From(PathBuf),
+}
+
+impl From<&str> for Resume {
+    fn from(text: &str) -> Self {
+        match text {
+            "auto" => Self::Auto,
+            "never" => Self::Never,
+            path => Self::From(path.into()),
+        }
+    }
+}
 
 /// The checkpoint to go on from, if any, and why newer ones do not count.
 ///
 /// # Errors
 /// There are checkpoints but no good one, or going on as asked would overwrite some.
-pub(super) fn choose_checkpoint(
-    run_dir: &RunDir,
-    resume: &Resume,
-) -> Result<(Option<Checkpoint>, Vec<String>), Failure> {
+pub(super) fn choose_checkpoint(run_dir: &RunDir, resume: &Resume) -> Result<(Option<Checkpoint>, Vec<String>), Error> {
     let dir = run_dir.paths().checkpoints();
     let newest = list(&dir)?.first().map(|(step, _)| *step);
     match resume {
@@ -26,26 +44,19 @@ pub(super) fn choose_checkpoint(
             let (checkpoint, skipped) = newest_good(&dir)?;
             let skipped: Vec<String> = skipped.iter().map(|skipped| format!("checkpoint {skipped}")).collect();
             if checkpoint.is_none() && !skipped.is_empty() {
-                let message = format!("{} holds checkpoints, but none that verifies", dir.display());
-                let failure = Failure::new(ExitCode::Checkpoint, message)
-                    .hint("restore one from a backup, or start another run with --run-dir DIR");
-                return Err(Failure { causes: skipped, ..failure });
+                return Err(Error::AllDamaged { dir, skipped });
             }
             Ok((checkpoint, skipped))
         }
         Resume::Never => match newest {
             None => Ok((None, Vec::new())),
-            Some(step) => Err(occupied(run_dir, step, "--resume never would overwrite them")),
+            Some(newest) => Err(occupied(run_dir, newest, None)),
         },
         Resume::From(path) => {
             let checkpoint = open_named(path)?;
             match newest.filter(|&step| step > checkpoint.state.step) {
                 None => Ok((Some(checkpoint), Vec::new())),
-                Some(step) => Err(occupied(
-                    run_dir,
-                    step,
-                    &format!("--resume at step {} would overwrite them", checkpoint.state.step),
-                )),
+                Some(newest) => Err(occupied(run_dir, newest, Some(checkpoint.state.step))),
             }
         }
     }
@@ -55,8 +66,8 @@ pub(super) fn choose_checkpoint(
 /// a moved directory or another `--run-dir` would leave them behind without a word.
 ///
 /// # Errors
-/// Exit code 2.
-pub(super) fn refuse_to_leave_an_import(plan: &TrainPlan, resume: &Resume) -> Result<(), Failure> {
+/// There is such an import.
+pub(super) fn refuse_to_leave_an_import(plan: &TrainPlan, resume: &Resume) -> Result<(), Error> {
     let beside = plan.path().parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // What cannot be listed is told by whoever opens it.
     let newest = |root: &Path| list(&RunPaths::new(root).checkpoints()).ok()?.first().map(|(step, _)| *step);
@@ -65,21 +76,12 @@ pub(super) fn refuse_to_leave_an_import(plan: &TrainPlan, resume: &Resume) -> Re
     if same || *resume != Resume::Auto || newest(beside) != Some(0) || newest(&run_dir).is_some() {
         return Ok(());
     }
-    let (config, beside, run_dir) = (plan.path().display(), beside.display(), run_dir.display());
-    let message =
-        format!("{config} lies beside imported weights, but run.dir = {run_dir} would start from random ones");
-    Err(Failure::new(ExitCode::Usage, message).hint(format!(
-        "train the import with --run-dir {beside}; or begin at it elsewhere with --resume {beside}/checkpoints/step-000000000, \
-         or anew with --resume never"
-    )))
+    Err(Error::ImportLeft { config: plan.path().to_owned(), beside: beside.to_owned(), run_dir })
 }
 
 /// The checkpoint of `--resume PATH`; what is none is told apart from what is damaged.
-fn open_named(path: &Path) -> Result<Checkpoint, Failure> {
-    let not_one = |what: &str| {
-        Failure::new(ExitCode::Checkpoint, format!("--resume {}: {what}", path.display()))
-            .hint("name a checkpoint: runs/NAME/checkpoints/step-...")
-    };
+fn open_named(path: &Path) -> Result<Checkpoint, Error> {
+    let not_one = |what| Error::NotACheckpoint { path: path.to_owned(), what };
     if !path.is_dir() {
         return Err(not_one("no such directory"));
     }
@@ -89,17 +91,15 @@ fn open_named(path: &Path) -> Result<Checkpoint, Failure> {
     Ok(Checkpoint::open(path)?)
 }
 
-fn occupied(run_dir: &RunDir, newest: u64, why: &str) -> Failure {
-    let message = format!("{} holds checkpoints up to step {newest}: {why}", run_dir.paths().root().display());
-    Failure::new(ExitCode::Usage, message)
-        .hint("give another directory with --run-dir DIR, or delete this one yourself")
+fn occupied(run_dir: &RunDir, newest: u64, from: Option<u64>) -> Error {
+    Error::Occupied { run_dir: run_dir.paths().root().to_owned(), newest, from }
 }
 
 /// A trainer, fresh or from `checkpoint`, and the means it had begun.
 pub(super) fn start_or_go_on(
     context: &RunContext<'_>,
     checkpoint: Option<&Checkpoint>,
-) -> Result<(Trainer, Window), Failure> {
+) -> Result<(Trainer, Window), Error> {
     match checkpoint {
         Some(checkpoint) => Trainer::restore(context.plan, context.device, checkpoint, context.source.fingerprint()),
         None => Ok((Trainer::new(context.plan, context.device)?, Window::default())),

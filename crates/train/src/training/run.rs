@@ -2,25 +2,26 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use ddpm_data::Loader;
+use ddpm_run::checkpoint::{Checkpoint, remove_stale};
+use ddpm_run::memory::format_bytes;
+use ddpm_run::{RunDir, Start};
 
 use super::context::{RunContext, device_name, loader_config};
 use super::gpu_memory::GpuEstimate;
 use super::observe::{End, Observers};
-use super::resume::{choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
+use super::resume::{Resume, choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
 use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
-use crate::checkpoint::{Checkpoint, remove_stale};
-use crate::cli::args::Resume;
 use crate::config::{TrainPlan, take_gpu_notices};
-use crate::error::{ExitCode, Failure};
-use crate::memory::{self, format_bytes};
+use crate::error::{Error, Kind};
+use crate::memory;
 use crate::report::progress::Verbosity;
 use crate::report::terminal::Terminal;
 use crate::report::{Reporter, ReporterOptions};
-use crate::run_dir::{RunDir, Start};
 
 /// What a run is asked to do besides its plan.
 #[derive(Clone, Debug)]
@@ -35,6 +36,12 @@ pub struct RunOptions {
     pub command: Vec<String>,
     /// How much to say on stderr.
     pub verbosity: Verbosity,
+    /// What stderr can show.
+    pub terminal: Terminal,
+    /// Set from outside to have the run finish its step, save and end.
+    pub stop: Arc<AtomicBool>,
+    /// How an error that ends the run is told in its log.
+    pub tell: fn(&Error) -> String,
 }
 
 /// What a run did.
@@ -59,10 +66,10 @@ pub struct Summary {
 /// Trains as `plan` says, from the start or from where the run directory stands.
 ///
 /// # Errors
-/// See [`ExitCode`]; whatever was saved before stays.
-pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure> {
+/// Of any [`Kind`]; whatever was saved before stays.
+pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let started = Instant::now();
-    let stop = StopWatch::new(started, options.max_hours)?;
+    let stop = StopWatch::new(started, options.max_hours, Arc::clone(&options.stop));
     let device = plan.device().open()?;
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
     refuse_to_leave_an_import(plan, &options.resume)?;
@@ -84,6 +91,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
     for message in removed.iter().map(|name| format!("{name}: an unfinished save was removed")).chain(skipped) {
         reporter.warn(&message);
     }
+    context.source.notices().iter().for_each(|notice| reporter.warn(&format!("data.source: {notice}")));
     announce(&context, &mut reporter, &trainer, checkpoint.as_ref(), end);
 
     let resumed = checkpoint.map(|checkpoint| (first, checkpoint.path));
@@ -94,14 +102,14 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Failure>
     drop(loader);
     let stopped = match looped {
         Ok(stopped) => stopped,
-        Err(failure) => {
-            observers.reporter.error(&failure.to_string());
-            return Err(save_what_is_good(&mut observers, &mut trainer, failure));
+        Err(error) => {
+            observers.reporter.error(&(options.tell)(&error));
+            return Err(save_what_is_good(&mut observers, &mut trainer, error));
         }
     };
     // For information alone: the last checkpoint does not depend on it.
-    if let Err(failure) = tell_peak(&context, &trainer, &mut observers.reporter) {
-        observers.reporter.warn(&failure.message);
+    if let Err(error) = tell_peak(&context, &trainer, &mut observers.reporter) {
+        observers.reporter.warn(&error.to_string());
     }
     let ending = observers.finish(&mut trainer, stopped.map_or(End::Reached, End::Stopped))?;
     let stopped = stopped.or_else(|| stop.reason(Duration::ZERO).filter(|_| ending.interrupted));
@@ -124,7 +132,7 @@ fn train_until(
     loader: &mut Loader,
     stop: &StopWatch,
     observers: &mut Observers<'_>,
-) -> Result<Option<StopReason>, Failure> {
+) -> Result<Option<StopReason>, Error> {
     while trainer.steps_taken() < end {
         if let Some(reason) = stop.reason(observers.time_to_stop()) {
             return Ok(Some(reason));
@@ -142,7 +150,7 @@ fn train_until(
 }
 
 /// How much of a GPU's memory the steps took, beside what was foretold.
-fn tell_peak(context: &RunContext<'_>, trainer: &Trainer, reporter: &mut Reporter) -> Result<(), Failure> {
+fn tell_peak(context: &RunContext<'_>, trainer: &Trainer, reporter: &mut Reporter) -> Result<(), Error> {
     if let Some(peak) = memory::peak_on(context.device)?
         && !context.device.is_cpu()
     {
@@ -154,27 +162,27 @@ fn tell_peak(context: &RunContext<'_>, trainer: &Trainer, reporter: &mut Reporte
 
 /// Data that ended a run, a label or size that the configuration does not allow, or a GPU whose memory is full, is no reason
 /// to lose the steps since the last checkpoint; diverged weights are not saved.
-fn save_what_is_good(observers: &mut Observers<'_>, trainer: &mut Trainer, failure: Failure) -> Failure {
-    if !matches!(failure.code, ExitCode::Data | ExitCode::Usage | ExitCode::Device) || trainer.steps_taken() == 0 {
-        return failure;
+fn save_what_is_good(observers: &mut Observers<'_>, trainer: &mut Trainer, error: Error) -> Error {
+    let good = matches!(error.kind(), Kind::Data | Kind::Setting | Kind::Device | Kind::Memory);
+    if !good || trainer.steps_taken() == 0 {
+        return error;
     }
     match observers.finish(trainer, End::Failed) {
-        Ok(_) => failure,
-        Err(second) => {
-            let mut failure = failure;
-            failure.causes.push(format!("besides, the last steps could not be saved: {}", second.message));
-            failure
-        }
+        Ok(_) => error,
+        Err(second) => Error::Besides {
+            error: Box::new(error),
+            besides: format!("besides, the last steps could not be saved: {second}"),
+        },
     }
 }
 
-fn open_reporter(context: &RunContext<'_>, options: &RunOptions, first: u64, end: u64) -> Result<Reporter, Failure> {
+fn open_reporter(context: &RunContext<'_>, options: &RunOptions, first: u64, end: u64) -> Result<Reporter, Error> {
     let log = &context.plan.config().log;
     let options = ReporterOptions {
         jsonl: log.jsonl,
         tensorboard: log.tensorboard,
         verbosity: options.verbosity,
-        terminal: Terminal::detect(),
+        terminal: options.terminal,
         first,
         total: end,
     };

@@ -6,27 +6,25 @@
 use candle_core::Device;
 use ddpm_model::diffusion::{DiffusionError, LossHistory};
 use ddpm_model::optim::{Average, Optimizer};
-use ddpm_model::params::{ParamLayout, Params};
 use ddpm_model::unet::UNet;
-use ddpm_model::unet::naming::FileTensor;
+use ddpm_run::checkpoint::{
+    Checkpoint, EpochPosition, MODEL_FILE, NamedTensor, OPTIMIZER_FILE, Snapshot, State, TIMESTEP_SAMPLER_FILE,
+    TensorFile, ema_file,
+};
 use serde_json::Value;
 
 use super::step::{Trainer, adamw_config};
 use super::window::Window;
-use crate::checkpoint::{
-    Checkpoint, EpochPosition, MODEL_FILE, NamedTensor, OPTIMIZER_FILE, Snapshot, State, TIMESTEP_SAMPLER_FILE,
-    TensorFile, ema_file,
-};
-use crate::config::{TrainConfig, TrainPlan, diff};
-use crate::error::{ExitCode, Failure};
+use crate::config::{TrainPlan, diff};
+use crate::error::Error;
 use crate::exchange::{IMPORTED, Imported};
+use crate::weights::{
+    CONFIG, MOMENTS, checkpoint_config, does_not_fit, flat_from_tensors, named_tensors, read_params, weights_file,
+};
 
-/// The field of the state that holds the configuration.
-pub(crate) const CONFIG: &str = "config";
 const WINDOW: &str = "metrics_window";
 #[cfg(feature = "cuda")]
 const LOSS_SCALE: &str = "loss_scale";
-const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 const LOSSES: &str = "losses";
 const COUNTS: &str = "counts";
 
@@ -45,7 +43,7 @@ pub struct Position<'a> {
 
 impl Trainer {
     /// A copy of everything, for a checkpoint.
-    pub fn snapshot(&self, position: &Position<'_>) -> Result<Snapshot, Failure> {
+    pub fn snapshot(&self, position: &Position<'_>) -> Result<Snapshot, Error> {
         let layout = self.unet.layout();
         let mut files = vec![weights_file(MODEL_FILE.to_owned(), &self.params)?];
         for average in self.optimizer.averages() {
@@ -82,13 +80,13 @@ impl Trainer {
     /// The trainer that `checkpoint` was made of, and the means it had begun.
     ///
     /// # Errors
-    /// Exit code 2 if the configuration or the data is another, 6 if the tensors do not fit the model.
+    /// The configuration or the data is another, or the tensors do not fit the model.
     pub fn restore(
         plan: &TrainPlan,
         device: &Device,
         checkpoint: &Checkpoint,
         data_fingerprint: &str,
-    ) -> Result<(Self, Window), Failure> {
+    ) -> Result<(Self, Window), Error> {
         refuse_another_run(plan, checkpoint, data_fingerprint)?;
         let unet = UNet::new(&plan.config().model)?;
         if is_untrained(checkpoint) {
@@ -102,17 +100,17 @@ impl Trainer {
             .ema_decays
             .iter()
             .map(|&decay| Ok(Average { decay, params: read_params(checkpoint, &ema_file(decay), &unet, device)? }))
-            .collect::<Result<Vec<_>, Failure>>()?;
+            .collect::<Result<Vec<_>, Error>>()?;
         let moments = checkpoint.tensors(OPTIMIZER_FILE)?;
         let [exp_avg, exp_avg_sq] = MOMENTS.map(|name| {
             flat_from_tensors(&layout, &moments, &format!("{name}."))
-                .map_err(|error| does_not_fit(checkpoint, OPTIMIZER_FILE, &error))
+                .map_err(|error| does_not_fit(checkpoint, OPTIMIZER_FILE, error))
         });
         let step = checkpoint.state.step;
         let optimizer = Optimizer::restore(adamw_config(plan), &params, exp_avg?, exp_avg_sq?, averages, step)?;
         let window = match checkpoint.state.extra.get(WINDOW) {
             Some(value) => {
-                serde_json::from_value(value.clone()).map_err(|error| does_not_fit(checkpoint, "state.json", &error))?
+                serde_json::from_value(value.clone()).map_err(|error| does_not_fit(checkpoint, "state.json", error))?
             }
             None => Window::default(),
         };
@@ -128,14 +126,14 @@ impl Trainer {
             let file = TIMESTEP_SAMPLER_FILE;
             read_history(checkpoint.tensors(file)?)
                 .and_then(|history| trainer.timestep_sampler.restore(history))
-                .map_err(|error| does_not_fit(checkpoint, file, &error))?;
+                .map_err(|error| does_not_fit(checkpoint, file, error))?;
         }
         Ok((trainer, window))
     }
 
     /// The start of a run from imported weights: everything but them is as at the start of any run, so the optimizer and
     /// the averages may be other ones than the import wrote down.
-    fn from_import(plan: &TrainPlan, device: &Device, checkpoint: &Checkpoint, unet: UNet) -> Result<Self, Failure> {
+    fn from_import(plan: &TrainPlan, device: &Device, checkpoint: &Checkpoint, unet: UNet) -> Result<Self, Error> {
         let params = read_params(checkpoint, MODEL_FILE, &unet, device)?;
         let optimizer = Optimizer::new(adamw_config(plan), &params)?;
         let mut trainer = Self::from_parts(plan, device, unet, &params, optimizer)?;
@@ -149,40 +147,7 @@ fn is_untrained(checkpoint: &Checkpoint) -> bool {
     checkpoint.state.step == 0 && Imported::of(checkpoint).is_some()
 }
 
-/// The files of a checkpoint of imported weights: averages equal to them, moments of zero.
-pub(crate) fn untrained_files(params: &Params, ema_decays: &[f64]) -> Result<Vec<TensorFile>, Failure> {
-    let mut files = vec![weights_file(MODEL_FILE.to_owned(), params)?];
-    for &decay in ema_decays {
-        files.push(weights_file(ema_file(decay), params)?);
-    }
-    let zeros = vec![0.0; params.layout().len()];
-    let moments = MOMENTS.iter().flat_map(|name| named_tensors(params.layout(), &zeros, &format!("{name}.")));
-    files.push(TensorFile { name: OPTIMIZER_FILE.to_owned(), tensors: moments.collect() });
-    Ok(files)
-}
-
-/// The configuration a checkpoint was made under.
-///
-/// # Errors
-/// Exit code 6 if it holds none that this version understands.
-pub fn checkpoint_config(checkpoint: &Checkpoint) -> Result<TrainConfig, Failure> {
-    let value = checkpoint.state.extra.get(CONFIG).cloned().unwrap_or(Value::Null);
-    serde_json::from_value(value).map_err(|error| does_not_fit(checkpoint, "state.json (config)", &error))
-}
-
-/// The weights in one of a checkpoint's files.
-///
-/// # Errors
-/// Exit code 6 if the file is not there or does not fit the network.
-pub fn read_params(checkpoint: &Checkpoint, file: &str, unet: &UNet, device: &Device) -> Result<Params, Failure> {
-    let tensors = checkpoint.tensors(file)?;
-    let flat =
-        flat_from_tensors(unet.layout(), &tensors, "").map_err(|error| does_not_fit(checkpoint, file, &error))?;
-    Ok(Params::from_vec(unet.layout(), flat, device)?)
-}
-
-fn refuse_another_run(plan: &TrainPlan, checkpoint: &Checkpoint, data_fingerprint: &str) -> Result<(), Failure> {
-    let place = checkpoint.path.display();
+fn refuse_another_run(plan: &TrainPlan, checkpoint: &Checkpoint, data_fingerprint: &str) -> Result<(), Error> {
     let state = &checkpoint.state;
     let untrained = is_untrained(checkpoint);
     let mut changes = Vec::new();
@@ -192,20 +157,12 @@ fn refuse_another_run(plan: &TrainPlan, checkpoint: &Checkpoint, data_fingerprin
         changes.retain(|change| !untrained || describes_weights(&change.key));
     }
     if !changes.is_empty() {
-        let lines: Vec<String> = changes
-            .iter()
-            .map(|change| format!("{}: {} in the checkpoint, {} now", change.key, change.old, change.new))
-            .collect();
-        let message = format!("{} cannot go on from {place}: the configuration has changed", plan.path().display());
-        let failure = Failure::new(ExitCode::Usage, message)
-            .hint("undo the change to go on, or start another run with --run-dir DIR (or --set run.name=NAME)");
-        return Err(Failure { causes: lines, ..failure });
+        let (config, checkpoint) = (plan.path().to_owned(), checkpoint.path.clone());
+        return Err(Error::Changed { config, checkpoint, changes });
     }
     if !untrained && state.data_fingerprint != data_fingerprint {
-        let source = &plan.config().data.source;
-        let message = format!("cannot go on from {place}: data.source = {source} holds other images than then");
-        return Err(Failure::new(ExitCode::Usage, message)
-            .hint("bring the old data back to go on, or start another run with --run-dir DIR"));
+        let (checkpoint, source_now) = (checkpoint.path.clone(), plan.config().data.source.clone());
+        return Err(Error::OtherData { checkpoint, source_now });
     }
     Ok(())
 }
@@ -215,20 +172,10 @@ fn describes_weights(key: &str) -> bool {
     (key.starts_with("model.") || key.starts_with("diffusion.")) && key != "model.dropout"
 }
 
-fn does_not_fit(checkpoint: &Checkpoint, file: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
-    let message = format!("{} does not fit this model", checkpoint.path.join(file).display());
-    Failure::caused_by(ExitCode::Checkpoint, message, error)
-        .hint("the checkpoint belongs to another model: point to its own run, or start a new one with --run-dir DIR")
-}
-
 #[cfg(feature = "cuda")]
-fn unreadable(checkpoint: &Checkpoint, field: &str) -> Failure {
+fn unreadable(checkpoint: &Checkpoint, field: &str) -> Error {
     let error = <serde_json::Error as serde::de::Error>::custom("not a loss scale");
-    does_not_fit(checkpoint, &format!("state.json ({field})"), &error)
-}
-
-fn weights_file(name: String, params: &Params) -> Result<TensorFile, Failure> {
-    Ok(TensorFile { name, tensors: named_tensors(params.layout(), &params.buffer().to_vec()?, "") })
+    does_not_fit(checkpoint, &format!("state.json ({field})"), error)
 }
 
 fn history_file(history: &LossHistory) -> TensorFile {
@@ -249,32 +196,4 @@ fn read_history(tensors: Vec<NamedTensor>) -> Result<LossHistory, DiffusionError
         }
     }
     LossHistory::from_parts(losses, &counts)
-}
-
-/// All parameters of `flat` as a file holds them.
-pub(crate) fn named_tensors(layout: &ParamLayout, flat: &[f32], prefix: &str) -> Vec<NamedTensor> {
-    layout
-        .specs()
-        .iter()
-        .flat_map(|spec| spec.to_file(flat))
-        .map(|FileTensor { key, shape, data }| NamedTensor { name: format!("{prefix}{key}"), shape, data })
-        .collect()
-}
-
-/// The flat buffer of the tensors of a file.
-pub(crate) fn flat_from_tensors(
-    layout: &ParamLayout,
-    tensors: &[NamedTensor],
-    prefix: &str,
-) -> Result<Vec<f32>, ddpm_model::ModelError> {
-    let by_name: std::collections::HashMap<&str, &NamedTensor> =
-        tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
-    let mut flat = vec![0.0; layout.len()];
-    for spec in layout.specs() {
-        spec.from_file(&mut flat, |key| {
-            let tensor = by_name.get(format!("{prefix}{key}").as_str())?;
-            Some(FileTensor { key: key.to_owned(), shape: tensor.shape.clone(), data: tensor.data.clone() })
-        })?;
-    }
-    Ok(flat)
 }

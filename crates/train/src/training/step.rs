@@ -17,23 +17,23 @@ use ddpm_model::optim::{AdamWConfig, LrConfig, Optimizer};
 use ddpm_model::params::{Gradients, Params};
 use ddpm_model::tape::{DropoutStream, Tape};
 use ddpm_model::unet::UNet;
+use ddpm_run::memory::format_bytes;
 
-use super::arithmetic::set_arithmetic;
 #[cfg(feature = "cuda")]
 use super::gpu::GpuSteps;
-use super::noise::normals;
 use super::outcome::{Phases, SampleLosses, StepOutcome};
-use super::pixels::normalise;
-use crate::config::TrainPlan;
-use crate::error::{ExitCode, Failure};
+use crate::config::{TrainPlan, set_arithmetic};
+use crate::error::Error;
 use crate::exchange::Imported;
 use crate::memory;
+use crate::noise::normals;
+use crate::pixels::normalise;
 
 /// Everything a step reads and changes.
 #[derive(Debug)]
 pub struct Trainer {
     pub(super) unet: UNet,
-    pub(super) params: Params,
+    pub(crate) params: Params,
     pub(super) optimizer: Optimizer,
     pub(super) gradients: Gradients,
     pub(super) process: Arc<DiffusionProcess>,
@@ -65,8 +65,8 @@ impl Trainer {
     /// A fresh model for `plan` on `device`.
     ///
     /// # Errors
-    /// Exit code 2 for a setting that cannot be, 4 for a device that cannot.
-    pub fn new(plan: &TrainPlan, device: &Device) -> Result<Self, Failure> {
+    /// A setting or a device that cannot be.
+    pub fn new(plan: &TrainPlan, device: &Device) -> Result<Self, Error> {
         let unet = UNet::new(&plan.config().model)?;
         require_room(unet.layout().len(), plan.config().train.ema_decays.len(), device)?;
         let params = Params::initialise(unet.layout(), plan.config().run.seed, device)?;
@@ -81,7 +81,7 @@ impl Trainer {
         unet: UNet,
         params: &Params,
         optimizer: Optimizer,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, Error> {
         let config = plan.config();
         let params = params.computing_in(set_arithmetic(&config.train, device)?)?;
         let process = Arc::new(DiffusionProcess::new(&config.diffusion)?);
@@ -148,8 +148,8 @@ impl Trainer {
     /// [`outcomes`](Self::outcomes).
     ///
     /// # Errors
-    /// Exit code 5 if the loss or the gradient is not finite; the weights are then those of the step before.
-    pub fn step(&mut self, batch: &Batch) -> Result<(), Failure> {
+    /// The loss or the gradient is not finite; the weights are then those of the step before.
+    pub fn step(&mut self, batch: &Batch) -> Result<(), Error> {
         #[cfg(feature = "cuda")]
         if let Some(mut gpu) = self.gpu.take() {
             let queued = self.queue_step(&mut gpu, batch);
@@ -165,7 +165,7 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`step`](Self::step), found out only now.
-    pub fn outcomes(&mut self, all: bool) -> Result<Vec<StepOutcome>, Failure> {
+    pub fn outcomes(&mut self, all: bool) -> Result<Vec<StepOutcome>, Error> {
         #[cfg(feature = "cuda")]
         if all && let Some(mut gpu) = self.gpu.take() {
             let read = self.read_steps(&mut gpu, 0);
@@ -178,7 +178,7 @@ impl Trainer {
 
     /// Learns from `batch` part by part; on a GPU, where a step's parts are not seen otherwise, gives their times, and if
     /// `profiled` shows the step to a profiler.
-    pub(super) fn time_step(&mut self, batch: &Batch, profiled: bool) -> Result<Phases, Failure> {
+    pub(crate) fn time_step(&mut self, batch: &Batch, profiled: bool) -> Result<Phases, Error> {
         #[cfg(feature = "cuda")]
         if let Some(mut gpu) = self.gpu.take() {
             let timed = self.queue_timed_step(&mut gpu, batch, profiled);
@@ -196,7 +196,7 @@ impl Trainer {
     ///
     /// # Errors
     /// A step queued before has failed.
-    pub fn give_back_memory(&mut self) -> Result<bool, Failure> {
+    pub fn give_back_memory(&mut self) -> Result<bool, Error> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = &mut self.gpu {
             return gpu.give_back_recording();
@@ -218,7 +218,7 @@ impl Trainer {
         Vec::new()
     }
 
-    fn learn(&mut self, batch: &Batch) -> Result<StepOutcome, Failure> {
+    fn learn(&mut self, batch: &Batch) -> Result<StepOutcome, Error> {
         let step = self.steps_taken();
         let global_batch = batch.shape[0];
         let mut outcome = StepOutcome::new(self.lr.at(step), global_batch);
@@ -249,7 +249,7 @@ impl Trainer {
         batch: &Batch,
         samples: Range<usize>,
         outcome: &mut StepOutcome,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Error> {
         let start = Instant::now();
         let x_start = self.x_start(batch, &samples)?;
         let labels = self.labels(step, batch, &samples);
@@ -319,23 +319,18 @@ pub(super) fn adamw_config(plan: &TrainPlan) -> AdamWConfig {
 
 /// Refuses a network of which the machine, or the GPU, cannot even hold weights, gradient, moments and averages: a machine's
 /// kernel would hand out the memory all the same, and end some process when it is used.
-fn require_room(parameters: usize, averages: usize, device: &Device) -> Result<(), Failure> {
+fn require_room(parameters: usize, averages: usize, device: &Device) -> Result<(), Error> {
     let needed = (parameters as u64).saturating_mul(size_of::<f32>() as u64 * (4 + averages as u64));
     match memory::room_on(device)? {
         Some(room) if needed > room => {
-            let (needed, room) = (memory::format_bytes(needed), memory::format_bytes(room));
+            let (needed, room) = (format_bytes(needed), format_bytes(room));
             let whose = if device.is_cpu() { "memory" } else { "the GPU's memory" };
-            let message = format!("{parameters} parameters need at least {needed} of {whose}, and there are {room}");
-            Err(Failure::new(ExitCode::Device, message)
-                .hint("make model.block_out_channels narrower, or model.layers_per_block smaller"))
+            Err(Error::NetworkTooLarge { parameters, needed, whose, room })
         }
         _ => Ok(()),
     }
 }
 
-pub(super) fn diverged(step: u64, what: &str) -> Failure {
-    Failure::new(ExitCode::Diverged, format!("training diverged at step {}: {what}", step + 1)).hint(
-        "start another run (--run-dir DIR) with a lower train.lr, a longer train.warmup_steps or a lower train.clip_grad_norm; \
-         the checkpoints so far are as they were",
-    )
+pub(super) fn diverged(step: u64, what: &str) -> Error {
+    Error::Diverged { step: step + 1, what: what.to_owned() }
 }

@@ -1,16 +1,11 @@
 //! When to stop before the end: a signal, or a time limit.
 //!
-//! The first SIGTERM or SIGINT asks the loop to finish its step, save and end; a second one ends the process at once, for
-//! whoever will not wait.
+//! A signal is a flag here: whoever starts the run sets it, from a handler of its own. The loop then finishes its step, saves
+//! and ends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
-
-use crate::error::{ExitCode, Failure};
 
 /// Why a run stops early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,20 +34,10 @@ pub struct StopWatch {
 }
 
 impl StopWatch {
-    /// Starts watching; `max_hours` counts from `started`.
-    ///
-    /// # Errors
-    /// The system refuses a signal handler.
-    pub fn new(started: Instant, max_hours: Option<f64>) -> Result<Self, Failure> {
-        let signalled = Arc::new(AtomicBool::new(false));
-        for signal in [SIGTERM, SIGINT] {
-            // In this order: the second signal finds the flag set and ends the process; the first one sets it.
-            flag::register_conditional_shutdown(signal, i32::from(ExitCode::Other as u8), Arc::clone(&signalled))
-                .and_then(|_| flag::register(signal, Arc::clone(&signalled)))
-                .map_err(|error| Failure::caused_by(ExitCode::Other, "cannot listen for signals", &error))?;
-        }
+    /// Starts watching; `max_hours` counts from `started`, and `signalled` is set from outside.
+    pub fn new(started: Instant, max_hours: Option<f64>, signalled: Arc<AtomicBool>) -> Self {
         let limit = max_hours.and_then(|hours| Duration::try_from_secs_f64(hours * 3600.0).ok());
-        Ok(Self { signalled, started, limit })
+        Self { signalled, started, limit }
     }
 
     /// Whether there is no time left for anything but saving.
@@ -81,11 +66,11 @@ mod tests {
     #[test]
     fn the_time_limit_leaves_time_to_save() {
         let started = Instant::now().checked_sub(Duration::from_secs(50)).unwrap();
-        let watch = StopWatch::new(started, Some(1.0 / 60.0)).unwrap();
+        let watch = StopWatch::new(started, Some(1.0 / 60.0), Arc::default());
         assert_eq!(watch.reason(Duration::from_secs(1)), None);
         assert_eq!(watch.reason(Duration::from_secs(20)), Some(StopReason::TimeLimit));
         assert!(!watch.is_over());
-        assert!(StopWatch::new(started, Some(0.01)).unwrap().is_over());
-        assert_eq!(StopWatch::new(started, None).unwrap().reason(Duration::from_secs(20)), None);
+        assert!(StopWatch::new(started, Some(0.01), Arc::default()).is_over());
+        assert_eq!(StopWatch::new(started, None, Arc::default()).reason(Duration::from_secs(20)), None);
     }
 }

@@ -9,14 +9,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
+use ddpm_hub::{Pushed, RepoName, Revision, Settings, Target};
+use ddpm_run::RunPaths;
+use ddpm_run::shell;
 
-use super::model::Model;
 use crate::config::TrainConfig;
-use crate::error::{ExitCode, Failure};
-use crate::exchange::CARD_SAMPLES;
-use crate::hub::{Pushed, RepoName, Revision, Settings, Spool, Target};
-use crate::run_dir::RunPaths;
-use crate::shell;
+use crate::error::Error;
+use crate::exchange::{CARD_SAMPLES, Model};
+use crate::publish::{Publication, spool_of};
 
 /// Silences of the hub that the end of a run waits for at most: as many as one push can meet.
 const WAITS: u32 = 10;
@@ -55,12 +55,12 @@ impl Uploader {
     /// Starts the thread, if `[hub]` asks for it; also what is already amiss.
     ///
     /// # Errors
-    /// Exit code 2 for an environment that cannot be.
+    /// An environment that cannot be.
     pub(super) fn start(
         config: &TrainConfig,
         run: &RunPaths,
         first: u64,
-    ) -> Result<Option<(Self, Option<String>)>, Failure> {
+    ) -> Result<Option<(Self, Option<String>)>, Error> {
         let hub = &config.hub;
         let Ok(repo) = hub.repo.parse::<RepoName>() else { return Ok(None) };
         let settings = Settings::from_environment()?;
@@ -70,10 +70,8 @@ impl Uploader {
             (Some(_), false) => None,
         };
         let amiss = why.map(|why| format!("nothing will reach {repo}: {why}; `ddpm push` can send it later"));
-        let target = Target {
-            repo: repo.clone(),
-            revision: Revision::default(),
-            private: hub.private,
+        let publication = Publication {
+            target: Target { repo: repo.clone(), revision: Revision::default(), private: hub.private },
             samples: CARD_SAMPLES,
             epsilon_only: false,
             licence: None,
@@ -85,8 +83,8 @@ impl Uploader {
         let root = run.root().to_owned();
         let _thread = thread::Builder::new()
             .name("upload".into())
-            .spawn(move || work(&wanted, &sender, &root, &target, &settings))
-            .map_err(|error| Failure::caused_by(ExitCode::Other, "no thread for uploads", &error))?;
+            .spawn(move || work(&wanted, &sender, &root, &publication, &settings))
+            .map_err(Error::caused("no thread for uploads"))?;
         let run = run.root().to_owned();
         let uploader = Self {
             every: hub.push_every,
@@ -174,16 +172,16 @@ fn later(run: &Path) -> String {
 }
 
 /// The thread: pushes whenever a step was handed over, once for all that were meanwhile.
-fn work(wanted: &Receiver<u64>, reports: &Sender<Report>, run: &Path, target: &Target, settings: &Settings) {
+fn work(wanted: &Receiver<u64>, reports: &Sender<Report>, run: &Path, publication: &Publication, settings: &Settings) {
     while wanted.recv().is_ok() {
         let more = wanted.try_iter().count();
-        let report = match push_newest(run, target, settings) {
+        let report = match push_newest(run, publication, settings) {
             Ok((step, pushed)) => {
                 let done = if pushed.was_there { "is on the hub already" } else { "pushed" };
                 let step = step.map_or_else(String::new, |step| format!("step {step} "));
                 Report::Done(format!("{step}{done}: {} ({})", pushed.url, pushed.commit))
             }
-            Err(failure) => Report::Failed(told(&failure, target, run)),
+            Err(error) => Report::Failed(told(&error, publication, run)),
         };
         // One report for each step that was handed over; nobody listens when the run is over.
         let skipped = (0..more).map(|_| Report::Done("a newer model was pushed instead".to_owned()));
@@ -194,16 +192,16 @@ fn work(wanted: &Receiver<u64>, reports: &Sender<Report>, run: &Path, target: &T
 }
 
 /// The newest checkpoint, and not a certain one: that may have been removed while an earlier push took its time.
-fn push_newest(run: &Path, target: &Target, settings: &Settings) -> Result<(Option<u64>, Pushed), Failure> {
+fn push_newest(run: &Path, publication: &Publication, settings: &Settings) -> Result<(Option<u64>, Pushed), Error> {
     // On the CPU: the memory of a device belongs to the training.
     let model = Model::open(run, false, &Device::Cpu, &|_| {})?;
-    let spool = Spool::of(&model, target.clone(), &mut |_| {})?;
+    let spool = spool_of(&model, publication, &mut |_| {})?;
     let step = model.facts.as_ref().map(|facts| facts.step);
     drop(model);
     Ok((step, spool.push(settings.clone())?))
 }
 
-fn told(failure: &Failure, target: &Target, run: &Path) -> String {
-    let causes: String = failure.causes.iter().map(|cause| format!(": {cause}")).collect();
-    format!("no upload to {}: {}{causes}; training goes on{}", target.repo, failure.message, later(run))
+fn told(error: &Error, publication: &Publication, run: &Path) -> String {
+    let causes: String = error.causes().iter().map(|cause| format!(": {cause}")).collect();
+    format!("no upload to {}: {error}{causes}; training goes on{}", publication.target.repo, later(run))
 }

@@ -6,10 +6,10 @@
 
 use std::collections::BTreeMap;
 
+use ddpm_run::metrics::{MetricRecord, Timing};
 use serde::{Deserialize, Serialize};
 
 use super::outcome::StepOutcome;
-use crate::report::{MetricRecord, Timing};
 
 /// A sum and how many it is of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

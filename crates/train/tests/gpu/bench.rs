@@ -1,9 +1,10 @@
 //! What `ddpm bench` measures on a GPU: that every time is there, not how long it is.
 
+use ddpm_train::Error;
 use ddpm_train::config::TrainPlan;
-use ddpm_train::training::measure::measure_step;
-use ddpm_train::training::operations::{Progress, measure_operations};
-use ddpm_train::training::throughput::measure_sample;
+use ddpm_train::measuring::operations::{Progress, measure_operations};
+use ddpm_train::measuring::step::measure_step;
+use ddpm_train::measuring::throughput::measure_sample;
 
 use crate::emulator::Emulator;
 use crate::{TINY, gpu, plan};
@@ -73,7 +74,7 @@ fn gpu_operations_are_measured_both_ways() {
         told += usize::from(matches!(progress, Progress::Timed(_)));
         Ok(())
     };
-    let operations = measure_operations(&tiny("bf16"), 1, tell).unwrap();
+    let operations = measure_operations::<Error>(&tiny("bf16"), 1, tell).unwrap();
     assert_eq!(told, operations.ops.len());
     assert!(operations.ops.iter().all(|op| op.ms > 0.0 && op.bytes > 0), "{operations:?}");
     for name in ["conv2d forward", "conv2d backward", "attention backward", "group_norm forward"] {

@@ -7,7 +7,7 @@ use candle_core::DType;
 use ddpm_kernels::cuda::Gpu;
 use ddpm_model::diffusion::SamplerKind;
 use ddpm_train::config::presets;
-use ddpm_train::training::pictures::{Glimpse, Onlooker};
+use ddpm_train::drawing::{Glimpse, Onlooker};
 use ddpm_train::training::step::Trainer;
 
 use crate::emulator::Emulator;
@@ -125,7 +125,7 @@ fn gpu_a_step_of_a_sampler_is_one_upload_and_one_replay() {
             }
             Ok(())
         };
-        let onlooker = &mut Onlooker { progress: &mut |_| (), proceed: &|| Ok(()), glimpse: &mut glimpse };
+        let onlooker = &mut Onlooker { progress: &mut |_| (), proceed: &|| true, glimpse: &mut glimpse };
         painter.draw(&request, onlooker).unwrap();
         assert_eq!(batches.get(), 3);
     }

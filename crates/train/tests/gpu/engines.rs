@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use ddpm_train::cli::args::Resume;
 use ddpm_train::report::progress::Verbosity;
+use ddpm_train::report::terminal::Terminal;
+use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, train};
 use serde_json::Value;
 
@@ -20,6 +22,9 @@ fn run(dir: &Path, steps: u64) {
         max_hours: None,
         command: vec![],
         verbosity: Verbosity::Quiet,
+        terminal: Terminal { interactive: false, colour: false },
+        stop: Arc::default(),
+        tell: ToString::to_string,
     };
     train(&plan, &options).unwrap();
 }

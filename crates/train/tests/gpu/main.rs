@@ -21,7 +21,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::Device;
-use ddpm_data::{Batch, Batcher, LoaderConfig};
+use ddpm_data::{Batch, Batcher, LoaderConfig, Share};
 use ddpm_train::config::{Resolved, Setting, TrainPlan};
 use ddpm_train::training::outcome::StepOutcome;
 use ddpm_train::training::step::Trainer;
@@ -67,7 +67,7 @@ pub(crate) fn batches(plan: &TrainPlan) -> Batcher {
     let source = ddpm_data::open(&config.data.source, &plan.open_options()).unwrap();
     let loader = LoaderConfig {
         seed: config.run.seed,
-        batch_size: config.train.batch_size,
+        share: Share::whole(config.train.batch_size),
         image_size: config.data.image_size,
         channels: config.data.channels,
         crop: config.data.crop,

@@ -1,17 +1,19 @@
 //! A GPU's memory: what a step takes of it against what was foretold, and what happens where it is full.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::cuda::Gpu;
-use ddpm_train::cli::args::Resume;
 use ddpm_train::config::TrainPlan;
-use ddpm_train::error::Failure;
 use ddpm_train::report::progress::Verbosity;
+use ddpm_train::report::terminal::Terminal;
 use ddpm_train::training::gpu_memory::GpuEstimate;
 use ddpm_train::training::outcome::StepOutcome;
+use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, train as run};
 use ddpm_train::training::step::Trainer;
+use ddpm_train::{Error, Kind};
 
 use crate::emulator::Emulator;
 use crate::{batches, gpu, plan, train};
@@ -45,7 +47,7 @@ fn network(settings: &[(&str, &str)]) -> TrainPlan {
 }
 
 /// Tensors that nobody needs, or the emulator's limit: what makes memory scarce while it lives.
-struct Scarcity(#[expect(dead_code, reason = "it is there")] Option<Tensor>);
+struct Scarcity(#[expect(dead_code, reason = "it is there")] Vec<Tensor>);
 
 const LIMIT: &str = "GPU_EMULATOR_MEMORY";
 
@@ -57,9 +59,18 @@ impl Scarcity {
         if Emulator::find().is_some() {
             // SAFETY: the tests on a GPU take turns, and nothing else reads the environment meanwhile.
             unsafe { std::env::set_var(LIMIT, (room.used + bytes).to_string()) };
-            return Self(None);
+            return Self(Vec::new());
         }
-        Self(Some(Tensor::zeros((room.free - bytes) as usize, DType::U8, device).unwrap()))
+        // A driver has no piece as large as all that is free, and hands out multiples of 2 MiB.
+        let (mut taken, mut piece) = (Vec::new(), 1 << 30);
+        while piece >= 2 << 20 {
+            let free = gpu.memory().unwrap().free;
+            match Tensor::zeros(piece as usize, DType::U8, device) {
+                Ok(tensor) if free >= bytes + piece => taken.push(tensor),
+                _ => piece /= 2,
+            }
+        }
+        Self(taken)
     }
 }
 
@@ -79,7 +90,7 @@ fn enough_for(plan: &TrainPlan, images: usize) -> u64 {
 }
 
 /// Makes the steps `steps` of a run.
-fn go_on(trainer: &mut Trainer, plan: &TrainPlan, steps: std::ops::Range<u64>) -> Result<Vec<StepOutcome>, Failure> {
+fn go_on(trainer: &mut Trainer, plan: &TrainPlan, steps: std::ops::Range<u64>) -> Result<Vec<StepOutcome>, Error> {
     let batches = batches(plan);
     steps.into_iter().try_for_each(|step| trainer.step(&batches.batch_at(step).unwrap()))?;
     trainer.outcomes(true)
@@ -152,11 +163,12 @@ fn gpu_a_step_that_cannot_fit_says_what_it_takes_and_changes_nothing() {
     let (expected, unbroken) = train(&plan, &device, 3);
     let mut trainer = Trainer::new(&plan, &device).unwrap();
     let scarcity = Scarcity::leaving(&gpu, &device, 100_000);
-    let failure = go_on(&mut trainer, &plan, 0..1).unwrap_err();
-    assert_eq!(failure.code as u8, 4);
-    assert!(failure.message.starts_with("a step with 1 image at once does not fit into the GPU's memory"), "{failure}");
-    assert!(failure.message.contains(": it takes about "), "{failure}");
-    assert!(failure.hint.as_deref().unwrap().contains("model.block_out_channels narrower"), "{failure}");
+    let Err(Error::StepTooLarge { message, advice, .. }) = go_on(&mut trainer, &plan, 0..1) else {
+        panic!("it is too large")
+    };
+    assert!(message.starts_with("a step with 1 image at once does not fit into the GPU's memory"), "{message}");
+    assert!(message.contains(": it takes about "), "{message}");
+    assert!(advice.unwrap().contains("model.block_out_channels narrower"), "{message}");
     assert_eq!(trainer.steps_taken(), 0);
     drop(scarcity);
     // One image at a time from here on, which changes roundings alone.
@@ -177,9 +189,9 @@ fn gpu_a_chosen_micro_batch_that_does_not_fit_is_refused_with_one_that_does() {
     drop(train(&plan, &device, 1));
     let _scarcity = Scarcity::leaving(&gpu, &device, enough_for(&plan, all / 2));
     let mut trainer = Trainer::new(&plan, &device).unwrap();
-    let failure = go_on(&mut trainer, &plan, 0..1).unwrap_err();
-    assert_eq!(failure.code as u8, 4);
-    let hint = failure.hint.unwrap();
+    let error = go_on(&mut trainer, &plan, 0..1).unwrap_err();
+    assert_eq!(error.kind(), Kind::Memory);
+    let Error::StepTooLarge { advice: Some(hint), .. } = error else { panic!("{error}") };
     // The estimate knows the scratch space, which is taken already, only about.
     let fits = [all / 2, all / 4].map(|images| format!("set train.micro_batch = {images}, "));
     assert!(fits.iter().any(|fits| hint.starts_with(fits)), "{hint}");
@@ -254,6 +266,9 @@ fn run_in(dir: &Path) -> (TrainPlan, RunOptions) {
         max_hours: None,
         command: Vec::new(),
         verbosity: Verbosity::Quiet,
+        terminal: Terminal { interactive: false, colour: false },
+        stop: Arc::default(),
+        tell: ToString::to_string,
     };
     (network(&settings), options)
 }

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use candle_core::{DType, Device};
 use ddpm_model::diffusion::{DiffusionProcess, Spacing};
 use ddpm_model::unet::UNet;
-use ddpm_train::error::{ExitCode, Failure};
 use ddpm_train::eval::images::{EvalImages, Selection};
 use ddpm_train::eval::nll::{Nll, NllRequest, evaluate};
-use ddpm_train::training::model::Model;
+use ddpm_train::exchange::Model;
+use ddpm_train::{Error, Kind};
 
 use crate::emulator::Emulator;
 use crate::sampling::Sketch;
@@ -49,7 +49,7 @@ fn try_judge(
     images: &EvalImages,
     batch_size: usize,
     mut progress: impl FnMut(usize),
-) -> Result<Nll, Failure> {
+) -> Result<Nll, Error> {
     let kept = Spacing::default().kept_timesteps(Some(STEPS), model.process.schedule().len()).unwrap();
     let request = NllRequest { kept: &kept, batch_size, seed: 8 };
     evaluate(model, images, &request, &mut |passes, _| progress(passes))
@@ -136,14 +136,14 @@ fn gpu_a_memory_too_small_for_an_evaluation_is_told() {
         emulator.limit_memory(Some(emulator.live_bytes() + room));
         let judged = try_judge(&model, &images, BATCH, |_| ());
         emulator.limit_memory(None);
-        let failure = judged.expect_err("there was no room");
-        assert_eq!(failure.code, ExitCode::Device, "{}", failure.message);
-        assert!(failure.message.contains("memory is full"), "{}", failure.message);
+        let error = judged.expect_err("there was no room");
+        assert_eq!(error.kind(), Kind::Memory, "{error}");
+        assert!(error.to_string().contains("memory is full"), "{error}");
     }
     // In the middle of a batch, with results on their way.
     let full = try_judge(&model, &images, BATCH, |_| emulator.limit_memory(Some(emulator.live_bytes())));
     emulator.limit_memory(None);
-    assert_eq!(full.expect_err("there was no room").code, ExitCode::Device);
+    assert_eq!(full.expect_err("there was no room").kind(), Kind::Memory);
     judge(&model, IMAGES, BATCH);
 }
 
@@ -153,10 +153,10 @@ fn gpu_labels_that_do_not_fit_the_model_are_refused() {
     let (device, _turn) = gpu();
     let conditional = model(CLASSES, &device, DType::F32);
     let unlabelled = images(&conditional, IMAGES).without_labels();
-    let failure = try_judge(&conditional, &unlabelled, BATCH, |_| ()).expect_err("there are no labels");
-    assert_eq!(failure.code, ExitCode::Usage, "{}", failure.message);
+    let error = try_judge(&conditional, &unlabelled, BATCH, |_| ()).expect_err("there are no labels");
+    assert_eq!(error.kind(), Kind::Setting, "{error}");
     let unconditional = model(&[], &device, DType::F32);
     let labelled = images(&conditional, IMAGES);
-    let failure = try_judge(&unconditional, &labelled, BATCH, |_| ()).expect_err("there are labels");
-    assert_eq!(failure.code, ExitCode::Usage, "{}", failure.message);
+    let error = try_judge(&unconditional, &labelled, BATCH, |_| ()).expect_err("there are labels");
+    assert_eq!(error.kind(), Kind::Setting, "{error}");
 }

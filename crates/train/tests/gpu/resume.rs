@@ -1,6 +1,6 @@
 //! What must change no bit of a training on a GPU: a stop on the way, and computing blocks again.
 
-use ddpm_train::checkpoint::{Checkpoint, Snapshot, save};
+use ddpm_run::checkpoint::{Checkpoint, Snapshot, save};
 use ddpm_train::config::TrainPlan;
 use ddpm_train::training::state::Position;
 use ddpm_train::training::step::Trainer;

@@ -5,8 +5,8 @@ use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::diffusion::{DiffusionProcess, SamplerConfig, SamplerKind};
 use ddpm_model::params::Params;
 use ddpm_model::unet::UNet;
-use ddpm_train::error::{ExitCode, Failure};
-use ddpm_train::training::pictures::{Glimpse, Guidance, Images, Onlooker, Painter, Request, Start};
+use ddpm_train::Kind;
+use ddpm_train::drawing::{Glimpse, Guidance, Images, Onlooker, Painter, Request, Start};
 
 use crate::emulator::Emulator;
 use crate::{TINY, gpu, plan};
@@ -57,7 +57,7 @@ fn draw(painter: &Painter<'_>, request: &Request<'_>) -> (Vec<Vec<f32>>, Images)
     let (mut seen, mut progress) = (Vec::new(), Vec::new());
     let onlooker = &mut Onlooker {
         progress: &mut |done| progress.push(done),
-        proceed: &|| Ok(()),
+        proceed: &|| true,
         glimpse: &mut |glimpse: Glimpse<'_>| {
             seen.push(values(glimpse.x_start));
             Ok(())
@@ -141,7 +141,7 @@ fn gpu_a_class_that_does_not_exist_is_refused_before_anything_is_drawn() {
     let painter = sketch.painter(&params);
     // Beyond the first batch.
     let wrong = Request { classes: Some(vec![0, 1, 11]), ..request(&sampler) };
-    assert_eq!(painter.prepare(&wrong).unwrap_err().code, ExitCode::Usage);
+    assert_eq!(painter.prepare(&wrong).unwrap_err().kind(), Kind::Setting);
 }
 
 #[test]
@@ -156,13 +156,13 @@ fn gpu_a_drawing_drawn_twice_or_given_up_gives_the_same_bits() {
         let passes = std::cell::Cell::new(0);
         let proceed = || {
             passes.set(passes.get() + 1);
-            if passes.get() > most { Err(Failure::new(ExitCode::Other, "enough")) } else { Ok(()) }
+            passes.get() <= most
         };
         let glimpse = &mut |_: Glimpse<'_>| Ok(());
         drawing.draw(&mut Onlooker { progress: &mut |_| (), proceed: &proceed, glimpse })
     };
     let first = draw(usize::MAX).unwrap();
-    assert_eq!(draw(9).unwrap_err().message, "enough");
+    assert_eq!(draw(9).unwrap_err().kind(), Kind::Cancelled);
     assert_eq!(draw(usize::MAX).unwrap(), first);
     assert_eq!(painter.draw_unless(&request, &|| false).unwrap().unwrap(), first);
     assert!(painter.draw_unless(&request, &|| true).unwrap().is_none());
@@ -183,9 +183,9 @@ fn gpu_a_full_memory_is_told_and_nothing_stays_behind() {
         emulator.limit_memory(Some(live + room));
         let drawn = painter.draw_unless(&request, &|| false);
         emulator.limit_memory(None);
-        let failure = drawn.expect_err("there was no room");
-        assert_eq!(failure.code, ExitCode::Device, "{}", failure.message);
-        assert!(failure.message.contains("memory is full"), "{}", failure.message);
+        let error = drawn.expect_err("there was no room");
+        assert_eq!(error.kind(), Kind::Memory, "{error}");
+        assert!(error.to_string().contains("memory is full"), "{error}");
         assert!(emulator.live_bytes() <= live, "{room}: something was not given back");
     }
     // The first step has run and the second is to be recorded.
@@ -193,11 +193,11 @@ fn gpu_a_full_memory_is_told_and_nothing_stays_behind() {
         emulator.limit_memory(Some(emulator.live_bytes()));
         Ok(())
     };
-    let onlooker = &mut Onlooker { progress: &mut |_| (), proceed: &|| Ok(()), glimpse };
-    let failure = painter.draw(&request, onlooker).expect_err("there was no room for a recording");
+    let onlooker = &mut Onlooker { progress: &mut |_| (), proceed: &|| true, glimpse };
+    let error = painter.draw(&request, onlooker).expect_err("there was no room for a recording");
     emulator.limit_memory(None);
-    assert_eq!(failure.code, ExitCode::Device, "{}", failure.message);
-    assert!(failure.message.starts_with("the GPU's memory is full: "), "{}", failure.message);
-    assert!(failure.message.contains("recording"), "{}", failure.message);
+    assert_eq!(error.kind(), Kind::Memory, "{error}");
+    assert!(error.to_string().starts_with("the GPU's memory is full: "), "{error}");
+    assert!(error.to_string().contains("recording"), "{error}");
     assert_eq!(painter.draw_unless(&request, &|| false).unwrap(), before);
 }

@@ -4,8 +4,8 @@ use candle_core::DType;
 use ddpm_kernels::cuda::Gpu;
 use ddpm_kernels::cuda::switches::{Family, Off};
 use ddpm_model::diffusion::SamplerKind;
+use ddpm_train::drawing::Images;
 use ddpm_train::training::outcome::StepOutcome;
-use ddpm_train::training::pictures::Images;
 
 use crate::emulator::Emulator;
 use crate::sampling::{Sketch, request, sampler};

@@ -5,7 +5,7 @@ use candle_core::cuda_backend::cudarc::cudnn::sys;
 use sys::{cudnnBackendAttributeName_t as Name, cudnnBackendDescriptorType_t as Kind};
 
 use super::backend::{Answer, Descriptor, data_type};
-use super::{Pass, Request};
+use super::{ALIGNMENT, Pass, Request};
 
 /// Numbers of the tensors in a graph, by which addresses are given to it later.
 pub(super) const X: i64 = 1;
@@ -60,16 +60,14 @@ impl Parts<'_> {
     }
 
     /// A tensor; channels are neighbours in memory, whatever the order of the dimensions the library asks for.
-    fn tensor(&mut self, number: i64, sides: Sides, dtype: DType, alignment: u32) -> Answer<usize> {
+    fn tensor(&mut self, number: i64, sides: Sides, dtype: DType) -> Answer<usize> {
         let tensor = Self::described(number, sides, dtype)?;
-        tensor.set(Name::CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, &[i64::from(alignment)])?;
         Ok(self.keep(tensor.finalise()?))
     }
 
     /// What one operation of a graph hands to the next without writing it to memory.
     fn virtual_tensor(&mut self, number: i64, sides: Sides) -> Answer<usize> {
         let tensor = Self::described(number, sides, DType::F32)?;
-        tensor.set(Name::CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, &[16i64])?;
         tensor.set(Name::CUDNN_ATTR_TENSOR_IS_VIRTUAL, &[true])?;
         Ok(self.keep(tensor.finalise()?))
     }
@@ -81,6 +79,7 @@ impl Parts<'_> {
         tensor.set(Name::CUDNN_ATTR_TENSOR_DIMENSIONS, &[n, c, h, w])?;
         tensor.set(Name::CUDNN_ATTR_TENSOR_STRIDES, &[h * w * c, 1, w * c, c])?;
         tensor.set(Name::CUDNN_ATTR_TENSOR_UNIQUE_ID, &[number])?;
+        tensor.set(Name::CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, &[i64::from(ALIGNMENT)])?;
         Ok(tensor)
     }
 
@@ -103,7 +102,7 @@ impl Parts<'_> {
         let r = self.request;
         let [x, weight] = self.operands()?;
         let last = if residual { WITH_RESIDUAL } else { CONVOLVED };
-        let y = self.tensor(Y, r.y, r.dtype, r.alignment[2])?;
+        let y = self.tensor(Y, r.y, r.dtype)?;
         let convolved = if bias || residual { self.virtual_tensor(CONVOLVED, r.y)? } else { y };
         self.operation(
             Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
@@ -117,13 +116,13 @@ impl Parts<'_> {
         )?;
         let mut sum = convolved;
         if residual {
-            let other = self.tensor(RESIDUAL, r.y, r.dtype, r.alignment[4])?;
+            let other = self.tensor(RESIDUAL, r.y, r.dtype)?;
             let to = if bias { self.virtual_tensor(last, r.y)? } else { y };
             self.add(sum, other, to)?;
             sum = to;
         }
         if bias {
-            let other = self.tensor(BIAS, [1, 1, 1, r.y[3]], r.dtype, r.alignment[3])?;
+            let other = self.tensor(BIAS, [1, 1, 1, r.y[3]], r.dtype)?;
             self.add(sum, other, y)?;
         }
         Ok(())
@@ -132,7 +131,7 @@ impl Parts<'_> {
     fn input_gradient(&mut self, convolution: usize) -> Answer<()> {
         let r = self.request;
         let [dx, weight] = self.operands()?;
-        let dy = self.tensor(Y, r.y, r.dtype, r.alignment[2])?;
+        let dy = self.tensor(Y, r.y, r.dtype)?;
         self.operation(
             Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR,
             [
@@ -151,7 +150,7 @@ impl Parts<'_> {
     fn weight_gradient(&mut self, convolution: usize) -> Answer<()> {
         let r = self.request;
         let [x, dw] = self.operands()?;
-        let dy = self.tensor(Y, r.y, r.dtype, r.alignment[2])?;
+        let dy = self.tensor(Y, r.y, r.dtype)?;
         self.operation(
             Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR,
             [
@@ -170,9 +169,9 @@ impl Parts<'_> {
     /// x, or its gradient, and the weight, or its gradient.
     fn operands(&mut self) -> Answer<[usize; 2]> {
         let r = self.request;
-        let x = self.tensor(X, r.x, r.dtype, r.alignment[0])?;
+        let x = self.tensor(X, r.x, r.dtype)?;
         let kernel = [r.y[3], r.kernel, r.kernel, r.x[3]];
-        Ok([x, self.tensor(WEIGHT, kernel, r.dtype, r.alignment[1])?])
+        Ok([x, self.tensor(WEIGHT, kernel, r.dtype)?])
     }
 
     fn operation(&mut self, kind: Kind, [alpha, beta]: [Name; 2], links: &[(Name, usize)]) -> Answer<()> {

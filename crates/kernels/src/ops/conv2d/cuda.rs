@@ -1,7 +1,9 @@
-//! The body for a GPU: cuDNN, with our own kernels where it has no engine; 1x1 convolutions are products of matrices.
+//! The body for a GPU: cuDNN, with our own kernels where it has no engine or a slow one ([`few`](super::few)); 1x1 convolutions
+//! are products of matrices.
 
 use candle_core::{DType, Tensor};
 
+use super::few::Few;
 use super::{Algorithm, Geometry, OP};
 use crate::buffer::ParamGrads;
 use crate::cuda::dnn::{Operands, Pass, Request};
@@ -11,8 +13,7 @@ use crate::gemm::Write;
 use crate::ops::linear;
 
 impl Geometry {
-    fn request(&self, pass: Pass, dtype: DType, operands: &Operands) -> Request {
-        let addresses = [operands.x, operands.weight, operands.y, operands.bias, operands.residual];
+    fn request(&self, pass: Pass, dtype: DType) -> Request {
         Request {
             pass,
             x: [self.n, self.h, self.w, self.ci],
@@ -22,8 +23,6 @@ impl Geometry {
             pad_before: self.conv.pad_before,
             pad_after: self.conv.pad_after,
             dtype,
-            // The engines tell apart what is aligned to 16 bytes and what is not.
-            alignment: addresses.map(|address| address.alignment().min(16)),
         }
     }
 
@@ -37,7 +36,7 @@ impl Geometry {
         linear::Shape { rows: self.n * self.h * self.w, inputs: self.ci, outputs: self.co }
     }
 
-    fn exact(&self) -> bool {
+    pub(super) fn exact(&self) -> bool {
         self.conv.algorithm == Algorithm::Exact
     }
 
@@ -65,13 +64,19 @@ pub(super) fn forward(
         linear::cuda::forward_at(&gpu, g.as_linear(), dtype, &operands)?;
         return Ok(y);
     }
+    if residual.is_none()
+        && let Some(few) = Few::of(&gpu, g, dtype, operands.x, operands.y)
+    {
+        few.forward(&gpu, &operands)?;
+        return Ok(y);
+    }
     let fused = Pass::Forward { bias: true, residual: residual.is_some() };
     let plain = Pass::Forward { bias: false, residual: false };
     let elements = y.elem_count();
-    if !g.exact() && gpu.convolve(&g.request(fused, dtype, &operands), &operands)? {
+    if !g.exact() && gpu.convolve(&g.request(fused, dtype), &operands)? {
         return Ok(y);
     }
-    if !g.exact() && gpu.convolve(&g.request(plain, dtype, &operands), &operands)? {
+    if !g.exact() && gpu.convolve(&g.request(plain, dtype), &operands)? {
         operands.add_bias_and_residual(&gpu, dtype, g.co, elements)?;
         return Ok(y);
     }
@@ -101,6 +106,10 @@ pub(super) fn backward(
     if need_dx {
         input_gradient(&gpu, g, dtype, Operands { x: dx_at, ..operands })?;
     }
+    if let Some(few) = Few::of(&gpu, g, dtype, operands.x, operands.y) {
+        few.weight_gradient(&gpu, &operands, grads)?;
+        return Ok(dx);
+    }
     weight_gradient(&gpu, g, dtype, operands, grads)?;
     if !grads.bias_summed {
         let (_, db) = grads.addresses(&gpu)?;
@@ -110,7 +119,10 @@ pub(super) fn backward(
 }
 
 fn input_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands) -> Result<()> {
-    if !g.exact() && gpu.convolve(&g.request(Pass::InputGradient, dtype, &operands), &operands)? {
+    if let Some(few) = Few::of(gpu, g, dtype, operands.x, operands.y) {
+        return few.input_gradient(gpu, &operands);
+    }
+    if !g.exact() && gpu.convolve(&g.request(Pass::InputGradient, dtype), &operands)? {
         return Ok(());
     }
     let elements = g.n * g.h * g.w * g.ci;
@@ -126,7 +138,7 @@ fn weight_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands, gr
     let ((dw, _), write) = (grads.addresses(gpu)?, grads.write);
     let convolve = |weight| -> Result<bool> {
         let operands = Operands { weight, ..operands };
-        gpu.convolve(&g.request(Pass::WeightGradient, dtype, &operands), &operands)
+        gpu.convolve(&g.request(Pass::WeightGradient, dtype), &operands)
     };
     if !g.exact() {
         if dtype == DType::F32 && write == Write::Assign && convolve(dw)? {

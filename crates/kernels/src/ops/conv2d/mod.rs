@@ -12,6 +12,8 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod few;
 mod im2col;
 pub mod reference;
 mod tiles;

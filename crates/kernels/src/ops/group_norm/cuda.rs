@@ -95,11 +95,12 @@ impl Work {
         images: usize,
         dtype: DType,
         (addresses, begin): (&[Address], [usize; 2]),
+        drops: bool,
     ) -> Self {
         let Shape { pixels, channels, groups } = shape;
         let width = begin.map(|channel| pack_width(channel, dtype, addresses));
         let width = width[0].min(width[1]).min(pack_width(channels, dtype, addresses));
-        let sizes = Sizes { images, pixels, channels, groups, size: dtype.size_in_bytes(), width };
+        let sizes = Sizes { images, pixels, channels, groups, size: dtype.size_in_bytes(), width, drops };
         let room = Room { multiprocessors: gpu.multiprocessors() as usize, shared: gpu.shared_memory() };
         Self { sizes, plan: Plan::new(pass, sizes, room) }
     }
@@ -147,6 +148,7 @@ impl Work {
             .arg(plan.across as u32)
             .arg(plan.part as u32)
             .arg(sizes.width as u32)
+            .arg(sizes.inverse())
     }
 
     fn launch(&self, launch: Launch<'_>) -> Result<()> {
@@ -173,7 +175,7 @@ pub(super) fn forward(
     let (from, to) = (source.addresses(&gpu, dtype)?, operand(&gpu, OP, &y, dtype)?);
     let joined = source.joined(shape.channels);
     let ends = ([from.as_slice(), &[to]].concat(), [joined, shape.channels - joined]);
-    let work = Work::new(&gpu, Pass::Forward, shape, images, dtype, (&ends.0, ends.1));
+    let work = Work::new(&gpu, Pass::Forward, shape, images, dtype, (&ends.0, ends.1), fused.dropout.is_some());
     let of_parts = work.partials(&gpu)?;
     let partials = optional(&gpu, OP, of_parts.as_ref(), DType::F32)?;
     let mut reads = (from, joined);
@@ -182,8 +184,9 @@ pub(super) fn forward(
         work.launch(work.pass_to(launch))?;
         reads = (Source { parts: None, ..source }.addresses(&gpu, dtype)?, shape.channels);
     }
+    let name = if work.plan.whole(Pass::Forward) { "group_norm_whole" } else { OP };
     let launch = affine
-        .pass_to(pass_source(gpu.float_kernel(OP, dtype)?, reads.0, reads.1), &gpu, fused.offset, dtype)?
+        .pass_to(pass_source(gpu.float_kernel(name, dtype)?, reads.0, reads.1), &gpu, fused.offset, dtype)?
         .arg(to)
         .arg(operand(&gpu, OP, &statistics, DType::F32)?)
         .arg(partials);
@@ -214,6 +217,19 @@ fn results(x: &Tensor, affine: Affine<'_>, fused: Fused<'_>, wanted: &Wanted) ->
     })
 }
 
+/// The kernel that writes dx: for images of which all is kept, with dropout, adding so many gradients from elsewhere.
+fn backward_kernel(whole: bool, drops: bool, extra: usize) -> &'static str {
+    match (whole, drops, extra) {
+        (true, true, _) => "group_norm_backward_dropout_whole",
+        (true, false, 0) => "group_norm_backward_whole",
+        (true, false, 1) => "group_norm_backward_one_whole",
+        (true, false, _) => "group_norm_backward_two_whole",
+        (false, true, _) => "group_norm_backward_dropout",
+        (false, false, 0 | 1) => "group_norm_backward",
+        (false, false, _) => "group_norm_backward_two",
+    }
+}
+
 pub(super) fn backward(
     norm: &GroupNorm,
     shape: Shape,
@@ -232,7 +248,8 @@ pub(super) fn backward(
     let inputs = [at(Some(x))?, at(Some(dy))?, at(extra[0])?, at(extra[1])?];
     let outputs = [at(Some(&found.dx))?, at(found.rest.as_ref())?];
     let activations = [inputs.as_slice(), &outputs].concat();
-    let work = Work::new(&gpu, Pass::Backward, shape, images, dtype, (&activations, [joined, shape.channels - joined]));
+    let begin = [joined, shape.channels - joined];
+    let work = Work::new(&gpu, Pass::Backward, shape, images, dtype, (&activations, begin), fused.dropout.is_some());
     let of_parts = work.partials(&gpu)?;
     let partials = optional(&gpu, OP, of_parts.as_ref(), DType::F32)?;
     let at_once = Sums::default();
@@ -258,15 +275,11 @@ pub(super) fn backward(
         let launch = pass_mask(launch, &gpu, fused.dropout)?;
         work.launch(work.pass_to(launch).arg(work.plan.kept as u32))
     };
-    let [sums, all] = match (fused.dropout, extra) {
-        (Some(_), _) => ["group_norm_sums_dropout", "group_norm_backward_dropout"],
-        (None, [Some(_), Some(_)]) => ["group_norm_sums", "group_norm_backward_two"],
-        (None, _) => ["group_norm_sums", "group_norm_backward"],
-    };
+    let drops = fused.dropout.is_some();
     if work.plan.split {
-        queue(sums)?;
+        queue(if drops { "group_norm_sums_dropout" } else { "group_norm_sums" })?;
     }
-    queue(all)?;
+    queue(backward_kernel(work.plan.whole(Pass::Backward), drops, extra.into_iter().flatten().count()))?;
     work.expect(later, rooms, grads, &wanted.sums);
     at_once.settle(grads.buffer)?;
     Ok(found)

@@ -3,17 +3,16 @@
 
 use std::path::Path;
 
+use crate::config::error::told;
 use crate::config::{Resolved, TrainPlan};
-use crate::error::{ExitCode, Failure};
 
 /// What the plan says about `settings`, on top of a config that works.
 fn refusal(settings: &[&str]) -> String {
     let settings: Vec<_> = settings.iter().map(|setting| setting.parse().unwrap()).collect();
     let text = "[data]\nsource = \"builtin:fashion10k\"\n";
     let resolved = Resolved::from_layers(Path::new("configs/my.toml"), text, [], &settings).unwrap();
-    let failure = Failure::from(TrainPlan::new(&resolved).unwrap_err());
-    assert_eq!(failure.code, ExitCode::Usage);
-    failure.to_string()
+    let error = TrainPlan::new(&resolved).unwrap_err();
+    told(&error)
 }
 
 #[track_caller]
@@ -25,7 +24,7 @@ fn is_refused(settings: &[&str], message: &str, help: &str) {
 fn the_place_is_the_line_of_the_file_or_the_file() {
     let refusal = |text: &str| {
         let resolved = Resolved::from_layers(Path::new("configs/my.toml"), text, [], &[]).unwrap();
-        Failure::from(TrainPlan::new(&resolved).unwrap_err()).to_string()
+        told(&TrainPlan::new(&resolved).unwrap_err())
     };
     assert_eq!(
         refusal("[model]\nblock_out_channels = [80, 160, 160]\nnorm_num_groups = 32\n[data]\nsource = \"x\"\n"),

@@ -112,7 +112,7 @@ pub(super) fn forward(s: Shape, qkv: &Tensor) -> Result<(Tensor, Kept)> {
     let [q, k, v] = products.parts(at);
     let p = products.scores(operand(&gpu, OP, &probabilities, dtype)?);
     let o = products.out(operand(&gpu, OP, &out, dtype)?);
-    if rows::fits(&gpu, s, dtype, &[at]) {
+    if rows::fits(&gpu, s, dtype, &[at, p.at]) {
         rows::probabilities(&gpu, s, dtype, at, p.at)?;
     } else {
         let scores = Form { rows: l, columns: l, inner: d, transposed: [false, true], alpha: s.scale() };
@@ -140,7 +140,7 @@ pub(super) fn backward(s: Shape, qkv: &Tensor, probabilities: &Tensor, d_out: &T
 
     let onto_tokens = Form { rows: l, columns: d, inner: l, transposed: [true, false], alpha: 1.0 };
     products.queue(onto_tokens, p, d_out, dv)?;
-    if rows::fits(&gpu, s, dtype, &[at, d_out.at]) {
+    if rows::fits(&gpu, s, dtype, &[at, d_out.at, p.at, ds.at]) {
         rows::score_gradients(&gpu, s, dtype, [at, d_out.at, p.at], ds.at)?;
     } else {
         let onto_scores = Form { rows: l, columns: l, inner: d, transposed: [false, true], alpha: 1.0 };

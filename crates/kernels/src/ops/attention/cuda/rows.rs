@@ -10,23 +10,23 @@ use crate::error::Result;
 
 /// Rows of a block, and its threads.
 const TILE: usize = 64;
-const THREADS: u32 = 128;
+const THREADS: u32 = 256;
 /// Tokens at most: a row stays in registers.
 const MOST: usize = 256;
 /// Elements from a row to the next in shared memory, and pieces of the channels there.
 const STRIDE: usize = 64 + 8;
 const STAGES: usize = 2;
-/// Whether the kernels can do this, and may.
-pub(super) fn fits(gpu: &Gpu, s: Shape, dtype: DType, reads: &[Address]) -> bool {
+/// Whether the kernels can do this, and may; what they read and write 16 bytes at once must be `aligned`.
+pub(super) fn fits(gpu: &Gpu, s: Shape, dtype: DType, aligned: &[Address]) -> bool {
     may_keep_scores(gpu, s, dtype)
         && s.tokens <= MOST
         && s.tokens.is_multiple_of(8)
-        && reads.iter().all(|at| at.alignment() >= 16)
+        && aligned.iter().all(|at| at.alignment() >= 16)
         && shared(s, dtype) <= gpu.shared_memory()
 }
 
 fn shared(s: Shape, dtype: DType) -> usize {
-    STAGES * (TILE + s.tokens.next_multiple_of(16)) * STRIDE * dtype.size_in_bytes()
+    STAGES * (TILE + s.tokens.next_multiple_of(32)) * STRIDE * dtype.size_in_bytes()
 }
 
 fn sizes(launch: Launch<'_>, s: Shape) -> Result<Launch<'_>> {

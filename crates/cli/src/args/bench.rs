@@ -1,0 +1,53 @@
+//! `ddpm bench`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use ddpm_train::config::{DeviceChoice, Setting};
+
+use super::count;
+
+/// `ddpm bench`
+#[derive(Clone, Debug, Args)]
+#[command(allow_missing_positional = true)]
+#[command(after_help = "Examples:
+  ddpm bench step configs/quickstart.toml
+  ddpm bench ops configs/quickstart.toml --device cpu")]
+pub struct BenchArgs {
+    /// What to measure
+    #[arg(value_enum, default_value = "step")]
+    pub what: BenchKind,
+    /// The configuration (TOML)
+    #[arg(required = true)]
+    pub config: PathBuf,
+    /// Set a key of the configuration; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<Setting>,
+    /// Where to compute: auto, cpu, cuda or cuda:N [default: run.device, auto]
+    #[arg(long)]
+    pub device: Option<DeviceChoice>,
+    /// Measured repetitions
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = count)]
+    pub repeat: usize,
+}
+
+impl BenchArgs {
+    /// `--set`, and the option that stands for a key.
+    pub fn settings(&self) -> Vec<Setting> {
+        let device = self.device.map(|device| Setting { key: "run.device".to_owned(), value: device.to_string() });
+        self.set.iter().cloned().chain(device).collect()
+    }
+}
+
+/// What `bench` measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchKind {
+    /// Whole training steps, with the time of their phases
+    Step,
+    /// The images that sampling draws, from noise to bytes
+    Sample,
+    /// Reading and decoding, as fast as the loader can
+    Data,
+    /// Each operation of the network on its own, forward and backward
+    Ops,
+}

@@ -1,0 +1,220 @@
+//! `ddpm config check`: what a run would need, before it begins.
+//!
+//! It answers on a machine that has neither the data nor the memory of the run: the data's error comes after everything
+//! else, and what cannot be measured here is foretold.
+
+use std::time::Duration;
+
+use ddpm_model::ModelError;
+use ddpm_model::params::ParamLayout;
+use ddpm_model::unet::UNet;
+use ddpm_run::memory::format_bytes;
+use ddpm_train::config::{Cadence, Resolved, TrainPlan, Warning};
+use ddpm_train::measuring::estimate::{Measured, StepEstimate, estimate_step};
+use ddpm_train::report::progress::format_duration;
+use ddpm_train::training::gpu_memory::{GpuEstimate, GpuNeeds};
+use serde::Serialize;
+
+use super::args::CheckArgs;
+use super::{Align, Output, Table};
+use crate::failure::{Failure, Outcome};
+
+/// Steps to measure, after two to warm up: some seconds for a model this machine can train.
+const MEASURED_STEPS: usize = 3;
+/// Bytes of a line of `metrics.jsonl` with its TensorBoard events, and of a picture; rough, and small beside the rest.
+const LOG_LINE_BYTES: u64 = 1500;
+const PICTURE_BYTES: u64 = 500_000;
+
+/// The document of `config check`.
+#[derive(Debug, Serialize)]
+struct Needs {
+    /// Numbers that training changes.
+    parameters: u64,
+    /// Named tensors in a file.
+    tensors: usize,
+    /// The most memory that a step takes, where the system tells it.
+    memory_bytes: Option<u64>,
+    /// On a GPU, what `memory_bytes` was expected to be.
+    estimated_bytes: Option<u64>,
+    /// What a step takes on a GPU, whether there is one or not.
+    gpu: GpuNeeds,
+    /// What its activations take with gradient checkpointing.
+    gpu_checkpointed_bytes: u64,
+    /// One checkpoint.
+    checkpoint_bytes: u64,
+    /// All that a finished run leaves, and one checkpoint that is being replaced.
+    disk_bytes: u64,
+    /// Median of some real steps, or what few images foretell.
+    step_ms: f64,
+    /// All steps of the run; pictures and checkpoints come on top.
+    eta_s: f64,
+    /// How `step_ms` and `memory_bytes` are known.
+    measured: Measured,
+    /// Images of the source, where it can be opened.
+    images: Option<usize>,
+    /// How often each image is seen.
+    epochs: Option<f64>,
+    warnings: Vec<Warning>,
+}
+
+/// Checks a configuration and says what a run would need.
+pub(super) fn check(args: &CheckArgs, output: &Output) -> Result<Outcome, Failure> {
+    let plan = TrainPlan::new(&Resolved::load(&args.config, &args.settings())?)?;
+    let unet = UNet::new(&plan.config().model)?;
+    output.detail("measuring a few steps");
+    let step = estimate_step(&plan, MEASURED_STEPS)?;
+    let needs = needs(&plan, unet.layout(), &step)?;
+    let verdict = verdict(&step);
+    match step.data_error.map(Failure::from) {
+        None => {
+            output.result(&needs, || text(&plan, &needs, verdict))?;
+            Ok(Outcome::Done)
+        }
+        Some(failure) => output.result_and_failure(&needs, || text(&plan, &needs, verdict), &failure),
+    }
+}
+
+fn verdict(step: &StepEstimate) -> &'static str {
+    match (&step.data_error, &step.warning) {
+        (Some(_), _) => "a run cannot start with this data",
+        (None, Some(_)) => "a run would need more memory than there is",
+        (None, None) => "a run can start",
+    }
+}
+
+fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Result<Needs, ModelError> {
+    let config = plan.config();
+    let parameters = layout.parameters() as u64;
+    // Weights, both moments, and each average, in f32.
+    let checkpoint_bytes = parameters * 4 * (3 + config.train.ema_decays.len() as u64);
+    let steps = config.train.steps;
+    let lines = plan.log_cadence().count(steps).saturating_mul(LOG_LINE_BYTES);
+    let pictures = plan.sample_cadence().count(steps).saturating_add(1).saturating_mul(PICTURE_BYTES);
+    let checkpoints = checkpoint_bytes.saturating_mul(checkpoints_at_once(plan));
+    let estimate = GpuEstimate::new(config)?;
+    let at_once = plan.micro_batch().map_or(config.train.batch_size, usize::from);
+    Ok(Needs {
+        parameters,
+        tensors: layout.specs().iter().map(|spec| spec.file_shapes().len()).sum(),
+        memory_bytes: step.peak_bytes,
+        estimated_bytes: step.estimated_bytes,
+        gpu: estimate.of(at_once),
+        gpu_checkpointed_bytes: estimate.checkpointed(at_once).activations_bytes,
+        checkpoint_bytes,
+        disk_bytes: checkpoints.saturating_add(lines).saturating_add(pictures),
+        step_ms: step.step_ms,
+        eta_s: steps as f64 * step.step_ms / 1e3,
+        measured: step.measured,
+        images: step.images,
+        epochs: step.images.map(|images| steps as f64 * config.train.batch_size as f64 / images as f64),
+        warnings: plan.warnings().iter().chain(&step.warning).cloned().collect(),
+    })
+}
+
+/// The most checkpoints that exist at once: an old one goes only after a newer one was verified.
+fn checkpoints_at_once(plan: &TrainPlan) -> u64 {
+    let (checkpoint, steps) = (&plan.config().checkpoint, plan.config().train.steps);
+    let written = plan.checkpoint_cadence().count(steps).saturating_add(1);
+    let kept_for_good = Cadence::new(checkpoint.keep_every).count(steps);
+    written.min(kept_for_good.saturating_add(checkpoint.keep_last as u64).saturating_add(1))
+}
+
+fn text(plan: &TrainPlan, needs: &Needs, verdict: &str) -> String {
+    let config = plan.config();
+    let mut table = Table::new(&[Align::Left, Align::Left]);
+    if let Some((images, epochs)) = needs.images.zip(needs.epochs) {
+        table.row(&[&"images", &format!("{images} of {}, each seen {epochs:.1} times", config.data.source)]);
+    }
+    table.row(&[&"parameters", &format!("{} in {} tensors", grouped(needs.parameters), needs.tensors)]);
+    if let Some(memory) = needs.memory_bytes {
+        let estimated = needs.estimated_bytes.map(format_bytes);
+        let estimated = estimated.map_or(String::new(), |bytes| format!(", estimated {bytes}"));
+        table.row(&[&"memory", &format!("{}{estimated}", format_bytes(memory))]);
+    }
+    table.row(&[&"on a GPU", &needs.gpu.describe()]);
+    if !needs.gpu.gradient_checkpointing {
+        let bytes = format_bytes(needs.gpu_checkpointed_bytes);
+        table.row(&[&"", &format!("with train.gradient_checkpointing, {bytes} for the images")]);
+    }
+    let seconds = Duration::try_from_secs_f64(needs.eta_s).unwrap_or(Duration::MAX);
+    let steps = config.train.steps;
+    table.row(&[&"time", &format!("{} for {steps} steps of {:.0} ms", format_duration(seconds), needs.step_ms)]);
+    if needs.measured == Measured::Extrapolated {
+        table.row(&[&"", &"memory and time are estimated from steps of 1 and 2 images"]);
+    }
+    table.row(&[&"checkpoint", &format_bytes(needs.checkpoint_bytes)]);
+    table.row(&[&"disk", &format!("{} in {}", format_bytes(needs.disk_bytes), config.run.dir)]);
+    let mut text = format!("{}: {verdict}\n\n{}", plan.path().display(), table.render());
+    for Warning { key, message } in &needs.warnings {
+        text += &format!("\nwarning: {key}: {message}\n");
+    }
+    text
+}
+
+/// 1234567 as `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::path::Path;
+
+    fn plan(text: &str) -> TrainPlan {
+        let text = format!("{text}\n[data]\nsource = \"x\"\n[train]\nsteps = 100\nwarmup_steps = 10\n");
+        TrainPlan::new(&Resolved::from_layers(Path::new("my.toml"), &text, [], &[]).unwrap()).unwrap()
+    }
+
+    fn at_once(text: &str) -> u64 {
+        checkpoints_at_once(&plan(text))
+    }
+
+    #[test]
+    fn disk_holds_the_kept_checkpoints_and_one_more() {
+        assert_eq!(at_once("[checkpoint]\nevery = 10\nkeep_last = 2"), 3);
+        assert_eq!(at_once("[checkpoint]\nevery = 10\nkeep_last = 2\nkeep_every = 50"), 5);
+        assert_eq!(at_once("[checkpoint]\nevery = 0"), 1);
+    }
+
+    #[test]
+    fn a_run_that_is_too_large_for_this_machine_is_not_said_to_start() {
+        let plan = plan("[checkpoint]\nevery = 10");
+        let warning = Warning { key: "train.micro_batch", message: "too large".to_owned() };
+        let step = StepEstimate {
+            step_ms: 60_000.0,
+            peak_bytes: Some(130 << 30),
+            estimated_bytes: None,
+            measured: Measured::Extrapolated,
+            warning: Some(warning),
+            images: Some(64),
+            data_error: None,
+        };
+        let needs = needs(&plan, UNet::new(&plan.config().model).unwrap().layout(), &step).unwrap();
+        let text = text(&plan, &needs, verdict(&step));
+        for part in [
+            "my.toml: a run would need more memory than there is\n",
+            "\nimages      64 of x, each seen 200.0 times\n",
+            "\nmemory      130 GiB\n",
+            "\ntime        1h40m for 100 steps of 60000 ms\n",
+            "\n            memory and time are estimated from steps of 1 and 2 images\n",
+            "\nwarning: train.micro_batch: too large\n",
+        ] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+    }
+
+    #[test]
+    fn long_numbers_are_grouped() {
+        assert_eq!([grouped(7), grouped(1234), grouped(35_746_307)], ["7", "1,234", "35,746,307"]);
+    }
+}

@@ -1,0 +1,102 @@
+//! `ddpm data inspect`
+
+use std::path::Path;
+
+use ddpm_data::{Counts, Inspection, OpenOptions, Source};
+use ddpm_run::memory::format_bytes;
+use ddpm_train::report::pictures::{self, Layout, grid};
+use serde_json::json;
+
+use super::args::InspectArgs;
+use super::{Align, Output, Table};
+use crate::failure::Failure;
+
+/// Images in the preview: a grid of 10 x 10.
+const PREVIEW_IMAGES: usize = 100;
+/// Side of a preview image, in pixels.
+const PREVIEW_SIZE: usize = 64;
+/// Rows of a list in the text; `--json` has them all.
+const SHOWN: usize = 12;
+
+/// Reads a whole source, reports what it holds, and draws a preview.
+pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<(), Failure> {
+    let source = ddpm_data::open(&args.source, &OpenOptions { format: args.format, split: args.split.clone() })?;
+    let total = source.len();
+    output.detail(&format!("reading {}", source.describe()));
+    let inspection = ddpm_data::inspect(source.as_ref(), 0, &|done| {
+        // A source that takes long is worth a word now and then.
+        if done % 16_384 == 0 {
+            output.note(&format!("{done} of {total} images"));
+        }
+    })?;
+    let preview = (inspection.readable > 0).then_some(args.preview.as_path());
+    if let Some(path) = preview {
+        write_preview(&inspection, source.as_ref(), path)?;
+    }
+    let mut document = json!(inspection);
+    document["preview"] = json!(preview);
+    output.result(&document, || text(&inspection, preview))
+}
+
+fn write_preview(inspection: &Inspection, source: &dyn Source, path: &Path) -> Result<(), Failure> {
+    let colours = inspection.colors.0.iter().any(|(name, _)| name.starts_with("rgb"));
+    let channels = if colours { 3 } else { 1 };
+    let size = inspection.sizes.0.iter().filter_map(|(size, _)| largest_side(size)).max().unwrap_or(PREVIEW_SIZE);
+    let size = size.min(PREVIEW_SIZE);
+    let previews = inspection.preview(source, PREVIEW_IMAGES, size, channels)?;
+    let shape = [previews.len(), size, size, channels];
+    let pixels: Vec<u8> = previews.into_iter().flat_map(|preview| preview.pixels).collect();
+    let page = grid(&pixels, shape, Layout::visible(size, size))?;
+    Ok(pictures::write(path, &pictures::encode(&page)?)?)
+}
+
+/// The longer side of "28x32".
+fn largest_side(size: &str) -> Option<usize> {
+    size.split('x').filter_map(|side| side.parse().ok()).max()
+}
+
+fn text(inspection: &Inspection, preview: Option<&Path>) -> String {
+    let Inspection { source, images, readable, unreadable, classes, sizes, formats, colors, .. } = inspection;
+    let mut table = Table::new(&[Align::Left, Align::Left]);
+    table.row(&[&"source", source]);
+    table.row(&[&"images", &format!("{images}, {readable} readable, {} unreadable", unreadable.len())]);
+    table.row(&[&"sizes", &in_a_line(sizes)]);
+    table.row(&[&"formats", &format!("{}; {}", in_a_line(formats), format_bytes(inspection.bytes))]);
+    table.row(&[&"colours", &in_a_line(colors)]);
+    table.row(&[&"speed", &format!("{:.0} images/s", inspection.images_per_s)]);
+    if let Some(path) = preview {
+        table.row(&[&"preview", &path.display()]);
+    }
+    let mut text = table.render();
+    inspection.notices.iter().for_each(|notice| text += &format!("note: {notice}\n"));
+    if !classes.0.is_empty() {
+        text += &format!("\n{} classes\n{}", classes.0.len(), list(classes));
+    }
+    if !unreadable.is_empty() {
+        let mut table = Table::new(&[Align::Left, Align::Left]);
+        unreadable.iter().take(SHOWN).for_each(|sample| table.row(&[&format!("  {}", sample.id), &sample.reason]));
+        text += &format!("\nunreadable\n{}{}", table.render(), and_more(unreadable.len()));
+    }
+    text
+}
+
+fn list(counts: &Counts) -> String {
+    let mut table = Table::new(&[Align::Right, Align::Left, Align::Right]);
+    for (number, (name, count)) in counts.0.iter().enumerate().take(SHOWN) {
+        table.row(&[&format!("{number:>3}"), name, count]);
+    }
+    table.render() + &and_more(counts.0.len())
+}
+
+fn in_a_line(counts: &Counts) -> String {
+    let shown: Vec<String> = counts.0.iter().take(4).map(|(name, count)| format!("{name} ({count})")).collect();
+    let more = counts.0.len().saturating_sub(4);
+    if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
+}
+
+fn and_more(count: usize) -> String {
+    match count.saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!("  ... and {more} more; --json lists them all\n"),
+    }
+}

@@ -1,0 +1,156 @@
+//! `ddpm doctor`: what this machine has, and what to do about what it lacks.
+//!
+//! A build for GPUs asks NVIDIA's libraries themselves (`gpu`); any other looks for them as files (`files`) and loads none. Of
+//! the hub's token only the presence is told.
+
+#[cfg_attr(feature = "cuda", path = "doctor/gpu.rs")]
+#[cfg_attr(not(feature = "cuda"), path = "doctor/files.rs")]
+mod nvidia;
+
+use std::env;
+use std::fs;
+use std::path::Path;
+
+use ddpm_hub::{DEFAULT_ENDPOINT, HubError, Settings};
+use ddpm_kernels::simd;
+use ddpm_run::memory::{disk_free, format_bytes};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{Align, Output, Table};
+use crate::failure::Failure;
+
+/// Below this a run is likely to meet a full disk.
+const LITTLE_DISK: u64 = 2 << 30;
+/// How something stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    /// It is there.
+    Found,
+    /// It is not, and nothing needs it.
+    Absent,
+    /// It is not as it should be.
+    Problem,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Serialize)]
+struct Finding {
+    name: &'static str,
+    status: Status,
+    detail: String,
+    /// What to do.
+    advice: Option<String>,
+}
+
+impl Finding {
+    fn found(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name, status: Status::Found, detail: detail.into(), advice: None }
+    }
+
+    fn absent(name: &'static str, detail: impl Into<String>, advice: &str) -> Self {
+        Self { name, status: Status::Absent, detail: detail.into(), advice: Some(advice.to_owned()) }
+    }
+
+    fn problem(name: &'static str, detail: impl Into<String>, advice: &str) -> Self {
+        Self { status: Status::Problem, ..Self::absent(name, detail, advice) }
+    }
+}
+
+/// Looks at everything and reports.
+pub(super) fn run(output: &Output) -> Result<(), Failure> {
+    let hub = Settings::from_environment();
+    let mut findings = vec![cpu(), vectors(), memory(), disk()];
+    findings.extend(nvidia::findings());
+    findings.extend([token(&hub), endpoint(&hub)]);
+    let version = env!("CARGO_PKG_VERSION");
+    output.result(&json!({"version": version, "findings": findings}), || {
+        let mut table = Table::new(&[Align::Left, Align::Left, Align::Left]);
+        for Finding { name, status, detail, advice } in &findings {
+            let mark = match status {
+                Status::Found => "+",
+                Status::Absent => "-",
+                Status::Problem => "!",
+            };
+            table.row(&[&mark, name, detail]);
+            if let Some(advice) = advice {
+                table.row(&[&"", &"", &format!("  {advice}")]);
+            }
+        }
+        let legend = "+ found   - not found, not needed on the CPU   ! needs attention";
+        format!("ddpm {version}\n\n{}\n{legend}", table.render())
+    })
+}
+
+fn cpu() -> Finding {
+    let model = proc_field("/proc/cpuinfo", "model name").unwrap_or_else(|| env::consts::ARCH.to_owned());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Finding::found("CPU", format!("{model}, {cores} cores available, {} threads used", rayon::current_num_threads()))
+}
+
+/// The instructions that the kernels were chosen for.
+fn vectors() -> Finding {
+    let level = simd::level();
+    let detail = format!("the kernels use {}", level.name());
+    if level == simd::Level::Baseline && cfg!(target_arch = "x86_64") {
+        return Finding::problem(
+            "vectors",
+            detail,
+            "a CPU with AVX2 and FMA (2013 and later) is about five times faster",
+        );
+    }
+    Finding::found("vectors", detail)
+}
+
+fn memory() -> Finding {
+    let kib = |field| proc_field("/proc/meminfo", field)?.strip_suffix("kB")?.trim().parse::<u64>().ok();
+    let (Some(total), Some(free)) = (kib("MemTotal"), kib("MemAvailable")) else {
+        return Finding::absent("memory", "unknown on this system", "nothing: this is only for information");
+    };
+    let detail = format!("{} available of {}", format_bytes(free * 1024), format_bytes(total * 1024));
+    Finding::found("memory", detail)
+}
+
+/// The disk of the current directory, where `runs/` goes.
+fn disk() -> Finding {
+    match disk_free(Path::new(".")) {
+        Ok(free) if free < LITTLE_DISK => {
+            let advice = "a run keeps several checkpoints: choose another disk with --run-dir";
+            Finding::problem("disk", format!("only {} free here", format_bytes(free)), advice)
+        }
+        Ok(free) => Finding::found("disk", format!("{} free here", format_bytes(free))),
+        Err(error) => Finding::problem("disk", error.to_string(), "check the current directory"),
+    }
+}
+
+fn token(hub: &Result<Settings, HubError>) -> Finding {
+    match hub {
+        Ok(Settings { token: Some(token), .. }) => Finding::found("hub token", format!("in {}", token.place)),
+        _ => Finding::absent("hub token", "not found", "only uploads and private models need one: set HF_TOKEN"),
+    }
+}
+
+fn endpoint(hub: &Result<Settings, HubError>) -> Finding {
+    const NAME: &str = "hub endpoint";
+    match hub {
+        Err(error) => Finding::problem(NAME, error.to_string(), &error.help()),
+        Ok(_) if !cfg!(feature = "hub") => {
+            Finding::absent(NAME, "not in this build", "build with the feature `hub` to push and pull")
+        }
+        Ok(hub) if hub.offline => {
+            Finding::absent(NAME, "not used: HF_HUB_OFFLINE is set", "unset it to use the network")
+        }
+        Ok(hub) if hub.endpoint == DEFAULT_ENDPOINT => Finding::found(NAME, DEFAULT_ENDPOINT),
+        Ok(hub) => Finding::found(NAME, format!("{} (HF_ENDPOINT)", hub.endpoint)),
+    }
+}
+
+/// The value of the first `name : value` line of a file in /proc.
+fn proc_field(path: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    text.lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(key, _)| key.trim() == name)
+        .map(|(_, v)| v.trim().to_owned())
+}

@@ -1,0 +1,43 @@
+//! `ddpm export` and `ddpm import`: models to and from diffusers.
+
+use ddpm_run::memory::format_bytes;
+use ddpm_train::exchange::{self, ExportOptions, Model};
+use serde_json::json;
+
+use super::args::{ExportArgs, ImportArgs};
+use super::output::Output;
+use crate::failure::Failure;
+
+/// Writes a diffusers folder.
+pub(super) fn export(args: &ExportArgs, output: &Output) -> Result<(), Failure> {
+    let device = args.device.open()?;
+    let model = Model::open(&args.model, args.raw, &device, &|text| output.note(text))?;
+    model.skipped.iter().for_each(|message| output.warn(message));
+    let options = ExportOptions { epsilon_only: args.epsilon_only, samples: args.samples, ..ExportOptions::default() };
+    let mut counter = output.counter(args.samples, "images");
+    let exported = exchange::export(&model, &args.to, options, &mut |done| counter.set(done as u64, ""));
+    drop(counter);
+    let exported = exported?;
+    let files: Vec<_> = exported.files.iter().map(|file| args.to.join(file)).collect();
+    let document = json!({"files": files, "bytes": exported.bytes, "model": model.origin});
+    output.result(&document, || {
+        let (to, bytes) = (args.to.display(), format_bytes(exported.bytes));
+        format!("{} files, {bytes}: {to}\nfrom Python: DDPMPipeline.from_pretrained(\"{to}\")", files.len())
+    })
+}
+
+/// Makes a run directory of a diffusers folder.
+pub(super) fn import(args: &ImportArgs, output: &Output) -> Result<(), Failure> {
+    let (checkpoint, config) = exchange::import(&args.folder, &args.to, &|text| output.note(text))?;
+    let config_file = args.to.join("config.toml");
+    let document = json!({"run_dir": args.to, "checkpoint": checkpoint, "config": config_file});
+    output.result(&document, || {
+        let (size, channels) = (config.data.image_size, config.data.channels);
+        format!(
+            "{}: a run of {size}x{size} images with {channels} channels, at step 0\nnext:\n  \
+             ddpm train {} --set data.source=IMAGES",
+            args.to.display(),
+            config_file.display()
+        )
+    })
+}

@@ -1,0 +1,169 @@
+//! What to type about an error, and the options that its message is about: what the crates below do not know.
+
+use ddpm_data::DataError;
+use ddpm_kernels::KernelError;
+use ddpm_model::ModelError;
+use ddpm_run::durable::io_help;
+use ddpm_train::Error;
+use ddpm_train::config::DeviceError;
+
+/// What a model may be.
+const MODELS: &str = "name a run directory (runs/NAME), a checkpoint (runs/NAME/checkpoints/step-...), \
+                      a diffusers folder or hf://owner/name";
+
+/// The message, with the option that it is about.
+pub(crate) fn message(error: &Error) -> String {
+    let option = match error {
+        Error::NotACheckpoint { .. } => "--resume ",
+        Error::Taken { .. } | Error::Unwritable { .. } => "--to ",
+        Error::NothingToCut { .. } => "--epsilon-only: ",
+        Error::Measurements { .. } => "--metrics ",
+        Error::TooFewImages { .. } => "--num ",
+        Error::NoTimestep { .. } => "--at ",
+        Error::Occupied { run_dir, newest, from } => {
+            let resume = from.map_or("never".to_owned(), |step| format!("at step {step}"));
+            let run_dir = run_dir.display();
+            return format!("{run_dir} holds checkpoints up to step {newest}: --resume {resume} would overwrite them");
+        }
+        _ => "",
+    };
+    format!("{option}{error}")
+}
+
+/// What to do about it.
+pub(crate) fn hint(error: &Error) -> Option<String> {
+    let hint = match error {
+        Error::Config(error) | Error::ForeignConfig(error) => return error.help().map(str::to_owned),
+        Error::Device(error) => device(error),
+        Error::Data(error) => return error.help(),
+        Error::Unfit(error) => return unfit(error),
+        Error::Diffusion(error) => return error.help().map(Into::into),
+        Error::Model(error) => return model(error),
+        Error::Run(error) => return Some(error.help()),
+        Error::Checkpoint(error) | Error::Unsaved { cause: error, .. } => return Some(error.help()),
+        Error::Report(error) => return Some(error.help()),
+        Error::Hub(error) => return Some(error.help()),
+        Error::Besides { error, .. } => return hint(error),
+        Error::Unreadable { advice, .. } => return Some(advice.clone()),
+        Error::StepTooLarge { advice, .. } => return advice.clone(),
+        Error::Unwritable { path, cause } => return Some(io_help(cause, path)),
+        Error::NoTimestep { help, .. } => return help.clone(),
+        Error::TooFewImages { there, .. } => return Some(format!("ask for {there} or fewer")),
+        Error::WithoutHub { name } => {
+            let name = name.trim_start_matches(ddpm_hub::SCHEME);
+            return Some(format!("download it (`hf download {name} --local-dir DIR`) and name the folder"));
+        }
+        Error::ImportLeft { beside, .. } => {
+            let beside = beside.display();
+            return Some(format!(
+                "train the import with --run-dir {beside}; or begin at it elsewhere with --resume \
+                 {beside}/checkpoints/step-000000000, or anew with --resume never"
+            ));
+        }
+        Error::NoWeights { pickle, .. } => no_weights(pickle.is_some()),
+        other => return simple(other).map(str::to_owned),
+    };
+    Some(hint.to_owned())
+}
+
+/// Where the hint does not depend on what the error says.
+fn simple(error: &Error) -> Option<&'static str> {
+    Some(match error {
+        Error::Diverged { .. } => {
+            "start another run (--run-dir DIR) with a lower train.lr, a longer train.warmup_steps or a lower \
+             train.clip_grad_norm; the checkpoints so far are as they were"
+        }
+        Error::NetworkTooLarge { .. } => "make model.block_out_channels narrower, or model.layers_per_block smaller",
+        Error::ImagesTooMany { .. } => "draw fewer at a time, each time with another seed",
+        Error::Changed { .. } => {
+            "undo the change to go on, or start another run with --run-dir DIR (or --set run.name=NAME)"
+        }
+        Error::OtherData { .. } => "bring the old data back to go on, or start another run with --run-dir DIR",
+        Error::DoesNotFit { .. } => {
+            "the checkpoint belongs to another model: point to its own run, or start a new one with --run-dir DIR"
+        }
+        Error::AllDamaged { .. } => "restore one from a backup, or start another run with --run-dir DIR",
+        Error::NoCheckpoint { .. } => "`ddpm train` writes one every checkpoint.every steps and at the end",
+        Error::Occupied { .. } => "give another directory with --run-dir DIR, or delete this one yourself",
+        Error::NotACheckpoint { .. } => "name a checkpoint: runs/NAME/checkpoints/step-...",
+        Error::NotAModel { .. } => MODELS,
+        Error::Weights(_) => {
+            "expected f32 weights as save_pretrained writes them: download the model again, or convert it"
+        }
+        Error::HubName { .. } => "write hf://owner/name, or hf://owner/name@revision",
+        Error::Taken { .. } => "give another directory, or delete this one yourself: nothing is overwritten",
+        Error::NothingToCut { .. } => "leave --epsilon-only out: nothing has to be cut",
+        Error::Measurements { .. } => "expected what `ddpm eval nll MODEL --data SOURCE --json` prints",
+        _ => return None,
+    })
+}
+
+fn device(error: &DeviceError) -> &'static str {
+    match error {
+        DeviceError::WithoutCuda { .. } => {
+            "build with --features cuda (docs/cuda.md), or use --device cpu or --device auto"
+        }
+        DeviceError::Setting(_) => SWITCHES,
+        _ => "`ddpm doctor` shows what is there; --device cpu needs no GPU",
+    }
+}
+
+const SWITCHES: &str = "several are separated by commas; unset, nothing is off";
+
+fn model(error: &ModelError) -> Option<String> {
+    let hint = match error {
+        ModelError::Config(setting) => return setting.help(),
+        _ if error.is_out_of_memory() => "compute fewer images at once: a smaller train.micro_batch or --batch-size",
+        ModelError::Kernel(KernelError::Setting { .. }) => SWITCHES,
+        ModelError::Kernel(KernelError::Gpu { .. }) => {
+            "`ddpm doctor` shows which of NVIDIA's libraries are there; --device cpu needs none"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+/// For whoever measures and does not train.
+fn unfit(error: &DataError) -> Option<String> {
+    let hint = match error {
+        DataError::Unreadable { .. } => "repair it or take it out: an image cannot be judged by another in its place",
+        DataError::NoLabels { .. } | DataError::LabelMissing { .. } | DataError::LabelOutOfRange { .. } => {
+            "the model is class-conditional: give images with the labels it was trained with (a sub-folder per class)"
+        }
+        other => return other.help(),
+    };
+    Some(hint.to_owned())
+}
+
+fn no_weights(has_pickle: bool) -> &'static str {
+    if has_pickle {
+        "look for a revision with safetensors (hf://owner/name@refs/pr/1), or convert it where you trust it"
+    } else {
+        "name a repository of an unconditional or class-conditional UNet2DModel, such as google/ddpm-cifar10-32"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn a_message_names_the_option_it_is_about_and_the_hint_another_way() {
+        let error = Error::Occupied { run_dir: PathBuf::from("runs/a"), newest: 30, from: None };
+        let want = "runs/a holds checkpoints up to step 30: --resume never would overwrite them";
+        assert_eq!(message(&error), want);
+        assert!(hint(&error).is_some_and(|hint| hint.contains("--run-dir DIR")));
+        let error = Error::NotACheckpoint { path: PathBuf::from("runs"), what: "no such directory" };
+        assert_eq!(message(&error), "--resume runs: no such directory");
+    }
+
+    #[test]
+    fn a_hint_survives_what_went_wrong_besides() {
+        let first = Error::Diverged { step: 1, what: "the loss is NaN".to_owned() };
+        let wanted = hint(&first);
+        let both = Error::Besides { error: Box::new(first), besides: "a full disk".to_owned() };
+        assert!(wanted.is_some() && hint(&both) == wanted);
+    }
+}

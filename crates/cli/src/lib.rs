@@ -1,0 +1,118 @@
+//! The program `ddpm`: from the command line to a result on stdout and an exit code. What is known of arguments, terminals,
+//! signals and exit codes is known here.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`args`] | the whole command line |
+//! | [`failure`], `hints` | exit codes; how an error is told, and what to type about it |
+//! | [`output`] | results as text or JSON |
+//! | `signals` | SIGTERM and SIGINT, as a flag |
+//! | the others | a command each, or a part of one |
+
+pub mod args;
+mod bench;
+mod check;
+mod config;
+mod data;
+mod doctor;
+mod eval;
+mod exchange;
+pub mod failure;
+mod forward;
+mod hints;
+mod invert;
+pub mod output;
+mod places;
+mod push;
+mod sample;
+mod schedule;
+mod schedule_plot;
+mod signals;
+mod train;
+mod trajectory;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+
+use crate::failure::{ExitCode, Failure, Outcome, after_panic, install_panic_hook};
+use args::{Cli, Command, ConfigCommand, DataCommand, EvalCommand};
+pub use output::{Align, Output, Table};
+
+/// The whole program.
+pub fn main() -> std::process::ExitCode {
+    install_panic_hook();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_a_command(&error),
+    };
+    let verbosity = i16::from(cli.global.verbose) - i16::from(cli.global.quiet);
+    let output = Output::new(cli.global.json, verbosity);
+    // Nothing of what the command held is used afterwards, so it cannot be seen half changed.
+    let outcome = catch_unwind(AssertUnwindSafe(|| dispatch(cli.command, &output)));
+    output.gpu_notices();
+    match outcome.unwrap_or_else(|_| Err(after_panic())) {
+        Ok(outcome) => outcome.into(),
+        Err(failure) => {
+            output.failure(&failure);
+            failure.code.into()
+        }
+    }
+}
+
+fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
+    match command {
+        Command::Train(args) => return train::run(&args, output),
+        Command::Sample(args) => sample::run(&args, output)?,
+        Command::Eval(EvalCommand::Nll(args)) => return eval::nll(&args, output),
+        Command::Data(DataCommand::Inspect(args)) => data::inspect(&args, output)?,
+        Command::Config(ConfigCommand::Init(args)) => config::init(&args, output)?,
+        Command::Config(ConfigCommand::Show(args)) => config::show(&args, output)?,
+        Command::Config(ConfigCommand::Check(args)) => return check::check(&args, output),
+        Command::Doctor => doctor::run(output)?,
+        Command::Bench(args) => bench::run(&args, output)?,
+        Command::Schedule(args) => schedule::run(&args, output)?,
+        Command::Forward(args) => forward::run(&args, output)?,
+        Command::Export(args) => exchange::export(&args, output)?,
+        Command::Push(args) => push::run(&args, output)?,
+        Command::Import(args) => exchange::import(&args, output)?,
+    }
+    Ok(Outcome::Done)
+}
+
+/// `--help` and `--version`, which are no errors, and command lines that are.
+fn not_a_command(error: &clap::Error) -> std::process::ExitCode {
+    let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    // The command line did not parse, so `--json` is looked for by hand.
+    let json = std::env::args_os().any(|arg| arg == "--json");
+    if json && !asked_for {
+        Output::new(true, 0).failure(&usage_failure(error));
+    } else {
+        // Fails only when nobody reads.
+        let _ = error.print();
+    }
+    if asked_for { std::process::ExitCode::SUCCESS } else { ExitCode::Usage.into() }
+}
+
+fn usage_failure(error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text).trim();
+    let (message, hint) = text.split_once("\n\n").unwrap_or((text, "ddpm --help"));
+    Failure::new(ExitCode::Usage, message).hint(hint.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usage_error_becomes_a_failure_with_message_and_hint() {
+        let Err(error) = Cli::try_parse_from(["ddpm", "train", "my.toml", "--max-steps", "0"]) else {
+            panic!("accepted")
+        };
+        let failure = usage_failure(&error);
+        assert_eq!(failure.code, ExitCode::Usage);
+        assert!(failure.message.contains("invalid value '0' for '--max-steps <N>'"), "{failure}");
+    }
+}

@@ -1,0 +1,205 @@
+//! `ddpm sample`.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use ddpm_model::diffusion::{SamplerConfig, SamplerKind, Spacing};
+use ddpm_train::drawing::{Guidance, Images, Onlooker, Request, Start};
+use ddpm_train::exchange::Model;
+use ddpm_train::report::pictures::{Layout, encode, grid, page_size, single, write};
+use serde_json::json;
+
+use super::args::{SAMPLE_IMAGES, SampleArgs};
+use super::invert;
+use super::output::Output;
+use super::places::{Kind, Place, prepare, wants_grid};
+use super::trajectory::Trajectory;
+use crate::failure::{ExitCode, Failure};
+
+/// DDIM's and DPM-Solver's steps where none are asked for.
+const DDIM_STEPS: usize = 50;
+const DPM_STEPS: usize = 20;
+/// Guidance beyond this has long left the range of images.
+const MOST_GUIDANCE: f64 = 1000.0;
+/// A row of an interpolation.
+const MOST_COLUMNS: usize = 16;
+
+/// Draws images and writes them; with `--invert`, turns given ones into latents and back.
+pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
+    let device = args.device.open()?;
+    let model = Model::open(&args.model, args.raw, &device, &|text| output.note(text))?.with_variance(args.variance)?;
+    model.skipped.iter().for_each(|message| output.warn(message));
+    let sampler = sampler(args, model.process.schedule().len());
+    let steps = sampler.kept_timesteps(model.process.schedule().len())?.len();
+    if let Some(source) = &args.invert {
+        return invert::run(args, source, &model, &sampler, output);
+    }
+    let num = args.num.unwrap_or(SAMPLE_IMAGES);
+    let request = Request {
+        num,
+        sampler: &sampler,
+        start: start(args, &model)?,
+        classes: classes(args, &model)?,
+        guidance: guidance(args, &model)?,
+        batch_size: args.batch_size,
+    };
+    let layout = grid_layout(args, num, &model);
+    let trajectory = args.trajectory.as_deref().map(|path| Place { option: "--trajectory", path, kind: Kind::Png });
+    let out = Place { option: "--out", path: &args.out, kind: Kind::PngOrFolder };
+    prepare(&[out].into_iter().chain(trajectory).collect::<Vec<_>>())?;
+    check_page(args, num, &model, layout)?;
+
+    let start = Instant::now();
+    let mut trajectory = args.trajectory.as_ref().map(|_| Trajectory::new(num, steps));
+    let images = draw(&request, &model, trajectory.as_mut(), output)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let mut files = write_images(&images, &args.out, layout)?;
+    if let Some((path, trajectory)) = args.trajectory.as_ref().zip(trajectory) {
+        write(path, &encode(&trajectory.picture(&images)?)?)?;
+        files.push(path.clone());
+    }
+    let document = json!({
+        "files": files,
+        "seconds": seconds,
+        "images_per_s": num as f64 / seconds,
+        "sampler": args.sampler.to_string(),
+        "steps": steps,
+        "seed": if args.interpolate.is_some() { None } else { Some(args.seed) },
+        "interpolate": args.interpolate,
+    });
+    output.result(&document, || {
+        let (sampler, images_per_s, out) = (args.sampler, num as f64 / seconds, args.out.display());
+        let mut text = format!("{num} images ({sampler}, {steps} steps, {images_per_s:.1} images/s): {out}");
+        if let Some(path) = &args.trajectory {
+            text += &format!("\ntrajectory: {}", path.display());
+        }
+        text
+    })
+}
+
+fn draw(
+    request: &Request<'_>,
+    model: &Model,
+    mut trajectory: Option<&mut Trajectory>,
+    output: &Output,
+) -> Result<Images, Failure> {
+    let mut counter = output.counter(request.num, "images");
+    let images = model.painter().draw(
+        request,
+        &mut Onlooker {
+            progress: &mut |done| counter.set(done as u64, ""),
+            proceed: &|| true,
+            glimpse: &mut |glimpse| trajectory.iter_mut().try_for_each(|trajectory| trajectory.add(&glimpse)),
+        },
+    );
+    drop(counter);
+    let images = images?;
+    if images.not_finite > 0 {
+        let (bad, all) = (images.not_finite, request.num);
+        output.warn(&format!(
+            "{bad} of {all} images hold values that are no numbers, shown as black; is --guidance too large?"
+        ));
+    }
+    Ok(images)
+}
+
+/// Refuses a grid that no picture can hold, before it is drawn.
+fn check_page(args: &SampleArgs, num: usize, model: &Model, layout: Layout) -> Result<(), Failure> {
+    let size = model.config.data.image_size;
+    if wants_grid(&args.out)
+        && let Err(error) = page_size(num, [size, size], layout)
+    {
+        let message = format!("--num {num}: {error}");
+        return Err(Failure::new(ExitCode::Usage, message).hint("draw fewer, or give --out a folder for single PNGs"));
+    }
+    Ok(())
+}
+
+/// The sampler, with defaults for what was not chosen. A respacing brings its own number of steps.
+fn sampler(args: &SampleArgs, timesteps: usize) -> SamplerConfig {
+    let spacing = args.spacing.clone().unwrap_or_else(|| args.sampler.default_spacing());
+    let default_steps = match args.sampler {
+        _ if matches!(spacing, Spacing::Sections(_) | Spacing::Ddim(_)) => None,
+        SamplerKind::Ddim => Some(DDIM_STEPS.min(timesteps)),
+        SamplerKind::Dpm => Some(DPM_STEPS.min(timesteps)),
+        SamplerKind::Ddpm => Some(timesteps),
+    };
+    SamplerConfig { sampler: args.sampler, steps: args.steps.or(default_steps), eta: args.eta, spacing }
+}
+
+/// Where the images begin. Between two seeds everything but the latent must stay the same.
+fn start(args: &SampleArgs, model: &Model) -> Result<Start, Failure> {
+    let Some(&[a, b]) = args.interpolate.as_deref() else { return Ok(Start::Seed(args.seed)) };
+    let refuse = |message: String, hint: &str| Err(Failure::new(ExitCode::Usage, message).hint(hint));
+    if args.sampler == SamplerKind::Ddpm || args.eta != 0.0 {
+        let message =
+            format!("--interpolate {a} {b}: the sampler adds noise of its own, so images do not follow from x_T");
+        return refuse(message, "use --sampler ddim without --eta, or --sampler dpm");
+    }
+    if args.class.is_none() && model.config.all_classes().is_some() {
+        let message =
+            format!("--interpolate {a} {b}: {} has classes, and all must show the same one", args.model.display());
+        return refuse(message, "choose one with --class");
+    }
+    Ok(Start::Between(a, b))
+}
+
+/// A square of images; an interpolation is a row.
+fn grid_layout(args: &SampleArgs, num: usize, model: &Model) -> Layout {
+    let size = model.config.data.image_size;
+    let columns = args.interpolate.as_ref().map(|_| num.min(MOST_COLUMNS));
+    Layout { columns, ..Layout::visible(size, size) }
+}
+
+fn classes(args: &SampleArgs, model: &Model) -> Result<Option<Vec<u32>>, Failure> {
+    let known = model.config.all_classes();
+    match (args.class, known) {
+        (None, known) => Ok(known),
+        (Some(class), Some(known)) if known.contains(&class) => Ok(Some(vec![class])),
+        (Some(class), Some(known)) => {
+            let message = format!("--class {class}: the model has classes 0 to {}", known.len().saturating_sub(1));
+            Err(Failure::new(ExitCode::Usage, message).hint("leave --class out to see all of them in turn"))
+        }
+        (Some(class), None) => {
+            let message = format!("--class {class}: {} has no classes", args.model.display());
+            Err(Failure::new(ExitCode::Usage, message).hint("leave --class out"))
+        }
+    }
+}
+
+fn guidance(args: &SampleArgs, model: &Model) -> Result<Option<Guidance>, Failure> {
+    if args.guidance == 0.0 {
+        return Ok(None);
+    }
+    if !(-MOST_GUIDANCE..=MOST_GUIDANCE).contains(&args.guidance) {
+        let message =
+            format!("--guidance {}: expected a number from -{MOST_GUIDANCE} to {MOST_GUIDANCE}", args.guidance);
+        return Err(Failure::new(ExitCode::Usage, message).hint("1 to 4 are usual"));
+    }
+    let none = model.config.model.num_class_embeds.zip(model.config.data_classes());
+    match none {
+        Some((rows, classes)) if rows > classes => Ok(Some(Guidance { weight: args.guidance, none: classes as u32 })),
+        _ => {
+            let message = format!("--guidance {}: {} was not trained for it", args.guidance, args.model.display());
+            Err(Failure::new(ExitCode::Usage, message).hint(
+                "leave --guidance out, or train with loss.label_dropout = 0.1 and one class more in model.num_class_embeds",
+            ))
+        }
+    }
+}
+
+/// A grid where `out` is a PNG, else single files in the folder `out`.
+fn write_images(images: &Images, out: &Path, layout: Layout) -> Result<Vec<PathBuf>, Failure> {
+    if wants_grid(out) {
+        write(out, &encode(&grid(&images.pixels, images.shape, layout)?)?)?;
+        return Ok(vec![out.to_owned()]);
+    }
+    let [_, height, width, channels] = images.shape;
+    let mut files = Vec::new();
+    for (k, image) in images.pixels.chunks_exact(height * width * channels).enumerate() {
+        let path = out.join(format!("{k:05}.png"));
+        write(&path, &encode(&single(image, [height, width, channels])?)?)?;
+        files.push(path);
+    }
+    Ok(files)
+}

@@ -1,0 +1,105 @@
+//! `ddpm train`.
+
+use std::path::Path;
+
+use ddpm_run::shell;
+use ddpm_train::config::{Resolved, Setting, TrainPlan};
+use ddpm_train::report::progress::{Verbosity, format_duration};
+use ddpm_train::training::resume::Resume;
+use ddpm_train::training::run::{RunOptions, Summary, train};
+use serde_json::json;
+
+use super::args::TrainArgs;
+use super::output::Output;
+use crate::failure::{ExitCode, Failure, Outcome};
+use crate::signals::stop_flag;
+
+/// Trains, and says where everything is.
+pub(super) fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure> {
+    if args.dry_run {
+        return dry_run(args, output);
+    }
+    let plan = TrainPlan::new(&Resolved::load(&args.config, &args.settings())?)?;
+    let summary = train(&plan, &options(args, output)?)?;
+    output.result(&document(&summary), || text(&summary))?;
+    Ok(if summary.stopped.is_some() { Outcome::Stopped } else { Outcome::Done })
+}
+
+/// What the command line asks of a run, which signals may stop from now on.
+fn options(args: &TrainArgs, output: &Output) -> Result<RunOptions, Failure> {
+    Ok(RunOptions {
+        resume: args.resume.clone(),
+        max_steps: args.max_steps,
+        max_hours: args.max_hours,
+        command: this_command(),
+        verbosity: output.verbosity(),
+        terminal: output.terminal(),
+        stop: stop_flag()?,
+        tell: |error| Failure::from(error).to_string(),
+    })
+}
+
+/// Everything once, in a directory that goes away: the same code as a real run, with other numbers.
+fn dry_run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure> {
+    let dir = tempfile::tempdir()
+        .map_err(|error| Failure::caused_by(ExitCode::Other, "cannot make a temporary directory", &error))?;
+    let setting = |key: &str, value: String| Setting { key: key.to_owned(), value };
+    let mut settings = args.settings();
+    settings.push(setting("run.dir", dir.path().join("run").display().to_string()));
+    // Nobody wants a model of one step on the hub.
+    settings.push(setting("hub.repo", "\"\"".to_owned()));
+    settings.push(setting("log.every", "1".to_owned()));
+    settings.push(setting("sample.num", "1".to_owned()));
+    settings.push(setting("sample.steps", "2".to_owned()));
+    let plan = TrainPlan::new(&Resolved::load(&args.config, &settings)?)?;
+    let options =
+        || Ok::<_, Failure>(RunOptions { resume: Resume::Auto, max_steps: Some(1), ..options(args, output)? });
+    // The checkpoint is read back and verified where it is written; a second start reads it as a resume would.
+    train(&plan, &options()?)?;
+    let summary = train(&plan, &RunOptions { verbosity: Verbosity::Quiet, ..options()? })?;
+    let seconds = summary.elapsed.as_secs_f64();
+    output.result(&json!({"status": "done", "dry_run": true, "step": summary.step, "seconds": seconds}), || {
+        "dry run: one step, one checkpoint written and read back, one sample: all well".to_owned()
+    })?;
+    Ok(Outcome::Done)
+}
+
+fn document(summary: &Summary) -> serde_json::Value {
+    json!({
+        "run_dir": summary.run_dir,
+        "step": summary.step,
+        "images": summary.images,
+        "seconds": summary.elapsed.as_secs_f64(),
+        "status": if summary.stopped.is_some() { "stopped" } else { "done" },
+        "checkpoint": summary.checkpoint,
+        "samples": summary.samples,
+    })
+}
+
+/// The command as it was given.
+fn this_command() -> Vec<String> {
+    std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect()
+}
+
+fn text(summary: &Summary) -> String {
+    let run = summary.run_dir.display();
+    let elapsed = format_duration(summary.elapsed);
+    let mut lines = vec![match summary.stopped {
+        Some(reason) => format!("stopped by {reason} at step {} after {elapsed}; everything is saved", summary.step),
+        None => format!("done: step {}, {} images, {elapsed}", summary.step, summary.images),
+    }];
+    let mut place = |what: &str, path: Option<String>| {
+        lines.extend(path.map(|path| format!("  {what:<11} {path}")));
+    };
+    place("checkpoint", summary.checkpoint.as_ref().map(|path| path.display().to_string()));
+    place("pictures", summary.samples.as_ref().map(|path| path.display().to_string()));
+    place("metrics", Some(format!("{run}/metrics.jsonl")));
+    lines.push("next:".to_owned());
+    if summary.stopped.is_some() {
+        lines.push(format!("  {}    # the same command goes on from here", shell::command(&this_command())));
+    }
+    let quoted = |path: &Path| shell::quoted(&path.display().to_string());
+    lines.push(format!("  ddpm sample {} --num 64 --out samples.png", quoted(&summary.run_dir)));
+    lines.push(format!("  tensorboard --logdir {}", quoted(&summary.run_dir.join("events"))));
+    lines.join("\n")
+}

@@ -1,0 +1,92 @@
+//! What formats do with stores other than a quiet disk.
+
+use crate::testing::config;
+use crate::{Batcher, LoaderConfig};
+
+use super::*;
+
+/// The files below `folder` in a store that is not the disk.
+pub(super) fn remote_copy(folder: &Path, remote: Remote) -> Arc<Remote> {
+    let Located::Folder(store) = store::locate(folder.to_str().unwrap()).unwrap() else { panic!("a folder") };
+    let files = store.list().unwrap().files.into_iter().map(|file| {
+        let bytes = fs::read(folder.join(&file.name)).unwrap();
+        (file.name, bytes.into())
+    });
+    Arc::new(Remote { files: files.collect(), ..remote })
+}
+
+#[test]
+fn a_source_in_another_store_is_the_same_and_reads_files_together() {
+    let dir = TempDir::new().unwrap();
+    for i in 0..20u8 {
+        fs::write(dir.path().join(format!("{i:02}.png")), grey_png(6, i)).unwrap();
+    }
+    let near = open_path(dir.path()).unwrap();
+    let store = remote_copy(dir.path(), Remote { at_once: 8, ..Remote::default() });
+    let far = open_folder("s3://far", Arc::clone(&store) as _, Format::Auto, None).unwrap();
+    assert_eq!(near.fingerprint(), far.fingerprint());
+    let settings = LoaderConfig { num_classes: None, ..config() };
+    let batch = |source| Batcher::new(source, settings.clone()).unwrap().batch_at(7).unwrap();
+    assert_eq!(batch(near), batch(far));
+    assert_eq!(*store.calls.lock().unwrap(), [8, 8], "16 images, at most 8 in a call");
+}
+
+#[test]
+fn a_call_for_many_files_is_bounded_by_their_bytes() {
+    let mut remote = Remote { at_once: 8, ..Remote::default() };
+    let size = usize::try_from(folder::READ_AT_ONCE_BYTES).unwrap() / 3;
+    remote.files = (0..5).map(|i| (format!("{i}.png").into(), vec![0; size].into())).collect();
+    let remote = Arc::new(remote);
+    let source = open_folder("s3://far", Arc::clone(&remote) as _, Format::Auto, None).unwrap();
+    assert_eq!(source.read_many(&[0, 1, 2, 3, 4]).len(), 3);
+    assert_eq!(source.read_many(&[4]).len(), 1);
+    assert_eq!(*remote.calls.lock().unwrap(), [3, 1]);
+}
+
+#[test]
+fn a_store_out_of_reach_ends_the_run_and_blames_no_sample() {
+    let dir = TempDir::new().unwrap();
+    let write = |name: &str, bytes: Vec<u8>| fs::write(dir.path().join(name), bytes).unwrap();
+    write("a.png", grey_png(4, 1));
+    let folder = remote_copy(dir.path(), Remote::default());
+    write("x.parquet", parquet_bytes(&rows(0..30), &Layout::default()));
+    let parquet = remote_copy(dir.path(), Remote::default());
+    for store in [folder, parquet] {
+        let source = open_folder("s3://far", Arc::clone(&store) as _, Format::Auto, None).unwrap();
+        store.down.store(true, std::sync::atomic::Ordering::Relaxed);
+        let error =
+            Batcher::new(source, LoaderConfig { num_classes: None, ..config() }).unwrap().batch_at(0).unwrap_err();
+        assert_eq!(error.to_string(), "s3://far: the data cannot be reached any more: 503 after 8 attempts");
+        assert!(matches!(error, DataError::Unavailable { .. }));
+    }
+}
+
+#[test]
+fn a_folder_that_is_taken_away_is_told_from_a_missing_file() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("a.png"), grey_png(4, 1)).unwrap();
+    fs::write(dir.path().join("b.png"), grey_png(4, 2)).unwrap();
+    let source = open_path(dir.path()).unwrap();
+    fs::remove_file(dir.path().join("a.png")).unwrap();
+    assert!(matches!(source.read(0), Err(DataError::Unreadable { .. })));
+    fs::remove_dir_all(dir.path()).unwrap();
+    let error = source.read(0).unwrap_err();
+    assert!(error.to_string().starts_with(&format!("{}: the data cannot be reached", dir.path().display())), "{error}");
+    assert!(error.help().unwrap().contains("mounted"));
+}
+
+#[test]
+fn a_file_that_changes_after_it_was_listed_is_noticed() {
+    let dir = TempDir::new().unwrap();
+    let (image, table) = (dir.path().join("a/a.png"), dir.path().join("b/b.parquet"));
+    [&image, &table].iter().for_each(|file| fs::create_dir(file.parent().unwrap()).unwrap());
+    fs::write(&image, b"12345").unwrap();
+    fs::write(&table, parquet_bytes(&rows(0..30), &Layout::default())).unwrap();
+    let sources = [&image, &table].map(|file| open_path(file.parent().unwrap()).unwrap());
+    fs::write(&image, b"123456").unwrap();
+    fs::write(&table, parquet_bytes(&rows(0..31), &Layout::default())).unwrap();
+    let error = sources[0].read(0).unwrap_err().to_string();
+    assert_eq!(error, "a.png: the file has changed since it was listed: 5 bytes then, 6 now");
+    let error = sources[1].read(7).unwrap_err().to_string();
+    assert!(error.starts_with("b.parquet row 7: cannot read the file: the file has changed since it was"), "{error}");
+}

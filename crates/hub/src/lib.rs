@@ -1,0 +1,32 @@
+//! The Hugging Face hub, both ways: folders pushed to it, and the files of `hf://owner/name` fetched from it. What is in them
+//! is the caller's affair.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `name` | `owner/name`, `hf://owner/name@revision` |
+//! | `settings` | what the environment says: endpoint, token, cache, offline |
+//! | `parcel` | what goes there and comes from there, without the files |
+//! | `error` | what can go wrong |
+//! | `net` | what needs the network; without the feature `net` all of it is refused |
+//! | `net::client` | requests with limits, and patience with those that may be made twice |
+//! | `net::remote` | what a repository holds; making one |
+//! | `net::digest` | what proves a file |
+//! | `net::commit` | one commit with everything, and never two |
+//! | `net::spool` | a push on this disk until the hub has it |
+//! | `net::pull` | a model into the cache that Python shares, verified |
+//!
+//! hf-hub makes the uploads (xet) and the commit; the rest is asked with the HTTP client under it, because hf-hub sets no
+//! time limit and does not verify what it downloads.
+
+mod error;
+mod name;
+#[cfg_attr(not(feature = "net"), path = "without.rs")]
+mod net;
+mod parcel;
+mod settings;
+
+pub use error::HubError;
+pub use name::{HubModel, RepoName, Revision, SCHEME};
+pub use net::{Spool, pull};
+pub use parcel::{Content, Pulled, Pushed, Target};
+pub use settings::{DEFAULT_ENDPOINT, Settings, Token, disable_telemetry};

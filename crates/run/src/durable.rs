@@ -1,0 +1,110 @@
+//! Files that are either the old ones or the new ones, whenever the power goes.
+//!
+//! A write reaches the disk in any order the kernel likes; only `fsync` of the file, then `rename`, then `fsync` of the
+//! directory that holds the name, makes "the name exists" imply "the content is complete" after a crash. Whatever this
+//! crate writes under a name that somebody may read later goes through here or does the same for whole directories
+//! (see [`crate::checkpoint`]).
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use crate::memory;
+
+/// Replaces `path` by `bytes`: written and synced under a temporary name beside it, then renamed over it.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = temporary_beside(path)?;
+    let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // The error that matters is the first one; a leftover is overwritten by the next attempt.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    sync_dir(parent_of(path))
+}
+
+/// Makes the names in `dir` durable: what was created, renamed or removed there survives a crash from now on.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// The directory that holds `path`'s name; `.` for a bare file name.
+pub fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// What to do about an input or output error at `path`, in one sentence.
+pub fn io_help(error: &io::Error, path: &Path) -> String {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::StorageFull | Kind::QuotaExceeded => {
+            // What could not be written is gone again by now: ask where it would have been.
+            let free = path.ancestors().find_map(|place| memory::disk_free(place).ok());
+            let free = free.map_or_else(|| "unknown".into(), memory::format_bytes);
+            format!("free disk space or quota (free there now: {free}), or put the run on another disk with --run-dir")
+        }
+        Kind::FileTooLarge => {
+            "files may not grow that large here: raise the limit (`ulimit -f`), or use another disk".into()
+        }
+        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => {
+            "the place is not writable or readable for this user: change its permissions, or choose another one".into()
+        }
+        Kind::NotFound => "check the path; something on it does not exist".into(),
+        Kind::NotADirectory | Kind::AlreadyExists => {
+            "a file stands where a directory is needed: move it away, or choose another path".into()
+        }
+        Kind::IsADirectory => "a directory stands where a file is needed: move it away, or choose another path".into(),
+        _ => "check the disk (dmesg, mount) and run the same command again".into(),
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = BufWriter::new(File::create(path)?);
+    file.write_all(bytes)?;
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
+    let name =
+        path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))?;
+    let mut temporary = std::ffi::OsString::from(".tmp-");
+    temporary.push(name);
+    Ok(path.with_file_name(temporary))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn replacing_a_file_leaves_the_new_bytes_and_no_temporary() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.json");
+        replace_file(&path, b"old").unwrap();
+        replace_file(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_replacement_leaves_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("occupied");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("inside"), "kept").unwrap();
+        replace_file(&path, b"new").unwrap_err();
+        assert_eq!(fs::read_to_string(path.join("inside")).unwrap(), "kept");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_is_explained_with_the_space_that_is_left() {
+        let error = fs::write("/dev/full", "x").unwrap_err();
+        let help = io_help(&error, &std::env::temp_dir().join("gone/model.safetensors"));
+        assert!(help.contains("free disk space") && !help.contains("unknown"), "{help}");
+    }
+}

@@ -1,0 +1,233 @@
+//! One JSON object per line, each handed to the kernel as it is made: a killed run has every line it wrote.
+//!
+//! `f64` is written as the shortest decimal that reads back to the same bits, so equal files mean equal numbers; what is
+//! not finite becomes `null`, JSON having no word for it.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+use crate::durable::replace_file;
+use crate::error::RunError;
+
+/// A file that only grows by whole lines.
+#[derive(Debug)]
+pub struct JsonLines {
+    file: File,
+    path: PathBuf,
+    /// Bytes of whole lines in the file.
+    end: u64,
+    /// Lines that a full disk refused; they go first next time.
+    pending: Vec<u8>,
+}
+
+impl JsonLines {
+    /// Opens `path` for appending, creates it if need be, and drops a last line that a kill cut short.
+    ///
+    /// # Errors
+    /// The file cannot be opened, read or cut.
+    pub fn append(path: &Path) -> Result<Self, RunError> {
+        let open = || {
+            let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+            let end = end_of_last_line(&mut file)?;
+            file.set_len(end)?;
+            file.seek(SeekFrom::Start(end))?;
+            Ok(Self { file, path: path.into(), end, pending: Vec::new() })
+        };
+        open().map_err(RunError::io("open the file", path))
+    }
+
+    /// Appends `record` as one line.
+    ///
+    /// # Errors
+    /// The disk refuses. The file then still ends with a whole line, and this one is tried again with the next.
+    pub fn write(&mut self, record: &impl Serialize) -> Result<(), RunError> {
+        serde_json::to_writer(&mut self.pending, record)
+            .map_err(io::Error::from)
+            .map_err(RunError::io("write the line", &self.path))?;
+        self.pending.push(b'\n');
+        self.flush()
+    }
+
+    /// Makes all lines durable: after this a power failure cannot take them back.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn sync(&mut self) -> Result<(), RunError> {
+        self.flush()?;
+        self.file.sync_data().map_err(RunError::io("sync the file", &self.path))
+    }
+
+    fn flush(&mut self) -> Result<(), RunError> {
+        if let Err(error) = self.file.write_all(&self.pending) {
+            // Part of a line may be there. If even this fails, the next opening cuts it.
+            let _ = self.file.set_len(self.end).and_then(|()| self.file.seek(SeekFrom::Start(self.end)));
+            return Err(RunError::io("write the line", &self.path)(error));
+        }
+        self.end += self.pending.len() as u64;
+        self.pending.clear();
+        Ok(())
+    }
+}
+
+/// Drops from `path` every line after `step`, and a last line that a kill cut short, so that a run that goes on from the
+/// checkpoint of `step` leaves the same file as one that was never stopped. Returns how many lines went.
+///
+/// # Errors
+/// The file cannot be read or replaced; the old one is untouched. No file is no error.
+pub fn truncate_after(path: &Path, step: u64) -> Result<usize, RunError> {
+    #[derive(Deserialize)]
+    struct Step {
+        step: u64,
+    }
+    let text = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        other => other.map_err(RunError::io("read the file", path))?,
+    };
+    let is_later = |line: &[u8]| serde_json::from_slice(line).is_ok_and(|line: Step| line.step > step);
+    let stays = |line: &&[u8]| line.ends_with(b"\n") && !is_later(line);
+    let kept: usize = text.split_inclusive(|byte| *byte == b'\n').take_while(stays).map(<[u8]>::len).sum();
+    if kept < text.len() {
+        replace_file(path, &text[..kept]).map_err(RunError::io("replace the file", path))?;
+    }
+    Ok(text[kept..].split_inclusive(|byte| *byte == b'\n').count())
+}
+
+/// How much a log line matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Worth keeping.
+    Info,
+    /// Something was not as it should be; the run goes on.
+    Warning,
+    /// The run ends.
+    Error,
+}
+
+/// One line of `log.jsonl`.
+#[derive(Debug, Clone, Serialize)]
+pub struct LogRecord<'a> {
+    /// UTC, RFC 3339.
+    pub time: String,
+    /// How much it matters.
+    pub level: Level,
+    /// The step it happened at.
+    pub step: u64,
+    /// For a person.
+    pub message: &'a str,
+    /// For a program.
+    #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
+    pub fields: serde_json::Map<String, serde_json::Value>,
+}
+
+impl<'a> LogRecord<'a> {
+    /// A line of this moment, without fields.
+    pub fn now(level: Level, step: u64, message: &'a str) -> Self {
+        Self { time: clock::now(), level, step, message, fields: serde_json::Map::new() }
+    }
+}
+
+/// Where the last line feed ends, looked for from the end in pieces: a log may be long, a torn line is not.
+fn end_of_last_line(file: &mut File) -> io::Result<u64> {
+    const PIECE: u64 = 4096;
+    let mut end = file.metadata()?.len();
+    let mut piece = Vec::new();
+    while end > 0 {
+        let start = end.saturating_sub(PIECE);
+        piece.clear();
+        file.seek(SeekFrom::Start(start))?;
+        file.take(end - start).read_to_end(&mut piece)?;
+        if let Some(position) = piece.iter().rposition(|byte| *byte == b'\n') {
+            return Ok(start + position as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::metrics::testing::record;
+
+    fn lines_of(steps: &[u64]) -> String {
+        steps.iter().map(|step| serde_json::to_string(&record(*step)).unwrap() + "\n").collect()
+    }
+
+    #[test]
+    fn numbers_come_back_bit_for_bit_and_timing_stands_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut lines = JsonLines::append(&path).unwrap();
+        lines.write(&record(7)).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(value["loss"].as_f64().unwrap().to_bits(), record(7).loss.to_bits());
+        assert_eq!(value["loss_quartile"][3].as_f64().unwrap().to_bits(), (1.0f64 / 3.0).to_bits());
+        assert!(value["loss_quartile"][1].is_null());
+        assert_eq!(value["timing"]["images_per_s"], 812.5);
+        assert!(value.get("images_per_s").is_none());
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_is_null_and_the_line_stays_json() {
+        let mut diverged = record(1);
+        diverged.loss = f64::NAN;
+        let value: serde_json::Value = serde_json::from_str(&serde_json::to_string(&diverged).unwrap()).unwrap();
+        assert!(value["loss"].is_null());
+    }
+
+    #[test]
+    fn appending_after_a_kill_drops_the_torn_line_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        let torn = format!("{}{{\"step\": 3, \"lo{}", lines_of(&[1, 2]), "x".repeat(9000));
+        fs::write(&path, torn).unwrap();
+        JsonLines::append(&path).unwrap().write(&record(3)).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), lines_of(&[1, 2, 3]));
+
+        fs::write(&path, "all torn").unwrap();
+        JsonLines::append(&path).unwrap().write(&record(1)).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), lines_of(&[1]));
+    }
+
+    #[test]
+    fn resuming_drops_later_lines_and_the_torn_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        for (step, kept) in [(30, vec![10, 20, 30]), (29, vec![10, 20]), (0, vec![]), (99, vec![10, 20, 30])] {
+            fs::write(&path, lines_of(&[10, 20, 30]) + "{\"step\": 40").unwrap();
+            let dropped = truncate_after(&path, step).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), lines_of(&kept), "step {step}");
+            assert_eq!(dropped, 4 - kept.len());
+        }
+    }
+
+    #[test]
+    fn resuming_leaves_a_file_alone_that_needs_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        assert_eq!(truncate_after(&path, 5).unwrap(), 0);
+        assert!(!path.exists());
+        fs::write(&path, lines_of(&[1, 2])).unwrap();
+        assert_eq!(truncate_after(&path, 2).unwrap(), 0);
+        assert_eq!(fs::read_to_string(&path).unwrap(), lines_of(&[1, 2]));
+    }
+
+    #[test]
+    fn a_line_that_the_disk_refused_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut lines = JsonLines::append(&path).unwrap();
+        lines.write(&record(1)).unwrap();
+        let good = std::mem::replace(&mut lines.file, File::options().write(true).open("/dev/full").unwrap());
+        assert!(lines.write(&record(2)).unwrap_err().help().contains("free disk space"));
+        lines.file = good;
+        lines.write(&record(3)).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), lines_of(&[1, 2, 3]));
+    }
+}

@@ -1,0 +1,34 @@
+//! A run on disk: everything that is written of it, and read again. Nothing here computes, so that whatever shows runs can
+//! stand on it.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`paths`] | where each file is |
+//! | [`lock`], [`run_dir`] | one process per run; who holds it may write |
+//! | [`record`] | `run.json`: who started it when and how |
+//! | [`checkpoint`] | saving and reading back, all or nothing |
+//! | [`metrics`], [`jsonl`] | what is logged of a step; files of lines |
+//! | [`durable`] | files that are the old ones or the new ones |
+//! | [`memory`], [`clock`], [`shell`] | of this machine: memory and disk, the time, commands as one would type them |
+//! | [`error`], [`kind`] | what can be wrong with a run, and the kinds of errors of all crates above |
+
+pub mod checkpoint;
+pub mod clock;
+pub mod durable;
+pub mod error;
+pub mod jsonl;
+pub mod kind;
+pub mod lock;
+pub mod memory;
+pub mod metrics;
+pub mod paths;
+pub mod record;
+pub mod run_dir;
+pub mod shell;
+
+pub use error::RunError;
+pub use kind::Kind;
+pub use lock::RunLock;
+pub use paths::RunPaths;
+pub use record::{Restart, RunRecord, Start};
+pub use run_dir::RunDir;

@@ -1,0 +1,111 @@
+//! One logged step.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// What is logged of a step. All but `timing` is a function of configuration and data, so two runs can be compared bit
+/// for bit by comparing their lines without it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MetricRecord {
+    /// Optimizer steps done, this one included.
+    pub step: u64,
+    /// Images seen in all.
+    pub images: u64,
+    /// The training loss: mean over the batch.
+    pub loss: f64,
+    /// Its parts by name (`mse`, `vlb`), where it has any.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub loss_parts: BTreeMap<String, f64>,
+    /// Mean loss of the images whose t fell into the 1st, 2nd, 3rd, 4th quarter of the timesteps; none may have.
+    pub loss_quartile: [Option<f64>; 4],
+    /// The learning rate of the step.
+    pub lr: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// What depends on the machine and the moment.
+    pub timing: Timing,
+}
+
+/// The part of a record that no two runs share.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Timing {
+    /// Since the last record.
+    pub images_per_s: f64,
+    /// Share of that time, 0 to 1, that was spent waiting for data.
+    pub data_wait: f64,
+    /// Resident memory, where the system tells.
+    pub memory_bytes: Option<u64>,
+}
+
+impl MetricRecord {
+    /// The record as named numbers, for whatever plots them.
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let mut scalars = vec![("train/loss".to_owned(), self.loss)];
+        scalars.extend(self.loss_parts.iter().map(|(name, value)| (format!("train/loss_{name}"), *value)));
+        let quartiles = self.loss_quartile.iter().enumerate();
+        scalars.extend(quartiles.filter_map(|(i, loss)| Some((format!("loss_quartile/{}", i + 1), (*loss)?))));
+        scalars.push(("train/lr".into(), self.lr));
+        scalars.push(("train/grad_norm".into(), self.grad_norm));
+        scalars.push(("train/images".into(), self.images as f64));
+        scalars.push(("speed/images_per_s".into(), self.timing.images_per_s));
+        scalars.push(("speed/data_wait".into(), self.timing.data_wait));
+        scalars.extend(self.timing.memory_bytes.map(|bytes| ("speed/memory_bytes".into(), bytes as f64)));
+        scalars
+    }
+}
+
+/// The last loss that the file at `path` tells of up to `step`; none where there is none, or no file.
+pub fn last_loss(path: &Path, step: u64) -> Option<f64> {
+    last_loss_of(&fs::read_to_string(path).ok()?, step)
+}
+
+fn last_loss_of(metrics: &str, step: u64) -> Option<f64> {
+    let records = metrics.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let until = records.take_while(|record| record["step"].as_u64().is_some_and(|logged| logged <= step));
+    until.last()?["loss"].as_f64()
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A record at `step` with values that do not end in binary.
+    pub(crate) fn record(step: u64) -> MetricRecord {
+        MetricRecord {
+            step,
+            images: step * 64,
+            loss: 0.1 + step as f64 / 3.0,
+            loss_parts: BTreeMap::from([("mse".into(), 0.1), ("vlb".into(), 1e-7)]),
+            loss_quartile: [Some(0.3), None, Some(0.05), Some(1.0 / 3.0)],
+            lr: 2e-4,
+            grad_norm: 0.7,
+            timing: Timing { images_per_s: 812.5, data_wait: 0.013, memory_bytes: Some(300 << 20) },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_loss_of;
+    use super::testing::record;
+
+    #[test]
+    fn the_loss_is_the_last_one_logged_up_to_the_checkpoint() {
+        let metrics = "{\"step\":1,\"loss\":0.5}\n{\"step\":3,\"loss\":0.25}\n{\"step\":9,\"loss\":0.1}\n{\"st";
+        assert_eq!(last_loss_of(metrics, 8), Some(0.25));
+        assert_eq!(last_loss_of(metrics, 9), Some(0.1));
+        assert_eq!(last_loss_of(metrics, 0), None);
+        assert_eq!(last_loss_of("", 5), None);
+    }
+
+    #[test]
+    fn an_empty_quartile_is_not_plotted() {
+        let names: Vec<_> = record(1).scalars().into_iter().map(|(name, _)| name).collect();
+        assert!(names.contains(&"loss_quartile/1".into()) && !names.contains(&"loss_quartile/2".into()));
+        assert!(names.contains(&"train/loss_vlb".into()) && names.contains(&"speed/memory_bytes".into()));
+    }
+}

@@ -1,0 +1,193 @@
+//! `run.json`: who started the run where and how, so that it can be repeated.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+use crate::durable::replace_file;
+use crate::error::RunError;
+use crate::lock::host_name;
+
+/// What the caller knows about a start; the rest is read off the machine.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// The step it goes on from; 0 for a fresh start.
+    pub step: u64,
+    /// The device, in words.
+    pub device: String,
+    /// The exact command, one entry per argument.
+    pub command: Vec<String>,
+}
+
+/// The file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// Unique among runs.
+    pub id: String,
+    /// UTC, RFC 3339.
+    pub created: String,
+    /// Version of the program that created it.
+    pub program_version: String,
+    /// Where it was created.
+    pub host: String,
+    /// On what.
+    pub device: String,
+    /// Commit of the working directory it was started from, where there is one.
+    pub git_hash: Option<String>,
+    /// The command that created it.
+    pub command: Vec<String>,
+    /// Every later start.
+    pub restarts: Vec<Restart>,
+}
+
+/// One later start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    /// UTC, RFC 3339.
+    pub at: String,
+    /// The step it went on from.
+    pub step: u64,
+    /// Version of the program that went on.
+    pub program_version: String,
+    /// Where.
+    pub host: String,
+    /// On what.
+    pub device: String,
+    /// As in [`RunRecord`].
+    pub git_hash: Option<String>,
+    /// The command.
+    pub command: Vec<String>,
+}
+
+impl RunRecord {
+    /// Reads the file; `None` if there is none.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no such record.
+    pub fn read(path: &Path) -> Result<Option<Self>, RunError> {
+        let text = match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(RunError::io("read the record", path))?,
+        };
+        serde_json::from_slice(&text).map(Some).map_err(|source| RunError::Record { path: path.into(), source })
+    }
+
+    pub(crate) fn created(start: Start) -> Self {
+        let (created, host) = (clock::now(), host_name());
+        let unique = format!("{created} {host} {} {:?}", std::process::id(), std::time::SystemTime::now());
+        Self {
+            id: blake3::hash(unique.as_bytes()).to_hex()[..16].to_owned(),
+            created,
+            program_version: env!("CARGO_PKG_VERSION").into(),
+            host,
+            device: start.device,
+            git_hash: git_hash_here(),
+            command: start.command,
+            restarts: Vec::new(),
+        }
+    }
+
+    pub(crate) fn restarted(mut self, start: Start) -> Self {
+        self.restarts.push(Restart {
+            at: clock::now(),
+            step: start.step,
+            program_version: env!("CARGO_PKG_VERSION").into(),
+            host: host_name(),
+            device: start.device,
+            git_hash: git_hash_here(),
+            command: start.command,
+        });
+        self
+    }
+
+    pub(crate) fn write(&self, path: &Path) -> Result<(), RunError> {
+        serde_json::to_vec_pretty(self)
+            .map_err(io::Error::from)
+            .and_then(|text| replace_file(path, &text))
+            .map_err(RunError::io("write the record", path))
+    }
+}
+
+fn git_hash_here() -> Option<String> {
+    let here = std::env::current_dir().ok()?;
+    here.ancestors().find_map(git_hash)
+}
+
+/// The commit that `root`'s `.git` points at, read from the files alone: loose and packed refs, and worktrees.
+fn git_hash(root: &Path) -> Option<String> {
+    let git = git_dir(root)?;
+    // A worktree has its own HEAD, but shares the refs of the repository it belongs to.
+    let common = fs::read_to_string(git.join("commondir")).map_or_else(|_| git.clone(), |dir| git.join(dir.trim()));
+    let head = fs::read_to_string(git.join("HEAD")).ok()?;
+    let hash = match head.trim().strip_prefix("ref: ") {
+        None => head.trim().to_owned(),
+        Some(name) => match fs::read_to_string(common.join(name)) {
+            Ok(hash) => hash.trim().to_owned(),
+            Err(_) => packed_ref(&common, name)?,
+        },
+    };
+    (hash.len() >= 40 && hash.chars().all(|c| c.is_ascii_hexdigit())).then_some(hash)
+}
+
+fn git_dir(root: &Path) -> Option<PathBuf> {
+    let git = root.join(".git");
+    if git.is_dir() {
+        return Some(git);
+    }
+    let pointer = fs::read_to_string(git).ok()?;
+    Some(root.join(pointer.trim().strip_prefix("gitdir: ")?))
+}
+
+fn packed_ref(common: &Path, name: &str) -> Option<String> {
+    let packed = fs::read_to_string(common.join("packed-refs")).ok()?;
+    packed.lines().find_map(|line| Some(line.strip_suffix(name)?.strip_suffix(' ')?.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const HASH: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    fn repository(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn the_commit_is_read_from_loose_packed_detached_and_worktree_refs() {
+        let line = format!("{HASH}\n");
+        let packed = format!("# pack-refs\n{HASH} refs/heads/main\n");
+        let head = ("repo/.git/HEAD", "ref: refs/heads/main\n");
+        let cases = [
+            repository(&[head, ("repo/.git/refs/heads/main", &line)]),
+            repository(&[head, ("repo/.git/packed-refs", &packed)]),
+            repository(&[("repo/.git/HEAD", &line)]),
+            repository(&[
+                ("repo/.git", "gitdir: ../main/.git/worktrees/w\n"),
+                ("main/.git/worktrees/w/HEAD", "ref: refs/heads/main\n"),
+                ("main/.git/worktrees/w/commondir", "../..\n"),
+                ("main/.git/refs/heads/main", &line),
+            ]),
+        ];
+        for case in &cases {
+            assert_eq!(git_hash(&case.path().join("repo")).as_deref(), Some(HASH));
+        }
+    }
+
+    #[test]
+    fn no_repository_or_no_commit_yet_is_no_hash() {
+        assert_eq!(git_hash(repository(&[]).path()), None);
+        assert_eq!(git_hash(repository(&[(".git/HEAD", "ref: refs/heads/main\n")]).path()), None);
+        assert_eq!(git_hash(repository(&[(".git/HEAD", "nonsense\n")]).path()), None);
+    }
+}

@@ -1,0 +1,25 @@
+//! How a run's numbers are rounded: the format of activations, and what a GPU's libraries may do to them.
+
+use candle_core::{DType, Device};
+use ddpm_kernels::KernelError;
+
+use super::types::{OptimConfig, Precision};
+
+/// Has `device` compute as `train` says from here on; the format of the activations. A CPU computes in f32, always alike.
+///
+/// # Errors
+/// A GPU that cannot be used.
+pub fn set_arithmetic(train: &OptimConfig, device: &Device) -> Result<DType, KernelError> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        let gpu = ddpm_kernels::cuda::Gpu::of(device)?;
+        gpu.set_deterministic(train.deterministic);
+        gpu.set_tf32(train.allow_tf32);
+    }
+    Ok(match train.precision {
+        _ if device.is_cpu() => DType::F32,
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::BF16,
+        Precision::F16 => DType::F16,
+    })
+}

@@ -1,0 +1,131 @@
+//! How many images a model draws and a data set gives in a second.
+
+use std::time::Instant;
+
+use ddpm_data::Loader;
+use ddpm_model::diffusion::DiffusionProcess;
+use ddpm_model::params::Params;
+use ddpm_model::unet::UNet;
+use serde::Serialize;
+
+use super::step::{median, milliseconds};
+use crate::config::TrainPlan;
+use crate::config::set_arithmetic;
+use crate::drawing::{Glimpse, Onlooker, Painter, Request, Start};
+use crate::error::Error;
+use crate::memory;
+use crate::training::context::{device_name, loader_config, sampler_config};
+
+/// What drawing images takes.
+#[derive(Clone, Debug, Serialize)]
+pub struct SampleMeasurement {
+    /// At the median.
+    pub images_per_s: f64,
+    /// Of all images from noise to bytes.
+    pub median_ms: f64,
+    /// The fastest.
+    pub min_ms: f64,
+    /// The slowest.
+    pub max_ms: f64,
+    /// Passes through the network.
+    pub steps: usize,
+    /// Images, all at once.
+    pub batch_size: usize,
+    /// The sampler.
+    pub sampler: String,
+    /// Number format, named as `train.precision` is.
+    pub precision: String,
+    /// The device.
+    pub device: String,
+    /// Most memory in use at once so far: resident memory of the process, or on a GPU what tensors and scratch space took.
+    pub peak_bytes: Option<u64>,
+}
+
+/// Draws the pictures of `[sample]` `repeat` times, after once to warm up, all at once and by the weights that a run of
+/// `plan` begins with: how long a pass takes does not depend on them.
+///
+/// # Errors
+/// A device that cannot be opened, a pass that fails.
+pub fn measure_sample(plan: &TrainPlan, repeat: usize) -> Result<SampleMeasurement, Error> {
+    let (config, device) = (plan.config(), plan.device().open()?);
+    let unet = UNet::new(&config.model)?;
+    let dtype = set_arithmetic(&config.train, &device)?;
+    let params = Params::initialise(unet.layout(), config.run.seed, &device)?.computing_in(dtype)?;
+    let process = DiffusionProcess::new(&config.diffusion)?;
+    let painter = Painter { unet: &unet, params: &params, process: &process };
+    let (sampler, num) = (sampler_config(config), config.sample.num);
+    let request = Request {
+        num,
+        sampler: &sampler,
+        start: Start::Seed(config.run.seed),
+        classes: config.all_classes(),
+        guidance: None,
+        batch_size: num,
+    };
+    let mut times = Vec::with_capacity(repeat);
+    let mut drawing = painter.prepare(&request)?;
+    let nobody = &mut Onlooker { progress: &mut |_| (), proceed: &|| true, glimpse: &mut |_: Glimpse<'_>| Ok(()) };
+    for repetition in 0..=repeat {
+        let start = Instant::now();
+        drawing.draw(nobody)?;
+        if repetition > 0 {
+            times.push(milliseconds(start.elapsed()));
+        }
+    }
+    let median_ms = median(&mut times);
+    Ok(SampleMeasurement {
+        images_per_s: num as f64 / median_ms * 1e3,
+        median_ms,
+        min_ms: times.first().copied().unwrap_or(f64::NAN),
+        max_ms: times.last().copied().unwrap_or(f64::NAN),
+        steps: sampler.kept_timesteps(process.schedule().len())?.len(),
+        batch_size: num,
+        sampler: sampler.sampler.to_string(),
+        precision: dtype.as_str().to_owned(),
+        device: device_name(&device),
+        peak_bytes: memory::peak_on(&device)?,
+    })
+}
+
+/// What reading and decoding takes.
+#[derive(Clone, Debug, Serialize)]
+pub struct DataMeasurement {
+    /// Over all batches.
+    pub images_per_s: f64,
+    /// Bytes of pixels.
+    pub bytes_per_s: f64,
+    /// Threads that read and decode.
+    pub workers: usize,
+    /// Images per batch.
+    pub batch_size: usize,
+    /// From batch to batch.
+    pub median_batch_ms: f64,
+}
+
+/// Takes `repeat` batches from the loader of `plan` as fast as it gives them, after those that it may have read ahead.
+///
+/// # Errors
+/// Data that cannot be read.
+pub fn measure_data(plan: &TrainPlan, repeat: usize) -> Result<DataMeasurement, Error> {
+    let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
+    let config = loader_config(plan);
+    let (prefetch, batch_size) = (config.prefetch, config.share.count());
+    let mut loader = Loader::start(source, config, 0)?;
+    for _ in 0..prefetch + loader.workers() {
+        loader.next()?;
+    }
+    let (mut times, mut bytes, begun) = (Vec::with_capacity(repeat), 0, Instant::now());
+    for _ in 0..repeat {
+        let start = Instant::now();
+        bytes += loader.next()?.images.len();
+        times.push(milliseconds(start.elapsed()));
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    Ok(DataMeasurement {
+        images_per_s: (repeat * batch_size) as f64 / seconds,
+        bytes_per_s: bytes as f64 / seconds,
+        workers: loader.workers(),
+        batch_size,
+        median_batch_ms: median(&mut times),
+    })
+}
