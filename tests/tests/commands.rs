@@ -63,10 +63,27 @@ fn train_says_where_everything_is_and_keeps_progress_off_stdout() {
 }
 
 #[test]
+fn runs_are_listed_with_what_became_of_them() {
+    let run = trained_run(&["train.steps=4"]);
+    run.train().arg("--run-dir=runs/failed").set("train.lr=1e30").fails_with(5);
+    std::fs::create_dir(run.path("runs/empty")).unwrap();
+    let listed = run.ddpm("runs").json();
+    let states: Vec<_> = listed.as_array().unwrap().iter().map(|line| (&line["name"], &line["state"])).collect();
+    assert_eq!(states, [(&"failed".into(), &"failed".into()), (&"tiny".into(), &"done".into())]);
+    assert!(listed[0]["error"].as_str().unwrap().contains("diverged"), "{listed}");
+    assert_eq!((&listed[1]["step"], &listed[1]["steps"]), (&4.into(), &4.into()));
+    run.ddpm("runs").succeeds().stdout_has("tiny    done");
+    run.ddpm("runs nowhere").fails_with(2).stderr_has("nowhere: no runs can be listed here");
+}
+
+#[test]
 fn a_run_directory_holds_what_the_interface_promises() {
     let run = trained_run(&["train.steps=4", "log.every=2"]);
-    let names = ["LOCK", "checkpoints", "config.toml", "events", "log.jsonl", "metrics.jsonl", "run.json", "samples"];
-    assert_eq!(run.names("runs/tiny"), names);
+    let files = ["LOCK", "config.toml", "log.jsonl", "metrics.jsonl", "run.json", "status.json"];
+    let names = run.names("runs/tiny");
+    let is_directory = |name: &&String| ["checkpoints", "events", "samples"].contains(&name.as_str());
+    assert_eq!(names.iter().filter(|name| !is_directory(name)).collect::<Vec<_>>(), files);
+    assert_eq!(names.len(), files.len() + 3);
     let record: Value = serde_json::from_slice(&run.read("runs/tiny/run.json")).unwrap();
     assert_fields(&record, "id, created, restarts, host, device, command");
     let line: Value = serde_json::from_str(&run.metrics()[1]).unwrap();

@@ -53,6 +53,8 @@ pub struct GlobalArgs {
 pub enum Command {
     /// Train a model; the same command goes on where a stopped run was
     Train(TrainArgs),
+    /// List runs: how far they are, and what became of them
+    Runs(RunsArgs),
     /// Draw images from a trained model
     Sample(SampleArgs),
     /// Judge a trained model
@@ -121,6 +123,17 @@ impl TrainArgs {
         let run_dir = self.run_dir.as_ref().map(|dir| setting("run.dir", dir.display().to_string()));
         self.set.iter().cloned().chain(device).chain(run_dir).collect()
     }
+}
+
+/// `ddpm runs`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  ddpm runs                 # those in runs/
+  ddpm runs /scratch/me --json")]
+pub struct RunsArgs {
+    /// The directory that holds them, or one of them
+    #[arg(default_value = "runs")]
+    pub dir: PathBuf,
 }
 
 /// `ddpm data`

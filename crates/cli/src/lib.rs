@@ -24,6 +24,7 @@ mod invert;
 pub mod output;
 mod places;
 mod push;
+mod runs;
 mod sample;
 mod schedule;
 mod schedule_plot;
@@ -64,6 +65,7 @@ pub fn main() -> std::process::ExitCode {
 fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
     match command {
         Command::Train(args) => return train::run(&args, output),
+        Command::Runs(args) => runs::run(&args, output)?,
         Command::Sample(args) => sample::run(&args, output)?,
         Command::Eval(EvalCommand::Nll(args)) => return eval::nll(&args, output),
         Command::Data(DataCommand::Inspect(args)) => data::inspect(&args, output)?,

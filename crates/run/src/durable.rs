@@ -67,7 +67,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
-fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
     let name =
         path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))?;
     let mut temporary = std::ffi::OsString::from(".tmp-");

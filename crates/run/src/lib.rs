@@ -8,6 +8,8 @@
 //! | [`record`] | `run.json`: who started it when and how |
 //! | [`checkpoint`] | saving and reading back, all or nothing |
 //! | [`metrics`], [`jsonl`] | what is logged of a step; files of lines |
+//! | [`status`] | `status.json`: what it is doing now |
+//! | [`view`] | a run as its files tell of it, for whoever does not hold it |
 //! | [`durable`] | files that are the old ones or the new ones |
 //! | [`memory`], [`clock`], [`shell`] | of this machine: memory and disk, the time, commands as one would type them |
 //! | [`error`], [`kind`] | what can be wrong with a run, and the kinds of errors of all crates above |
@@ -25,6 +27,8 @@ pub mod paths;
 pub mod record;
 pub mod run_dir;
 pub mod shell;
+pub mod status;
+pub mod view;
 
 pub use error::RunError;
 pub use kind::Kind;
@@ -32,3 +36,5 @@ pub use lock::RunLock;
 pub use paths::RunPaths;
 pub use record::{Restart, RunRecord, Start};
 pub use run_dir::RunDir;
+pub use status::{Phase, Status, StatusFile};
+pub use view::{RunState, RunView};

@@ -4,11 +4,15 @@
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
 use crate::error::RunError;
+
+/// How long to try: whoever only looks holds the lock for some microseconds.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// The exclusive lock on a run directory; released when dropped, or by the kernel when the process ends in any way.
 #[derive(Debug)]
@@ -38,15 +42,27 @@ impl RunLock {
             .truncate(false)
             .open(&path)
             .map_err(RunError::io("open the lock", &path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(RunError::Locked { path, holder: describe_holder(&mut file) });
+        let start = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(RunError::Locked { path, holder: describe_holder(&mut file) });
+                }
+                Err(TryLockError::Error(error)) => return Err(RunError::io("lock", &path)(error)),
             }
-            Err(TryLockError::Error(error)) => return Err(RunError::io("lock", &path)(error)),
         }
         sign(&mut file).map_err(RunError::io("write the lock", &path))?;
         Ok(Self { _file: file })
+    }
+
+    /// Whether a process of any machine that shares the lock holds the run in `root`.
+    pub fn is_held(root: &Path) -> bool {
+        let file = File::open(root.join("LOCK"));
+        file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 }
 

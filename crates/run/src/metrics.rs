@@ -1,15 +1,16 @@
 //! One logged step.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// What is logged of a step. All but `timing` is a function of configuration and data, so two runs can be compared bit
 /// for bit by comparing their lines without it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MetricRecord {
     /// Optimizer steps done, this one included.
     pub step: u64,
@@ -18,7 +19,7 @@ pub struct MetricRecord {
     /// The training loss: mean over the batch.
     pub loss: f64,
     /// Its parts by name (`mse`, `vlb`), where it has any.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub loss_parts: BTreeMap<String, f64>,
     /// Mean loss of the images whose t fell into the 1st, 2nd, 3rd, 4th quarter of the timesteps; none may have.
     pub loss_quartile: [Option<f64>; 4],
@@ -31,7 +32,7 @@ pub struct MetricRecord {
 }
 
 /// The part of a record that no two runs share.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
     /// Since the last record.
     pub images_per_s: f64,
@@ -56,6 +57,19 @@ impl MetricRecord {
         scalars.extend(self.timing.memory_bytes.map(|bytes| ("speed/memory_bytes".into(), bytes as f64)));
         scalars
     }
+}
+
+/// How much of the end of a file is read for its last record.
+const TAIL: u64 = 64 << 10;
+
+/// The last whole record of the file at `path`; none where there is none with finite numbers near its end, or no file.
+pub fn last(path: &Path) -> Option<MetricRecord> {
+    let mut file = File::open(path).ok()?;
+    let start = file.metadata().ok()?.len().saturating_sub(TAIL);
+    file.seek(SeekFrom::Start(start)).ok()?;
+    let mut tail = Vec::new();
+    file.take(TAIL).read_to_end(&mut tail).ok()?;
+    tail.rsplit(|byte| *byte == b'\n').find_map(|line| serde_json::from_slice(line).ok())
 }
 
 /// The last loss that the file at `path` tells of up to `step`; none where there is none, or no file.

@@ -1,7 +1,8 @@
 //! Where each file of a run is.
 //!
 //! ```text
-//! runs/NAME/   config.toml  run.json  metrics.jsonl  log.jsonl  events/  checkpoints/  samples/  hub/  engines.json  LOCK
+//! runs/NAME/   config.toml  run.json  metrics.jsonl  log.jsonl  events/  checkpoints/  samples/  hub/  engines.json
+//!              status.json  LOCK
 //! ```
 //! [`RunPaths`] only knows names, for whoever reads a run; who writes there holds a [`RunDir`](crate::RunDir).
 
@@ -39,6 +40,11 @@ impl RunPaths {
     /// See [`RunRecord`](crate::RunRecord).
     pub fn record(&self) -> PathBuf {
         self.root.join("run.json")
+    }
+
+    /// See [`Status`](crate::Status).
+    pub fn status(&self) -> PathBuf {
+        self.root.join("status.json")
     }
 
     /// One line per logged step.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use ddpm_run::checkpoint::{CheckpointError, Outcome, Retention, Writer};
 use ddpm_run::memory;
 use ddpm_run::metrics::Timing;
+use ddpm_run::{Phase, RunError, StatusFile};
 
 use super::context::{RunContext, picture_request, sampler_config};
 #[cfg(feature = "cuda")]
@@ -35,6 +36,9 @@ pub(super) struct Observers<'a> {
     saved: Saved,
     longest: Longest,
     uploader: Option<Uploader>,
+    status: StatusFile,
+    /// Whether a status that cannot be written has been warned about.
+    status_failed: bool,
     #[cfg(feature = "cuda")]
     engines: Option<Engines>,
 }
@@ -105,6 +109,7 @@ impl<'a> Observers<'a> {
         mut reporter: Reporter,
         window: Window,
         resumed: Saved,
+        end: u64,
     ) -> Result<Self, Error> {
         let config = &context.plan.config().checkpoint;
         let retention = Retention { keep_last: config.keep_last, keep_every: config.keep_every };
@@ -117,6 +122,7 @@ impl<'a> Observers<'a> {
                 amiss.into_iter().for_each(|amiss| reporter.warn(&amiss));
                 uploader
             });
+        let status = StatusFile::new(context.run_dir.paths().status(), first, end);
         #[cfg(feature = "cuda")]
         let engines = Engines::of_run(context.run_dir.paths(), context.device)?.map(|(engines, amiss)| {
             amiss.into_iter().for_each(|amiss| reporter.warn(&amiss));
@@ -133,6 +139,8 @@ impl<'a> Observers<'a> {
             saved,
             longest,
             uploader,
+            status,
+            status_failed: false,
             #[cfg(feature = "cuda")]
             engines,
         })
@@ -170,10 +178,13 @@ impl<'a> Observers<'a> {
             self.reporter.warn(&notice);
         }
         self.reporter.step(step);
+        let told = self.status.step(step);
+        self.status_told(told);
         if log && let Some(outcome) = &self.last {
             let images = plan.images(step);
             let record = self.window.record(step, images, outcome, self.clock.timing(images));
             self.reporter.metrics(&record);
+            self.status.speed(record.timing.images_per_s);
             self.clock = Clock::start(images);
         }
         if let Some(result) = self.writer.poll() {
@@ -181,12 +192,38 @@ impl<'a> Observers<'a> {
         }
         self.tell_of_uploads();
         if save {
+            self.enter(Phase::Saving);
             self.save(trainer)?;
         }
         if draw {
+            self.enter(Phase::Sampling);
             self.draw(trainer)?;
         }
+        if save || draw {
+            self.enter(Phase::Training);
+        }
         Ok(())
+    }
+
+    /// Another phase of the run begins.
+    pub(super) fn enter(&mut self, phase: Phase) {
+        let told = self.status.enter(phase);
+        self.status_told(told);
+    }
+
+    /// The run has ended so, for want of `error` if there is one.
+    pub(super) fn ended(&mut self, phase: Phase, error: Option<&Error>) {
+        let told = self.status.end(phase, error.map(|error| in_one_line(error)));
+        self.status_told(told);
+    }
+
+    /// A status that cannot be written ends no run, and is warned about once.
+    fn status_told(&mut self, told: Result<(), RunError>) {
+        if let Err(error) = told
+            && !std::mem::replace(&mut self.status_failed, true)
+        {
+            self.reporter.warn(&in_one_line(&error));
+        }
     }
 
     /// Takes in what steps did; with `all`, also of those that are still being computed.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ddpm_data::Loader;
 use ddpm_run::checkpoint::{Checkpoint, remove_stale};
 use ddpm_run::memory::format_bytes;
-use ddpm_run::{RunDir, Start};
+use ddpm_run::{Phase, RunDir, Start};
 
 use super::context::{RunContext, device_name, loader_config};
 use super::gpu_memory::GpuEstimate;
@@ -95,7 +95,8 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     announce(&context, &mut reporter, &trainer, checkpoint.as_ref(), end);
 
     let resumed = checkpoint.map(|checkpoint| (first, checkpoint.path));
-    let mut observers = Observers::new(&context, &stop, reporter, window, resumed)?;
+    let mut observers = Observers::new(&context, &stop, reporter, window, resumed, end)?;
+    observers.enter(Phase::Training);
     let looped = observers
         .catch_up(&mut trainer)
         .and_then(|()| train_until(end, &mut trainer, &mut loader, &stop, &mut observers));
@@ -104,15 +105,20 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
         Ok(stopped) => stopped,
         Err(error) => {
             observers.reporter.error(&(options.tell)(&error));
-            return Err(save_what_is_good(&mut observers, &mut trainer, error));
+            let error = save_what_is_good(&mut observers, &mut trainer, error);
+            observers.ended(Phase::Failed, Some(&error));
+            return Err(error);
         }
     };
     // For information alone: the last checkpoint does not depend on it.
     if let Err(error) = tell_peak(&context, &trainer, &mut observers.reporter) {
         observers.reporter.warn(&error.to_string());
     }
-    let ending = observers.finish(&mut trainer, stopped.map_or(End::Reached, End::Stopped))?;
+    let ending = observers
+        .finish(&mut trainer, stopped.map_or(End::Reached, End::Stopped))
+        .inspect_err(|error| observers.ended(Phase::Failed, Some(error)))?;
     let stopped = stopped.or_else(|| stop.reason(Duration::ZERO).filter(|_| ending.interrupted));
+    observers.ended(if stopped.is_some() { Phase::Stopped } else { Phase::Done }, None);
     let step = trainer.steps_taken();
     Ok(Summary {
         run_dir: run_dir.paths().root().to_owned(),
