@@ -22,7 +22,7 @@ fn stopped_by(run: &Place, signal: &str, first_step: u64) -> u64 {
 }
 
 #[test]
-fn sigterm_and_sigint_save_and_the_same_command_goes_on() {
+fn a_signal_saves_and_the_same_command_goes_on() {
     let settings = [
         "train.steps=100_000",
         "log.every=1",
@@ -31,8 +31,10 @@ fn sigterm_and_sigint_save_and_the_same_command_goes_on() {
         "sample.every=1_000_000",
     ];
     let run = fresh_run(&settings);
-    let first = stopped_by(&run, "TERM", 3);
-    let second = stopped_by(&run, "INT", first + 3);
+    let mut second = 0;
+    for signal in ["TERM", "INT", "HUP", "USR1"] {
+        second = stopped_by(&run, signal, second + 3);
+    }
     run.train().max_steps(second + 5).succeeds().resumes_at(second);
     let whole = fresh_run(&settings);
     whole.train().max_steps(second + 5).succeeds();
@@ -65,22 +67,47 @@ fn a_signal_during_a_picture_does_not_wait_for_it_and_the_next_start_draws_it() 
 }
 
 #[test]
-fn a_second_signal_ends_at_once() {
-    // A step of a minute or so, so that the first signal is still waiting for its end.
-    let slow = ["data.image_size=64", "train.batch_size=4096", "train.micro_batch=16"];
-    for signal in ["TERM", "INT"] {
-        let run = fresh_run(&slow);
-        let mut running = run.train().spawn();
-        running.wait_for_stderr("training to step");
-        running.signal(signal);
-        std::thread::sleep(Duration::from_millis(100));
-        let second = Instant::now();
-        running.signal(signal);
-        let finished = running.wait(SOON);
-        finished.expect(finished.code != Some(75) && finished.code != Some(0), "an end without a save");
-        assert!(second.elapsed() < Duration::from_millis(1500), "{:?} after the second SIG{signal}", second.elapsed());
-        assert!(run.checkpoints().is_empty(), "{:?}", run.checkpoints());
+fn a_second_ctrl_c_ends_at_once() {
+    // A step of some seconds, so that the first signal is still waiting for its end.
+    let run = fresh_run(&["data.image_size=64", "train.batch_size=256", "train.micro_batch=16", "log.every=1"]);
+    let mut running = run.train().spawn();
+    running.wait_for_stderr("step 1/");
+    running.signal("INT");
+    std::thread::sleep(Duration::from_millis(100));
+    let second = Instant::now();
+    running.signal("INT");
+    let finished = running.wait(SOON);
+    finished.expect(finished.code != Some(75) && finished.code != Some(0), "an end without a save");
+    assert!(second.elapsed() < Duration::from_millis(1500), "{:?} after the second one", second.elapsed());
+    assert!(run.checkpoints().is_empty(), "{:?}", run.checkpoints());
+}
+
+#[test]
+fn a_launcher_that_signals_twice_does_not_throw_the_save_away() {
+    // A step of a second or so, so that the second signal comes before the first one's save.
+    let run = fresh_run(&["data.image_size=32", "train.batch_size=256", "train.micro_batch=16", "log.every=1"]);
+    let mut running = run.train().spawn();
+    running.wait_for_stderr("step 1/");
+    for _ in 0..2 {
+        running.signal("TERM");
+        std::thread::sleep(Duration::from_millis(20));
     }
+    running.wait(SOON).has_code(75).stdout_has("stopped by a signal");
+    assert_eq!(run.checkpoints().len(), 1);
+}
+
+#[test]
+fn a_save_may_be_asked_for_and_the_run_goes_on() {
+    let run = fresh_run(&["train.steps=100_000", "log.every=1", "checkpoint.every=0", "sample.every=0"]);
+    let mut running = run.train().spawn();
+    running.wait_for_stderr("step 2/");
+    running.signal("USR2");
+    let saved = || run.checkpoints().iter().find_map(|name| name.strip_prefix("step-")?.parse::<u64>().ok());
+    assert!(running.wait_until(|| saved().is_some()), "the run ended");
+    let step = saved().unwrap();
+    running.wait_for_stderr(&format!("step {}/", step + 5));
+    running.signal("TERM");
+    running.wait(SOON).has_code(75).stdout_has("stopped by a signal");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! | [`args`] | the whole command line |
 //! | [`failure`], `hints` | exit codes; how an error is told, and what to type about it |
 //! | [`output`] | results as text or JSON |
-//! | `signals` | SIGTERM and SIGINT, as a flag |
+//! | `signals` | what signals ask a run for |
 //! | the others | a command each, or a part of one |
 
 pub mod args;

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::args::TrainArgs;
 use super::output::Output;
 use crate::failure::{ExitCode, Failure, Outcome};
-use crate::signals::stop_flag;
+use crate::signals;
 
 /// Trains, and says where everything is.
 pub(super) fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure> {
@@ -34,7 +34,7 @@ fn options(args: &TrainArgs, output: &Output) -> Result<RunOptions, Failure> {
         command: this_command(),
         verbosity: output.verbosity(),
         terminal: output.terminal(),
-        stop: stop_flag()?,
+        requests: signals::requests()?,
         tell: |error| Failure::from(error).to_string(),
     })
 }

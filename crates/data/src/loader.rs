@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use crate::batch::{Batch, Batcher, LoaderConfig, Made, Unreadable};
 use crate::error::{DataError, panic_message};
@@ -24,7 +25,14 @@ const MAX_AUTO_WORKERS: usize = 16;
 /// The share of corrupt samples is taken of at least so many, or one bad file among the first ten would end a run.
 const JUDGED_AMONG: usize = 1000;
 
-/// A prefetching reader. Dropping it stops its threads; that takes no longer than decoding one image.
+/// How often a consumer that waits looks up whether it still should.
+const LOOK_UP: Duration = Duration::from_millis(50);
+
+/// How long a dropped loader waits for its threads.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A prefetching reader. Dropping it stops its threads, which takes no longer than decoding one image; one that hangs in a
+/// read (a network disk that is gone) is left behind, and ends when that read does.
 pub struct Loader {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -83,6 +91,19 @@ impl Loader {
         Ok(loader)
     }
 
+    /// The next batch, as [`next`](Self::next); `None` if `is_over` says so before it is there, and it is then still the next.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub fn next_unless(&mut self, is_over: &dyn Fn() -> bool) -> Result<Option<Batch>, DataError> {
+        while !self.failed && !self.shared.is_ready_within(LOOK_UP) {
+            if is_over() {
+                return Ok(None);
+            }
+        }
+        self.next().map(Some)
+    }
+
     /// The next batch; waits for it where the workers are behind. After an error there are no more batches.
     #[expect(clippy::should_implement_trait, reason = "batches never end, so an Option would be one unwrap more")]
     pub fn next(&mut self) -> Result<Batch, DataError> {
@@ -130,7 +151,11 @@ impl Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         self.shared.stop();
-        for worker in self.workers.drain(..) {
+        let start = Instant::now();
+        while start.elapsed() < FAREWELL && !self.workers.iter().all(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for worker in self.workers.drain(..).filter(JoinHandle::is_finished) {
             // Panics of a worker are caught in `work` and reach the consumer as errors.
             let _ = worker.join();
         }
@@ -159,6 +184,13 @@ impl Shared {
         }
         state.next_claimed += 1;
         Some(state.next_claimed - 1)
+    }
+
+    /// Whether the batch whose turn it is is there, waiting for it no longer than `limit`.
+    fn is_ready_within(&self, limit: Duration) -> bool {
+        let waiting = |s: &mut State| !s.finished.contains_key(&s.next_taken);
+        let waited = self.ready.wait_timeout_while(self.lock(), limit, waiting).unwrap_or_else(PoisonError::into_inner);
+        !waited.1.timed_out()
     }
 
     /// The batch whose turn it is. Every claimed step is finished, if only with an error, so this ends.

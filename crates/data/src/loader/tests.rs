@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used)]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -207,9 +208,10 @@ fn a_label_beyond_the_classes_names_the_sample_and_the_key_even_when_skipping() 
     assert!(error.starts_with("grey "));
 }
 
-/// Reads slowly, or panics.
+/// Reads slowly, hangs until it is let go, or panics.
 struct Odd {
     panics: bool,
+    hangs: Arc<AtomicBool>,
     inner: Greys,
 }
 
@@ -221,6 +223,9 @@ impl Source for Odd {
     fn read(&self, index: usize) -> Result<RawImage, DataError> {
         assert!(!self.panics || index != 40, "sample {index} is cursed");
         std::thread::sleep(Duration::from_millis(if self.panics { 0 } else { 20 }));
+        while self.hangs.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.inner.read(index)
     }
 
@@ -242,7 +247,7 @@ impl Source for Odd {
 }
 
 fn odd(panics: bool) -> Arc<dyn Source> {
-    Arc::new(Odd { panics, inner: Greys { len: 64, corrupt: never } })
+    Arc::new(Odd { panics, hangs: Arc::default(), inner: Greys { len: 64, corrupt: never } })
 }
 
 #[test]
@@ -250,6 +255,29 @@ fn a_panic_in_a_worker_is_an_error_and_no_hang() {
     let mut loader = Loader::start(odd(true), config(), 0).unwrap();
     let error = (0..4).find_map(|_| loader.next().err()).unwrap();
     assert!(error.to_string().contains("sample 40 is cursed"), "{error}");
+}
+
+#[test]
+fn a_source_that_hangs_neither_keeps_a_run_from_stopping_nor_loses_a_batch() {
+    let hangs = Arc::new(AtomicBool::new(true));
+    let inner = Greys { len: 64, corrupt: never };
+    let source: Arc<dyn Source> = Arc::new(Odd { panics: false, hangs: Arc::clone(&hangs), inner });
+    let mut loader = Loader::start(Arc::clone(&source), config(), 0).unwrap();
+    let asked = Instant::now();
+    assert!(loader.next_unless(&|| asked.elapsed() > Duration::from_millis(200)).unwrap().is_none());
+    hangs.store(false, Ordering::Relaxed);
+    let batch = loader.next_unless(&|| false).unwrap().unwrap();
+    assert_eq!(batch.ids, Loader::start(greys(64, never), config(), 0).unwrap().next().unwrap().ids);
+    hangs.store(true, Ordering::Relaxed);
+    std::thread::sleep(Duration::from_millis(50));
+    let dropped = Instant::now();
+    drop(loader);
+    assert!(dropped.elapsed() < 3 * FAREWELL, "{:?}", dropped.elapsed());
+    hangs.store(false, Ordering::Relaxed);
+    while Arc::strong_count(&source) > 1 {
+        assert!(dropped.elapsed() < Duration::from_secs(60), "the threads never ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]

@@ -172,7 +172,8 @@ impl<'a> Observers<'a> {
     pub(super) fn after_step(&mut self, trainer: &mut Trainer) -> Result<(), Error> {
         let (step, plan) = (trainer.steps_taken(), self.context.plan);
         let log = plan.log_cadence().is_due(step);
-        let (save, draw) = (plan.checkpoint_cadence().is_due(step), plan.sample_cadence().is_due(step));
+        let save = plan.checkpoint_cadence().is_due(step) || self.stop.takes_save_request();
+        let draw = plan.sample_cadence().is_due(step);
         self.take_outcomes(trainer, log || save || draw)?;
         for notice in trainer.take_notices().into_iter().chain(take_gpu_notices()) {
             self.reporter.warn(&notice);

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use ddpm_data::Loader;
@@ -15,7 +14,7 @@ use super::gpu_memory::GpuEstimate;
 use super::observe::{End, Observers};
 use super::resume::{Resume, choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
 use super::step::Trainer;
-use super::stop::{StopReason, StopWatch};
+use super::stop::{Requests, StopReason, StopWatch};
 use crate::config::{TrainPlan, take_gpu_notices};
 use crate::error::{Error, Kind};
 use crate::memory;
@@ -38,8 +37,8 @@ pub struct RunOptions {
     pub verbosity: Verbosity,
     /// What stderr can show.
     pub terminal: Terminal,
-    /// Set from outside to have the run finish its step, save and end.
-    pub stop: Arc<AtomicBool>,
+    /// What is asked of it from outside.
+    pub requests: Requests,
     /// How an error that ends the run is told in its log.
     pub tell: fn(&Error) -> String,
 }
@@ -69,7 +68,7 @@ pub struct Summary {
 /// Of any [`Kind`]; whatever was saved before stays.
 pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let started = Instant::now();
-    let stop = StopWatch::new(started, options.max_hours, Arc::clone(&options.stop));
+    let stop = StopWatch::new(started, options.max_hours, options.requests.clone());
     let device = plan.device().open()?;
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
     refuse_to_leave_an_import(plan, &options.resume)?;
@@ -144,7 +143,7 @@ fn train_until(
             return Ok(Some(reason));
         }
         let waiting = Instant::now();
-        let batch = loader.next()?;
+        let Some(batch) = loader.next_unless(&|| stop.is_over())? else { continue };
         observers.waited(waiting.elapsed());
         for unreadable in loader.take_warnings() {
             observers.reporter.warn(&format!("{unreadable} (skipped; data.on_corrupt = \"skip\")"));

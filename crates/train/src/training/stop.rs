@@ -1,7 +1,7 @@
 //! When to stop before the end: a signal, or a time limit.
 //!
-//! A signal is a flag here: whoever starts the run sets it, from a handler of its own. The loop then finishes its step, saves
-//! and ends.
+//! A signal is a flag here: the caller sets it, from a handler of its own. The loop then finishes its step, saves and ends, or
+//! saves and goes on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Why a run stops early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// SIGTERM or SIGINT.
+    /// [`Requests::stop`].
     Signal,
     /// `--max-hours`.
     TimeLimit,
@@ -25,19 +25,33 @@ impl std::fmt::Display for StopReason {
     }
 }
 
+/// What a run is asked for from outside, at any time.
+#[derive(Clone, Debug, Default)]
+pub struct Requests {
+    /// To finish its step, save and end.
+    pub stop: Arc<AtomicBool>,
+    /// To save after its step, and go on; taken back when it has.
+    pub save: Arc<AtomicBool>,
+}
+
 /// Watches for both.
 #[derive(Debug)]
 pub struct StopWatch {
-    signalled: Arc<AtomicBool>,
+    requests: Requests,
     started: Instant,
     limit: Option<Duration>,
 }
 
 impl StopWatch {
-    /// Starts watching; `max_hours` counts from `started`, and `signalled` is set from outside.
-    pub fn new(started: Instant, max_hours: Option<f64>, signalled: Arc<AtomicBool>) -> Self {
+    /// Starts watching; `max_hours` counts from `started`.
+    pub fn new(started: Instant, max_hours: Option<f64>, requests: Requests) -> Self {
         let limit = max_hours.and_then(|hours| Duration::try_from_secs_f64(hours * 3600.0).ok());
-        Self { signalled, started, limit }
+        Self { requests, started, limit }
+    }
+
+    /// Whether a save was asked for since this was asked last.
+    pub fn takes_save_request(&self) -> bool {
+        self.requests.save.swap(false, Ordering::Relaxed)
     }
 
     /// Whether there is no time left for anything but saving.
@@ -48,7 +62,7 @@ impl StopWatch {
     /// Whether to stop now; `ending` is how long another step, saving and the last picture may take, which the
     /// time limit includes.
     pub fn reason(&self, ending: Duration) -> Option<StopReason> {
-        if self.signalled.load(Ordering::Relaxed) {
+        if self.requests.stop.load(Ordering::Relaxed) {
             return Some(StopReason::Signal);
         }
         let limit = self.limit?;
@@ -66,11 +80,11 @@ mod tests {
     #[test]
     fn the_time_limit_leaves_time_to_save() {
         let started = Instant::now().checked_sub(Duration::from_secs(50)).unwrap();
-        let watch = StopWatch::new(started, Some(1.0 / 60.0), Arc::default());
+        let watch = StopWatch::new(started, Some(1.0 / 60.0), Requests::default());
         assert_eq!(watch.reason(Duration::from_secs(1)), None);
         assert_eq!(watch.reason(Duration::from_secs(20)), Some(StopReason::TimeLimit));
         assert!(!watch.is_over());
-        assert!(StopWatch::new(started, Some(0.01), Arc::default()).is_over());
-        assert_eq!(StopWatch::new(started, None, Arc::default()).reason(Duration::from_secs(20)), None);
+        assert!(StopWatch::new(started, Some(0.01), Requests::default()).is_over());
+        assert_eq!(StopWatch::new(started, None, Requests::default()).reason(Duration::from_secs(20)), None);
     }
 }

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
 use ddpm_train::report::progress::Verbosity;
 use ddpm_train::report::terminal::Terminal;
 use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, train};
+use ddpm_train::training::stop::Requests;
 use serde_json::Value;
 
 use crate::{TINY, gpu, plan};
@@ -23,7 +23,7 @@ fn run(dir: &Path, steps: u64) {
         command: vec![],
         verbosity: Verbosity::Quiet,
         terminal: Terminal { interactive: false, colour: false },
-        stop: Arc::default(),
+        requests: Requests::default(),
         tell: ToString::to_string,
     };
     train(&plan, &options).unwrap();

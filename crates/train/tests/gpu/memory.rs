@@ -1,7 +1,6 @@
 //! A GPU's memory: what a step takes of it against what was foretold, and what happens where it is full.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::cuda::Gpu;
@@ -267,7 +266,7 @@ fn run_in(dir: &Path) -> (TrainPlan, RunOptions) {
         command: Vec::new(),
         verbosity: Verbosity::Quiet,
         terminal: Terminal { interactive: false, colour: false },
-        stop: Arc::default(),
+        requests: Requests::default(),
         tell: ToString::to_string,
     };
     (network(&settings), options)
