@@ -209,11 +209,10 @@ pub fn install_panic_hook() {
 /// The failure to show after a panic: always a bug of this program, never of its input.
 pub fn after_panic() -> Failure {
     let heard = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let issues = concat!(env!("CARGO_PKG_REPOSITORY"), "/issues");
     Failure {
         causes: heard.into_iter().collect(),
         ..Failure::new(ExitCode::Other, format!("this is a bug in ddpm {}", env!("CARGO_PKG_VERSION")))
-            .hint(format!("please report the command and this text at {issues}; RUST_BACKTRACE=1 tells more"))
+            .hint("please report the command and this text; RUST_BACKTRACE=1 tells more")
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The place in the run (`position`, the images seen before) decides which sample is read, where it is cut and whether
 //! it is mirrored. So threads, restarts, ranks and earlier batches cannot change a batch, and neither can corrupt
-//! samples: the replacement of one is found by walking on through the same epoch's permutation, not by what was seen so
+//! samples: a replacement is the next readable sample in the same epoch's permutation, and does not depend on what was seen so
 //! far.
 
 use std::sync::Arc;
@@ -49,7 +49,7 @@ pub struct LoaderConfig {
     pub num_classes: Option<usize>,
     /// What happens at a corrupt sample (`data.on_corrupt`).
     pub on_corrupt: OnCorrupt,
-    /// The share of corrupt samples that is put up with, 0 to 1 (`data.max_corrupt`).
+    /// The share of corrupt samples that is tolerated, 0 to 1 (`data.max_corrupt`).
     pub max_corrupt: f64,
     /// Decoding threads; 0 takes half of the cores (`data.workers`).
     pub workers: usize,
@@ -81,7 +81,7 @@ pub struct Unreadable {
     pub reason: String,
 }
 
-/// A batch, and the corrupt samples met on the way.
+/// A batch, and the corrupt samples found while it was made.
 #[derive(Debug)]
 pub(crate) struct Made {
     pub(crate) batch: Batch,
@@ -155,7 +155,7 @@ impl Batcher {
         Ok(Made { batch, unreadable })
     }
 
-    /// The index of the sample `further` places behind `position` in the order of its epoch, which begins anew at its
+    /// The index of the sample `further` places behind `position` in the order of its epoch, which starts again at its
     /// end.
     fn index_at(&self, position: u64, further: u64) -> usize {
         let len = self.source.len() as u64;

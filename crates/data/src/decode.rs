@@ -33,9 +33,9 @@ pub enum Crop {
     /// In the middle.
     #[default]
     Center,
-    /// Anywhere along the longer side, drawn anew each time the image is seen.
+    /// Anywhere along the longer side, drawn again each time the image is seen.
     Random,
-    /// Nowhere: a larger image is an error.
+    /// Not at all: a larger image is an error.
     None,
 }
 
@@ -80,10 +80,10 @@ fn decode_frame(mut reader: ImageReader<Cursor<&[u8]>>) -> image::ImageResult<Dy
 
 /// The JPEG decoder fills what is missing with grey and reports nothing, so a cut file is recognised here: behind a scan
 /// there must be an end-of-image marker. Walked from the start, segment by segment: a thumbnail inside a segment has
-/// markers of its own, and behind the end some phones append a film, in whose bytes any marker occurs by chance.
+/// markers of its own, and some phones append a film, in whose bytes any marker may occur by chance.
 fn jpeg_is_complete(bytes: &[u8]) -> bool {
     let (mut at, mut scanned) = (0, false);
-    // Everything that is no marker, the coded pixels above all, is stepped over.
+    // Everything that is no marker, above all the coded pixels, is skipped.
     while let Some(marker) = bytes.get(at..).and_then(|rest| rest.iter().position(|&byte| byte == 0xFF)) {
         at += marker;
         match bytes.get(at + 1) {

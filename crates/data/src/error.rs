@@ -1,4 +1,4 @@
-//! What can go wrong with data, told so that a person can mend it.
+//! Errors of the data, each with what a person can do about it.
 //!
 //! Every message names the file or the configuration key, what was found and what was expected;
 //! [`DataError::help`] says what to do next. A sample that cannot be read is [`DataError::Unreadable`] and may be
@@ -31,7 +31,7 @@ pub enum DataError {
         #[source]
         cause: std::io::Error,
     },
-    /// A file is another one than at the start.
+    /// A file has changed since the start.
     #[error("{}: the file has changed since it was listed: {then} bytes then, {now} now", path.display())]
     Changed {
         /// Where.
@@ -119,7 +119,7 @@ pub enum DataError {
     Empty {
         /// The source.
         place: String,
-        /// What was looked for, and what was there.
+        /// What was looked for, and what was found.
         detail: String,
     },
     /// A `.parquet` file whose structure cannot be read.
@@ -258,7 +258,7 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// What to do about it, where there is something to be said.
+    /// What to do about it, where that is known.
     pub fn help(&self) -> Option<String> {
         let text = match self {
             Self::NotFound { .. } => {
@@ -302,7 +302,7 @@ impl DataError {
         Some(text)
     }
 
-    /// Whether a setting is at fault (exit code 2) rather than the data (exit code 3).
+    /// Whether a setting is wrong, rather than the data.
     pub fn is_setting(&self) -> bool {
         matches!(
             self,

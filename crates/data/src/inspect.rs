@@ -1,4 +1,4 @@
-//! Reads a source once from end to end, and tells what a person should know before training on it.
+//! Reads a source once from end to end, and reports what a person should know before training on it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -3,12 +3,12 @@
 //! ```text
 //! Store (bytes) -> Source (samples) -> Order -> decode -> Batch { images u8 [N, H, W, C], labels, sample ids }
 //! ```
-//! - `store`: files, listed once and read in pieces, wherever they lie.
+//! - `store`: files, listed once and read in pieces, on a disk or elsewhere.
 //! - [`open`] turns `data.source` into a [`Source`]: anything that answers `len()` and `read(i)`.
 //! - `order`: the permutation of each epoch, computed and not stored.
 //! - [`Batcher`] makes batch `k`, a pure function of (seed, source, settings, `k`); [`Loader`] runs it in threads,
 //!   ahead of the training step, and changes nothing about the result.
-//! - [`inspect()`] reads everything once and tells what a person should know before training on it.
+//! - [`inspect()`] reads everything once and reports what a person should know before training on it.
 //!
 //! Position, everywhere, is the number of images seen before, by all ranks together: `step * batch + place in the
 //! batch`. A resumed run needs the step and nothing else from here. Of several ranks each makes its [`Share`] of every

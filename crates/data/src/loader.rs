@@ -2,11 +2,11 @@
 //!
 //! Each worker claims the next step number, makes that batch and puts it where the consumer waits for it; the consumer
 //! takes batch after batch. At most `prefetch` finished batches wait beside those in the making, so memory is bounded.
-//! What a batch contains is [`Batcher`]'s affair alone, so the number of workers changes nothing but the speed.
+//! What a batch contains depends on [`Batcher`] alone, so the number of workers changes nothing but the speed.
 //!
-//! Corrupt samples are counted here, on the consumer's side and in the order of the steps, so that a run stops at the
-//! same step whatever the threads did. Counting starts anew at a resume; it decides when to give up, never a pixel. Each
-//! rank counts what it meets in its own share.
+//! Corrupt samples are counted here, on the consumer's side and in the order of the steps, so that a run stops at the same step
+//! whatever the threads did. Counting starts again at a resume; it decides when the run ends, and changes no pixel. Each rank
+//! counts what it meets in its own share.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use crate::batch::{Batch, Batcher, LoaderConfig, Made, Unreadable};
 use crate::error::{DataError, panic_message};
 use crate::format::Source;
 
-/// More decoding threads than this are a slip of the keyboard.
+/// More decoding threads than this are a typing error.
 const MAX_WORKERS: usize = 1024;
 /// Automatic workers stop here: 16 decoders make some 500,000 small PNGs or a few thousand photos per second.
 const MAX_AUTO_WORKERS: usize = 16;

@@ -4,7 +4,7 @@
 //! *computed*: a Feistel network is a bijection of `0..2^bits` whatever its round function (Luby & Rackoff 1988),
 //! and cycle walking (Black & Rogaway 2002, "Ciphers with arbitrary finite domains") restricts it to `0..len`: while
 //! the result falls outside, apply the network again. As `2^bits < 2 len`, fewer than two applications are expected.
-//! Rounds draw from Philox under [`Purpose::Order`], so any position of any epoch is known at once.
+//! Rounds draw from Philox under [`Purpose::Order`], so any position of any epoch can be computed directly.
 
 use ddpm_kernels::philox::{Philox, Purpose};
 

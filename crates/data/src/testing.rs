@@ -1,4 +1,4 @@
-//! What the unit tests of this crate share: small pictures, Parquet files made on the spot, and a broken source.
+//! Helpers that the unit tests of this crate share: small pictures, Parquet files made on the spot, and a broken source.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Cursor;
@@ -102,7 +102,7 @@ pub(crate) fn parquet_of_text() -> Vec<u8> {
     SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap().into_inner().unwrap()
 }
 
-/// A store that is not the disk: many pieces at once, and out of reach when a test says so.
+/// A store that is not the disk: many pieces at once, and unavailable when a test says so.
 #[derive(Debug, Default)]
 pub(crate) struct Remote {
     pub(crate) files: Vec<(PathBuf, Bytes)>,

@@ -8,11 +8,11 @@ use std::time::Duration;
 use ddpm_run::durable::io_help;
 use ddpm_run::{Kind, RunError};
 
-/// Why the hub did not do what it was asked.
+/// Why a request to the hub failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// The environment says what cannot be.
+    /// A variable of the environment has an impossible value.
     #[error("{message}")]
     Setting {
         /// The variable, what was found, what was expected.
@@ -20,21 +20,21 @@ pub enum HubError {
         /// What to do about it.
         help: &'static str,
     },
-    /// It answered, with a refusal.
-    #[error("{doing}: the hub answered {status}{}", told.as_deref().map(|told| format!(" ({told})")).unwrap_or_default())]
+    /// The hub refused.
+    #[error("{doing}: the hub answered {status}{}", text.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
     Status {
         /// What was being done.
         doing: String,
-        /// Of HTTP.
+        /// HTTP's status code.
         status: u16,
         /// The hub's own word for it, such as `RepoNotFound`.
         code: Option<String>,
         /// Its message.
-        told: Option<String>,
-        /// How long it asks to be left alone.
+        text: Option<String>,
+        /// How long it asks to wait before the next request.
         retry_after: Option<Duration>,
     },
-    /// Nothing came for so long.
+    /// The hub sent nothing for so long.
     #[error("{doing}: the hub was silent for {} s", seconds.as_secs_f64())]
     Silent {
         /// What was being done.
@@ -60,7 +60,7 @@ pub enum HubError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// It answered, with something that is no answer.
+    /// The answer cannot be understood.
     #[error("{doing}: the hub's answer is not understood: {what}")]
     Answer {
         /// What was being done.
@@ -94,7 +94,7 @@ pub enum HubError {
         /// Which one.
         repo: String,
     },
-    /// Nobody to ask as.
+    /// There is no token.
     #[error("{doing}: no token, expected one of the hub{}", unreadable.as_deref().map(|file| format!(" ({file})")).unwrap_or_default())]
     NoToken {
         /// What was to be done.
@@ -108,7 +108,7 @@ pub enum HubError {
         /// What was to be done.
         doing: String,
     },
-    /// This machine's disk.
+    /// The disk of this machine refused.
     #[error("{}: cannot be {action}", path.display())]
     Disk {
         /// What was tried.
@@ -149,7 +149,7 @@ pub enum HubError {
         /// Where it is.
         place: PathBuf,
     },
-    /// A model that neither the hub nor the cache gives.
+    /// A model that neither the hub nor the cache has.
     #[error("{error}")]
     NotInCache {
         /// Why the hub does not.
@@ -160,7 +160,7 @@ pub enum HubError {
 }
 
 impl HubError {
-    /// The error itself, of one that is told with a place.
+    /// The error itself, without the place that is shown with it.
     pub fn reason(&self) -> &Self {
         match self {
             Self::Waiting { error, .. } | Self::NotInCache { error, .. } => error.reason(),
@@ -172,7 +172,7 @@ impl HubError {
     pub fn kind(&self) -> Kind {
         match self.reason() {
             Self::Setting { .. } | Self::WithoutNet => Kind::Setting,
-            // A full disk is not the hub's.
+            // A full disk is not the hub's fault.
             Self::Disk { .. } => Kind::Other,
             Self::Held { .. } => Kind::Held,
             Self::Lock(error) => error.kind(),
@@ -186,8 +186,9 @@ impl HubError {
         if let Self::Status { status, .. } = self { Some(*status) } else { None }
     }
 
-    /// Whether the same request may succeed a little later. Silence is not among them: it was waited for once.
-    pub fn is_passing(&self) -> bool {
+    /// Whether the same request may succeed a little later. Silence does not count: the timeout has passed once already.
+    #[cfg(feature = "net")]
+    pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
             Self::Connection { .. } | Self::Transfer { .. } => true,
@@ -195,14 +196,16 @@ impl HubError {
         }
     }
 
-    /// Whether the hub was not there at all, so that what is on this disk may stand in for it.
-    pub fn is_absence(&self) -> bool {
+    /// Whether the hub could not be reached, so that a copy on this disk may be used instead.
+    #[cfg(feature = "net")]
+    pub(crate) fn is_absence(&self) -> bool {
         matches!(self, Self::Silent { .. } | Self::Connection { .. } | Self::Offline { .. })
             || self.status().is_some_and(|status| status >= 500)
     }
 
-    /// How long the hub asked to be left alone.
-    pub fn retry_after(&self) -> Option<Duration> {
+    /// How long the hub asked to wait.
+    #[cfg(feature = "net")]
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         if let Self::Status { retry_after, .. } = self { *retry_after } else { None }
     }
 
@@ -249,7 +252,9 @@ fn status_help(status: u16, retry_after: Option<Duration>) -> String {
         (403, _) => "the token may not do this: take one with write access to this repository's owner".into(),
         (404, _) => "check the name, owner/name, and the revision; a private one needs a token that may see it".into(),
         (409 | 412, _) => "somebody else changes the repository: run the same command again".into(),
-        (413, _) => "the hub takes no commit this large: export with fewer --samples, or ask the hub for room".into(),
+        (413, _) => {
+            "the hub accepts no commit of this size: export with fewer --samples, or ask the hub for more space".into()
+        }
         (429, Some(wait)) => format!("run the same command again in {} s", wait.as_secs()),
         (429, None) => "run the same command again in some minutes".into(),
         (500.., _) => "the hub has a problem: run the same command again later".into(),

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 /// The hub's own limit of each part.
 const MAX_PART: usize = 96;
-/// No revision that anybody types is longer.
+/// Longer than any revision that a person types.
 const MAX_REVISION: usize = 250;
 
 /// How the name of a model on the hub begins.
@@ -75,13 +75,14 @@ fn check_part(part: &str) -> Result<(), String> {
 pub struct Revision(String);
 
 impl Revision {
-    /// As it is written.
+    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// Whether it is a whole commit hash: what it names never changes.
-    pub fn is_commit(&self) -> bool {
+    #[cfg(feature = "net")]
+    pub(crate) fn is_commit(&self) -> bool {
         is_commit(&self.0)
     }
 
@@ -92,6 +93,7 @@ impl Revision {
 }
 
 /// Whether `text` is the 40 hexadecimal digits of a commit.
+#[cfg(feature = "net")]
 pub(crate) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

@@ -1,4 +1,4 @@
-//! What goes to the hub and comes from it, without the files.
+//! What a push and a pull are about, without the files.
 
 use std::path::PathBuf;
 
@@ -15,27 +15,27 @@ pub struct Target {
     pub private: bool,
 }
 
-/// What is to be pushed, without its files.
+/// What is pushed, without its files.
 #[derive(Clone, Debug)]
 pub struct Content {
-    /// Two of one fingerprint have the same files.
+    /// Contents with the same fingerprint have the same files.
     pub fingerprint: String,
     /// The message of the commit.
     pub message: String,
 }
 
-/// What a push did.
+/// A finished push.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pushed {
     /// The commit that has the model.
     pub commit: String,
-    /// The repository had it already, and nothing was sent.
+    /// Whether the repository had it already, so that nothing was sent.
     pub was_there: bool,
     /// Its page.
     pub url: String,
 }
 
-/// A model of the hub in the cache.
+/// A model of the hub, in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pulled {
     /// A diffusers folder.

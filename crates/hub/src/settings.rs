@@ -1,4 +1,4 @@
-//! What the environment says of the hub, under huggingface_hub's own names.
+//! Settings of the hub from the environment, under huggingface_hub's own names.
 //!
 //! | variable | what |
 //! | --- | --- |
@@ -6,8 +6,9 @@
 //! | `HF_TOKEN`, or a file: `HF_TOKEN_PATH`, `HF_HOME/token` | who is asking |
 //! | `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME/hub` | where downloads are kept, as huggingface_hub keeps them |
 //! | `HF_HUB_OFFLINE=1` | touch no network |
-//! | `DDPM_HUB_TIMEOUT` | seconds of silence after which the hub is given up; default 60 |
+//! | `DDPM_HUB_TIMEOUT` | seconds of silence after which a request is given up; default 60 |
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use crate::error::HubError;
 use crate::name::RepoName;
 
-/// The hub that is meant where nobody says otherwise.
+/// The hub that is used by default.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
 const TIMEOUT: &str = "DDPM_HUB_TIMEOUT";
@@ -66,12 +67,12 @@ impl Settings {
     /// Of this process.
     ///
     /// # Errors
-    /// A value that cannot be.
+    /// An impossible value.
     pub fn from_environment() -> Result<Self, HubError> {
-        Self::read(&|name| std::env::var(name).ok())
+        Self::read(&|name| std::env::var_os(name))
     }
 
-    /// Refuses a push that the hub would not take: nobody may write without a token.
+    /// Refuses a push that the hub would refuse: writing needs a token.
     pub fn may_push(&self, repo: &RepoName) -> Result<(), HubError> {
         match self.token {
             Some(_) => Ok(()),
@@ -79,35 +80,36 @@ impl Settings {
         }
     }
 
-    /// Where this user's programs keep what they can make again.
+    /// Where programs of this user keep files that they can make again.
     pub fn user_cache() -> PathBuf {
-        user_cache(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        user_cache(&|name| std::env::var_os(name).filter(|value| !value.is_empty()))
     }
 
-    fn read(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, HubError> {
-        let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+    fn read(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, HubError> {
+        let set = |name: &str| variable(name).filter(|value| !value.to_string_lossy().trim().is_empty());
+        let text = |name: &str| set(name).map(|value| in_unicode(name, value)).transpose();
         let hf_home = set("HF_HOME").map_or_else(|| user_cache(&set).join("huggingface"), PathBuf::from);
         let cache = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"].into_iter().find_map(set);
         let (token, unreadable) = token(&set, &hf_home)?;
         Ok(Self {
-            endpoint: endpoint(set("HF_ENDPOINT"))?,
+            endpoint: endpoint(text("HF_ENDPOINT")?)?,
             token,
             unreadable,
             cache: cache.map_or_else(|| hf_home.join("hub"), PathBuf::from),
-            offline: set("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
-            timeout: timeout(set(TIMEOUT))?,
+            offline: text("HF_HUB_OFFLINE")?.is_some_and(|value| is_true(&value)),
+            timeout: timeout(text(TIMEOUT)?)?,
         })
     }
 }
 
-/// Switches off what the upload library would report of each transfer, unless the user has said how he wants it.
+/// Switches off the telemetry of the upload library, unless the user has set its switch.
 ///
 /// # Safety
 /// No other thread may run yet: the library reads this from the environment, and has no other switch.
 pub unsafe fn disable_telemetry() {
     const SWITCH: &str = "HF_HUB_DISABLE_TELEMETRY";
     if std::env::var_os(SWITCH).is_none() {
-        // SAFETY: the caller has promised that nobody reads the environment meanwhile.
+        // SAFETY: the caller has promised that no other thread runs, so none reads the environment meanwhile.
         unsafe { std::env::set_var(SWITCH, "1") };
     }
 }
@@ -116,8 +118,14 @@ fn setting(message: String, help: &'static str) -> HubError {
     HubError::Setting { message, help }
 }
 
-fn user_cache(set: &dyn Fn(&str) -> Option<String>) -> PathBuf {
-    let home = || PathBuf::from(set("HOME").unwrap_or_else(|| ".".to_owned()));
+/// Paths may hold any bytes; everything else is text. The value may be a token, so it is not shown.
+fn in_unicode(name: &str, value: OsString) -> Result<String, HubError> {
+    let refuse = |_| setting(format!("{name} is not UTF-8, expected text"), "set it again, or leave it out");
+    value.into_string().map_err(refuse)
+}
+
+fn user_cache(set: &dyn Fn(&str) -> Option<OsString>) -> PathBuf {
+    let home = || PathBuf::from(set("HOME").unwrap_or_else(|| ".".into()));
     set("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from)
 }
 
@@ -153,10 +161,12 @@ fn is_authority(authority: &str) -> bool {
 }
 
 /// The token, and the file that might have held one if it could be read.
-fn token(set: &dyn Fn(&str) -> Option<String>, hf_home: &Path) -> Result<(Option<Token>, Option<String>), HubError> {
+fn token(set: &dyn Fn(&str) -> Option<OsString>, hf_home: &Path) -> Result<(Option<Token>, Option<String>), HubError> {
     // The second name is the older one.
     let named = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
-    let variable = named.into_iter().find_map(|name| Some((set(name)?, name.to_owned())));
+    let variable = named.into_iter().find_map(|name| Some((name, set(name)?)));
+    let text = |(name, value): (&str, _)| in_unicode(name, value).map(|text| (text, name.to_owned()));
+    let variable = variable.map(text).transpose()?;
     let files = set("HF_TOKEN_PATH").map(PathBuf::from).into_iter().chain([hf_home.join("token")]);
     let mut unreadable = None;
     let found = variable.or_else(|| {
@@ -192,11 +202,17 @@ fn timeout(value: Option<String>) -> Result<Duration, HubError> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Settings, HubError> {
-        let found = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-        Settings::read(&found)
+        read_bytes(&variables.iter().map(|(name, value)| (*name, value.as_bytes())).collect::<Vec<_>>())
+    }
+
+    fn read_bytes(variables: &[(&str, &[u8])]) -> Result<Settings, HubError> {
+        let found = |name: &str| variables.iter().find(|(key, _)| *key == name);
+        Settings::read(&|name| found(name).map(|(_, value)| OsString::from_vec(value.to_vec())))
     }
 
     #[test]
@@ -226,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_cannot_be_read_is_told_where_one_is_missed() {
+    fn a_token_that_cannot_be_read_is_reported_where_one_is_missing() {
         let home = tempfile::tempdir().unwrap();
         fs::create_dir(home.path().join("token")).unwrap();
         let settings = read(&[("HF_HOME", home.path().to_str().unwrap())]).unwrap();
@@ -236,7 +252,18 @@ mod tests {
     }
 
     #[test]
-    fn values_that_cannot_be_are_refused_by_name() {
+    fn a_path_may_hold_any_bytes_and_a_text_that_is_none_is_refused() {
+        let bytes = b"/home/\xFF";
+        let settings = read_bytes(&[("HF_HUB_CACHE", bytes)]).unwrap();
+        assert_eq!(settings.cache, PathBuf::from(OsString::from_vec(bytes.to_vec())));
+        for name in ["HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "DDPM_HUB_TIMEOUT"] {
+            let error = read_bytes(&[("HOME", b"/h"), (name, b"hf_\xFF")]).unwrap_err().to_string();
+            assert_eq!(error, format!("{name} is not UTF-8, expected text"));
+        }
+    }
+
+    #[test]
+    fn impossible_values_are_refused_by_name() {
         for (name, value) in [
             ("HF_ENDPOINT", "huggingface.co"),
             ("HF_ENDPOINT", "https://"),

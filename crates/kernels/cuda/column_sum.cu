@@ -51,7 +51,7 @@ __device__ void column_sum(const T *x, O *out, float *partials, u32 *counters, u
         out[base + i] = from_float<O>(add ? to_float(out[base + i]) + scratch[i] : scratch[i]);
 }
 
-// Columns are read in packs of 16 bytes where `width` says so, else one by one.
+// Columns are read in packs of 16 bytes where `width` says so, otherwise one by one.
 template <typename T, typename O>
 __device__ void column_sum_any(const T *x, O *out, float *partials, u32 *counters, u64 rows, u64 columns, u64 part,
                                u32 across, u32 width, u32 add) {

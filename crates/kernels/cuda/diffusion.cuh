@@ -1,5 +1,5 @@
 // The arithmetic of the diffusion losses, in double as on the CPU: the variational bound's terms and the decoder
-// (src/ops/diffusion: cpu.rs, likelihood.rs), and the samples x_0, eps and x_t, made anew wherever they are needed.
+// (src/ops/diffusion: cpu.rs, likelihood.rs), and the samples x_0, eps and x_t, computed again where they are needed.
 #pragma once
 #include "philox.cuh"
 

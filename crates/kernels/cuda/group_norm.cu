@@ -149,7 +149,7 @@ __device__ void apply(const Norm &n, const Site &s, const T *x, const float *a, 
     }
 }
 
-// With `partials`, the moments are those; else the block's part is the whole image.
+// With `partials`, the moments are those; otherwise the block's part is the whole image.
 template <typename T, int W>
 __device__ void forward(const Norm &n, const Operands<T> &o, float eps, u32 silu, float *shared) {
     const Site s = site(n);

@@ -223,7 +223,7 @@ template <typename T> __device__ void offset_gradient(const Norm &n, const Site 
     }
 }
 
-// With `partials`, the sums over the pixels are those; else the block's part is the whole image.
+// With `partials`, the sums over the pixels are those; otherwise the block's part is the whole image.
 template <typename T, int W, bool KEPT, bool DROPS, bool TWO>
 __device__ void backward(const Norm &n, const Operands<T> &o, float *shared) {
     const Site s = site(n);

@@ -52,7 +52,7 @@ __device__ __forceinline__ void copy_4(void *to, const void *from, bool valid) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 4 : 0)
                  : "memory");
 }
-// Ends a group of copies; and waits until at most so many groups are on their way.
+// Ends a group of copies; waits until at most so many groups are in flight.
 __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int GROUPS> __device__ __forceinline__ void copies_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");

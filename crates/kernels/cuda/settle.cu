@@ -1,14 +1,14 @@
 // Sums over the rows of many matrices in one launch: what the layers' backward passes leave for the gradients of weights and
 // biases of normalisations, and of biases.
 //
-// Summed by the last block of each layer's own launch, they would have the rest of the GPU wait.
+// If the last block of each layer's own launch summed them, the rest of the GPU would wait.
 #include "common.cuh"
 
 namespace settle {
 
 constexpr u32 COLUMNS = 32; // of a piece at most
 
-// As src/cuda/sums.rs writes them.
+// As src/buffer/deferred_sums.rs writes them.
 struct Piece {
     u64 from; // the address of the first row's first number
     u32 rows, apart, columns;

@@ -1,4 +1,4 @@
-//! What every operation asks of its operands' shapes before it touches a number.
+//! Checks of the operands' shapes that every operation makes first.
 
 use candle_core::Tensor;
 

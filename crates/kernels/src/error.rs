@@ -1,4 +1,4 @@
-//! What a kernel can refuse.
+//! Errors of the operations.
 
 use candle_core::DeviceLocation;
 use thiserror::Error;
@@ -40,12 +40,12 @@ pub enum KernelError {
     /// The GPU, or one of its libraries, refused.
     #[error("{what}: {error}")]
     Gpu {
-        /// What was asked of it.
+        /// What it was asked to do.
         what: String,
         /// What it said.
         error: String,
     },
-    /// An environment variable that says what nobody understands.
+    /// An environment variable with an unknown word.
     #[error("{variable}: found `{found}`, expected any of {expected}")]
     Setting {
         /// Its name.
@@ -55,10 +55,10 @@ pub enum KernelError {
         /// The words there are.
         expected: String,
     },
-    /// The GPU has no room.
+    /// The GPU ran out of memory.
     #[error("the GPU's memory is full: {what}")]
     OutOfMemory {
-        /// What found none.
+        /// What needed the memory.
         what: String,
     },
     /// An error of the tensor library.
@@ -67,8 +67,8 @@ pub enum KernelError {
 }
 
 impl KernelError {
-    /// Whether it is for want of memory on the GPU, and less work at once may succeed. Libraries and candle say so in words
-    /// only.
+    /// Whether the GPU ran out of memory, so that a smaller batch may succeed. Libraries and candle say so only in the text of an
+    /// error.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::OutOfMemory { .. } => true,

@@ -1,13 +1,13 @@
-//! Matrix products on slices: a checked door to the `gemm` crate (which picks AVX-512, AVX2 or NEON at run time).
+//! Matrix products on slices: the `gemm` crate behind checks (which picks AVX-512, AVX2 or NEON at run time).
 //!
-//! The products run on the calling thread. Who wants both cores splits the rows first: every split is then a fixed
+//! The products run on the calling thread. A caller that wants several cores splits the rows first: every split is then a fixed
 //! function of the shapes, so results are the same bit for bit however the threads are scheduled.
 
 use gemm::Parallelism;
 
 /// A read-only view of a matrix: `rows x columns` with a stride each, in elements.
 #[derive(Clone, Copy)]
-pub struct Mat<'a> {
+pub(crate) struct Mat<'a> {
     data: &'a [f32],
     rows: usize,
     cols: usize,
@@ -20,14 +20,14 @@ impl<'a> Mat<'a> {
     ///
     /// # Panics
     /// If `data` is too short: a wrong shape here is a bug, and reading past the end would be worse.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         let needed = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row_stride + cols };
         assert!(data.len() >= needed, "matrix {rows} x {cols} (stride {row_stride}) in {} elements", data.len());
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
     /// The transpose, without moving anything.
-    pub fn t(self) -> Self {
+    pub(crate) fn t(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 }
@@ -45,7 +45,7 @@ pub enum Write {
 ///
 /// # Panics
 /// If the shapes do not fit or `c` is too short.
-pub fn matmul(a: Mat<'_>, b: Mat<'_>, c: &mut [f32], row_stride: usize, write: Write) {
+pub(crate) fn matmul(a: Mat<'_>, b: Mat<'_>, c: &mut [f32], row_stride: usize, write: Write) {
     let (m, k, n) = (a.rows, a.cols, b.cols);
     assert_eq!(k, b.rows, "inner dimensions");
     if m == 0 || n == 0 {

@@ -25,4 +25,6 @@ pub mod philox;
 pub mod share;
 pub mod simd;
 
+pub(crate) use simd::vectorized;
+
 pub use error::{KernelError, Result, tells_of_full_memory};

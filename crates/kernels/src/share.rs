@@ -1,7 +1,7 @@
 //! Which part of every global batch one rank of several works on.
 //!
 //! What is drawn for an image (its sample, its noise, its `t`, its dropout) depends on its place in the global batch
-//! ([`crate::philox`]). So ranks that agree on nothing but their shares do together what one rank does alone.
+//! ([`crate::philox`]). So ranks that agree on nothing but their shares compute together what one rank computes alone.
 
 use std::ops::Range;
 

@@ -1,29 +1,29 @@
 //! Run-time choice of vector instructions, so that a plain `cargo build` is fast everywhere.
 //!
-//! A loop written inside [`vectorized!`](crate::vectorized) is compiled three times: for AVX-512, for AVX2 with FMA, and for the
+//! A loop written inside `vectorized!` is compiled three times: for AVX-512, for AVX2 with FMA, and for the
 //! target's baseline. Each call picks by what the processor reports (measured once). Compiled for generic x86-64
 //! alone, the Winograd transforms are five times slower.
 //!
-//! The bodies are plain loops over slices and [`Lanes`], which LLVM turns into vector code; the only thing that
-//! needs care is the fused multiply-add, which is a library call where the hardware has none: hence [`Isa`].
+//! The bodies are plain loops over slices and `Lanes`, which LLVM turns into vector code; the only thing that
+//! needs care is the fused multiply-add, which is a library call where the hardware has none; `Isa` is there for that.
 //! A vectorised function must not be split by rayon inside, only called from inside: a closure that another
 //! thread runs is compiled without the wide instructions.
 
 use std::sync::OnceLock;
 
 /// What the generic bodies may use.
-pub trait Isa: Copy + Send + Sync + 'static {
+pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// `a * b + c`, in one rounding where the hardware can.
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
 }
 
 /// Hardware with a fused multiply-add.
 #[derive(Clone, Copy, Debug)]
-pub struct Fused;
+pub(crate) struct Fused;
 
 /// Hardware without.
 #[derive(Clone, Copy, Debug)]
-pub struct Unfused;
+pub(crate) struct Unfused;
 
 impl Isa for Fused {
     #[inline(always)]
@@ -97,15 +97,14 @@ fn detect() -> Level {
 
 /// The fused multiply-add of the baseline: NEON has one, x86-64 has not.
 #[cfg(target_arch = "aarch64")]
-pub type BaselineIsa = Fused;
+pub(crate) type BaselineIsa = Fused;
 /// The fused multiply-add of the baseline: NEON has one, x86-64 has not.
 #[cfg(not(target_arch = "aarch64"))]
-pub type BaselineIsa = Unfused;
+pub(crate) type BaselineIsa = Unfused;
 
 /// Compiles a function for every [`Level`] and calls the one this processor can run.
 ///
 /// `fn name<I>(args) { body }` becomes `fn name(args)`; the body may use `I: Isa`. It must hold the whole hot loop.
-#[macro_export]
 macro_rules! vectorized {
     ($(#[$meta:meta])* $vis:vis fn $name:ident<$isa:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -137,36 +136,23 @@ macro_rules! vectorized {
         }
     };
 }
+pub(crate) use vectorized;
 
 /// Sixteen f32: one AVX-512 register, two of AVX2.
-pub const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// A vector of [`LANES`] numbers; arithmetic is element by element.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-pub struct Lanes(pub [f32; LANES]);
+pub(crate) struct Lanes(pub(crate) [f32; LANES]);
 
 impl Lanes {
     /// All zero.
-    pub const ZERO: Self = Self([0.0; LANES]);
-
-    /// The first [`LANES`] elements of `x`.
-    #[inline(always)]
-    pub fn load(x: &[f32]) -> Self {
-        let mut lanes = [0.0; LANES];
-        lanes.copy_from_slice(&x[..LANES]);
-        Self(lanes)
-    }
-
-    /// Writes to the first [`LANES`] elements of `x`.
-    #[inline(always)]
-    pub fn store(self, x: &mut [f32]) {
-        x[..LANES].copy_from_slice(&self.0);
-    }
+    pub(crate) const ZERO: Self = Self([0.0; LANES]);
 
     /// `self * factor`.
     #[inline(always)]
-    pub fn scale(mut self, factor: f32) -> Self {
+    pub(crate) fn scale(mut self, factor: f32) -> Self {
         for v in &mut self.0 {
             *v *= factor;
         }
@@ -175,7 +161,7 @@ impl Lanes {
 
     /// `self * factor + term`.
     #[inline(always)]
-    pub fn mul_add<I: Isa>(mut self, factor: f32, term: Self) -> Self {
+    pub(crate) fn mul_add<I: Isa>(mut self, factor: f32, term: Self) -> Self {
         for (v, t) in self.0.iter_mut().zip(term.0) {
             *v = I::mul_add(*v, factor, t);
         }
@@ -208,7 +194,7 @@ impl std::ops::Sub for Lanes {
 /// `e^x` to about 2 units in the last place, for `x` in `[-87, 88]` (clamped): range reduction by `ln 2` in two
 /// parts and a polynomial of degree 6 (Cephes' `expf`), without a branch, so that loops over it vectorise.
 #[inline(always)]
-pub fn exp<I: Isa>(x: f32) -> f32 {
+pub(crate) fn exp<I: Isa>(x: f32) -> f32 {
     /// 1.5 * 2^23: adding it leaves the rounded integer in the low bits of the mantissa.
     const ROUNDER: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
@@ -226,7 +212,7 @@ pub fn exp<I: Isa>(x: f32) -> f32 {
 
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
-pub fn sigmoid<I: Isa>(x: f32) -> f32 {
+pub(crate) fn sigmoid<I: Isa>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<I>(-x))
 }
 

@@ -1,9 +1,9 @@
 //! [`UNetConfig`] and [`DiffusionConfig`] to and from diffusers' `config.json` and `scheduler_config.json`.
 //!
-//! Our keys have diffusers' names, so both ways are a copy, key by key: whatever `UNetConfig` learns is read and
-//! written without a line here. What diffusers has beside them is accepted with the one value that means nothing, and
-//! refused by name with any other; so is every value our types do not know. What a file leaves out has diffusers'
-//! default, not ours: they differ (`attention_head_dim` is 8 there).
+//! Our keys have diffusers' names, so reading and writing copy key by key: a new key of `UNetConfig` needs no line here. A key
+//! that only diffusers has is accepted with the one value that changes nothing, and refused by name with any other; so is every
+//! value that our types do not have. A key that a file leaves out has diffusers' default, not ours: they differ
+//! (`attention_head_dim` is 8 there).
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,7 +17,7 @@ use crate::unet::{UNetConfig, unsupported};
 /// The version whose format is written.
 pub const DIFFUSERS_VERSION: &str = "0.42.1";
 
-/// Why a config of diffusers is none of ours.
+/// Why a config of diffusers cannot be used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DiffusersConfigError {
@@ -70,13 +70,13 @@ type Object = Map<String, Value>;
 
 /// A config class of diffusers.
 struct Class {
-    /// The name written, then others that read alike.
+    /// The name that is written, then others that are read in the same way.
     names: &'static [&'static str],
     /// Defaults of the keys that are ours, as JSON.
     defaults: fn() -> Value,
     /// Keys that are not ours, with the values that change nothing; the first is written.
     neutral: fn() -> Value,
-    /// Keys that are not ours and only a sampler of diffusers reads; whatever they say, the model is the same.
+    /// Keys that are not ours and that only a sampler of diffusers reads; they do not change the model.
     inference: &'static [&'static str],
 }
 
@@ -102,7 +102,7 @@ const UNET: Class = Class {
     inference: &["num_train_timesteps"],
 };
 
-/// `DDPMScheduler`; `DDIMScheduler` noises alike and differs in sampling only.
+/// `DDPMScheduler`; `DDIMScheduler` adds noise in the same way and differs in sampling only.
 const SCHEDULER: Class = Class {
     names: &["DDPMScheduler", "DDIMScheduler"],
     defaults: || {
@@ -141,7 +141,7 @@ pub fn scheduler_json(config: &DiffusionConfig) -> String {
 /// What the text of a `UNet2DModel`'s `config.json` says.
 ///
 /// # Errors
-/// No JSON, and as [`read_unet`].
+/// It is no JSON, or as [`read_unet`].
 pub fn parse_unet(text: &str) -> Result<UNetConfig, DiffusersConfigError> {
     read_unet(&serde_json::from_str(text)?)
 }
@@ -164,8 +164,7 @@ pub fn read_scheduler(document: &Value) -> Result<DiffusionConfig, DiffusersConf
 
 /// JSON as Python's `json.dumps(..., indent=2, sort_keys=True)` lays it out, and a line feed.
 pub fn pretty(document: &Value) -> String {
-    // A value of ours is a tree of maps with text keys: it has a text.
-    format!("{}\n", serde_json::to_string_pretty(&sorted(document)).unwrap_or_default())
+    format!("{:#}\n", sorted(document))
 }
 
 fn sorted(value: &Value) -> Value {

@@ -1,4 +1,4 @@
-//! What the network and the optimizer can refuse.
+//! Errors of the network and the optimizer.
 
 mod config;
 
@@ -11,7 +11,7 @@ pub use self::config::UNetConfigError;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// A configuration that cannot be.
+    /// An impossible configuration.
     #[error(transparent)]
     Config(#[from] UNetConfigError),
     /// An operation that could not run.
@@ -63,7 +63,7 @@ pub enum ModelError {
     /// A gradient with NaN or infinity in it.
     #[error("the gradient is not finite (norm {norm})")]
     NotFinite {
-        /// What the norm came out as.
+        /// The norm that was computed.
         norm: f64,
     },
 }

@@ -1,7 +1,7 @@
-//! The keys of a configuration, asked of its type, so that there is no second list to keep.
+//! The keys of a configuration, read from its type, so that no second list has to be kept.
 //!
-//! A struct that derives `Deserialize` hands its field names to `deserialize_struct`; a deserializer that only listens
-//! for them, and then refuses, learns every key, also those of optional fields that a serialised default leaves out.
+//! A struct that derives `Deserialize` hands its field names to `deserialize_struct`; a deserializer that only
+//! records them, and then refuses, sees every key, also those of optional fields that a serialised default leaves out.
 
 use serde::de::{Deserialize, Deserializer, Error as _, Visitor, value::Error};
 use serde::forward_to_deserialize_any;
@@ -9,15 +9,15 @@ use serde::forward_to_deserialize_any;
 /// The names of the fields of a struct.
 pub fn field_names<T: for<'de> Deserialize<'de>>() -> &'static [&'static str] {
     let mut names: &'static [&'static str] = &[];
-    // Always an error: the listener never gives a value.
-    let _ = T::deserialize(Listener(&mut names));
+    // Always an error: the recorder never gives a value.
+    let _ = T::deserialize(Recorder(&mut names));
     names
 }
 
-/// Hears the field names, and refuses.
-struct Listener<'a>(&'a mut &'static [&'static str]);
+/// Records the field names, and refuses.
+struct Recorder<'a>(&'a mut &'static [&'static str]);
 
-impl<'de> Deserializer<'de> for Listener<'_> {
+impl<'de> Deserializer<'de> for Recorder<'_> {
     type Error = Error;
 
     fn deserialize_struct<V: Visitor<'de>>(

@@ -10,9 +10,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
 #[cfg(feature = "cuda")]
-use ddpm_kernels::cuda::{Narrow, NarrowPart, Sums};
+use ddpm_kernels::buffer::{DeferredSums, NarrowGradients, NarrowPart};
+use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::elementwise;
 use ddpm_kernels::philox::{Philox, Purpose};
@@ -66,7 +66,7 @@ impl Params {
     }
 
     /// The same parameters for a network that computes in `dtype`: it reads a copy in that format, which must be written
-    /// anew whenever the parameters change (the optimizer's pass does). Normalisations go on reading f32.
+    /// again whenever the parameters change (the optimizer's pass does that). Normalisations still read f32.
     ///
     /// # Errors
     /// A device that cannot compute in `dtype`.
@@ -88,12 +88,13 @@ impl Params {
     }
 
     /// The copy in that format, as one vector, where it is not f32.
-    pub fn compute_copy(&self) -> Option<&Tensor> {
+    #[cfg(feature = "cuda")]
+    pub(crate) fn compute_copy(&self) -> Option<&Tensor> {
         self.copy.as_ref().map(|copy| &copy.flat)
     }
 
     /// A copy with memory of its own.
-    pub fn duplicate(&self) -> Result<Self> {
+    pub(crate) fn duplicate(&self) -> Result<Self> {
         Self::from_vec(&self.layout, self.buffer.to_vec()?, self.buffer.device())
     }
 
@@ -139,10 +140,10 @@ pub struct Gradients {
     written: Vec<bool>,
     /// What a GPU wrote in 16 bits in this pass.
     #[cfg(feature = "cuda")]
-    narrow: Arc<Narrow>,
-    /// What it has yet to sum.
+    narrow: Arc<NarrowGradients>,
+    /// Sums that a GPU has yet to take.
     #[cfg(feature = "cuda")]
-    sums: Arc<Sums>,
+    sums: Arc<DeferredSums>,
 }
 
 impl Gradients {
@@ -160,7 +161,7 @@ impl Gradients {
         })
     }
 
-    /// Begins a step: what is in the buffer no longer counts.
+    /// Begins a step: the contents of the buffer are no longer valid.
     pub fn reset(&mut self) {
         self.written.fill(false);
         #[cfg(feature = "cuda")]
@@ -215,14 +216,14 @@ impl Gradients {
         }
     }
 
-    /// Where the gradient of a bias goes, for who writes it in the layer's place: and whether to overwrite.
+    /// Where the gradient of a bias goes if another operation writes it than the layer, and whether to overwrite.
     #[cfg(feature = "cuda")]
     pub(crate) fn bias(&mut self, id: ParamId) -> (Range<usize>, Write) {
         let write = self.mark(id);
         (self.layout.range(id), write)
     }
 
-    /// Ends a backward pass: on a GPU, what waits to be summed is.
+    /// Ends a backward pass: on a GPU, takes the sums that wait.
     pub(crate) fn settle(&mut self) -> Result<()> {
         #[cfg(feature = "cuda")]
         self.sums.settle(&self.buffer)?;

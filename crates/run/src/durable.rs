@@ -1,9 +1,9 @@
 //! Files that are either the old ones or the new ones, whenever the power goes.
 //!
 //! A write reaches the disk in any order the kernel likes; only `fsync` of the file, then `rename`, then `fsync` of the
-//! directory that holds the name, makes "the name exists" imply "the content is complete" after a crash. Whatever this
-//! crate writes under a name that somebody may read later goes through here or does the same for whole directories
-//! (see [`crate::checkpoint`]).
+//! directory that holds the name, makes "the name exists" imply "the content is complete" after a crash. Every file
+//! that this crate writes to be read later goes through here, or is part of a directory that gets the same treatment
+//! ([`crate::checkpoint`]).
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -41,7 +41,7 @@ pub fn io_help(error: &io::Error, path: &Path) -> String {
     use io::ErrorKind as Kind;
     match error.kind() {
         Kind::StorageFull | Kind::QuotaExceeded => {
-            // What could not be written is gone again by now: ask where it would have been.
+            // The file that could not be written is gone by now: ask for the place where it would have been.
             let free = path.ancestors().find_map(|place| memory::disk_free(place).ok());
             let free = free.map_or_else(|| "unknown".into(), memory::format_bytes);
             format!("free disk space or quota (free there now: {free}), or put the run on another disk with --run-dir")

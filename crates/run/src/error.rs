@@ -1,4 +1,4 @@
-//! What can be wrong with a run directory.
+//! Errors of a run directory.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub enum RunError {
     Locked {
         /// The lock file.
         path: PathBuf,
-        /// Who holds it, as far as the file tells.
+        /// Who holds it, according to the file.
         holder: String,
     },
     /// The operating system refused.
@@ -33,7 +33,7 @@ pub enum RunError {
     Record {
         /// The file.
         path: PathBuf,
-        /// Where it stops making sense.
+        /// Where it cannot be understood.
         #[source]
         source: serde_json::Error,
     },

@@ -1,7 +1,7 @@
 //! One JSON object per line, each handed to the kernel as it is made: a killed run has every line it wrote.
 //!
-//! `f64` is written as the shortest decimal that reads back to the same bits, so equal files mean equal numbers; what is
-//! not finite becomes `null`, JSON having no word for it.
+//! `f64` is written as the shortest decimal that reads back to the same bits, so equal files mean equal numbers; a number
+//! that is not finite becomes `null`, since JSON has no word for it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -1,4 +1,4 @@
-//! What happened, in a word: what a caller may act upon, and a binary turns into an exit code.
+//! What happened, in a word: a caller may act on it, and a binary turns it into an exit code.
 
 /// The kind of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -8,9 +8,9 @@ pub enum Kind {
     Setting,
     /// The data cannot be read.
     Data,
-    /// There is no such device, or it does not do what it is asked.
+    /// There is no such device, or it failed.
     Device,
-    /// Memory is full: less at once may succeed.
+    /// Memory ran out: a smaller batch may succeed.
     Memory,
     /// Training diverged: the loss or a gradient is not finite.
     Diverged,
@@ -18,9 +18,9 @@ pub enum Kind {
     Model,
     /// The hub refused, or cannot be reached.
     Hub,
-    /// Another process holds the place.
+    /// Another process holds the lock.
     Held,
-    /// Whoever asked for the work called it off.
+    /// The caller cancelled the work.
     Cancelled,
     /// Anything else: a disk, a thread, a bug.
     Other,

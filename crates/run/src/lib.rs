@@ -1,18 +1,18 @@
-//! A run on disk: everything that is written of it, and read again. Nothing here computes, so that whatever shows runs can
-//! stand on it.
+//! A run on disk: everything that is written about it, and read again. Nothing here computes, so that a program that only shows
+//! runs can stand on it.
 //!
 //! | module | what |
 //! | --- | --- |
 //! | [`paths`] | where each file is |
-//! | [`lock`], [`run_dir`] | one process per run; who holds it may write |
+//! | [`lock`], [`run_dir`] | one process per run: the holder of the lock may write |
 //! | [`record`] | `run.json`: who started it when and how |
 //! | [`checkpoint`] | saving and reading back, all or nothing |
-//! | [`metrics`], [`jsonl`] | what is logged of a step; files of lines |
+//! | [`metrics`], [`jsonl`] | what is logged about a step; files of lines |
 //! | [`status`] | `status.json`: what it is doing now |
-//! | [`view`] | a run as its files tell of it, for whoever does not hold it |
+//! | [`view`] | a run as seen from its files, without holding it |
 //! | [`durable`] | files that are the old ones or the new ones |
-//! | [`memory`], [`clock`], [`shell`] | of this machine: memory and disk, the time, commands as one would type them |
-//! | [`error`], [`kind`] | what can be wrong with a run, and the kinds of errors of all crates above |
+//! | [`memory`], [`clock`], [`shell`] | this machine: memory and disk, the time, commands as a user would type them |
+//! | [`error`], [`kind`] | errors of a run directory, and the kinds of errors of all crates above |
 
 pub mod checkpoint;
 pub mod clock;
@@ -34,7 +34,7 @@ pub use error::RunError;
 pub use kind::Kind;
 pub use lock::RunLock;
 pub use paths::RunPaths;
-pub use record::{Restart, RunRecord, Start};
+pub use record::{Restart, RunRecord, StartFacts};
 pub use run_dir::RunDir;
 pub use status::{Phase, Status, StatusFile};
 pub use view::{RunState, RunView};

@@ -1,7 +1,7 @@
-//! How much memory and disk there is and was used: what the log, the bench and the doctor report.
+//! How much memory and disk there is and how much was used, for the log, the bench and the doctor.
 //!
-//! Linux tells the resident set in `/proc/self/status` (`VmRSS` now, `VmHWM` the highest so far, both in kB of 1024
-//! bytes); elsewhere the answers are `None`, never a guess.
+//! Linux reports the resident set in `/proc/self/status` (`VmRSS` now, `VmHWM` the highest so far, both in kB of 1024
+//! bytes); elsewhere the answer is `None`.
 
 use std::fs;
 use std::io;

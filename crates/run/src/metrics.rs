@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// What is logged of a step. All but `timing` is a function of configuration and data, so two runs can be compared bit
+/// What is logged about a step. All but `timing` is a function of configuration and data, so two runs can be compared bit
 /// for bit by comparing their lines without it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MetricRecord {
@@ -31,19 +31,19 @@ pub struct MetricRecord {
     pub timing: Timing,
 }
 
-/// The part of a record that no two runs share.
+/// The part of a record that differs between two equal runs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
     /// Since the last record.
     pub images_per_s: f64,
     /// Share of that time, 0 to 1, that was spent waiting for data.
     pub data_wait: f64,
-    /// Resident memory, where the system tells.
+    /// Resident memory, where the system reports it.
     pub memory_bytes: Option<u64>,
 }
 
 impl MetricRecord {
-    /// The record as named numbers, for whatever plots them.
+    /// The record as named numbers, for plots.
     pub fn scalars(&self) -> Vec<(String, f64)> {
         let mut scalars = vec![("train/loss".to_owned(), self.loss)];
         scalars.extend(self.loss_parts.iter().map(|(name, value)| (format!("train/loss_{name}"), *value)));
@@ -72,7 +72,7 @@ pub fn last(path: &Path) -> Option<MetricRecord> {
     tail.rsplit(|byte| *byte == b'\n').find_map(|line| serde_json::from_slice(line).ok())
 }
 
-/// The last loss that the file at `path` tells of up to `step`; none where there is none, or no file.
+/// The last loss in the file at `path` up to `step`; none if there is none, or no file.
 pub fn last_loss(path: &Path, step: u64) -> Option<f64> {
     last_loss_of(&fs::read_to_string(path).ok()?, step)
 }

@@ -4,7 +4,7 @@
 //! runs/NAME/   config.toml  run.json  metrics.jsonl  log.jsonl  events/  checkpoints/  samples/  hub/  engines.json
 //!              status.json  LOCK
 //! ```
-//! [`RunPaths`] only knows names, for whoever reads a run; who writes there holds a [`RunDir`](crate::RunDir).
+//! [`RunPaths`] only knows names, for readers; a writer holds a [`RunDir`](crate::RunDir).
 
 use std::path::{Path, PathBuf};
 
@@ -20,8 +20,8 @@ impl RunPaths {
         Self { root: root.into() }
     }
 
-    /// Of the run that the checkpoint at `path` is one of, and its step; none where the name is no checkpoint's. Whether a
-    /// run is there is for the caller to see.
+    /// The run that the checkpoint at `path` belongs to, and its step; none if the name is not a checkpoint's. Does not look
+    /// whether a run is there.
     pub fn of_checkpoint(path: &Path) -> Option<(Self, u64)> {
         let step = parse_dir_name(path.file_name()?.to_str()?)?;
         Some((Self::new(path.parent()?.parent()?), step))
@@ -72,7 +72,7 @@ impl RunPaths {
         self.root.join("samples")
     }
 
-    /// The fastest algorithms of a GPU's libraries.
+    /// Which candidates were chosen on a GPU.
     pub fn engines(&self) -> PathBuf {
         self.root.join("engines.json")
     }
@@ -89,12 +89,12 @@ impl RunPaths {
 }
 
 /// The directory name of the checkpoint at `step`: zero-padded, so that names sort as steps do.
-pub fn dir_name(step: u64) -> String {
+pub(crate) fn dir_name(step: u64) -> String {
     format!("step-{step:09}")
 }
 
 /// The step a directory name stands for; `None` for any name that [`dir_name`] does not produce.
-pub fn parse_dir_name(name: &str) -> Option<u64> {
+pub(crate) fn parse_dir_name(name: &str) -> Option<u64> {
     let step = name.strip_prefix("step-")?.parse().ok()?;
     (dir_name(step) == name).then_some(step)
 }

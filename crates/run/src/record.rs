@@ -1,4 +1,4 @@
-//! `run.json`: who started the run where and how, so that it can be repeated.
+//! `run.json`: where and how the run was started, so that it can be repeated.
 
 use std::fs;
 use std::io;
@@ -11,9 +11,9 @@ use crate::durable::replace_file;
 use crate::error::RunError;
 use crate::lock::host_name;
 
-/// What the caller knows about a start; the rest is read off the machine.
+/// What the caller knows about a start; the rest is read from the machine.
 #[derive(Debug, Clone)]
-pub struct Start {
+pub struct StartFacts {
     /// The step it goes on from; 0 for a fresh start.
     pub step: u64,
     /// The device, in words.
@@ -75,7 +75,7 @@ impl RunRecord {
         serde_json::from_slice(&text).map(Some).map_err(|source| RunError::Record { path: path.into(), source })
     }
 
-    pub(crate) fn created(start: Start) -> Self {
+    pub(crate) fn created(start: StartFacts) -> Self {
         let (created, host) = (clock::now(), host_name());
         let unique = format!("{created} {host} {} {:?}", std::process::id(), std::time::SystemTime::now());
         Self {
@@ -90,7 +90,7 @@ impl RunRecord {
         }
     }
 
-    pub(crate) fn restarted(mut self, start: Start) -> Self {
+    pub(crate) fn restarted(mut self, start: StartFacts) -> Self {
         self.restarts.push(Restart {
             at: clock::now(),
             step: start.step,

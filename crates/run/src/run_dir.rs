@@ -1,4 +1,4 @@
-//! A run's directory, held: whoever has a [`RunDir`] has its lock and may write there.
+//! A run's directory with its lock: the holder of a [`RunDir`] may write there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use crate::durable::replace_file;
 use crate::error::RunError;
 use crate::lock::RunLock;
 use crate::paths::RunPaths;
-use crate::record::{RunRecord, Start};
+use crate::record::{RunRecord, StartFacts};
 
 /// A run directory that this process alone may write, until it is dropped.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl RunDir {
     ///
     /// # Errors
     /// The file cannot be written, or an existing one cannot be understood.
-    pub fn record_start(&self, start: Start) -> Result<RunRecord, RunError> {
+    pub fn record_start(&self, start: StartFacts) -> Result<RunRecord, RunError> {
         let path = self.paths.record();
         let record = match RunRecord::read(&path)? {
             Some(record) => record.restarted(start),
@@ -75,8 +75,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn start(step: u64) -> Start {
-        Start { step, device: "cpu".into(), command: vec!["ddpm".into(), "train".into(), "a b.toml".into()] }
+    fn start(step: u64) -> StartFacts {
+        StartFacts { step, device: "cpu".into(), command: vec!["ddpm".into(), "train".into(), "a b.toml".into()] }
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Commands as one would type them.
+//! Commands as a user would type them.
 
-/// The command line of a process of this program; where the program lies is its machine's affair.
+/// The command line of a process of this program, without the program's path.
 pub fn command(args: &[String]) -> String {
     let args = args.iter().skip(1).map(|arg| quoted(arg));
     std::iter::once("ddpm".to_owned()).chain(args).collect::<Vec<_>>().join(" ")

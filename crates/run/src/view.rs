@@ -108,13 +108,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::metrics::testing::record;
-    use crate::record::Start;
+    use crate::record::StartFacts;
     use crate::run_dir::RunDir;
     use crate::status::StatusFile;
 
     fn run_in(root: &Path) -> RunDir {
         let run = RunDir::open(root).unwrap();
-        run.record_start(Start { step: 0, device: "cpu".into(), command: vec!["ddpm".into()] }).unwrap();
+        run.record_start(StartFacts { step: 0, device: "cpu".into(), command: vec!["ddpm".into()] }).unwrap();
         run
     }
 

@@ -1,4 +1,4 @@
-//! What all formats do with the names of files.
+//! Helpers of all formats for names of files.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ pub(super) fn has_extension(path: &Path, extensions: &[&str]) -> bool {
     extension.is_some_and(|e| extensions.iter().any(|known| e.eq_ignore_ascii_case(known)))
 }
 
-/// Hashes what identifies a source: each part with its length in front, so that no two lists run into one another.
+/// Hashes what identifies a source: each part with its length in front, so that two different lists never hash the same bytes.
 #[derive(Default)]
 pub(super) struct Fingerprint(blake3::Hasher);
 

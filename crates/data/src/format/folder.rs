@@ -16,11 +16,11 @@ use crate::store::{FileInfo, Listing, Piece, Store, StoreError};
 /// What counts as an image file, in any case.
 pub(super) const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff"];
 
-/// Endings of files that lie beside pictures and are expected to be none: passed over in silence.
+/// Endings of files that usually lie beside pictures and are skipped in silence.
 const NO_PICTURES: [&str; 16] =
     ["txt", "md", "json", "jsonl", "csv", "tsv", "xml", "yaml", "yml", "toml", "html", "pdf", "py", "sh", "db", "ini"];
 
-/// No sensible image file is larger; a worker must not read a mislabelled archive into memory.
+/// No usual image file is larger; a worker must not read a mislabelled archive into memory.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// What a call of `read_many` reads at most, unless one file alone is larger: some ten photos, or thousands of icons.
@@ -115,7 +115,7 @@ fn by_folder(files: &[FileInfo], split: Option<&str>, below_split: bool) -> Clas
     Classes { labels: Some(of_each.iter().map(label).collect()), names: Some(names) }
 }
 
-/// Counts by their endings the files that may be pictures or hold some, but are none that is read.
+/// Counts, by ending, the files that may be or hold pictures but are not read.
 fn not_looked_at(others: &[FileInfo]) -> Option<String> {
     let mut counts = BTreeMap::<String, usize>::new();
     for file in others {

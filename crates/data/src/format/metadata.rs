@@ -29,10 +29,10 @@ pub(super) struct Labels {
     pub(super) notices: Vec<String>,
 }
 
-/// One row: what its columns hold. An absent value is not there.
+/// One row: the values of its columns; an absent value has no entry.
 type Row = BTreeMap<String, String>;
 
-/// Things with the lines that they begin in, or the line at fault and why.
+/// Records with the lines that they begin in, or the line with an error and why.
 type Lines<T> = Result<Vec<(usize, T)>, (usize, String)>;
 
 /// The labels of `images` from the metadata files among `files`; `None` where there are no such files, or none has a

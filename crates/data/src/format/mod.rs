@@ -173,7 +173,7 @@ fn open_folder(
     Ok(Arc::new(parquet::ParquetSource::open(source, &store, parquet_files, split)?.with_notices(notices)))
 }
 
-/// Leaves out the files of training runs: their pictures are no data. A run directory has both `run.json` and
+/// Leaves out the files of training runs: their pictures are not data. A run directory has both `run.json` and
 /// `config.toml`.
 fn without_runs(mut listing: Listing) -> Listing {
     let folders_with = |name: &str| -> HashSet<PathBuf> {
@@ -205,7 +205,7 @@ fn refuse_unsupported(source: &str, format: Format) -> Result<(), DataError> {
     Ok(())
 }
 
-/// Reads the samples `indices` of `source`, as many at a time as it likes to, and gives each to `visit` in their order,
+/// Reads the samples `indices` of `source`, as many at a time as it returns, and gives each to `visit` in their order,
 /// with its place among them.
 pub(crate) fn read_each(
     source: &dyn Source,

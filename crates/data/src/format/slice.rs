@@ -1,6 +1,6 @@
 //! A part of a source: `data.split = "train[:9000]"`, the notation of Hugging Face's `datasets`.
 //!
-//! It holds images out without a second file: train on `[:9000]`, judge on `[9000:]`. Bounds count samples, from the end
+//! It holds images out without a second file: train on `[:9000]`, evaluate on `[9000:]`. Bounds count samples, from the end
 //! where they are negative, or are percentages (`[:90%]`), rounded to the nearest sample. The order is the source's own: a
 //! folder is sorted by name, so there a slice may hold few classes.
 

@@ -2,7 +2,7 @@
 //!
 //! Hugging Face's conventions: folders `train/`, `validation/` and `test/` (with their other names) at the top of a
 //! folder of images, and Parquet files named after a split, are parts of one data set and not classes or more of the
-//! same. Where a source is laid out so and `data.split` is not set, `train` is taken, and that is said.
+//! same. Where a source is laid out so and `data.split` is not set, `train` is taken, and a notice says so.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

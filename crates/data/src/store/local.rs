@@ -1,8 +1,8 @@
 //! A folder on a disk of this machine, or on one that is mounted as such.
 //!
-//! A file is opened for each read and closed behind it: that costs some 10 us, and a data set of thousands of files
+//! A file is opened for each read and closed after it: that costs some 10 us, and a data set of thousands of files
 //! keeps none of them open. Its size is compared with the listed one each time. The time of its last change is not: over
-//! a network it may move although the content stays, and would end a run for nothing.
+//! a network it may move although the content stays, and would end a run without need.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -47,7 +47,7 @@ impl LocalStore {
         Ok(bytes.into())
     }
 
-    /// Adds what lies in the folder `below` the root; its sub-folders go to `folders`.
+    /// Adds the entries of the folder `below` the root; its sub-folders go to `folders`.
     fn list_folder(
         &self,
         below: &Path,

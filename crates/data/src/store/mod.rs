@@ -1,13 +1,13 @@
-//! Files, wherever they lie: listed once, then read in pieces.
+//! Files on a disk or elsewhere: listed once, then read in pieces.
 //!
-//! A format knows names, sizes and ranges of bytes, and nothing of disks or networks. The trait is cut so that an object
-//! store fits behind it:
+//! A format knows names, sizes and ranges of bytes, but no disks or networks. The trait is designed so that an object store can
+//! implement it:
 //! - Calls block, because decoding threads make them. A store with an asynchronous client waits for it inside.
 //! - One call asks for many pieces of many files: a store may fetch them side by side, and neighbours as one.
 //! - A piece names the file as it was listed, not its name alone. So a store sees that a file has changed, and a cache
 //!   has an identity to look for.
-//! - Retries are the store's own affair. What it reports in the end is the fault of one file, which may be replaced by
-//!   another, or [`StoreError::Unavailable`], which is the fault of none and ends the run.
+//! - A store makes its own retries. The error that it reports in the end is that of one file, which may be replaced by another,
+//!   or [`StoreError::Unavailable`], which is that of no file and ends the run.
 
 mod embedded;
 mod local;
@@ -38,7 +38,7 @@ pub(crate) struct FileInfo {
 pub(crate) struct Listing {
     /// Every file, sorted by name, without hidden ones (`.git`, macOS's `._x.jpg`).
     pub(crate) files: Vec<FileInfo>,
-    /// What could not be looked into, with the reason: a folder without permission, a link to nothing.
+    /// Entries that could not be read, with the reason: a folder without permission, a link to nothing.
     pub(crate) passed_over: Vec<(PathBuf, String)>,
 }
 
@@ -70,7 +70,7 @@ pub(crate) trait Store: Debug + Send + Sync {
     }
 }
 
-/// Why a store did not give what it was asked for. As a text it names no file: whoever asked has the name.
+/// Why a store did not give what it was asked for. Its text names no file: the caller knows the name.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
     /// The system, or a server, refused.

@@ -2,7 +2,7 @@
 //!
 //! hf-hub waits for a silent server for ever and repeats a commit that may have been applied. So each of its requests
 //! runs on the HTTP client made here, which gives up after [`Settings::timeout`] of silence, and it repeats nothing
-//! itself: [`Hub::patiently`] does, for requests that may be made twice.
+//! itself. [`Hub::patiently`] does that, for requests that may be made twice.
 
 use std::future::Future;
 use std::time::Duration;
@@ -13,18 +13,18 @@ use reqwest::{Method, RequestBuilder, Response, Url};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::told::short;
+use super::convert::short;
 use crate::error::HubError;
 use crate::name::RepoName;
 use crate::settings::Settings;
 
 /// Larger than any answer of the hub that is read whole.
 const MAX_ANSWER: usize = 16 << 20;
-/// How often something that may pass is tried.
+/// Attempts at a request whose failure may pass.
 const ATTEMPTS: u32 = 4;
-/// Of the timeout: the first pause, which doubles.
+/// The first pause, as a share of the timeout; it doubles each time.
 const FIRST_PAUSE: f64 = 1.0 / 60.0;
-/// Of the timeout: the longest pause that the hub may ask for.
+/// The longest pause that the hub may ask for, in timeouts.
 const LONGEST_PAUSE: u32 = 2;
 
 /// A hub, and one repository on it.
@@ -94,13 +94,13 @@ impl Hub {
         Ok(url)
     }
 
-    /// The address of something that the hub's API tells of the repository.
+    /// An address of the hub's API, below the repository's.
     pub(super) fn api(&self, segments: &[&str]) -> Result<Url, HubError> {
         let model = ["api", "models", self.repo.owner(), self.repo.name()];
         self.url(&[&model, segments].concat())
     }
 
-    /// A request with the token, which goes to the endpoint alone.
+    /// A request; the token is sent to the endpoint alone.
     pub(super) fn request(&self, method: Method, url: Url) -> RequestBuilder {
         let ours = Url::parse(&self.settings.endpoint).is_ok_and(|endpoint| endpoint.origin() == url.origin());
         let request = self.http.request(method, url);
@@ -122,7 +122,7 @@ impl Hub {
         let seconds = header(RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok());
         let status = response.status().as_u16();
         let body = self.body(doing, response).await.unwrap_or_default();
-        let told = message.or_else(|| {
+        let text = message.or_else(|| {
             let document: Value = serde_json::from_slice(&body).ok()?;
             Some(document["error"].as_str()?.to_owned())
         });
@@ -130,14 +130,14 @@ impl Hub {
             doing: doing.to_owned(),
             status,
             code,
-            told: told.map(|text| short(&text)),
+            text: text.map(|text| short(&text)),
             retry_after: seconds.map(Duration::from_secs),
         })
     }
 
     /// Sends a request and reads the answer as JSON; also the address of the next page, where there is one.
     pub(super) async fn json(&self, doing: &str, request: RequestBuilder) -> Result<(Value, Option<Url>), HubError> {
-        // An answer that drips for ever is no silence, so the whole has a limit too.
+        // An answer that comes drop by drop is no silence, so the whole request has a limit too.
         let response = self.send(doing, request.timeout(2 * self.settings.timeout)).await?;
         let next = next_page(&response);
         let body = self.body(doing, response).await?;
@@ -159,7 +159,7 @@ impl Hub {
         Ok(body)
     }
 
-    /// Does something that may be done twice, again after failures that may pass.
+    /// Makes a request that may be made twice, and repeats it after failures that may pass.
     pub(super) async fn patiently<T, F: Future<Output = Result<T, HubError>>>(
         &self,
         mut attempt: impl FnMut() -> F,
@@ -173,8 +173,8 @@ impl Hub {
         }
     }
 
-    /// Waits before the next attempt; gives the error back when it was the last one, or when the hub asks for more
-    /// patience than there is.
+    /// Waits before the next attempt; returns the error if that was the last one, or if the hub asks for a longer pause than we
+    /// allow.
     pub(super) async fn pause(&self, error: HubError, tried: &mut u32) -> Result<(), HubError> {
         *tried += 1;
         let pause = self.settings.timeout.mul_f64(FIRST_PAUSE) * (1 << *tried);
@@ -188,7 +188,7 @@ impl Hub {
 }
 
 impl Drop for Hub {
-    /// What still runs on it was given up: nobody waits for it.
+    /// Tasks that still run were given up: nothing waits for them.
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();

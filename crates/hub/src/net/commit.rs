@@ -2,7 +2,7 @@
 //!
 //! A commit that fails may have been applied all the same: the connection can break between the hub's work and its answer.
 //! So before each attempt the hub is asked what it has. Files are compared by their hashes, which makes pushing the same
-//! model twice one commit, whoever applied the first.
+//! model twice one commit, even if another process made it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,7 +46,7 @@ impl Hub {
     /// Makes the repository where it is missing, and commits what it does not have.
     ///
     /// # Errors
-    /// The last failure; it does not tell whether the commit was applied, but the next call will see it.
+    /// The last failure. Whether the commit was applied is not known then; the next call will see.
     pub(super) fn commit(&self, wanted: &Wanted<'_>) -> Result<Applied, HubError> {
         self.settings.may_push(&self.repo)?;
         self.block_on(async {
@@ -66,12 +66,12 @@ impl Hub {
                 if !may_be_there && !error.is_passing() {
                     return Err(error);
                 }
-                // Should the hub not answer here either, then the first failure is the one to tell.
+                // If the hub does not answer here either, the first failure is the one to report.
                 let Ok(now) = self.head(wanted.revision).await else { return Err(error) };
                 if now.commit != head.commit && self.has(&now, wanted).await? {
                     return Ok(Applied { commit: now.commit, was_there: false });
                 }
-                // Somebody else's commit is no reason to give up: ours goes on top of it.
+                // A commit by somebody else is no reason to give up: ours goes on top of it.
                 let moved = matches!(error.status(), Some(409 | 412));
                 if !moved && !error.is_passing() {
                     return Err(error);
@@ -82,7 +82,7 @@ impl Hub {
         })
     }
 
-    /// The head of a repository and branch that are there.
+    /// The head of the branch, made with its repository where they are missing.
     async fn prepared(&self, wanted: &Wanted<'_>) -> Result<Head, HubError> {
         let head = match self.head(wanted.revision).await {
             Err(HubError::Status { status: 404, code, .. }) => {
@@ -143,10 +143,10 @@ impl Hub {
     }
 }
 
-/// When the upload last moved.
+/// When the transfer of large files last made progress.
 struct Pulse {
     start: Instant,
-    /// The state that was told last, as one number.
+    /// The state that was reported last, as one number.
     state: AtomicU64,
     /// Milliseconds from `start` to the last change of it.
     changed: AtomicU64,
@@ -169,7 +169,7 @@ impl Pulse {
 
 impl ProgressHandler for Pulse {
     fn on_progress(&self, event: &ProgressEvent) {
-        // Told ten times a second whether something moves or not: only a change counts.
+        // Reported ten times a second, whether or not there was progress: only a change counts.
         if let ProgressEvent::Upload(UploadEvent::Progress { bytes_completed, transfer_bytes_completed, .. }) = event {
             let state = bytes_completed.wrapping_add(*transfer_bytes_completed);
             if self.state.swap(state, Ordering::Relaxed) == state {

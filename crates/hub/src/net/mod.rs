@@ -2,11 +2,11 @@
 
 mod client;
 mod commit;
+mod convert;
 mod digest;
 mod pull;
 mod remote;
 mod spool;
-mod told;
 
 pub use pull::pull;
 pub use spool::Spool;

@@ -7,12 +7,12 @@
 //!   snapshots/COMMIT/unet/...        links to blobs
 //!   refs/main                        the commit that `main` was when it was last asked
 //! ```
-//! A blob gets its name after its length and hash were checked, and is checked again whenever it is used: whoever else
+//! A blob gets its name after its length and hash were checked, and is checked again whenever it is used: another program that
 //! writes there may have been interrupted.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -21,24 +21,24 @@ use ddpm_run::memory::format_bytes;
 use reqwest::Method;
 
 use super::client::Hub;
+use super::convert::disk;
 use super::digest::{Digests, Hasher, Proof};
-use super::told::disk;
 use crate::error::HubError;
 use crate::name::{HubModel, SCHEME, is_commit};
 use crate::parcel::Pulled;
 use crate::settings::Settings;
 
-/// How often a file is fetched that does not come out right.
+/// How often a damaged file is fetched.
 const ATTEMPTS: usize = 3;
 /// How the names of weights end.
 const WEIGHTS: &str = ".safetensors";
 
-/// Fetches those of the `wanted` files, weights among them, that the model has and the cache has not, and checks all of
-/// them; `tell` is told what takes time.
+/// Fetches those of the `wanted` files, weights among them, that the model has and the cache lacks, and checks all of
+/// them; `report` is called before what takes time.
 ///
 /// # Errors
-/// The hub does not give it, or it has no weights (`.safetensors`) among those files.
-pub fn pull(model: &HubModel, wanted: &[&str], settings: Settings, tell: &dyn Fn(&str)) -> Result<Pulled, HubError> {
+/// The hub does not have it, or it has no weights (`.safetensors`) among those files.
+pub fn pull(model: &HubModel, wanted: &[&str], settings: Settings, report: &dyn Fn(&str)) -> Result<Pulled, HubError> {
     let cache = Cache::new(&settings.cache, model);
     if settings.offline {
         let offline = HubError::Offline { doing: format!("looking for {model}") };
@@ -51,17 +51,23 @@ pub fn pull(model: &HubModel, wanted: &[&str], settings: Settings, tell: &dyn Fn
         return Ok(pulled);
     }
     let hub = Hub::new(settings, model.repo.clone())?;
-    match fetch(&hub, model, wanted, &cache, tell) {
+    match fetch(&hub, model, wanted, &cache, report) {
         Err(error) if error.is_absence() => {
             let Some(pulled) = cache.latest(model, wanted)? else { return Err(cache.missing(error)) };
-            tell(&format!("{error}: taking {} from the cache", pulled.name));
+            report(&format!("{error}: taking {} from the cache", pulled.name));
             Ok(pulled)
         }
         fetched => fetched,
     }
 }
 
-fn fetch(hub: &Hub, model: &HubModel, wanted: &[&str], cache: &Cache, tell: &dyn Fn(&str)) -> Result<Pulled, HubError> {
+fn fetch(
+    hub: &Hub,
+    model: &HubModel,
+    wanted: &[&str],
+    cache: &Cache,
+    report: &dyn Fn(&str),
+) -> Result<Pulled, HubError> {
     let (commit, tree) = hub.block_on(async {
         let commit = hub.head(&model.revision).await?.commit;
         let tree = hub.tree(&commit).await?;
@@ -74,7 +80,7 @@ fn fetch(hub: &Hub, model: &HubModel, wanted: &[&str], cache: &Cache, tell: &dyn
     let missing: Vec<_> = files.iter().filter(|(_, proof)| !cache.holds(proof)).collect();
     if !missing.is_empty() {
         let bytes = missing.iter().map(|(_, proof)| proof.size).sum();
-        tell(&format!("{model}: fetching {} files, {}", missing.len(), format_bytes(bytes)));
+        report(&format!("{model}: fetching {} files, {}", missing.len(), format_bytes(bytes)));
     }
     for (path, proof) in missing {
         cache.fetch(hub, &commit, path, proof)?;
@@ -101,13 +107,13 @@ impl Cache {
         self.root.join("snapshots").join(commit)
     }
 
-    /// Whether the blob is there, and what it should be.
+    /// Whether the blob is there and undamaged.
     fn holds(&self, proof: &Proof) -> bool {
         let path = self.blob(proof);
         path.is_file() && Digests::of(&path).is_ok_and(|digests| proof.holds(&digests))
     }
 
-    /// Fetches one file, some times if need be. What is not right is not kept.
+    /// Fetches one file, in several attempts if need be. A damaged one is not kept.
     fn fetch(&self, hub: &Hub, commit: &str, path: &str, proof: &Proof) -> Result<(), HubError> {
         let blobs = self.root.join("blobs");
         fs::create_dir_all(&blobs).map_err(disk("made", &blobs))?;
@@ -124,13 +130,13 @@ impl Cache {
             fs::rename(&temporary, &blob).and_then(|()| sync_dir(&blobs)).map_err(disk("written", &blob))
         });
         if kept.is_err() {
-            // The first error is the one to tell.
+            // The first error is the one to report.
             let _ = fs::remove_file(&temporary);
         }
         kept
     }
 
-    /// The snapshot of a commit whose blobs are all there. The weights come last: whoever finds them finds all.
+    /// The snapshot of a commit whose blobs are all there. The weights are linked last: where they are, all files are.
     fn link(&self, model: &HubModel, commit: &str, files: &BTreeMap<&String, &Proof>) -> Result<Pulled, HubError> {
         let snapshot = self.snapshot(commit);
         let mut order: Vec<_> = files.iter().collect();
@@ -161,17 +167,23 @@ impl Cache {
         self.root.join("refs").join(model.revision.as_str())
     }
 
+    /// What the revision was when the hub was last asked; nothing if it never was.
+    fn recorded_commit(&self, model: &HubModel) -> Result<String, HubError> {
+        let path = self.reference(model);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(text.trim().to_owned()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+            Err(error) => Err(disk("read", &path)(error)),
+        }
+    }
+
     fn pulled(&self, commit: &str) -> Pulled {
         Pulled { folder: self.snapshot(commit), name: format!("{}{}@{commit}", SCHEME, self.repo) }
     }
 
     /// The newest snapshot of the revision that is here, checked; none if there is none with weights.
     fn latest(&self, model: &HubModel, wanted: &[&str]) -> Result<Option<Pulled>, HubError> {
-        let commit = if model.revision.is_commit() {
-            model.revision.to_string()
-        } else {
-            fs::read_to_string(self.reference(model)).unwrap_or_default().trim().to_owned()
-        };
+        let commit = if model.revision.is_commit() { model.revision.to_string() } else { self.recorded_commit(model)? };
         let snapshot = self.snapshot(&commit);
         let found: Vec<_> = wanted.iter().map(|file| snapshot.join(file)).filter(|path| path.is_file()).collect();
         if !is_commit(&commit) || !found.iter().any(|path| path.extension().is_some_and(|end| end == "safetensors")) {
@@ -181,7 +193,7 @@ impl Cache {
         Ok(Some(self.pulled(&commit)))
     }
 
-    /// The error of a model that neither the hub nor the cache gives.
+    /// The error for a model that neither the hub nor the cache has.
     fn missing(&self, error: HubError) -> HubError {
         HubError::NotInCache { error: Box::new(error), place: self.root.clone() }
     }

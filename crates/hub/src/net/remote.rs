@@ -10,7 +10,7 @@ use super::digest::{Digests, Proof};
 use crate::error::HubError;
 use crate::name::{Revision, is_commit};
 
-/// A listing of more pages is none of a model.
+/// A model's listing has fewer pages.
 const MAX_PAGES: usize = 100;
 
 /// The newest commit of a revision.
@@ -57,7 +57,7 @@ impl Hub {
         Err(HubError::Answer { doing, what: format!("it has more than {MAX_PAGES} pages") })
     }
 
-    /// Makes the repository, unless somebody did meanwhile.
+    /// Makes the repository, unless it has been made meanwhile.
     pub(super) async fn create(&self, private: bool) -> Result<(), HubError> {
         let doing = format!("creating {}", self.repo);
         let url = self.url(&["api", "repos", "create"])?;
@@ -70,7 +70,7 @@ impl Hub {
         self.unless_it_is_there(&doing, url, &body).await
     }
 
-    /// Makes a branch at the newest commit of `main`, unless somebody did meanwhile.
+    /// Makes a branch at the newest commit of `main`, unless it has been made meanwhile.
     pub(super) async fn create_branch(&self, branch: &Revision) -> Result<(), HubError> {
         let doing = format!("creating the branch {branch} of {}", self.repo);
         let url = self.api(&["branch", branch.as_str()])?;
@@ -127,7 +127,7 @@ impl Hub {
     }
 }
 
-/// A file of a listing, if the entry is one and says what proves it.
+/// A file of a listing, if the entry is one and has a hash.
 fn file(entry: &Value) -> Option<(String, Proof)> {
     if entry["type"] != "file" {
         return None;

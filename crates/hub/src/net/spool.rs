@@ -1,4 +1,4 @@
-//! A push on this disk: everything that is to be sent, made once, kept until the hub has it.
+//! A push on this disk: all files that are to be sent, written once and kept until the hub has them.
 //!
 //! ```text
 //! runs/NAME/hub/                        for a model that is no run's: ~/.cache/ddpm/hub/
@@ -7,8 +7,8 @@
 //!     files/                            the diffusers folder
 //!     push.json                         where it goes, and each file's hashes; written last
 //! ```
-//! A spool without `push.json` does not exist. One model per repository and revision: a newer one takes its place, for a
-//! hub that was down for a day wants the newest model and not a day of them.
+//! A folder without `push.json` is no spool. There is one model per repository and revision, and a newer one replaces it: after a
+//! day without a hub only the newest model should be sent.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,8 +22,8 @@ use serde_json::json;
 
 use super::client::Hub;
 use super::commit::Wanted;
+use super::convert::disk;
 use super::digest::Digests;
-use super::told::disk;
 use crate::error::HubError;
 use crate::name::Revision;
 use crate::parcel::{Content, Pushed, Target};
@@ -46,7 +46,7 @@ struct Record {
     files: BTreeMap<String, Digests>,
 }
 
-/// See the module. The lock is held as long as this lives.
+/// See the module. Holds the lock until it is dropped.
 #[derive(Debug)]
 pub struct Spool {
     place: PathBuf,
@@ -147,7 +147,7 @@ fn take(root: &Path) -> Result<RunLock, HubError> {
     })
 }
 
-/// Takes away what was at `place`, and makes it. The record first: files that are being replaced are no spool.
+/// Removes what is at `place`, and makes it anew. The record goes first: without it, half-replaced files are no spool.
 fn make_room(place: &Path) -> Result<(), HubError> {
     for path in [place.join(RECORD), place.to_owned()] {
         remove(&path).map_err(disk("replaced", &path))?;

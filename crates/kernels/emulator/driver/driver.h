@@ -39,7 +39,7 @@ struct Graph {
     std::vector<Node> nodes;
     std::set<CUdeviceptr> allocated; // by its nodes
     std::set<CUdeviceptr> kept;      // of those, not freed by its nodes
-    size_t now = 0, most = 0;        // bytes its nodes hold at the end, and at most on the way there
+    size_t now = 0, most = 0;        // bytes its nodes hold at the end, and at most until then
 };
 struct Stream;
 struct Capture {

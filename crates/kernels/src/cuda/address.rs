@@ -9,8 +9,8 @@ use half::{bf16, f16};
 use super::Gpu;
 use crate::error::{KernelError, Result};
 
-/// An address in the GPU's memory. Whoever queues work with it keeps the tensor alive until it is queued: memory is
-/// freed in stream order, after what was queued before.
+/// An address in the GPU's memory. The caller keeps the tensor alive until its work is queued: memory is freed in stream order,
+/// after the work that was queued before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Address(pub(crate) u64);
 
@@ -92,7 +92,7 @@ pub(super) fn alloc<T: candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
         .map_err(super::out_of_memory(format!("{} bytes more were asked for", len * size_of::<T>())))
 }
 
-/// Queues a copy of `values` over all of `tensor`, in place: who captured its address goes on reading there.
+/// Queues a copy of `values` over all of `tensor`, in place, so that a captured graph reads the new values.
 ///
 /// # Errors
 /// Another number of elements, or the driver fails.

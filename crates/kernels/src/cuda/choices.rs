@@ -1,6 +1,8 @@
-//! Which of several ways a computation takes: the fastest, found by the clock, so that it may differ from one start to the
-//! next, and the last bits of a result with it. So what was found can be asked for, kept, and given to a later process,
-//! which then computes the same and times nothing.
+//! Which of several candidates computes something: an engine of cuDNN, an algorithm of cuBLASLt, or one of our own launches.
+//!
+//! The fastest is chosen by the clock ([`timing`](super::timing)), so the choice may differ from one process to the next, and the
+//! last bits of a result with it. Therefore choices can be read, kept, and given to a later process, which then computes the same
+//! bits and times nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -9,44 +11,48 @@ use super::survey::{driver_version, library_versions};
 use super::{Gpu, lock, refused};
 use crate::error::Result;
 
-/// Goes up whenever this program asks the libraries for other ways, or for the same in another order.
-const WAYS: u32 = 3;
+/// Goes up whenever this program asks the libraries for other candidates, or for the same in another order.
+const CANDIDATE_LISTS: u32 = 3;
 
-/// By computation: the number of the way that was taken, and how many there were. Numbers mean something only where
-/// [`Gpu::proposers`] says the same.
+/// By computation: the number of the candidate that was chosen, and how many there were. The numbers mean something only where
+/// [`Gpu::versions`] is the same.
 pub type Choices = BTreeMap<String, (usize, usize)>;
 
 impl Gpu {
-    /// Everything found so far, or given by [`Gpu::choose`].
+    /// All choices made so far, or given by [`Gpu::choose`].
     pub fn choices(&self) -> Choices {
         lock(&self.choices).clone()
     }
 
-    /// From now on the ways that were found in another process; what is not among them is found as usual.
+    /// Takes the choices of another process; what is not among them is timed as usual.
     pub fn choose(&self, choices: Choices) {
         lock(&self.choices).extend(choices);
     }
 
-    /// Who proposes ways: the GPU, the driver and the libraries, each in its version, and this program.
+    /// All that the numbers of [`Choices`] depend on: the GPU, and the versions of the driver, the libraries and this program.
     ///
     /// # Errors
     /// The driver does not answer.
-    pub fn proposers(&self) -> Result<String> {
+    pub fn versions(&self) -> Result<String> {
         let name = self.stream().context().name().map_err(refused("asking for the GPU's name"))?;
         let driver = driver_version().map_err(refused("asking for the driver's version"))?;
         let (cudnn, cublas_lt) = library_versions();
         let program = env!("CARGO_PKG_VERSION");
-        Ok(format!("{name}, driver {driver}, cuDNN {cudnn}, cuBLASLt {cublas_lt}, ddpm {program}, ways {WAYS}"))
+        // `ways` is the word in files that exist.
+        Ok(format!(
+            "{name}, driver {driver}, cuDNN {cudnn}, cuBLASLt {cublas_lt}, ddpm {program}, ways {CANDIDATE_LISTS}"
+        ))
     }
 
-    /// The number of the way that was chosen for `computation` out of `count`.
+    /// The number of the candidate that was chosen for `computation` out of `count`.
     pub(super) fn chosen(&self, computation: &dyn Debug, count: usize) -> Option<usize> {
         let choices = lock(&self.choices);
-        choices.get(&format!("{computation:?}")).filter(|(way, of)| *of == count && way < of).map(|(way, _)| *way)
+        let choice = choices.get(&format!("{computation:?}"));
+        choice.filter(|(number, of)| *of == count && number < of).map(|(number, _)| *number)
     }
 
-    /// Keeps what was found.
-    pub(super) fn keep_choice(&self, computation: &dyn Debug, way: usize, count: usize) {
-        lock(&self.choices).insert(format!("{computation:?}"), (way, count));
+    /// Keeps a choice.
+    pub(super) fn keep_choice(&self, computation: &dyn Debug, number: usize, count: usize) {
+        lock(&self.choices).insert(format!("{computation:?}"), (number, count));
     }
 }

@@ -10,7 +10,7 @@ use crate::gemm::Write;
 const THREADS: usize = 512;
 /// Bytes a thread loads at once.
 const PACK: usize = 16;
-/// Rows a thread should at least add before another block may share the work.
+/// A thread adds at least so many rows before the work is shared with another block.
 const ROWS: usize = 4;
 
 /// How many neighbours a thread takes at once where rows of `columns` numbers of `dtype` begin at these addresses: as many

@@ -1,11 +1,11 @@
-//! Launching a kernel: its arguments one by one, its grid, and go.
+//! Launching a kernel: its arguments one by one, then its grid.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg};
 
 use super::{Address, Gpu};
 use crate::error::{KernelError, Result};
 
-/// Threads of a block where nothing speaks for another number.
+/// Threads of a block by default.
 pub(crate) const THREADS: u32 = 256;
 
 /// What a kernel may take; the device code's types are `T *`, `u64`, `u32`, `float`.
@@ -85,7 +85,7 @@ impl<'g> Launch<'g> {
         self.blocks((blocks as u32, 1, 1), THREADS)
     }
 
-    /// Queues the kernel for `outer` things of `elements` independent ones each: a row of blocks (`blockIdx.y`) for each.
+    /// Queues the kernel for `outer` groups of `elements` independent elements each: a row of blocks (`blockIdx.y`) for each.
     ///
     /// # Errors
     /// The driver refuses it.

@@ -1,6 +1,6 @@
-//! Matrix products by cuBLASLt, row-major, with a bias or a residual added or a bias' gradient summed on the way.
+//! Matrix products by cuBLASLt, row-major, with a bias or a residual added or a bias' gradient summed in the same call.
 //!
-//! The library thinks in columns: a row-major matrix is to it the transposed one, so `y = a b` is asked for as
+//! The library is column-major: to it a row-major matrix is the transposed one, so `y = a b` is asked for as
 //! `y^T = b^T a^T`. For each product its best algorithms are timed once, the fastest is kept.
 
 mod matrix;
@@ -22,7 +22,7 @@ use crate::error::{KernelError, Result};
 /// Scratch memory an algorithm may ask for: NVIDIA's advice for Hopper.
 const WORKSPACE: usize = 32 << 20;
 /// Algorithms that are timed.
-const CANDIDATES: usize = 16;
+const MOST_CANDIDATES: usize = 16;
 
 /// What happens to the sum besides being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,7 +62,7 @@ impl Product {
 
 /// Where the matrices lie.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Operands {
+pub(crate) struct ProductAddresses {
     pub(crate) a: Address,
     pub(crate) b: Address,
     /// What is added to the product; may be `y`. None adds nothing.
@@ -103,17 +103,17 @@ impl Products {
 impl Drop for Products {
     fn drop(&mut self) {
         self.plans.clear();
-        // SAFETY: made by `new`, used by nobody any more.
+        // SAFETY: made by `new`, and not used any more.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
 impl Gpu {
-    /// Queues the product; whether the library can do it at all.
+    /// Queues the product and returns true if the library can do it.
     ///
     /// # Errors
     /// The library fails.
-    pub(crate) fn try_matmul(&self, product: &Product, operands: &Operands) -> Result<bool> {
+    pub(crate) fn try_matmul(&self, product: &Product, operands: &ProductAddresses) -> Result<bool> {
         let workspace = self.workspace(WORKSPACE)?;
         let mut products = lock(&self.products);
         if products.is_none() {
@@ -138,7 +138,7 @@ impl Gpu {
     ///
     /// # Errors
     /// The library cannot do it, or fails.
-    pub(crate) fn matmul(&self, product: &Product, operands: &Operands) -> Result<()> {
+    pub(crate) fn matmul(&self, product: &Product, operands: &ProductAddresses) -> Result<()> {
         if self.try_matmul(product, operands)? {
             return Ok(());
         }
@@ -148,9 +148,9 @@ impl Gpu {
 }
 
 impl Key {
-    pub(crate) fn new(gpu: &Gpu, product: &Product, operands: &Operands) -> Self {
+    pub(crate) fn new(gpu: &Gpu, product: &Product, operands: &ProductAddresses) -> Self {
         let c = operands.c.unwrap_or(operands.y);
-        // More than 16 bytes changes nothing, and would have equal layers timed apart.
+        // More than 16 bytes changes nothing, and equal layers would be timed twice.
         let alignment = [operands.b, operands.a, c, operands.y].map(|address| address.alignment().min(16));
         Self {
             product: *product,
@@ -189,7 +189,7 @@ struct Plan {
 
 impl Drop for Plan {
     fn drop(&mut self) {
-        // SAFETY: made by `describe`, used by nobody any more.
+        // SAFETY: made by `describe`, and not used any more.
         unsafe {
             let _ = result::destroy_matmul_desc(self.description);
             for layout in self.layouts {
@@ -204,7 +204,7 @@ impl Plan {
         gpu: &Gpu,
         handle: sys::cublasLtHandle_t,
         key: &Key,
-        operands: &Operands,
+        operands: &ProductAddresses,
         workspace: Address,
     ) -> Result<Option<Self>> {
         let mut plan = Self::describe(key)?;
@@ -212,7 +212,7 @@ impl Plan {
         // What is added to itself must not be added once for every candidate.
         let elsewhere = if operands.c == Some(operands.y) { Some(key.product.room(gpu)?) } else { None };
         let y = elsewhere.as_ref().map_or(operands.y, |room| Address::of(room, gpu.stream()));
-        let trial = Operands { y, ..*operands };
+        let trial = ProductAddresses { y, ..*operands };
         let chosen =
             fastest(gpu, key, &algorithms, |algorithm| plan.queue(gpu, handle, *algorithm, &trial, workspace))?;
         let Some(chosen) = chosen else { return Ok(None) };
@@ -259,7 +259,7 @@ impl Plan {
             .map_err(refused("describing a product to cuBLASLt"))
     }
 
-    /// The algorithms the library thinks best, best first; none if it cannot do this.
+    /// The algorithms that the library ranks highest, best first; none if it cannot do this.
     fn candidates(&self, handle: sys::cublasLtHandle_t, key: &Key) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
         let fail = || refused("asking cuBLASLt for its algorithms");
@@ -271,11 +271,11 @@ impl Plan {
             (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
             (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, d),
         ];
-        let mut found: Vec<Candidate> = Vec::with_capacity(CANDIDATES);
+        let mut found: Vec<Candidate> = Vec::with_capacity(MOST_CANDIDATES);
         let mut count = 0;
         let [la, lb, ly] = self.layouts;
-        // SAFETY: descriptors that live; the array has room for CANDIDATES results, of which `count` are written, and any bits
-        // that the library writes are one of ours.
+        // SAFETY: descriptors that live; the array has room for MOST_CANDIDATES results, of which `count` are written, and any
+        // bits that the library writes are one of ours.
         let status = unsafe {
             let bytes = std::ptr::from_ref(&WORKSPACE).cast::<c_void>();
             let limit = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
@@ -292,12 +292,12 @@ impl Plan {
                 ly,
                 ly,
                 preference,
-                CANDIDATES as i32,
+                MOST_CANDIDATES as i32,
                 found.as_mut_ptr().cast(),
                 &mut count,
             );
             let _ = result::destroy_matmul_pref(preference);
-            found.set_len(count.clamp(0, CANDIDATES as i32) as usize);
+            found.set_len(count.clamp(0, MOST_CANDIDATES as i32) as usize);
             status
         };
         match status {
@@ -316,7 +316,7 @@ impl Plan {
         gpu: &Gpu,
         handle: sys::cublasLtHandle_t,
         algorithm: sys::cublasLtMatmulAlgo_t,
-        operands: &Operands,
+        operands: &ProductAddresses,
         workspace: Address,
     ) -> Result<()> {
         let beta = if operands.c.is_some() { 1.0f32 } else { 0.0 };

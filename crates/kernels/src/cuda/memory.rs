@@ -1,4 +1,4 @@
-//! The GPU's memory: what stays with the process, what is used, and scratch space.
+//! The GPU's memory: what the process keeps, what is used, and scratch space.
 
 use std::sync::atomic::Ordering;
 
@@ -11,12 +11,12 @@ use crate::error::Result;
 
 /// A GPU's memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
+pub struct MemoryUse {
     /// What a new tensor could take.
     pub free: u64,
     /// What our tensors and scratch space take.
     pub used: u64,
-    /// All of it, whoever uses it.
+    /// All of it, used by any process or free.
     pub total: u64,
 }
 
@@ -26,7 +26,7 @@ const FIRST_WORKSPACE: usize = 32 << 20;
 /// It grows by multiples of this.
 const STEP: usize = 2 << 20;
 
-/// Scratch memory that only grows. What it grew out of is kept while there are recordings: they may still use it.
+/// Scratch memory that only grows. Buffers that became too small are kept while there are recordings, which may use them.
 #[derive(Debug, Default)]
 pub(super) struct Workspace {
     buffers: Vec<CudaSlice<u8>>,
@@ -48,7 +48,7 @@ impl Workspace {
     }
 }
 
-/// Keeps freed memory in the process: by default the driver takes it back at every synchronisation, and to get it again
+/// Keeps freed memory in the process: by default the driver takes it back at every synchronisation, and asking for it again
 /// costs more than most kernels.
 pub(super) fn keep_freed(device: &CudaDevice) -> Result<()> {
     let mut all = u64::MAX;
@@ -56,7 +56,7 @@ pub(super) fn keep_freed(device: &CudaDevice) -> Result<()> {
 }
 
 impl Gpu {
-    /// Gives back to the driver what nobody uses, after waiting for all that is queued: after the memory was full.
+    /// Waits for all that is queued, then gives unused memory back to the driver: after the memory was full.
     ///
     /// # Errors
     /// Something queued before has failed.
@@ -68,9 +68,9 @@ impl Gpu {
             .map_err(refused("giving back the memory of recordings"))
     }
 
-    /// The same before a recording: what its work took when it ran as it was belongs to the process, and the recording has
-    /// memory of its own. Where another recording is alive, its memory stays: a replay gives it up at its end, so that a trim
-    /// would take it, and the next replay would have to ask for all of it again.
+    /// The same before a recording: the process still holds the memory that the work took when it ran unrecorded, and the
+    /// recording has memory of its own. While another recording is alive its memory stays: a replay releases it at its end, so
+    /// a trim would take it, and the next replay would have to ask for all of it again.
     ///
     /// # Errors
     /// Something queued before has failed.
@@ -96,20 +96,20 @@ impl Gpu {
         Ok(highest.max(ask(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)? + recorded))
     }
 
-    /// How much memory there is for us: what nobody uses, and what our tensors and scratch space use already.
+    /// How much memory there is for us: what is free, and what our tensors and scratch space use already.
     ///
     /// # Errors
     /// The driver does not answer.
-    pub fn memory(&self) -> Result<Room> {
+    pub fn memory(&self) -> Result<MemoryUse> {
         let (free, total) = result::mem_get_info().map_err(refused("asking for free memory"))?;
         let pool = |attribute| self.ask_pool(attribute);
         let used = pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
         // The pool keeps what was freed; to the driver that is in use.
         let kept = pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?.saturating_sub(used);
-        Ok(Room { free: free as u64 + kept, used, total: total as u64 })
+        Ok(MemoryUse { free: free as u64 + kept, used, total: total as u64 })
     }
 
-    /// Begins anew to look for the most, from what is used now.
+    /// Starts the measurement of the peak again, from what is used now.
     ///
     /// # Errors
     /// The driver does not answer.

@@ -1,7 +1,7 @@
 //! The GPU as the operations see it: one stream, our kernels, cuDNN, cuBLASLt, and scratch memory.
 //!
-//! Everything is queued on one stream, so an operation may use what another one queued before it has yet to write, and
-//! memory is freed in stream order: no operation waits. Nothing here synchronises, and after the first call with a shape
+//! Everything is queued on one stream, so an operation may use results that earlier operations have yet to write, and memory is
+//! freed in stream order: no operation waits. Nothing here synchronises, and after the first call with a shape
 //! nothing allocates but the results: plans, functions and workspaces are kept. So a whole training step can be captured as
 //! one CUDA graph.
 
@@ -12,15 +12,12 @@ pub(crate) mod dnn;
 mod launch;
 pub(crate) mod matmul;
 pub mod memory;
-mod narrow;
 mod notices;
 mod profile;
 pub mod random;
 mod recording;
-mod sums;
 pub mod survey;
 pub mod switches;
-mod tables;
 mod timing;
 mod transfer;
 
@@ -40,14 +37,11 @@ pub(crate) use self::address::{Address, empty, operand, optional, write, zero};
 pub use self::choices::Choices;
 pub(crate) use self::columns::{column_sum, pack_width, pixel_sum};
 use self::dnn::Convolutions;
-pub(crate) use self::launch::{Launch, Value};
+pub(crate) use self::launch::{Launch, THREADS, Value};
 use self::matmul::Products;
 use self::memory::Workspace;
-pub use self::narrow::{Narrow, NarrowPart};
 pub use self::notices::take_notices;
 pub use self::recording::Recording;
-pub(crate) use self::sums::Sum;
-pub use self::sums::Sums;
 use self::switches::Off;
 pub use self::timing::Mark;
 pub use self::transfer::{Download, IN_FLIGHT, Numbers, Upload};
@@ -56,10 +50,10 @@ use crate::error::{KernelError, Result};
 /// Machine code and PTX of `cuda/*.cu`.
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
 
-/// Counters that blocks find the last of them by; every kernel leaves them at zero.
+/// Counters by which blocks find out which of them is the last; every kernel leaves them at zero.
 const COUNTERS: usize = 64 * 1024;
 
-/// Shared memory left to what kernels declare themselves; scripts/check-ptxas sees that none declares more.
+/// Shared memory reserved for what kernels declare statically; scripts/check-ptxas checks that none declares more.
 const STATIC_SHARED: usize = 1024;
 
 /// A GPU with all that operations need; see the module.
@@ -70,7 +64,7 @@ pub struct Gpu {
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<String, CudaFunction>>,
     workspace: Mutex<Workspace>,
-    /// Of all uploads: made early, for where memory is full the driver has no room for another.
+    /// The stream of all uploads. Made early: once memory is full the driver cannot make another one.
     crossing: Arc<CudaStream>,
     counters: CudaSlice<u32>,
     products: Mutex<Option<Products>>,
@@ -85,18 +79,18 @@ pub struct Gpu {
     recordings: Arc<AtomicUsize>,
 }
 
-/// Whether there is a GPU that a driver answers for.
+/// Whether a driver reports a GPU.
 pub fn is_there() -> bool {
     CudaContext::device_count().is_ok_and(|count| count > 0)
 }
 
-/// Opens the GPU of this number: memory that is freed stays with the process, and nothing is tracked between streams, for
+/// Opens the GPU of this number: memory that is freed stays with the process, and nothing is tracked between streams, since
 /// there is one.
 ///
 /// # Errors
 /// No driver, no such GPU, or a library that is missing.
 pub fn open(ordinal: usize) -> Result<Device> {
-    // Asked before candle asks, whose errors carry a stack of calls with them, and kept until candle holds it too.
+    // Opened before candle does, whose errors include a backtrace, and kept until candle holds it too.
     let _context = CudaContext::new(ordinal).map_err(|error| KernelError::Gpu {
         what: format!("opening GPU {ordinal}"),
         error: survey::in_words(&error),
@@ -114,7 +108,7 @@ impl Gpu {
     /// The GPU that `device` is.
     ///
     /// # Errors
-    /// The device is no GPU, or refuses our kernels; [`switches::VARIABLE`] names what is not there.
+    /// The device is no GPU, or refuses our kernels; [`switches::VARIABLE`] has an unknown word.
     pub fn of(device: &Device) -> Result<Arc<Self>> {
         static OPEN: OnceLock<Mutex<HashMap<DeviceId, Arc<Gpu>>>> = OnceLock::new();
         let Device::Cuda(cuda) = device else {
@@ -180,7 +174,7 @@ impl Gpu {
         &self.device
     }
 
-    /// Number of multiprocessors: what a launch should fill.
+    /// Number of multiprocessors, which a launch should fill.
     pub(crate) fn multiprocessors(&self) -> u32 {
         self.multiprocessors
     }
@@ -215,8 +209,8 @@ impl Gpu {
             return Ok(Launch::new(self, function.clone()));
         }
         let function = self.module.load_function(name).map_err(refused(&format!("loading the kernel {name}")))?;
-        // More than 48 KiB, static shared memory included, needs permission. Given once and for all: a recorded launch may
-        // find at its replay what a later one was permitted.
+        // More than 48 KiB, static shared memory included, needs permission. It is given once, at its largest: the replay of a
+        // recorded launch may see the permission of a later one.
         function
             .set_attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, self.shared_memory as i32)
             .map_err(refused(&format!("asking for shared memory for {name}")))?;
@@ -235,12 +229,12 @@ impl Gpu {
         self.kernel(&format!("{name}_{suffix}"))
     }
 
-    /// At least `bytes` of scratch memory, for the next thing queued alone.
+    /// At least `bytes` of scratch memory, valid for the next launch only.
     pub(crate) fn workspace(&self, bytes: usize) -> Result<Address> {
         lock(&self.workspace).at_least(self, bytes)
     }
 
-    /// `count` counters at zero; whoever uses them leaves them so.
+    /// `count` counters at zero; a kernel that uses them leaves them at zero.
     pub(crate) fn counters(&self, count: usize) -> Result<Address> {
         if count > COUNTERS {
             let error = format!("a launch may use {COUNTERS} counters, not {count}");
@@ -258,7 +252,7 @@ impl Gpu {
     }
 }
 
-/// A lock whose holder never leaves half-made things behind, so that a panic elsewhere does not matter.
+/// Locks a mutex whose holders never leave it half-changed, so that a panic elsewhere does not matter.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -269,7 +263,7 @@ pub(crate) fn refused<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> Ker
     move |error| KernelError::Gpu { what, error: error.to_string() }
 }
 
-/// What went wrong when `what` was asked for, which takes memory.
+/// Turns the error of a request that takes memory into ours.
 fn out_of_memory(what: String) -> impl FnOnce(DriverError) -> KernelError {
     move |error| match error.0 {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => KernelError::OutOfMemory { what },

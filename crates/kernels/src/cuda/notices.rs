@@ -1,5 +1,5 @@
-//! What happened on a GPU that a user should know, though all goes on: kept until whoever talks to the user takes it. Each thing
-//! is told once in the process' life, however often it happens.
+//! Events on a GPU that a user should know, though work goes on: kept until the caller takes them to report. Each is reported
+//! once in the process' life, however often it happens.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -8,20 +8,20 @@ use super::lock;
 
 #[derive(Debug)]
 struct Notices {
-    told: BTreeSet<String>,
+    noted: BTreeSet<String>,
     waiting: Vec<String>,
 }
 
-static NOTICES: Mutex<Notices> = Mutex::new(Notices { told: BTreeSet::new(), waiting: Vec::new() });
+static NOTICES: Mutex<Notices> = Mutex::new(Notices { noted: BTreeSet::new(), waiting: Vec::new() });
 
 pub(super) fn notice(text: String) {
     let mut notices = lock(&NOTICES);
-    if notices.told.insert(text.clone()) {
+    if notices.noted.insert(text.clone()) {
         notices.waiting.push(text);
     }
 }
 
-/// What nobody has been told yet, oldest first.
+/// The notices that have not been taken yet, oldest first.
 pub fn take_notices() -> Vec<String> {
     std::mem::take(&mut lock(&NOTICES).waiting)
 }

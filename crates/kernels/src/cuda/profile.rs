@@ -1,4 +1,5 @@
-//! A window for profilers: `DDPM_GPU_PROFILE=1` with `ncu --profile-from-start off` or `nsys profile -c cudaProfilerApi`.
+//! The part of a run that a profiler sees: `DDPM_GPU_PROFILE=1` with `ncu --profile-from-start off` or `nsys profile -c
+//! cudaProfilerApi`.
 
 use candle_core::cuda_backend::cudarc::driver::{profiler_start, profiler_stop};
 
@@ -9,7 +10,7 @@ use crate::error::{KernelError, Result};
 const VARIABLE: &str = "DDPM_GPU_PROFILE";
 
 impl Gpu {
-    /// Runs `work`, of which a profiler that waits for it sees all that is queued, and nothing else.
+    /// Runs `work` between the calls that start and stop a waiting profiler, so that it sees this work and nothing else.
     ///
     /// # Errors
     /// The work's own; the driver refuses.

@@ -1,5 +1,5 @@
-//! Work recorded once and replayed by a single call: a CUDA graph. What it reads and writes keeps its place; what it
-//! allocates on the way belongs to it.
+//! Work recorded once and replayed by a single call: a CUDA graph. What it reads and writes keeps its place; memory
+//! that it allocates belongs to it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -55,7 +55,7 @@ impl Gpu {
         self.stream().begin_capture(mode).map_err(refused("beginning a recording"))?;
         let worked = work();
         // Also after a failure: the stream must leave its recording state. An error that cudarc has noted meanwhile would be
-        // returned instead of that; it has come of the work, which has failed by itself.
+        // returned instead; it comes from the work, which reports it itself.
         let _ = self.stream().context().check_err();
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = self.stream().end_capture(flags);
@@ -74,9 +74,9 @@ impl Gpu {
         Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
-    /// Refuses where a recording is under way: `what` would be its own, uploaded again at each replay from memory of the host that
-    /// is gone by then.
-    pub(super) fn must_not_record(&self, what: &str) -> Result<()> {
+    /// Refuses while work is recorded: `what` would become part of the recording, and each replay would upload it again from host
+    /// memory that is gone by then.
+    pub(crate) fn must_not_record(&self, what: &str) -> Result<()> {
         if !self.is_recording()? {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! What the driver and NVIDIA's libraries say of themselves, without a GPU being opened: for reports on a machine.
+//! Versions and devices that the driver and NVIDIA's libraries report, without opening a GPU: for reports on a machine.
 
 use std::ffi::CStr;
 
@@ -6,11 +6,10 @@ use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice, CUdevice_attribut
 use candle_core::cuda_backend::cudarc::driver::{DriverError, result, sys};
 use candle_core::cuda_backend::cudarc::{cublaslt, cudnn};
 
-/// Versions of the libraries have at least this many digits' worth; smaller numbers are the error codes that stand in for a
-/// library that could not be loaded.
+/// The smallest number that can be a version; smaller ones are the error codes that stand for a library that could not be loaded.
 const SMALLEST_VERSION: usize = 10_000;
 
-/// What there is.
+/// The answers of all of them.
 #[derive(Clone, Debug)]
 pub struct Survey {
     /// The newest CUDA that the driver knows (major, minor) and its GPUs, or why it does not answer.
@@ -69,7 +68,7 @@ fn facts(device: CUdevice) -> Result<GpuFacts, DriverError> {
     Ok(GpuFacts { name: result::device::get_name(device)?, capability: (major, minor), memory })
 }
 
-/// What the driver says of an error, and its name.
+/// The driver's text for an error, and its name.
 pub(super) fn in_words(error: &DriverError) -> String {
     let text = |text: Result<&CStr, DriverError>| text.map(|text| text.to_string_lossy().into_owned()).ok();
     match (text(error.error_string()), text(error.error_name())) {

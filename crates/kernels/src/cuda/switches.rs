@@ -1,6 +1,6 @@
-//! What can be turned off at run time: `DDPM_GPU_OFF=graph,flash`. Each word names a family of ways that has a plainer one beside
-//! it, which computes the same: for a GPU on which one of them fails, which then costs no more than its own speed, and to
-//! measure what it is worth.
+//! What can be turned off at run time: `DDPM_GPU_OFF=graph,flash`. Each word names a family of fast
+//! implementations beside which there is a plainer one that computes the same: for a GPU on which one of the fast ones fails,
+//! and to measure what it is worth.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use crate::error::{KernelError, Result};
 /// The environment variable.
 pub const VARIABLE: &str = "DDPM_GPU_OFF";
 
-/// What has a plainer way beside it.
+/// What has a plainer implementation beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// Steps are recorded once and replayed; without it they are queued operation by operation.
@@ -92,7 +92,7 @@ impl fmt::Display for Off {
 }
 
 impl Gpu {
-    /// Whether ways of `family` may be taken.
+    /// Whether `family` may be used.
     pub fn uses(&self, family: Family) -> bool {
         !Off(self.off.load(Ordering::Relaxed)).has(family)
     }

@@ -1,5 +1,4 @@
-//! When the GPU gets where: marks between the things that are queued; and which of several ways is the fastest here, asked
-//! once per shape.
+//! Marks in what is queued, which time the GPU; and the choice of the fastest of several candidates, made once per shape.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -12,12 +11,12 @@ use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use super::{Gpu, lock, refused};
 use crate::error::{KernelError, Result};
 
-/// Runs of each way that are timed together, after one that is not.
+/// Runs of each candidate that are timed together, after one that is not.
 const RUNS: usize = 3;
-/// The GPU's cycles for the host to queue them in, about 0.1 ms.
+/// Cycles that the GPU waits while the host queues them, about 0.1 ms.
 const HEAD_START: usize = 200_000;
-/// How often those that did best the first time are timed again: the least time counts, since nothing makes a way faster than it
-/// is, but of many ways that are asked once, it is the luckiest that wins.
+/// How often the best of the first round are timed again: the least time counts, since nothing makes a candidate faster than
+/// it is, but of many that are timed once, the luckiest wins.
 const ROUNDS: usize = 4;
 /// How many of them there are.
 const FINALISTS: usize = 5;
@@ -26,32 +25,32 @@ const WARM_UP: Duration = Duration::from_millis(200);
 /// Of a launch that keeps it busy: 1 ms at the best clock.
 const WARM_UP_CYCLES: usize = 2_000_000;
 
-/// The number of the fastest of `ways` to do `computation`, or of the one that was chosen before; the first that works
+/// The number of the fastest of `candidates` for `computation`, or of the one that was chosen before; the first
 /// where the stream is being captured and nothing can be timed. None if none works.
 ///
 /// # Errors
-/// The GPU itself fails, rather than a way being refused.
+/// The GPU itself fails, rather than a candidate being refused.
 pub(super) fn fastest<W>(
     gpu: &Gpu,
     computation: &dyn Debug,
-    ways: &[W],
+    candidates: &[W],
     mut queue: impl FnMut(&W) -> Result<()>,
 ) -> Result<Option<usize>> {
-    let chosen = gpu.chosen(computation, ways.len());
+    let chosen = gpu.chosen(computation, candidates.len());
     if gpu.is_recording()? {
-        return Ok(chosen.or((!ways.is_empty()).then_some(0)));
+        return Ok(chosen.or((!candidates.is_empty()).then_some(0)));
     }
-    // Where it fails now, such as for want of scratch space, another may do.
-    if let Some(way) = chosen
-        && queue(&ways[way]).is_ok()
+    // Where it fails now, such as for lack of scratch space, another may do.
+    if let Some(number) = chosen
+        && queue(&candidates[number]).is_ok()
     {
-        return Ok(Some(way));
+        return Ok(Some(number));
     }
-    let (mut working, mut full) = (Vec::with_capacity(ways.len()), None);
-    for (number, way) in ways.iter().enumerate() {
-        match queue(way) {
+    let (mut working, mut full) = (Vec::with_capacity(candidates.len()), None);
+    for (number, candidate) in candidates.iter().enumerate() {
+        match queue(candidate) {
             // Which is the fastest differs from run to run, and with it the last bits.
-            Ok(()) if gpu.deterministic() || ways.len() == 1 => return Ok(Some(number)),
+            Ok(()) if gpu.deterministic() || candidates.len() == 1 => return Ok(Some(number)),
             Ok(()) => working.push(number),
             Err(error) if error.is_out_of_memory() => full = Some(error),
             Err(_) => {}
@@ -63,43 +62,43 @@ pub(super) fn fastest<W>(
         _ => {
             warm_up(gpu)?;
             let time = |number: usize| {
-                let time = milliseconds(gpu, || (0..RUNS).try_for_each(|_| queue(&ways[number])));
+                let time = milliseconds(gpu, || (0..RUNS).try_for_each(|_| queue(&candidates[number])));
                 time.map_err(|error| timing(number, computation, error))
             };
             least(&working, time)?
         }
     };
     match (best, full) {
-        (Some(number), _) => gpu.keep_choice(computation, number, ways.len()),
-        // That there is no room now must not be remembered as that there is no way.
+        (Some(number), _) => gpu.keep_choice(computation, number, candidates.len()),
+        // That there is no memory now must not be remembered as that no candidate works.
         (None, Some(error)) => return Err(error),
         (None, None) => {}
     }
     Ok(best)
 }
 
-/// Says which way it was that a GPU failed at: that ends everything, and no other message will name it.
-fn timing(way: usize, computation: &dyn Debug, error: KernelError) -> KernelError {
+/// Names the candidate that a GPU failed at: that ends everything, and no other message will name it.
+fn timing(number: usize, computation: &dyn Debug, error: KernelError) -> KernelError {
     match error {
         KernelError::Gpu { error, .. } => {
-            KernelError::Gpu { what: format!("timing way {way} of {computation:?}"), error }
+            KernelError::Gpu { what: format!("timing candidate {number} of {computation:?}"), error }
         }
         other => other,
     }
 }
 
-/// Which of `ways` takes the least time. A round asks all of them before any is asked again, so that a clock that changes
-/// meanwhile is the same to all.
-fn least(ways: &[usize], mut time: impl FnMut(usize) -> Result<f32>) -> Result<Option<usize>> {
-    let mut timed = ways.iter().map(|way| Ok((*way, time(*way)?))).collect::<Result<Vec<_>>>()?;
+/// Which of the `numbers` takes the least time. A round times all of them before any is timed again, so that a clock that changes
+/// meanwhile is the same for all.
+fn least(numbers: &[usize], mut time: impl FnMut(usize) -> Result<f32>) -> Result<Option<usize>> {
+    let mut timed = numbers.iter().map(|number| Ok((*number, time(*number)?))).collect::<Result<Vec<_>>>()?;
     timed.sort_by(|(_, a), (_, b)| a.total_cmp(b));
     timed.truncate(FINALISTS);
     for _ in 0..ROUNDS {
-        for (way, least) in &mut timed {
-            *least = least.min(time(*way)?);
+        for (number, least) in &mut timed {
+            *least = least.min(time(*number)?);
         }
     }
-    Ok(timed.into_iter().min_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(way, _)| way))
+    Ok(timed.into_iter().min_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(number, _)| number))
 }
 
 /// Keeps a GPU that may have idled busy until its clock is up, the first time in the process' life.
@@ -125,22 +124,22 @@ fn milliseconds(gpu: &Gpu, work: impl FnOnce() -> Result<()>) -> Result<f32> {
     gpu.mark()?.milliseconds_since(&start)
 }
 
-/// A place in what is queued, and when the GPU gets there.
+/// A place in what is queued, and the time when the GPU reaches it.
 #[derive(Debug)]
 pub struct Mark(CudaEvent);
 
 impl Gpu {
-    /// The number of the fastest of `ways`, looked for the first time that `computation` is asked for. Not among the same bits
-    /// every time: whoever wants these decides alone.
-    pub(crate) fn faster<W>(
+    /// The number of the fastest of `candidates`, timed the first time that `computation` is asked for. A caller that must have
+    /// the same bits every time cannot use this.
+    pub(crate) fn choose_fastest<W>(
         &self,
         computation: &dyn Debug,
-        ways: &[W],
+        candidates: &[W],
         queue: impl FnMut(&W) -> Result<()>,
     ) -> Result<Option<usize>> {
-        match self.chosen(computation, ways.len()) {
-            Some(way) => Ok(Some(way)),
-            None => fastest(self, computation, ways, queue),
+        match self.chosen(computation, candidates.len()) {
+            Some(number) => Ok(Some(number)),
+            None => fastest(self, computation, candidates, queue),
         }
     }
 
@@ -169,13 +168,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_gets_faster_favours_no_way() {
-        // The second way takes half as long, but is asked for while the clock is at a quarter.
+    fn a_clock_that_gets_faster_favours_no_candidate() {
+        // The second candidate takes half as long, but is asked for while the clock is at a quarter.
         let mut asked = 0;
-        let found = least(&[4, 7], |way| {
+        let found = least(&[4, 7], |number| {
             asked += 1;
             let clock = if asked <= 2 { 0.25 } else { 1.0 };
-            Ok(if way == 7 { 1.0 } else { 2.0 } / clock)
+            Ok(if number == 7 { 1.0 } else { 2.0 } / clock)
         });
         assert!(matches!(found, Ok(Some(7))), "{found:?}");
         assert_eq!(asked, 2 * (1 + ROUNDS));
@@ -183,13 +182,13 @@ mod tests {
 
     #[test]
     fn one_lucky_time_does_not_win_and_the_slow_are_asked_once() {
-        let ways: Vec<usize> = (0..40).collect();
-        let mut asked = vec![0; ways.len()];
-        // Way 20 is the best by a little; the first time of each but way 18 is unlucky.
-        let found = least(&ways, |way| {
-            asked[way] += 1;
-            let time = 10.0 + (way as f32 - 20.0).abs();
-            Ok(if asked[way] == 1 && way != 18 { time + 3.0 } else { time })
+        let numbers: Vec<usize> = (0..40).collect();
+        let mut asked = vec![0; numbers.len()];
+        // Number 20 is the best by a little; the first time of each but number 18 is unlucky.
+        let found = least(&numbers, |number| {
+            asked[number] += 1;
+            let time = 10.0 + (number as f32 - 20.0).abs();
+            Ok(if asked[number] == 1 && number != 18 { time + 3.0 } else { time })
         });
         assert!(matches!(found, Ok(Some(20))), "{found:?}");
         assert_eq!(asked.iter().filter(|&&times| times > 1).count(), FINALISTS);

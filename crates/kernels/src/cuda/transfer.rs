@@ -1,6 +1,6 @@
-//! What crosses between host and GPU in a training step: one block of numbers there, a few results back, by copies from and
-//! to page-locked memory that nobody waits for. Numbers cross on a stream of their own, while the GPU still computes the
-//! steps before; when their step comes they are moved to where it reads them, at the speed of the GPU's memory.
+//! Copies between host and GPU in a training step: one block of numbers is uploaded, a few results are downloaded, from and to
+//! page-locked memory, without waiting. Uploads have a stream of their own and run while the GPU computes earlier steps; when
+//! their step comes, the numbers are moved to where it reads them, at the speed of the GPU's memory.
 
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use super::{Address, Gpu, operand, refused};
 use crate::check;
 use crate::error::{KernelError, Result};
 
-/// Every part begins at a multiple of it, as if it had been allocated on its own.
+/// Every part begins at a multiple of it, like an allocation of its own.
 const ALIGNMENT: usize = 256;
 
-/// Steps that may be on their way at once: the host prepares the next ones while the GPU computes.
+/// Steps that may be in flight at once: the host prepares the next ones while the GPU computes.
 pub const IN_FLIGHT: usize = 4;
 
 /// One part of what is uploaded.
@@ -67,7 +67,7 @@ impl Staging {
             landed: alloc::<u8>(gpu, size)?,
             moved: event(gpu)?,
         };
-        // Memory is there when the stream that asked for it gets here, and no earlier.
+        // The memory exists only once the stream that asked for it reaches this place.
         staging.moved.record(gpu.stream()).map_err(refused("preparing an upload"))?;
         Ok(staging)
     }
@@ -151,7 +151,7 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        // The memory goes back in the order of the other stream. A GPU that fails here has failed before.
+        // The memory is freed in the order of the other stream. A GPU that fails here has failed before.
         let _ = self.crossing.synchronize();
     }
 }
@@ -166,7 +166,7 @@ impl Numbers<'_> {
         }
     }
 
-    /// Writes the bytes into `place`; whether they fill it.
+    /// Writes the bytes into `place` and returns whether they fill it.
     fn write(&self, place: &mut [u8]) -> bool {
         fn each<const W: usize, T: Copy>(numbers: &[T], place: &mut [u8], bytes: impl Fn(T) -> [u8; W]) -> bool {
             let fits = numbers.len() * W == place.len();
@@ -188,7 +188,7 @@ impl Numbers<'_> {
     }
 }
 
-/// Results of the last steps on their way to the host: a few tensors a step.
+/// Downloads of the last steps' results: a few tensors a step.
 #[derive(Debug)]
 pub struct Download {
     gpu: Arc<Gpu>,
@@ -247,7 +247,7 @@ impl Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        // A copy that is still on its way must not find its place on the host gone. A GPU that fails here has failed before.
+        // A copy in flight needs its place on the host. A GPU that fails here has failed before.
         if self.pending() > 0 {
             let _ = self.gpu.synchronize();
         }
@@ -295,7 +295,7 @@ fn pinned<T: DeviceRepr>(gpu: &Gpu, len: usize) -> Result<PinnedHostSlice<T>> {
         .map_err(refused("asking for page-locked memory"))
 }
 
-/// A tensor over memory that belongs to somebody else: it must not be dropped.
+/// A tensor over memory that it does not own: it must not be dropped.
 fn tensor_at(gpu: &Gpu, at: Address, dtype: DType, shape: &[usize]) -> Result<Tensor> {
     let (len, device) = (shape.iter().product(), gpu.device().clone());
     // SAFETY: the caller's memory holds so many numbers, and the caller never drops the tensor.

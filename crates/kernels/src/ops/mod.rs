@@ -3,10 +3,10 @@
 //!
 //! Memory policy: `forward` and the gradient of an input are returned as new tensors; the gradient of a parameter
 //! is written straight into the flat gradient buffer, overwriting or adding as the caller says. (A weight's of 16 bits may wait
-//! in `cuda::Narrow` until the pass ends.)
+//! in `buffer::NarrowGradients` until the pass ends.)
 //!
-//! On the CPU tensors are f32. On a GPU activations may be f32, bf16 or f16, all of one operation alike; operations compute in
-//! f32 whatever they are, and gradients of parameters are f32.
+//! On the CPU tensors are f32. On a GPU activations may be f32, bf16 or f16, the same for all tensors of one operation;
+//! operations compute in f32 in any case, and gradients of parameters are f32.
 //!
 //! Every split of work into parts is a function of the shapes and the number of threads alone, and partial sums are
 //! added in order: the same machine gives the same bits, however its threads are scheduled.

@@ -1,5 +1,5 @@
 //! Doubling and halving an image without weights: every pixel repeated, `[N, H, W, C] -> [N, 2H, 2W, C]`, and the mean
-//! of every 2x2 square, `[N, H, W, C] -> [N, H/2, W/2, C]`. Each one's gradient is the other one, but for a factor of 4.
+//! of every 2x2 square, `[N, H, W, C] -> [N, H/2, W/2, C]`. The gradient of each is the other, up to a factor of 4.
 //!
 //! Halving with weights is a strided convolution ([`super::conv2d::Conv2d::downsample`]).
 

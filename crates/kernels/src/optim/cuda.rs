@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::{AdamWBuffers, Factors};
-use crate::buffer::FlatBuffer;
-use crate::cuda::{Address, Gpu, Launch, NarrowPart, empty, operand};
+use crate::buffer::{FlatBuffer, NarrowPart};
+use crate::cuda::{Address, Gpu, Launch, empty, operand};
 use crate::error::{KernelError, Result};
 
 const NORM: &str = "gradient_norm";
@@ -16,7 +16,7 @@ pub(super) const FACTORS: usize = 10 + MAX_AVERAGES;
 /// Threads of a block that adds squares.
 const THREADS: u32 = 256;
 
-/// What a norm is wanted for besides itself: where the step's settings, state and factors lie.
+/// Where the step's settings, state and factors lie, which the norm's kernel reads and writes.
 pub(super) struct Judgement {
     pub(super) settings: Address,
     pub(super) state: Address,

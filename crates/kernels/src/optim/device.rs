@@ -14,9 +14,9 @@ use candle_core::{DType, Device, Tensor};
 use super::cuda::{
     FACTORS, Gradient, Judgement, MAX_AVERAGES, StepAddresses, addresses, check_count, queue_norm, queue_step,
 };
-use crate::buffer::FlatBuffer;
+use crate::buffer::{FlatBuffer, NarrowPart};
 use crate::check;
-use crate::cuda::{Address, Gpu, NarrowPart, operand, write};
+use crate::cuda::{Address, Gpu, operand, write};
 use crate::error::{KernelError, Result};
 
 const OP: &str = "optimizer step";

@@ -4,7 +4,7 @@
 //! The pass is bound by memory: it reads parameter, gradient and both moments once and writes three of them, plus a read and a
 //! write per average. A pass per quantity would triple that.
 //!
-//! On a GPU a step can also be queued whole, with nothing of it known to the host: see `DeviceStep` (feature `cuda`).
+//! On a GPU a step can also be queued as a whole, without its results being known to the host: see `DeviceStep` (feature `cuda`).
 
 mod cpu;
 #[cfg(feature = "cuda")]

@@ -1,5 +1,5 @@
-//! Every way that the libraries propose for a computation, not only the one that was fastest here; and that a process
-//! which is told the ways of another takes them. And f32 with shortened factors, which has ways of its own.
+//! Every candidate that the libraries name for a computation, not only the one that was fastest here; and that a process
+//! which is given the choices of another takes them. And f32 with shortened factors, which has candidates of its own.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use ddpm_kernels::ops::linear;
 
 use crate::common::{FORMATS, assert_close, normals, tolerance};
 
-/// A convolution and a layer of products there and back, on a GPU that is told `choices`: results, and what it knows then.
+/// A convolution and a layer of products there and back, on a GPU that is given `choices`: results, and what it knows then.
 fn compute(dtype: DType, tf32: bool, choices: Choices) -> (Vec<Tensor>, Choices) {
     let device = ddpm_kernels::cuda::open(0).unwrap();
     let gpu = Gpu::of(&device).unwrap();
@@ -45,18 +45,23 @@ fn compute(dtype: DType, tf32: bool, choices: Choices) -> (Vec<Tensor>, Choices)
 
 #[test]
 #[ignore = "needs a GPU"]
-fn gpu_every_proposed_way_computes_the_same() {
+fn gpu_every_candidate_computes_the_same() {
     for dtype in FORMATS {
         let (expected, found) = compute(dtype, false, BTreeMap::new());
         assert!(found.values().any(|(_, of)| *of > 1), "nothing to choose from: {found:?}");
         let bias = found.iter().filter(|(computation, _)| computation.starts_with("BiasGradient"));
-        assert_eq!(bias.map(|(_, (_, of))| *of).collect::<Vec<_>>(), [2], "apart and on the way: {found:?}");
-        for way in 0..found.values().map(|(_, of)| *of).max().unwrap() {
-            let told: Choices = found.iter().map(|(k, (_, of))| (k.clone(), (way.min(of - 1), *of))).collect();
-            let (results, known) = compute(dtype, false, told.clone());
-            assert_eq!(known, told, "what was told was looked for again");
-            for (number, (result, expected)) in results.iter().zip(&expected).enumerate() {
-                assert_close(&format!("{dtype:?}, way {way}, result {number}"), result, expected, tolerance(dtype));
+        assert_eq!(bias.map(|(_, (_, of))| *of).collect::<Vec<_>>(), [2], "apart and together: {found:?}");
+        for number in 0..found.values().map(|(_, of)| *of).max().unwrap() {
+            let given: Choices = found.iter().map(|(k, (_, of))| (k.clone(), (number.min(of - 1), *of))).collect();
+            let (results, known) = compute(dtype, false, given.clone());
+            assert_eq!(known, given, "a given choice was timed again");
+            for (result_number, (result, expected)) in results.iter().zip(&expected).enumerate() {
+                assert_close(
+                    &format!("{dtype:?}, candidate {number}, result {result_number}"),
+                    result,
+                    expected,
+                    tolerance(dtype),
+                );
             }
         }
     }
@@ -64,7 +69,7 @@ fn gpu_every_proposed_way_computes_the_same() {
 
 #[test]
 #[ignore = "needs a GPU"]
-fn gpu_the_ways_of_another_process_give_its_bits() {
+fn gpu_the_choices_of_another_process_give_its_bits() {
     let (expected, found) = compute(DType::BF16, false, BTreeMap::new());
     let (results, _) = compute(DType::BF16, false, found);
     for (result, expected) in results.iter().zip(&expected) {
@@ -90,8 +95,8 @@ fn gpu_tf32_rounds_the_factors_of_f32_and_no_more() {
 #[ignore = "needs a GPU"]
 fn gpu_exact_f32_has_more_convolutions_to_choose_from_than_one_fallback() {
     let (_, found) = compute(DType::F32, false, BTreeMap::new());
-    let ways: Vec<usize> = found.iter().filter(|(key, _)| key.contains("request")).map(|(_, (_, of))| *of).collect();
-    assert!(ways.len() >= 3 && ways.iter().all(|of| *of > 1), "{found:?}");
+    let counts: Vec<usize> = found.iter().filter(|(key, _)| key.contains("request")).map(|(_, (_, of))| *of).collect();
+    assert!(counts.len() >= 3 && counts.iter().all(|of| *of > 1), "{found:?}");
 }
 
 /// No clock may decide between two sums, and what is chosen must be the same in every process.

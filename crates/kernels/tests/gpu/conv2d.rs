@@ -1,8 +1,7 @@
 //! Convolutions: cuDNN's engines, what is done in parts where they cannot fuse, and our own plain kernels.
 
 use candle_core::DType;
-use ddpm_kernels::buffer::ParamGrads;
-use ddpm_kernels::cuda::{Narrow, Sums};
+use ddpm_kernels::buffer::{DeferredSums, NarrowGradients, ParamGrads};
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::conv2d::{self, Algorithm, Conv2d};
 
@@ -100,7 +99,7 @@ fn gpu_gradients_of_few_channels_are_summed_with_others() {
                 |_| dy.exact.clone(),
                 |t| conv2d::reference::forward(&conv, &t[0], &t[1], &t[2], None),
             );
-            let sums = Sums::default();
+            let sums = DeferredSums::default();
             for write in [Write::Assign, Write::Add] {
                 let slots = Slots::new(weight.exact.elem_count(), outputs, 3);
                 let places = ParamGrads { sums: Some(&sums), ..slots.grads(write) };
@@ -135,7 +134,7 @@ fn gpu_weight_gradients_that_wait_are_settled_together() {
                 |_| dy.exact.clone(),
                 |t| conv2d::reference::forward(&conv, &t[0], &t[1], &t[2], None),
             );
-            let narrow = Narrow::default();
+            let narrow = NarrowGradients::default();
             for write in [Write::Assign, Write::Add, Write::Assign] {
                 let slots = Slots::new(weight.exact.elem_count(), outputs, gap);
                 let places = ParamGrads { narrow: Some(&narrow), bias_summed: true, ..slots.grads(write) };
@@ -155,7 +154,7 @@ fn gpu_a_gradient_waits_once_and_may_be_forgotten() {
     let (conv, dtype) = (Conv2d::same(3), DType::BF16);
     let (x, dy) = (normals(1, &[1, 4, 4, 8], dtype), normals(2, &[1, 4, 4, 8], dtype));
     let weight = normals(3, &[8, 3, 3, 8], dtype);
-    let narrow = Narrow::default();
+    let narrow = NarrowGradients::default();
     let backward = |slots: &Slots, write| {
         let places = ParamGrads { narrow: Some(&narrow), ..slots.grads(write) };
         conv2d::backward(&conv, &x.device, &weight.device, &dy.device, false, &places).unwrap();

@@ -3,8 +3,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::KernelError;
-use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
-use ddpm_kernels::cuda::{Gpu, Sums};
+use ddpm_kernels::buffer::{DeferredSums, FlatBuffer, ParamGrads};
+use ddpm_kernels::cuda::Gpu;
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::dropout::{self, Dropout};
 use ddpm_kernels::ops::group_norm::fused::{self, ChannelSums, Fused, Inputs, Mask, Wanted};
@@ -349,7 +349,7 @@ fn gpu_passes_of_unequal_size_are_recorded_as_they_ran() {
         (on_device(3, &shape), on_device(4, &shape), write)
     });
     let buffer = FlatBuffer::zeros(2 * CHANNELS, &device).unwrap();
-    let sums = Sums::default();
+    let sums = DeferredSums::default();
     let run = || -> Result<(), KernelError> {
         for (x, dy, write) in &passes {
             let inputs = Inputs {

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::KernelError;
-use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
-use ddpm_kernels::cuda::{Gpu, Narrow, NarrowPart, Numbers, Upload};
+use ddpm_kernels::buffer::{FlatBuffer, NarrowGradients, NarrowPart, ParamGrads};
+use ddpm_kernels::cuda::{Gpu, Numbers, Upload};
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::conv2d::{self, Conv2d};
 use ddpm_kernels::optim::{AdamW, AdamWBuffers, DeviceBuffers, DeviceStep, StepSettings, StepState, adamw_step, norm};
@@ -245,7 +245,7 @@ fn step_with_narrow_part(dtype: DType, settled: bool) -> (Vec<f32>, Vec<f64>, f6
     let gradients = FlatBuffer::from_vec(gradient(1), gpu()).unwrap();
     gradients.fill_zero(WEIGHT.end..WEIGHT.end.next_multiple_of(8)).unwrap();
     let (x, dy) = (normals(1, &[1, 4, 4, 4], dtype), normals(2, &[1, 4, 4, 3], dtype));
-    let (weight, narrow) = (normals(3, &[3, 3, 3, 4], dtype), Narrow::default());
+    let (weight, narrow) = (normals(3, &[3, 3, 3, 4], dtype), NarrowGradients::default());
     let places = ParamGrads {
         narrow: Some(&narrow),
         bias_summed: true,

@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use super::vlb::{BoundTerms, bound_terms, prior_bits};
 use super::{DiffusionError, DiffusionProcess, Timestep};
 
-/// What an image costs, and where: bits per dimension of each step, and the errors behind them.
+/// The bound of each image: bits per dimension of each step, and the errors behind them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BitsPerDim {
     /// `L_T`: what is left of the image in x_T.
@@ -51,7 +51,7 @@ impl BitsPerDim {
 /// The bound of each of the images `x_start`, `[N, H, W, C]` in [-1, 1].
 ///
 /// `process` may be respaced. `noise(t)` and `denoise(x_t, t)` are given the timestep that the network knows; both may
-/// fail with an error of the caller's.
+/// fail with the caller's error.
 pub fn bits_per_dim<E: From<DiffusionError>>(
     process: &DiffusionProcess,
     x_start: &Tensor,

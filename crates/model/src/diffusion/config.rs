@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DiffusionError;
 
-/// Tables of f64 are built for every timestep; nobody has trained with a tenth of this.
+/// Tables of f64 are built for every timestep; no published model has a tenth of this.
 const MAX_TRAIN_TIMESTEPS: usize = 1_000_000;
 
 /// The noise schedule and what the network predicts.
@@ -192,7 +192,7 @@ impl LossKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimestepSamplerKind {
-    /// Every t alike.
+    /// Every t with the same probability.
     Uniform,
     /// More often where the loss is large (Nichol & Dhariwal 2021, eq. 18).
     LossSecondMoment,
@@ -226,7 +226,7 @@ impl LossConfig {
             LossKind::Simple | LossKind::VlbWeighted if learned => Err(DiffusionError::setting(
                 "loss.kind",
                 &self.kind.name(),
-                "\"hybrid\" or \"vlb\" beside diffusion.variance_type = \"learned_range\": nothing else teaches the variance",
+                "\"hybrid\" or \"vlb\" beside diffusion.variance_type = \"learned_range\": nothing else trains the variance",
                 "set loss.kind = \"hybrid\", or diffusion.variance_type = \"fixed_small\"",
             )),
             _ => Ok(()),

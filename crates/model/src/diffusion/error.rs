@@ -1,4 +1,4 @@
-//! What can be wrong with a diffusion setting or with the tensors handed to the process.
+//! Errors of diffusion settings, and of tensors passed to the process.
 
 use ddpm_kernels::KernelError;
 

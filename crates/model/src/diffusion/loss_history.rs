@@ -12,7 +12,7 @@ use super::{DiffusionError, Timestep};
 
 /// Losses kept for each t.
 const LENGTH: usize = 10;
-/// The share of draws that stays uniform, so that no t is ever given up.
+/// The share of draws that stays uniform, so that every t is drawn now and then.
 const UNIFORM_SHARE: f64 = 0.001;
 
 /// See the module.
@@ -73,12 +73,7 @@ impl LossHistory {
         self.counts.iter().map(|&count| count as f32).collect()
     }
 
-    /// Whether every t has all its losses, so that draws are no longer uniform.
-    pub fn is_full(&self) -> bool {
-        !self.cumulative.is_empty()
-    }
-
-    /// Takes in the losses of a step's global batch, in the order of its samples.
+    /// Adds the losses of a step's global batch, in the order of its samples.
     pub(super) fn observe(&mut self, losses: impl Iterator<Item = (Timestep, f64)>) {
         for (t, loss) in losses {
             let row = &mut self.losses[t.index() * LENGTH..][..LENGTH];
@@ -145,7 +140,7 @@ mod tests {
         let mut history = LossHistory::new(2);
         for k in 0..30 {
             observe(&mut history, &[(0, f64::from(k))]);
-            assert!(!history.is_full() && history.draw(0.5).is_none());
+            assert!(history.draw(0.5).is_none());
         }
         assert_eq!(history.losses().0[..LENGTH], [20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0, 28.0, 29.0]);
         assert_eq!(history.counts(), [10.0, 0.0]);

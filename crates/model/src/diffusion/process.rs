@@ -13,7 +13,7 @@ use super::{DiffusionConfig, DiffusionError, LogVariance, PredictionType, Schedu
 pub struct DiffusionProcess {
     config: DiffusionConfig,
     schedule: Schedule,
-    /// What the network is told at each timestep: t itself, or the original t on a respaced schedule.
+    /// The time that the network gets at each timestep: t itself, or the original t on a respaced schedule.
     network_timesteps: Vec<Timestep>,
 }
 
@@ -49,7 +49,7 @@ impl DiffusionProcess {
         Ok(Self { config: self.config.clone(), schedule, network_timesteps })
     }
 
-    /// The same process with samplers that do not clamp the predicted x_0: what an inversion needs, for a clamp cannot be
+    /// The same process with samplers that do not clamp the predicted x_0. An inversion needs this, since a clamp cannot be
     /// undone.
     #[must_use]
     pub fn unclamped(&self) -> Self {
@@ -58,11 +58,11 @@ impl DiffusionProcess {
         process
     }
 
-    /// The same process with another fixed variance of p(x_{t-1} | x_t): the network stays what it is, sampling and the
+    /// The same process with another fixed variance of p(x_{t-1} | x_t): the network stays the same, sampling and the
     /// bound change.
     ///
     /// # Errors
-    /// The variance is learned, or is to be: then the network's output channels say which it is.
+    /// The variance is learned, or should become so: the network's output channels decide that.
     pub fn with_fixed_variance(&self, variance_type: VarianceType) -> Result<Self, DiffusionError> {
         if [self.config.variance_type, variance_type].contains(&VarianceType::LearnedRange) {
             let expected = "fixed_small or fixed_large, and only beside a model that does not learn its variance";
@@ -84,12 +84,7 @@ impl DiffusionProcess {
         &self.schedule
     }
 
-    /// The original timesteps this process visits, ascending.
-    pub fn network_timesteps(&self) -> &[Timestep] {
-        &self.network_timesteps
-    }
-
-    /// What the network is told at `t`.
+    /// The time that the network gets at `t`.
     pub fn network_timestep(&self, t: Timestep) -> Result<Timestep, DiffusionError> {
         Ok(self.network_timesteps[self.schedule.checked(t)?])
     }
@@ -97,7 +92,7 @@ impl DiffusionProcess {
     /// What an image's noise and its term of the bound depend on at `t`.
     ///
     /// # Errors
-    /// A timestep the process has not.
+    /// A timestep that the process does not have.
     pub fn constants(&self, t: Timestep) -> Result<SampleConstants, DiffusionError> {
         let (schedule, t) = (&self.schedule, self.schedule.checked(t)?);
         let ((signal, noise), x_start) = (self.signal_and_noise(t), self.x_start_in_prediction(t));
@@ -133,20 +128,35 @@ impl DiffusionProcess {
     }
 
     /// mu~_t(x_t, x_0), the mean of q(x_{t-1} | x_t, x_0), eq. 7.
-    pub fn q_posterior_mean(&self, x_start: &Tensor, x_t: &Tensor, t: &[Timestep]) -> Result<Tensor, DiffusionError> {
+    pub(crate) fn q_posterior_mean(
+        &self,
+        x_start: &Tensor,
+        x_t: &Tensor,
+        t: &[Timestep],
+    ) -> Result<Tensor, DiffusionError> {
         let (coef1, coef2) = (self.schedule.posterior_mean_coef1(), self.schedule.posterior_mean_coef2());
         self.combine("q_posterior_mean", (x_start, |t| coef1[t]), (x_t, |t| coef2[t]), t)
     }
 
     /// The x_0 that the network's output stands for; not clamped. `[N, H, W, C]`, whatever the output's channels.
-    pub fn predict_x_start(&self, output: &Tensor, x_t: &Tensor, t: &[Timestep]) -> Result<Tensor, DiffusionError> {
+    pub(crate) fn predict_x_start(
+        &self,
+        output: &Tensor,
+        x_t: &Tensor,
+        t: &[Timestep],
+    ) -> Result<Tensor, DiffusionError> {
         let prediction = self.prediction(output, x_t.dims())?;
         let of = |t| self.x_start_in_prediction(t);
         self.combine("predict_x_start", (x_t, |t| of(t).x_t), (&prediction, |t| of(t).prediction), t)
     }
 
     /// The eps that the network's output stands for. `[N, H, W, C]`, whatever the output's channels.
-    pub fn predict_noise(&self, output: &Tensor, x_t: &Tensor, t: &[Timestep]) -> Result<Tensor, DiffusionError> {
+    pub(crate) fn predict_noise(
+        &self,
+        output: &Tensor,
+        x_t: &Tensor,
+        t: &[Timestep],
+    ) -> Result<Tensor, DiffusionError> {
         let prediction = self.prediction(output, x_t.dims())?;
         let of = |t| self.noise_in_prediction(t);
         self.combine("predict_noise", (x_t, |t| of(t).x_t), (&prediction, |t| of(t).prediction), t)
@@ -155,7 +165,7 @@ impl DiffusionProcess {
     /// log of the variance of p(x_{t-1} | x_t): `[N, 1, 1, 1]` where it is fixed, `[N, H, W, C]` where the output's
     /// second C channels say where between its bounds it lies (Nichol & Dhariwal 2021, eq. 15). `image_dims` are
     /// those of x_t.
-    pub fn model_log_variance(
+    pub(crate) fn model_log_variance(
         &self,
         output: &Tensor,
         image_dims: &[usize],
@@ -283,7 +293,7 @@ pub(super) fn check_dims(
     Err(DiffusionError::Shape { operation, name, found: tensor.dims().to_vec(), expected: expected.to_vec() })
 }
 
-/// Refuses a list that has not one entry for each sample of `batch`.
+/// Refuses a list that does not have one entry for each sample of `batch`.
 pub(super) fn check_count(
     operation: &'static str,
     name: &'static str,

@@ -25,11 +25,6 @@ impl LogVariance {
     pub fn variance(self) -> f64 {
         self.0.exp()
     }
-
-    /// The standard deviation.
-    pub fn standard_deviation(self) -> f64 {
-        (0.5 * self.0).exp()
-    }
 }
 
 /// The tables over `0..T`; all of one length and finite.
@@ -90,7 +85,7 @@ impl Schedule {
         let posterior_mean_coef1 = table(|beta, bar, bar_prev| bar_prev.sqrt() * beta / (1.0 - bar));
         let posterior_mean_coef2 = table(|beta, bar, bar_prev| (1.0 - beta).sqrt() * (1.0 - bar_prev) / (1.0 - bar));
 
-        // Entry 0 of the posterior variance is 0 (x_0 given x_0): its neighbour stands in, for its logarithm's sake.
+        // Entry 0 of the posterior variance is 0 (x_0 given x_0): its neighbour replaces it, so that the logarithm exists.
         // A one-step schedule has no neighbour, only its beta.
         let first_variance = posterior_variance.get(1).or(betas.first()).copied();
         let with_first = |rest: &[f64]| -> Vec<LogVariance> {
@@ -158,7 +153,7 @@ impl Schedule {
     }
 
     /// alpha_bar_{t-1}, 1 at t = 0.
-    pub fn alphas_cumprod_prev(&self) -> &[f64] {
+    pub(crate) fn alphas_cumprod_prev(&self) -> &[f64] {
         &self.alphas_cumprod_prev
     }
 
@@ -188,7 +183,7 @@ impl Schedule {
     }
 
     /// log of beta_t, entry 0 replaced by beta~_1.
-    pub fn fixed_large_log_variance(&self) -> &[LogVariance] {
+    pub(crate) fn fixed_large_log_variance(&self) -> &[LogVariance] {
         &self.fixed_large_log_variance
     }
 

@@ -76,7 +76,7 @@ impl TimestepSampler {
         DrawnTimesteps { timesteps, weights }
     }
 
-    /// Takes in the unweighted losses of a step's whole global batch, in the order of its samples, so that micro-batches
+    /// Adds the unweighted losses of a step's whole global batch, in the order of its samples, so that micro-batches
     /// change nothing. Losses must be finite.
     pub fn observe(&mut self, timesteps: &[Timestep], losses: &[f64]) {
         if let Some(history) = &mut self.history {
@@ -84,12 +84,12 @@ impl TimestepSampler {
         }
     }
 
-    /// What was observed, where draws depend on it: a run's state.
+    /// The losses observed so far, where draws depend on them: part of a run's state.
     pub fn history(&self) -> Option<&LossHistory> {
         self.history.as_ref()
     }
 
-    /// Goes on from what another run observed.
+    /// Continues from the losses that another run observed.
     ///
     /// # Errors
     /// The history is that of a schedule of another length.

@@ -13,14 +13,14 @@ use ddpm_kernels::ops::diffusion::{Noise, NoisyImages, SampleConstants, bound};
 use super::process::check_count;
 use super::{DiffusionError, DiffusionProcess, Timestep};
 
-/// What one step of the bound says about an image; all are means over its values.
+/// The terms of one step for an image; all are means over its values.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct BoundTerms {
     /// `L_t` in bits per dimension.
     pub vb: f64,
     /// Squared error of the predicted x_0.
     pub xstart_mse: f64,
-    /// Squared error of the eps that belongs to that x_0: `snr_t` times as much, for x_t is the same.
+    /// Squared error of the eps that belongs to that x_0: `snr_t` times as much, since x_t is the same.
     pub mse: f64,
 }
 
@@ -32,10 +32,10 @@ impl BoundTerms {
 }
 
 /// `L_t` of each of the images `x_start` `[N, H, W, C]` with this `noise`, and the errors behind it, for a predicted x_0 that is
-/// clamped to [-1, 1], as one does when judging a model and not when training it.
+/// clamped to [-1, 1], as is usual when a model is evaluated, but not in training.
 ///
 /// # Errors
-/// Tensors that do not fit together, or a timestep the process has not.
+/// Tensors that do not fit together, or a timestep that the process does not have.
 pub fn bound_terms(
     process: &DiffusionProcess,
     model_output: &Tensor,

@@ -1,8 +1,8 @@
-//! What can be wrong with a network's configuration.
+//! Errors of a network's configuration.
 
 use thiserror::Error;
 
-/// A key of `[model]` that cannot be. Keys are named without the section, which the caller knows.
+/// A key of `[model]` with an impossible value. Keys are named without the section, which the caller knows.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum UNetConfigError {
@@ -12,7 +12,7 @@ pub enum UNetConfigError {
         /// The key.
         key: &'static str,
     },
-    /// A key that nothing else could fill.
+    /// A key that is missing and does not follow from others.
     #[error("model.{key} is missing")]
     Missing {
         /// The key.

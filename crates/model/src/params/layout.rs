@@ -19,7 +19,7 @@ pub enum Init {
     Normal,
 }
 
-/// How files hold a parameter; `unet/naming.rs` turns the one into the other.
+/// How files hold a parameter; `unet/naming.rs` converts between the two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileLayout {
     /// As in memory.
@@ -57,14 +57,14 @@ impl ParamSpec {
     }
 }
 
-/// Parameters begin at multiples of so many elements: 16 bytes in any of our number formats, what a GPU's wide loads and
-/// its libraries' fast paths ask for.
+/// Parameters begin at multiples of so many elements: 16 bytes in any of our number formats, which a GPU's wide loads and
+/// its libraries' fast paths require.
 const ALIGNMENT: usize = 8;
 
 /// All parameters of a network, in order.
 ///
-/// The buffer has them in the same order, but for those of a *stack*: linear layers of one input, whose weights lie one after
-/// another at its end, and behind them their biases, so that a GPU applies them all as one layer.
+/// The buffer has them in the same order, except for those of a *stack*: linear layers with the same input. Their weights lie one
+/// after another at its end, and after them their biases, so that a GPU applies them all as one layer.
 #[derive(Clone, Debug, Default)]
 pub struct ParamLayout {
     pub(super) specs: Vec<ParamSpec>,
@@ -115,7 +115,7 @@ impl ParamLayout {
         ((weight, bias), first)
     }
 
-    /// Gives the stack its place, behind all others and without gaps.
+    /// Gives the stack its place, after all others and without gaps.
     pub(crate) fn finish(mut self) -> Self {
         for ids in [&self.stack.weights, &self.stack.biases] {
             if ids.is_empty() {

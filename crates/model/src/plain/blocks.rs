@@ -1,4 +1,4 @@
-//! The levels of the network: diffusers' `DownBlock2D`, `UNetMidBlock2D`, `UpBlock2D`, their attending kin, and those that
+//! The levels of the network: diffusers' `DownBlock2D`, `UNetMidBlock2D`, `UpBlock2D`, the same with attention, and those that
 //! resample in a residual block.
 
 use candle_core::{Result, Tensor};
@@ -7,7 +7,7 @@ use candle_nn::{Conv2d, Module, VarBuilder};
 use super::layers::{AttentionBlock, Resize, ResnetBlock, conv2d, conv2d_halving, upsample};
 use crate::unet::{DownBlockType, Resample, TimeScaleShift, UNetConfig, UpBlockType};
 
-/// One level, on the way down or up.
+/// One level, of the down path or the up path.
 #[derive(Clone, Debug)]
 pub(super) struct Level {
     layers: Vec<(ResnetBlock, Option<AttentionBlock>)>,
@@ -44,7 +44,7 @@ impl Resampler {
 }
 
 impl Level {
-    /// The level on the way down that takes the results of the finer one; the coarsest does not halve the image.
+    /// The level of the down path that takes the results of the finer one; the coarsest does not halve the image.
     pub(super) fn down(config: &UNetConfig, level: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         let channels = &config.block_out_channels;
         let (inputs, outputs) = (channels[level.saturating_sub(1)], channels[level]);
@@ -72,8 +72,8 @@ impl Level {
         })
     }
 
-    /// Block `index` from the bottom on the way up; its residual blocks take results of the way down beside what comes from
-    /// below.
+    /// Block `index` of the up path, counted from the bottom; its residual blocks take results of the down path beside the
+    /// result of the level below.
     pub(super) fn up(config: &UNetConfig, index: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         let (channels, last) = (&config.block_out_channels, config.levels() - 1);
         let level = last - index;

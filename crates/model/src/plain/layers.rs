@@ -18,8 +18,8 @@ pub(super) fn conv2d_halving(channels: usize, padding: usize, vb: VarBuilder<'_>
     candle_nn::conv2d(channels, channels, 3, config, vb)
 }
 
-/// Every pixel as a 2x2 square. Not `upsample_nearest2d`, whose gradient replaces what reached the same tensor on another way
-/// instead of adding to it (candle 0.11.1).
+/// Every pixel as a 2x2 square. Not `upsample_nearest2d`, whose gradient overwrites contributions to the same tensor instead of
+/// adding to them (candle 0.11.1).
 pub(super) fn upsample(x: &Tensor) -> Result<Tensor> {
     let (n, c, h, w) = x.dims4()?;
     x.reshape((n, c, h, 1, w, 1))?.broadcast_as((n, c, h, 2, w, 2))?.reshape((n, c, 2 * h, 2 * w))
@@ -31,8 +31,8 @@ pub(super) fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
         Activation::Relu => x.relu(),
         Activation::Gelu => x.gelu_erf(),
         Activation::Mish => {
-            // tanh(ln(1 + e^x)) = w (w + 2) / (w (w + 2) + 2) with w = e^x; 1 in f32 from x = 20 on. 16 bits have room neither for
-            // e^20 nor beside the 2.
+            // tanh(ln(1 + e^x)) = w (w + 2) / (w (w + 2) + 2) with w = e^x; 1 in f32 from x = 20 on. 16 bits have room neither
+            // for e^20 nor beside the 2.
             let dtype = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
             let w = x.to_dtype(dtype)?.minimum(20.0)?.exp()?;
             let numerator = (&w * (&w + 2.0)?)?;
@@ -176,7 +176,7 @@ impl AttentionBlock {
             Some(norm) => norm.forward(x)?,
             None => x.clone(),
         };
-        // In one piece: the product of a transposed view and a weight that is broadcast comes out wrong in candle 0.11.1.
+        // In one piece: the product of a transposed view and a weight that is broadcast is wrong in candle 0.11.1.
         let h = h.reshape((n, c, tokens))?.transpose(1, 2)?.contiguous()?;
         let heads = |layer: &Linear| {
             layer.forward(&h)?.reshape((n, tokens, self.heads, head_dim))?.transpose(1, 2)?.contiguous()

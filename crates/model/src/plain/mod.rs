@@ -1,7 +1,7 @@
 //! The same network in plain candle: `candle_nn` layers, weights from a `VarBuilder` under diffusers' names.
 //!
-//! It is a door and an oracle. A program that uses candle and nothing of ours loads what `ddpm export` or diffusers wrote, on
-//! any device that candle has, in the dtype of its `VarBuilder`, and may train it by candle's autograd:
+//! It is for candle's users, and an oracle for tests. A program that uses candle alone loads what `ddpm export` or diffusers
+//! wrote, on any device that candle has, in the dtype of its `VarBuilder`, and may train it by candle's autograd:
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -15,10 +15,10 @@
 //! # Ok(())
 //! # }
 //! ```
-//! `examples/plain_candle.rs` draws an image so. And [`UNet`](crate::unet::UNet), whose operations are our own, is tested
-//! against this one: two networks written from one paper, on two sets of operations.
+//! `examples/plain_candle.rs` draws an image in this way. And [`UNet`](crate::unet::UNet), whose operations are our own, is
+//! tested against this one: two networks written from one paper, on two sets of operations.
 //!
-//! Here shapes are candle's and PyTorch's, `[N, C, H, W]`. It is as slow as candle's own operations are; training belongs on
+//! Here shapes are candle's and PyTorch's, `[N, C, H, W]`. It is as slow as candle's own operations are; for training there is
 //! [`Tape`](crate::tape::Tape).
 
 mod blocks;

@@ -1,8 +1,8 @@
 //! Our optimizer for candle's own training loops: clipping by the whole gradient's norm, AdamW and moving averages, in one pass
 //! over each variable where it lies (Loshchilov & Hutter 2019, algorithm 2).
 //!
-//! `candle_nn::AdamW` makes a tensor for each of a dozen steps of the formula and copies three of them; this reads and writes each
-//! number once. It neither clips nor averages; both are what diffusion models are trained with.
+//! `candle_nn::AdamW` makes a tensor for each of a dozen steps of the formula and copies three of them; this reads and writes
+//! each number once. It neither clips nor averages, and diffusion models are trained with both.
 
 use candle_core::backprop::GradStore;
 use candle_core::{Error, Result, Tensor, Var};
@@ -12,7 +12,7 @@ use ddpm_kernels::optim::{AdamWBuffers, adamw_step, norm};
 
 use crate::optim::{AdamWConfig, ema_warm_up};
 
-/// What an [`AdamW`] is made with.
+/// Settings of an [`AdamW`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdamWSettings {
     /// Learning rate; see [`Optimizer::set_learning_rate`].
@@ -71,7 +71,7 @@ impl AdamW {
     fn gradients<'a>(&'a self, grads: &GradStore) -> Result<Vec<(&'a Slot, FlatBuffer)>> {
         let found = |slot: &'a Slot| {
             let gradient = grads.get(&slot.var)?;
-            // A view may lie where our passes cannot read it; a copy does not.
+            // A view may not be aligned for our passes; a copy is.
             let whole = FlatBuffer::sharing(gradient).or_else(|_| FlatBuffer::sharing(&gradient.force_contiguous()?));
             let whole = whole.map_err(Error::wrap);
             Some(whole.map(|gradient| (slot, gradient)))

@@ -1,4 +1,4 @@
-//! The way back: gradients on their way from values to values, and operations in reverse.
+//! The backward pass: gradients flow from values to values, and operations run in reverse.
 
 use candle_core::Tensor;
 use ddpm_kernels::ops::elementwise;
@@ -14,7 +14,7 @@ pub(super) struct Node<'p> {
 
 type Backward<'p> = Box<dyn FnOnce(&Tensor, &mut Flow<'_>) -> Result<()> + 'p>;
 
-/// What has arrived for a value.
+/// The gradient of a value, as far as it has arrived.
 #[derive(Clone, Debug, Default)]
 struct Arrived {
     gradient: Option<Tensor>,
@@ -36,13 +36,13 @@ impl Arrived {
     }
 }
 
-/// The gradients on their way back.
+/// The gradients of a backward pass.
 pub(super) struct Flow<'a> {
     values: Vec<Arrived>,
-    /// Of the gradient that is played back.
+    /// Of the gradient that is propagated now.
     summed: bool,
     columns: usize,
-    /// Whether two gradients may wait, for who adds them in a pass of its own.
+    /// Whether two gradients may wait, for an operation that adds them in its own pass.
     patient: bool,
     pub(super) params: &'a mut Gradients,
 }
@@ -67,7 +67,7 @@ impl<'a> Flow<'a> {
         Ok(())
     }
 
-    /// Takes out what has arrived for a value, for an operation that adds it to its own gradient.
+    /// Takes what has arrived for a value, for an operation that adds it to its own gradient.
     pub(super) fn take(&mut self, var: Option<usize>) -> Result<Option<Tensor>> {
         var.map_or(Ok(None), |id| self.values[id].sum())
     }
@@ -81,7 +81,7 @@ impl<'a> Flow<'a> {
     }
 
     /// The gradient of `count` columns, from `first` on, of a value's `[N, C]`, to be written by the caller; `make` makes the
-    /// whole, for who comes first.
+    /// whole tensor at the first call.
     #[cfg(feature = "cuda")]
     pub(super) fn columns(
         &mut self,
@@ -99,7 +99,7 @@ impl<'a> Flow<'a> {
         Ok(Some(gradient.insert(whole).narrow(1, first, count)?))
     }
 
-    /// How many columns of what is played back have been written, where that was done in parts.
+    /// How many columns of the gradient that is propagated now have been written, if that was done in parts.
     pub(super) fn columns_written(&self) -> usize {
         self.columns
     }
@@ -111,7 +111,7 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Whether who plays back now need not write its bias' gradient.
+    /// Whether the operation that runs now need not write its bias' gradient.
     pub(super) fn is_summed(&self) -> bool {
         self.summed
     }
@@ -121,7 +121,7 @@ impl<'a> Flow<'a> {
         self.values.len()
     }
 
-    /// Makes room for so many, or forgets those beyond.
+    /// Makes room for so many, or drops those beyond.
     pub(super) fn resize(&mut self, values: usize) {
         self.values.resize(values, Arrived::default());
     }

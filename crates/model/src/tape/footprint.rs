@@ -1,5 +1,5 @@
 //! How much memory the values of a training pass take on a GPU, without one: the tape's own rules for what is kept and when
-//! it is freed, played over a [`Sketch`] with counters in the place of tensors.
+//! it is freed, played over a [`Sketch`] with counters instead of tensors.
 //!
 //! What each operation keeps and allocates stands beside it, in [`super::ops`].
 
@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::operation::{Added, Gradient, Operation, WayBack, count};
+use super::operation::{Added, BackwardPass, Gradient, Operation, count};
 use super::sketch::{Sketch, Step};
 
 /// Bytes that are in use, and the most that ever were.
@@ -37,7 +37,7 @@ impl Drop for Lease {
     }
 }
 
-/// What was recorded: an operation with what its way back reads, or a block with its inputs.
+/// What was recorded: an operation with what its backward pass reads, or a block with its inputs.
 enum Node {
     Operation { step: usize, kept: Vec<Held> },
     Block { steps: Range<usize>, inputs: Vec<(usize, Held)> },
@@ -49,7 +49,7 @@ struct Pass<'s> {
     images: usize,
     /// Bytes of a number.
     size: usize,
-    /// The steps that are the first and the last to read each value on the way there.
+    /// The steps that are the first and the last to read each value in the forward pass.
     first_use: Vec<usize>,
     last_use: Vec<usize>,
     ledger: Rc<Ledger>,
@@ -59,8 +59,8 @@ struct Pass<'s> {
 type Values = Vec<Option<Held>>;
 
 impl Sketch {
-    /// The most bytes that activations and their gradients take at once while `images` are learned from, with numbers of
-    /// `size` bytes; with `checkpointing`, where blocks keep their inputs alone.
+    /// The most bytes that activations and their gradients take at once in a training step of `images`, with numbers of `size`
+    /// bytes; with `checkpointing`, blocks keep only their inputs.
     pub fn peak_bytes(&self, images: usize, size: usize, checkpointing: bool) -> u64 {
         let (mut first_use, mut last_use) = (vec![usize::MAX; self.values], vec![0; self.values]);
         for (at, step) in self.steps.iter().enumerate() {
@@ -84,7 +84,7 @@ impl Sketch {
         pass.ledger.peak.get()
     }
 
-    /// Bytes at least that sums over `images` wait in until the end of a pass.
+    /// A lower bound on the bytes in which sums over `images` wait until the end of a pass.
     pub fn sums_bytes(&self, images: usize) -> u64 {
         let sums = self.steps.iter().map(|Step { operation, .. }| operation.facts.waiting_sums(&operation.x));
         (sums.sum::<usize>() * images * size_of::<f32>()) as u64
@@ -104,12 +104,12 @@ impl Pass<'_> {
         count(shape) * (self.images * self.size) as u64
     }
 
-    /// What a forward pass makes for the way back besides its result.
+    /// What a forward pass makes for the backward pass besides its result.
     fn made_beside(&self, operation: &Operation) -> Held {
         self.take(operation.facts.made_beside(&operation.x, self.size) * self.images as u64)
     }
 
-    /// Runs some steps; what they leave for the way back, if they are recorded.
+    /// Runs some steps; returns what they keep for the backward pass, if they are recorded.
     fn forward(&self, steps: Range<usize>, values: &mut Values, recorded: bool) -> Vec<Node> {
         let mut nodes = Vec::new();
         for at in steps {
@@ -119,7 +119,7 @@ impl Pass<'_> {
             let held = |value: &Option<usize>| value.and_then(|value| values[value].clone());
             let reads = operation.facts.kept();
             if reads.x {
-                // What has no number is the image, or the time: it came from somewhere.
+                // A value without a number is the image or the time, which the caller made.
                 kept.push(held(x).unwrap_or_else(|| self.take(self.numbers(&operation.x))));
             }
             kept.extend(held(other).filter(|_| reads.other));
@@ -133,7 +133,7 @@ impl Pass<'_> {
         nodes
     }
 
-    /// The same for all steps, where blocks leave their inputs alone.
+    /// The same for all steps, where blocks keep only their inputs.
     fn forward_by_blocks(&self, values: &mut Values) -> Vec<Node> {
         let (mut nodes, mut at) = (Vec::new(), 0);
         for block in self.sketch.blocks.iter().chain([&(self.sketch.steps.len()..self.sketch.steps.len())]) {
@@ -171,11 +171,11 @@ impl Pass<'_> {
         }
     }
 
-    /// An operation's way back, which ends what it `kept`.
+    /// An operation's backward pass, which frees what it `kept`.
     fn operation_backward(&self, at: usize, gradients: &mut Values, kept: Vec<Held>) {
         let step = &self.sketch.steps[at];
         let Some(dy) = gradients[step.y].take().map(|dy| self.sum(dy)) else { return };
-        let WayBack { x, other, added, beside } = step.operation.facts.way_back(&step.operation.x);
+        let BackwardPass { x, other, added, beside } = step.operation.facts.backward_pass(&step.operation.x);
         let new = |shape: &[usize]| self.take(self.numbers(shape));
         match &other {
             Gradient::OfResult => self.accumulate(gradients, step.other, dy.clone()),

@@ -1,6 +1,6 @@
 //! The tape: runs operations, remembers which ran on what, and plays their backward passes in reverse.
 //!
-//! Candle's autograd pays a zero fill and an addition for every edge of the graph, differentiates what nobody asked
+//! Candle's autograd pays a zero fill and an addition for every edge of the graph, differentiates more than was asked
 //! for, and its own convolution and normalisation gradients are slow or wrong (docs/tape.md). Here a gradient that
 //! arrives first is taken as it is, parameters' gradients go straight to their place in the flat buffer, and an
 //! activation is freed as soon as its backward pass has run.
@@ -20,7 +20,7 @@ mod var;
 
 pub use operands::{Run, Runs};
 pub use operation::{Operation, Work};
-pub use ops::{Columns, LayerParams, Residual, Time};
+pub(crate) use ops::{Columns, LayerParams, Residual, Time};
 pub use sketch::Sketch;
 pub use var::Var;
 
@@ -64,7 +64,7 @@ pub struct Tape<'p> {
     taken: Vec<bool>,
 }
 
-/// Whether operations on `device` do what stands around them in the same pass: a GPU's, unless that is turned off.
+/// Whether operations on `device` are fused with their neighbours: those of a GPU, unless that is turned off.
 pub fn fuses_on(device: &Device) -> bool {
     #[cfg(feature = "cuda")]
     return device.is_cuda() && Gpu::of(device).is_ok_and(|gpu| gpu.uses(Family::Fuse));
@@ -120,12 +120,12 @@ impl<'p> Tape<'p> {
     }
 
     /// Where the network computes.
-    pub fn device(&self) -> Device {
+    pub(crate) fn device(&self) -> Device {
         self.params.buffer().device().clone()
     }
 
     /// A value no gradient flows to.
-    pub fn input(&self, value: &Tensor) -> Result<Var> {
+    pub(crate) fn input(&self, value: &Tensor) -> Result<Var> {
         let value = value.contiguous()?.to_device(self.params.buffer().device())?;
         Ok(Var::new(elementwise::cast(&value, self.dtype())?, None))
     }
@@ -134,7 +134,7 @@ impl<'p> Tape<'p> {
         self.params.dtype()
     }
 
-    /// Whether operations do what stands around them in the same pass.
+    /// Whether operations are fused with their neighbours.
     fn fuses(&self) -> bool {
         self.sketch.as_ref().map_or_else(|| fuses_on(&self.device()), |sketch| sketch.fused)
     }
@@ -152,7 +152,7 @@ impl<'p> Tape<'p> {
         Some(Dropout { probability, seed, layer, step, first_position })
     }
 
-    /// An operation's output, with what to do on the way back if the tape records.
+    /// An operation's output, with its backward pass if the tape records.
     fn record(&mut self, value: Tensor, backward: impl FnOnce(&Tensor, &mut Flow<'_>) -> Result<()> + 'p) -> Var {
         if !self.recording {
             return Var::new(value, None);

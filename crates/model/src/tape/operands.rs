@@ -1,14 +1,14 @@
-//! Operands of their own for an operation that is to be run again and again, on its own.
+//! Operands for an operation that is run again and again on its own, as `bench ops` does.
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::KernelError;
-use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
 #[cfg(feature = "cuda")]
-use ddpm_kernels::cuda::Sums;
+use ddpm_kernels::buffer::DeferredSums;
+use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::elementwise;
 
-/// Numbers that are made; operands repeat them.
+/// Different numbers in the operands; they repeat after so many.
 const PATTERN: usize = 65_521;
 
 type Result<T> = std::result::Result<T, KernelError>;
@@ -19,9 +19,9 @@ pub type Run = Box<dyn Fn() -> Result<()>>;
 /// Both passes of an operation.
 #[allow(missing_debug_implementations, reason = "closures")]
 pub struct Runs {
-    /// There.
+    /// The forward pass.
     pub forward: Run,
-    /// Back, unless there is nothing to do.
+    /// The backward pass, unless there is nothing to do.
     pub backward: Option<Run>,
 }
 
@@ -58,13 +58,13 @@ impl Maker<'_> {
         Ok(Tensor::from_vec(numbers, shape, self.device)?)
     }
 
-    /// Room for those of a layer with so many numbers in weight and bias.
+    /// Room for the gradients of a layer with so many numbers in weight and bias.
     pub(super) fn gradients(&self, params: [usize; 2]) -> Result<OwnGrads> {
         Ok(OwnGrads {
             buffer: FlatBuffer::zeros(params[0] + params[1], self.device)?,
             params,
             #[cfg(feature = "cuda")]
-            sums: Sums::default(),
+            sums: DeferredSums::default(),
         })
     }
 }
@@ -74,7 +74,7 @@ pub(super) struct OwnGrads {
     pub(super) buffer: FlatBuffer,
     params: [usize; 2],
     #[cfg(feature = "cuda")]
-    pub(super) sums: Sums,
+    pub(super) sums: DeferredSums,
 }
 
 impl OwnGrads {

@@ -1,5 +1,5 @@
-//! What an operation of the network works on, noted while a pass runs: enough to say what it costs and keeps, and to do the same
-//! work again on its own. All of that stands beside the operation itself, in [`ops`](super::ops), as its [`Facts`].
+//! What an operation of the network works on, noted while a pass runs: enough to say what it costs and keeps, and to run the
+//! same work again on its own. All of that stands beside the operation itself, in [`ops`](super::ops), as its [`Facts`].
 
 use std::fmt::{self, Debug, Display, Formatter};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub struct Operation {
 /// Whether they do the same work.
 impl PartialEq for Operation {
     fn eq(&self, other: &Self) -> bool {
-        // Facts tell all that they are when they are shown.
+        // Facts are equal if their texts are.
         self.x == other.x && format!("{:?}", self.facts) == format!("{:?}", other.facts)
     }
 }
@@ -34,7 +34,7 @@ pub struct Work {
     pub flop: u64,
 }
 
-/// What the way back reads, so that it is not freed before.
+/// What the backward pass reads, so that it is not freed before.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Kept {
     pub(super) x: bool,
@@ -57,7 +57,7 @@ pub(super) enum Gradient {
     Shared,
 }
 
-/// What has arrived for an operand and is added to its gradient on the way.
+/// What has arrived for an operand and is added to its gradient in the same pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Added {
     /// Nothing is: sums are passes of their own.
@@ -68,9 +68,9 @@ pub(super) enum Added {
     Two,
 }
 
-/// What a way back takes and gives.
+/// What a backward pass reads and writes.
 #[derive(Clone, Debug)]
-pub(super) struct WayBack {
+pub(super) struct BackwardPass {
     pub(super) x: Gradient,
     pub(super) other: Gradient,
     /// To that of x.
@@ -79,13 +79,13 @@ pub(super) struct WayBack {
     pub(super) beside: bool,
 }
 
-impl WayBack {
+impl BackwardPass {
     /// The gradients alone.
     pub(super) fn gives(x: Gradient, other: Gradient) -> Self {
         Self { x, other, added: Added::Nothing, beside: false }
     }
 
-    /// A layer's, whose input may want none.
+    /// A layer's, whose input may need none.
     pub(super) fn of_layer(x: &[usize], need_dx: bool) -> Self {
         Self::gives(if need_dx { Gradient::New(x.to_vec()) } else { Gradient::None }, Gradient::OfResult)
     }
@@ -98,7 +98,7 @@ pub(super) trait Facts: Debug + Send + Sync {
     /// The name of the tape's method.
     fn name(&self) -> &'static str;
 
-    /// What makes a difference besides the shapes, to be read after them.
+    /// What makes a difference besides the shapes, as a text to follow them.
     fn details(&self) -> String {
         String::new()
     }
@@ -123,12 +123,12 @@ pub(super) trait Facts: Debug + Send + Sync {
         self.forward_work(x, size)
     }
 
-    /// What the way back reads.
+    /// What the backward pass reads.
     fn kept(&self) -> Kept {
         Kept::default()
     }
 
-    /// Bytes that the forward pass makes for the way back besides its result, for one image.
+    /// Bytes that the forward pass makes for the backward pass besides its result, for one image.
     fn made_beside(&self, _x: &[usize], _size: usize) -> u64 {
         0
     }
@@ -143,9 +143,9 @@ pub(super) trait Facts: Debug + Send + Sync {
         None
     }
 
-    /// What its way back takes and gives.
-    fn way_back(&self, x: &[usize]) -> WayBack {
-        WayBack::gives(Gradient::New(x.to_vec()), Gradient::None)
+    /// What its backward pass reads and writes.
+    fn backward_pass(&self, x: &[usize]) -> BackwardPass {
+        BackwardPass::gives(Gradient::New(x.to_vec()), Gradient::None)
     }
 
     /// Both passes on operands of their own.
@@ -239,7 +239,7 @@ pub(super) fn layer_work(facts: &dyn Facts, x: &[usize], size: usize, residual: 
     Work { bytes: (count(x) + y + second + params) * size as u64, flop: layer_products(facts, x) }
 }
 
-/// Its backward work: a product for the gradient of the weight, and one for that of x, where x wants one.
+/// Its backward work: a product for the gradient of the weight, and one for that of x, where x needs one.
 pub(super) fn layer_backward_work(facts: &dyn Facts, x: &[usize], size: usize, need_dx: bool) -> Work {
     let [weight, bias] = facts.params(x).map(|numbers| numbers as u64);
     let dx = if need_dx { count(x) + weight } else { 0 };

@@ -1,23 +1,23 @@
-//! Gradient checkpointing (Chen et al. 2016): a block's inside is not kept on the way there but computed again on the way
-//! back, for less memory and one more forward pass.
+//! Gradient checkpointing (Chen et al. 2016): the values inside a block are not kept in the forward pass but computed again in
+//! the backward pass, for less memory and one more forward pass.
 //!
-//! What is computed again is what was: the same operations on the same inputs with the same dropout masks. The block's own
-//! tape numbers its values after those that wait in [`Flow`], so that its operations find and add to the gradients of
-//! its inputs in the order in which they would have without all this. The result is the same to the bit.
+//! The recomputation is exact: the same operations on the same inputs with the same dropout masks. The block's own tape numbers
+//! its values after those that wait in [`Flow`], so that its operations add to the gradients of its inputs in the same order as
+//! without checkpointing. The result is the same to the bit.
 
 use super::var::Made;
 use super::{Tape, Var};
 use crate::error::Result;
 
 impl<'p> Tape<'p> {
-    /// Keeps of each block its inputs alone, if `on`.
+    /// Keeps only the inputs of each block, if `on`.
     #[must_use]
     pub fn checkpointing(mut self, on: bool) -> Self {
         self.checkpointing = on;
         self
     }
 
-    /// Runs a part of the network whose inside a [checkpointing](Self::checkpointing) tape does not keep. `run` owns the
+    /// Runs a part of the network; a [checkpointing](Self::checkpointing) tape does not keep the values inside it. `run` owns the
     /// part's inputs, and is all that is kept then.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl<'p> Tape<'p> {
         Ok(output.made(Made { joined: None, ..made }))
     }
 
-    /// A tape that goes on where this one is, and records everything.
+    /// A tape that continues where this one is, and records everything.
     fn empty(&self) -> Self {
         Self {
             step: self.step.clone(),

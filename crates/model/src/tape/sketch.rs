@@ -1,5 +1,5 @@
-//! A tape that computes nothing and writes down what would run, on which values: so that a network can be looked at on any
-//! machine, whatever its size. A value is one number seen through strides of zero, so it has a shape and takes no memory.
+//! A tape that computes nothing and notes which operations would run, on which values, so that a network of any size can be
+//! examined on any machine. A value is one number seen through strides of zero, so it has a shape and takes no memory.
 
 use std::ops::Range;
 
@@ -10,14 +10,14 @@ use super::{DropoutStream, Tape, Var};
 use crate::error::Result;
 use crate::params::Params;
 
-/// What would run when one image goes through a network; see `UNet::sketch`.
+/// The operations that would run for one image; see `UNet::sketch`.
 #[derive(Clone, Debug, Default)]
 pub struct Sketch {
     pub(super) steps: Vec<Step>,
     /// The steps of each [block](Tape::block), in order.
     pub(super) blocks: Vec<Range<usize>>,
     pub(super) values: usize,
-    /// Whether operations do what stands around them in the same pass, as a GPU's do.
+    /// Whether operations are fused with their neighbours, as on a GPU.
     pub(super) fused: bool,
 }
 
@@ -31,8 +31,8 @@ pub(super) struct Step {
 }
 
 impl Sketch {
-    /// The operations that run, in the order of the forward pass: where they do what stands around them in the same pass, values
-    /// are joined by what reads them.
+    /// The operations that run, in the order of the forward pass: where they are fused, values are joined by the operation that
+    /// reads them.
     pub fn operations(&self) -> impl Iterator<Item = &Operation> {
         let runs = |operation: &&Operation| !self.fused || operation.facts.parts(&operation.x).is_none();
         self.steps.iter().map(|step| &step.operation).filter(runs)
@@ -40,7 +40,8 @@ impl Sketch {
 }
 
 impl<'p> Tape<'p> {
-    /// A tape that only [sketches](Sketch) a training pass, `fused` as a GPU has it or not. Of the parameters it reads the shapes alone.
+    /// A tape that only [sketches](Sketch) a training pass, `fused` as a GPU has it or not. It reads only the shapes of the
+    /// parameters.
     pub(crate) fn sketching(params: &'p Params, fused: bool) -> Self {
         let mut tape = Self::training(params, DropoutStream { seed: 0, step: 0, first_position: 0 });
         tape.sketch = Some(Sketch { fused, ..Sketch::default() });

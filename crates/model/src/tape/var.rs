@@ -1,7 +1,7 @@
-//! Values on the tape, and who takes them.
+//! Values on the tape, and which operations take them.
 //!
-//! Who takes a value first is the last to add to its gradient on the way back. So it alone sees all of it, and on a GPU it does
-//! in the same pass what whoever made the value would need another one for.
+//! The first operation to take a value is the last to add to its gradient in the backward pass. So it alone sees the whole
+//! gradient, and on a GPU it sums in the same pass what the operation that made the value would need another pass for.
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::ops::elementwise;
@@ -20,19 +20,19 @@ pub struct Var {
     pub(super) made: Made,
 }
 
-/// How a value was made, as far as that is of use to who takes it.
+/// How a value was made, as far as the operations that take it need to know.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Made {
     /// The biases whose gradients are the value's, summed over all but the channels: all of them, or the first. The second is
     /// that of what was added to the value and to nothing else.
     pub(super) biases: [Option<ParamId>; 2],
-    /// Of two others.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only a GPU parts gradients on the way"))]
+    /// The two values that it was joined from.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only a GPU splits gradients in the same pass"))]
     pub(super) joined: Option<Joined>,
 }
 
 /// Two values side by side.
-#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only a GPU parts gradients on the way"))]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only a GPU splits gradients in the same pass"))]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Joined {
     /// Of the first one.
@@ -44,7 +44,7 @@ pub(super) struct Joined {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Taken {
     pub(super) id: Option<usize>,
-    /// Whether nobody took it before.
+    /// Whether no operation took it before.
     pub(super) first: bool,
 }
 
@@ -64,7 +64,7 @@ impl Var {
         &self.value
     }
 
-    /// Its number, for who gives it a gradient and takes it for nothing else.
+    /// Its number, for an operation that only passes a gradient to it.
     pub(super) fn target(&self) -> Option<usize> {
         self.id
     }

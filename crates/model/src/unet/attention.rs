@@ -1,7 +1,7 @@
 //! Self-attention over the pixels of a feature map (diffusers' `Attention` as UNet2DModel uses it).
 
 use super::config::UNetConfig;
-use super::layers::{GroupNorm, Linear, Start};
+use super::layers::{GroupNorm, InitialWeights, Linear};
 use crate::error::Result;
 use crate::params::ParamLayout;
 use crate::tape::{Tape, Time, Var};
@@ -29,7 +29,7 @@ impl AttentionBlock {
                 GroupNorm::new(layout, &format!("{name}.group_norm"), channels, groups, config.norm_eps, None)
             }),
             to_qkv: Linear::qkv(layout, name, channels),
-            to_out: Linear::new(layout, &format!("{name}.to_out.0"), channels, channels, Start::Zero),
+            to_out: Linear::new(layout, &format!("{name}.to_out.0"), channels, channels, InitialWeights::Zero),
             heads: channels / config.attention_head_dim.unwrap_or(channels),
         }
     }

@@ -1,17 +1,17 @@
-//! The levels of the UNet: diffusers' `DownBlock2D`, `UNetMidBlock2D`, `UpBlock2D`, their attending kin, and those that
+//! The levels of the UNet: diffusers' `DownBlock2D`, `UNetMidBlock2D`, `UpBlock2D`, the same with attention, and those that
 //! resample in a residual block.
 
 use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
 
 use super::attention::AttentionBlock;
 use super::config::{DownBlockType, Resample, TimeScaleShift, UNetConfig, UpBlockType};
-use super::layers::{Conv2d, StackInput, Start};
+use super::layers::{Conv2d, InitialWeights, StackInput};
 use super::resnet::{Resize, ResnetBlock};
 use crate::error::Result;
 use crate::params::ParamLayout;
 use crate::tape::{Tape, Var};
 
-/// One level on the way down.
+/// One level of the down path.
 #[derive(Clone, Debug)]
 pub(super) struct DownBlock {
     layers: Vec<Layer>,
@@ -49,7 +49,14 @@ impl DownBlock {
             match kind.resample(config.downsample_type) {
                 Resample::Conv => {
                     let conv = Convolution::downsample(config.downsample_padding);
-                    Resampler::Conv(Conv2d::new(layout, &format!("{name}.conv"), outputs, outputs, conv, Start::FanIn))
+                    Resampler::Conv(Conv2d::new(
+                        layout,
+                        &format!("{name}.conv"),
+                        outputs,
+                        outputs,
+                        conv,
+                        InitialWeights::FanIn,
+                    ))
                 }
                 Resample::Resnet => Resampler::resnet(layout, &name, config, Resize::Halve, outputs),
             }
@@ -101,7 +108,7 @@ impl Layer {
         Self { resnet, attention }
     }
 
-    /// Takes `skip`, a result of the way down, beside `x`.
+    /// Takes `skip`, a result of the down path, beside `x`.
     fn forward(&self, tape: &mut Tape<'_>, x: Var, skip: Option<Var>, temb: &StackInput) -> Result<Var> {
         let (layer, temb) = (self.clone(), temb.clone());
         tape.block(move |tape| {
@@ -165,7 +172,7 @@ impl MidBlock {
     }
 }
 
-/// One level on the way up.
+/// One level of the up path.
 #[derive(Clone, Debug)]
 pub(super) struct UpBlock {
     layers: Vec<Layer>,
@@ -173,7 +180,7 @@ pub(super) struct UpBlock {
 }
 
 impl UpBlock {
-    /// Block `index` from the bottom; its residual blocks take what comes from below beside the way down's results.
+    /// Block `index` from the bottom; its residual blocks take the results of the down path beside that of the level below.
     pub(super) fn new(layout: &mut ParamLayout, config: &UNetConfig, index: usize) -> Self {
         let name = format!("up_blocks.{index}");
         let level = config.levels() - 1 - index;
@@ -196,7 +203,14 @@ impl UpBlock {
             match kind.resample(config.upsample_type) {
                 Resample::Conv => {
                     let same = Convolution::same(3);
-                    Resampler::Conv(Conv2d::new(layout, &format!("{name}.conv"), outputs, outputs, same, Start::FanIn))
+                    Resampler::Conv(Conv2d::new(
+                        layout,
+                        &format!("{name}.conv"),
+                        outputs,
+                        outputs,
+                        same,
+                        InitialWeights::FanIn,
+                    ))
                 }
                 Resample::Resnet => Resampler::resnet(layout, &name, config, Resize::Double, outputs),
             }

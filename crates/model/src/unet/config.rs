@@ -1,7 +1,7 @@
 //! The network's configuration: the fields of diffusers' `UNet2DModel` config, under the same names.
 //!
 //! What diffusers offers and this version does not (skip blocks, Fourier time embedding, ...) has no variant here, so a
-//! config naming it is refused by name when it is read; [`unsupported`] knows why. Of diffusers' fields only
+//! config that names it is refused by name when it is read; [`unsupported`] has the reasons. Of diffusers' fields only
 //! `num_train_timesteps` is missing: it is the size of a learned time embedding's table.
 
 use ddpm_kernels::ops::activation::Activation as SeparateActivation;
@@ -106,7 +106,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// The operation of its own that it is, unless it is SiLU.
+    /// Its own operation, unless it is SiLU, which is part of the normalisation.
     pub(super) fn separate(self) -> Option<SeparateActivation> {
         match self {
             Self::Silu => None,
@@ -263,7 +263,7 @@ impl Default for UNetConfig {
     }
 }
 
-/// The shape of what goes in and comes out, after `None`s were filled from the rest of a config.
+/// The shapes of input and output, after `None`s were filled from the rest of a config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageShape {
     /// Height and width, in pixels.
@@ -291,14 +291,14 @@ impl UNetConfig {
     }
 
     /// Width of the time embedding after its two linear layers.
-    pub fn time_embed_dim(&self) -> usize {
+    pub(crate) fn time_embed_dim(&self) -> usize {
         self.time_embedding_dim.unwrap_or_else(|| self.block_out_channels.first().copied().unwrap_or(0) * 4)
     }
 
     /// Checks everything the blocks rely on.
     ///
     /// # Errors
-    /// The first key that cannot be, with its value and a value that could.
+    /// The first key with an impossible value, with that value and a possible one.
     pub fn validate(&self) -> Result<(), UNetConfigError> {
         let levels = self.levels();
         if levels == 0 {

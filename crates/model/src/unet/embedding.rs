@@ -1,10 +1,10 @@
-//! What the network knows besides the image: time (Vaswani et al. 2017, section 3.5) and class.
+//! The inputs of the network besides the image: time (Vaswani et al. 2017, section 3.5) and class.
 
 use candle_core::{Device, Tensor};
 use ddpm_kernels::ops::diffusion;
 
 use super::config::{Activation, ClassEmbedType, UNetConfig};
-use super::layers::{Embedding, Linear, Start};
+use super::layers::{Embedding, InitialWeights, Linear};
 use crate::error::{ModelError, Result};
 use crate::params::ParamLayout;
 use crate::tape::{Tape, Var};
@@ -36,8 +36,8 @@ impl TwoLayers {
     fn new(layout: &mut ParamLayout, name: &str, config: &UNetConfig) -> Self {
         let (channels, width) = (config.block_out_channels[0], config.time_embed_dim());
         Self {
-            linear_1: Linear::new(layout, &format!("{name}.linear_1"), channels, width, Start::FanIn),
-            linear_2: Linear::new(layout, &format!("{name}.linear_2"), width, width, Start::FanIn),
+            linear_1: Linear::new(layout, &format!("{name}.linear_1"), channels, width, InitialWeights::FanIn),
+            linear_2: Linear::new(layout, &format!("{name}.linear_2"), width, width, InitialWeights::FanIn),
         }
     }
 
@@ -128,8 +128,8 @@ impl ConditionEmbedding {
     }
 }
 
-/// What the network is told besides the image, where it computes: made by
-/// [`UNet::condition`](super::UNet::condition), or from tensors whose numbers are known to be good.
+/// The inputs of the network besides the image, on its device: made by
+/// [`UNet::condition`](super::UNet::condition), or from tensors whose numbers have been checked.
 #[derive(Clone, Debug)]
 pub struct Condition {
     /// `[N]` f32.
@@ -147,7 +147,7 @@ struct Sinusoids {
 }
 
 impl Sinusoids {
-    /// `numbers` (f32, N) as `[N, channels]`, where they lie, in the format of `tape`.
+    /// `numbers` (f32, N) as `[N, channels]`, on their device, in the format of `tape`.
     fn of(self, numbers: &Tensor, tape: &Tape<'_>) -> Result<Tensor> {
         let channels = self.channels / 2 * 2;
         Ok(diffusion::sinusoids(numbers, channels, self.flip_sin_to_cos, self.freq_shift, tape.dtype())?)

@@ -1,4 +1,4 @@
-//! How many launches a residual block takes on a GPU, counted by the emulator. They pass over without it.
+//! How many launches a residual block takes on a GPU, counted by the emulator; without it the tests do nothing.
 
 #![allow(clippy::unwrap_used)]
 
@@ -42,7 +42,7 @@ fn config(time: TimeScaleShift) -> UNetConfig {
     }
 }
 
-/// Blocks one after another, with their parameters in bf16, as many times as it takes to know every algorithm.
+/// Blocks one after another, with their parameters in bf16, as often as needed until every algorithm is chosen.
 struct Chain {
     blocks: Vec<ResnetBlock>,
     params: Params,
@@ -67,7 +67,7 @@ impl Chain {
         }
     }
 
-    /// There and back.
+    /// Forward and backward.
     fn run(&self, gradients: &mut Gradients) {
         let stream = DropoutStream { seed: 1, step: 1, first_position: 0 };
         let mut tape = Tape::training(&self.params, stream);
@@ -104,7 +104,7 @@ fn gpu_a_residual_block_takes_at_most_thirteen_launches() {
     for time in [TimeScaleShift::Default, TimeScaleShift::ScaleShift] {
         let config = config(time);
         for inputs in [OUTPUTS, 16] {
-            // Before another block, as in a network: what that one does for it counts as that one's.
+            // Before another block, as in a network: what that block does for this one counts as that block's.
             let both = Chain::new(&config, &[inputs, OUTPUTS], &device).launches(&emulator);
             let launches = both - Chain::new(&config, &[OUTPUTS], &device).launches(&emulator);
             println!("{launches} launches of a block of {inputs} to {OUTPUTS} channels, {time:?}");

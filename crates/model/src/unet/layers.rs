@@ -11,16 +11,16 @@ use crate::error::Result;
 use crate::params::{FileLayout, Init, ParamId, ParamLayout};
 use crate::tape::{Columns, LayerParams, Residual, Tape, Time, Var};
 
-/// How a layer starts.
+/// A layer's weights before training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Start {
+pub(super) enum InitialWeights {
     /// PyTorch's default.
     FanIn,
     /// All zero, so that a residual block starts as the identity and the network's first loss is 1.
     Zero,
 }
 
-impl Start {
+impl InitialWeights {
     fn init(self, fan_in: usize) -> Init {
         match self {
             Self::FanIn => Init::Uniform(1.0 / (fan_in as f64).sqrt()),
@@ -43,7 +43,7 @@ impl Conv2d {
         inputs: usize,
         outputs: usize,
         convolution: Convolution,
-        start: Start,
+        start: InitialWeights,
     ) -> Self {
         let k = convolution.kernel;
         let init = start.init(inputs * k * k);
@@ -65,7 +65,13 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    pub(super) fn new(layout: &mut ParamLayout, name: &str, inputs: usize, outputs: usize, start: Start) -> Self {
+    pub(super) fn new(
+        layout: &mut ParamLayout,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        start: InitialWeights,
+    ) -> Self {
         let init = start.init(inputs);
         let weight = layout.push(format!("{name}.weight"), &[outputs, inputs], init, FileLayout::Same);
         let bias = layout.push(format!("{name}.bias"), &[outputs], init, FileLayout::Same);
@@ -74,14 +80,14 @@ impl Linear {
 
     /// One of many of the same input; see [`Stacked`].
     pub(super) fn stacked(layout: &mut ParamLayout, name: &str, inputs: usize, outputs: usize) -> Stacked {
-        let init = Start::FanIn.init(inputs);
+        let init = InitialWeights::FanIn.init(inputs);
         let ((weight, bias), first) = layout.push_stacked(name, [outputs, inputs], init);
         Stacked { alone: Self { params: LayerParams { weight, bias } }, first, outputs }
     }
 
     /// Queries, keys and values as one layer; files hold `{name}.to_q`, `to_k`, `to_v`.
     pub(super) fn qkv(layout: &mut ParamLayout, name: &str, channels: usize) -> Self {
-        let init = Start::FanIn.init(channels);
+        let init = InitialWeights::FanIn.init(channels);
         let mut push = |part: &str, shape: &[usize]| {
             let keys = ["to_q", "to_k", "to_v"].map(|to| format!("{name}.{to}.{part}"));
             layout.push(format!("{name}.to_qkv.{part}"), shape, init, FileLayout::Stacked(keys))
@@ -106,17 +112,17 @@ pub(super) struct Stacked {
     outputs: usize,
 }
 
-/// What stacked layers are given.
+/// The input of stacked layers.
 #[derive(Clone, Debug)]
 pub(super) enum StackInput {
     /// The input, `[N, I]`.
     Plain(Var),
-    /// What the whole stack makes of it, `[N, sum of O]`.
+    /// The output of the whole stack, `[N, sum of O]`.
     Applied(Var),
 }
 
 impl StackInput {
-    /// `x`, with the stack applied where `tape` does that once for all.
+    /// `x`, with the stack applied if `tape` applies it as one.
     pub(super) fn new(tape: &mut Tape<'_>, x: Var) -> Result<Self> {
         Ok(match tape.linear_stack(&x)? {
             Some(all) => Self::Applied(all),
@@ -170,7 +176,7 @@ impl GroupNorm {
         Self { norm, params: LayerParams { weight, bias }, activation }
     }
 
-    /// `[N, ..., C] -> [N, ..., C]`, with the time let in, and dropout behind all while training.
+    /// `[N, ..., C] -> [N, ..., C]`, with the time, and dropout after it while training.
     pub(super) fn forward(&self, tape: &mut Tape<'_>, x: &Var, time: Time<'_>, dropout: f64) -> Result<Var> {
         let Some(f) = self.activation else { return tape.group_norm(x, self.norm, self.params, time, dropout) };
         let h = tape.group_norm(x, self.norm, self.params, time, 0.0)?;

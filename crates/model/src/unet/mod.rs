@@ -1,5 +1,5 @@
 //! The UNet of Ho et al. 2020 with the options of Nichol & Dhariwal 2021, structured and named as diffusers'
-//! `UNet2DModel`, so that weights go both ways unchanged.
+//! `UNet2DModel`, so that weights are exchanged unchanged.
 //!
 //! A [`UNet`] holds geometry and the places of its parameters, not their values: the same network runs on the raw
 //! weights or on a moving average, whichever [`Params`] the tape was given. Shapes are
@@ -32,7 +32,7 @@ pub use crate::error::UNetConfigError;
 
 use self::blocks::{DownBlock, MidBlock, UpBlock};
 use self::embedding::ConditionEmbedding;
-use self::layers::{Conv2d, GroupNorm, StackInput, Start};
+use self::layers::{Conv2d, GroupNorm, InitialWeights, StackInput};
 use crate::error::{ModelError, Result};
 use crate::params::{ParamLayout, Params};
 use crate::tape::{Sketch, Tape, Time, Var};
@@ -64,7 +64,7 @@ impl UNet {
         let mut layout = ParamLayout::default();
         let channels = &config.block_out_channels;
         let same = Convolution::same(3);
-        let conv_in = Conv2d::new(&mut layout, "conv_in", image.in_channels, channels[0], same, Start::FanIn);
+        let conv_in = Conv2d::new(&mut layout, "conv_in", image.in_channels, channels[0], same, InitialWeights::FanIn);
         let embedding = ConditionEmbedding::new(&mut layout, config);
         let down_blocks = (0..config.levels())
             .map(|level| DownBlock::new(&mut layout, config, level, channels[level.saturating_sub(1)]))
@@ -74,7 +74,8 @@ impl UNet {
         // SiLU whatever `act_fn` says, as in diffusers.
         let (groups, silu) = (config.norm_num_groups, Some(Activation::Silu));
         let conv_norm_out = GroupNorm::new(&mut layout, "conv_norm_out", channels[0], groups, config.norm_eps, silu);
-        let conv_out = Conv2d::new(&mut layout, "conv_out", channels[0], image.out_channels, same, Start::Zero);
+        let conv_out =
+            Conv2d::new(&mut layout, "conv_out", channels[0], image.out_channels, same, InitialWeights::Zero);
         let layout = Arc::new(layout.finish());
         let centre = config.center_input_sample;
         Ok(Self {
@@ -146,7 +147,7 @@ impl UNet {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn sketch(&self, fused: bool) -> Result<Sketch> {
-        // Zeros that nobody touches take no memory, however many.
+        // Zeros that are never touched take no memory.
         let params = Params::from_vec(&self.layout, vec![0.0; self.layout.len()], &Device::Cpu)?;
         let mut tape = Tape::sketching(&params, fused);
         let image =

@@ -1,7 +1,7 @@
-//! Key names and layouts in files: diffusers' and PyTorch's, turned into ours and back without loss.
+//! Key names and layouts in files: diffusers' and PyTorch's, converted to ours and back without loss.
 //!
 //! In memory convolution weights are `[O, kH, kW, I]`, in files `[O, I, kH, kW]`; in memory queries, keys and values are one
-//! layer, in files three. Everything else is the same in both. This is the only module that knows.
+//! layer, in files three. Everything else is the same in both. This is the only module that knows about it.
 
 use crate::error::{ModelError, Result};
 use crate::params::{FileLayout, ParamSpec};

@@ -3,7 +3,7 @@
 use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
 
 use super::config::{TimeScaleShift, UNetConfig};
-use super::layers::{Conv2d, GroupNorm, Linear, StackInput, Stacked, Start};
+use super::layers::{Conv2d, GroupNorm, InitialWeights, Linear, StackInput, Stacked};
 use crate::error::Result;
 use crate::params::ParamLayout;
 use crate::tape::{Residual, Tape, Time, Var};
@@ -29,7 +29,7 @@ impl Resize {
     }
 }
 
-/// Normalise, activate, resize, convolve; let the time in; normalise, activate, drop, convolve; add the skip connection.
+/// Normalise, activate, resize, convolve; add the time; normalise, activate, drop, convolve; add the skip connection.
 #[derive(Clone, Debug)]
 pub(super) struct ResnetBlock {
     resize: Resize,
@@ -64,7 +64,7 @@ impl ResnetBlock {
         Self {
             resize,
             norm1: norm(layout, "norm1", inputs),
-            conv1: Conv2d::new(layout, &format!("{name}.conv1"), inputs, outputs, same, Start::FanIn),
+            conv1: Conv2d::new(layout, &format!("{name}.conv1"), inputs, outputs, same, InitialWeights::FanIn),
             time_emb_proj: Linear::stacked(
                 layout,
                 &format!("{name}.time_emb_proj"),
@@ -72,10 +72,10 @@ impl ResnetBlock {
                 time_outputs,
             ),
             norm2: norm(layout, "norm2", outputs),
-            conv2: Conv2d::new(layout, &format!("{name}.conv2"), outputs, outputs, same, Start::Zero),
+            conv2: Conv2d::new(layout, &format!("{name}.conv2"), outputs, outputs, same, InitialWeights::Zero),
             conv_shortcut: (inputs != outputs).then(|| {
                 let one = Convolution::same(1);
-                Conv2d::new(layout, &format!("{name}.conv_shortcut"), inputs, outputs, one, Start::FanIn)
+                Conv2d::new(layout, &format!("{name}.conv_shortcut"), inputs, outputs, one, InitialWeights::FanIn)
             }),
             time_scale_shift: config.resnet_time_scale_shift,
             dropout: config.dropout,

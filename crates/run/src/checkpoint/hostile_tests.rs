@@ -1,4 +1,4 @@
-//! Checkpoints that somebody, or something, tampered with: each is refused with an error that names the file.
+//! Damaged or manipulated checkpoints: each is refused with an error that names the file.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;

@@ -1,5 +1,5 @@
 //! SIGKILL at any instant of saving, replacing and deleting: what is found afterwards is complete, and never older than
-//! what was found before. The processes that are killed are this test program itself, told by a variable to save.
+//! what was found before. The processes that are killed are this test program itself, which a variable tells to save.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;

@@ -38,7 +38,7 @@ pub(super) struct FileEntry {
     pub(super) blake3: String,
 }
 
-/// Only the version, so that a newer layout is told from a damaged one.
+/// Only the version, to tell a newer layout from a damaged one.
 #[derive(Deserialize)]
 struct VersionOnly {
     format_version: u32,

@@ -27,12 +27,12 @@ mod hostile_tests;
 #[cfg(test)]
 mod kill_tests;
 
-pub use crate::paths::{dir_name, parse_dir_name};
+pub(crate) use crate::paths::{dir_name, parse_dir_name};
 pub use error::CheckpointError;
 pub use read::{Checkpoint, Skipped, list, newest_good, remove_stale};
 pub use retention::Retention;
 pub use save::{Saved, save};
-pub use writer::{Outcome, Writer};
+pub use writer::{SaveOutcome, Writer};
 
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +43,7 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const MANIFEST_FILE: &str = "MANIFEST.json";
 
 /// The file that holds [`State`].
-pub const STATE_FILE: &str = "state.json";
+pub(crate) const STATE_FILE: &str = "state.json";
 
 /// The master weights.
 pub const MODEL_FILE: &str = "model.safetensors";

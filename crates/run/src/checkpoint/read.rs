@@ -41,7 +41,7 @@ impl Checkpoint {
     }
 
     /// The names of its tensor files, in the order they were written.
-    pub fn tensor_files(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn tensor_files(&self) -> impl Iterator<Item = &str> {
         self.manifest.files.iter().map(|entry| entry.name.as_str()).filter(|name| name.ends_with(".safetensors"))
     }
 
@@ -110,7 +110,7 @@ pub(super) fn looks_complete(path: &Path) -> bool {
 }
 
 /// Removes what a killed save or deletion left in `dir`, and returns the names removed. The lock is asked for because
-/// the same names belong to the save in progress of whoever holds the run.
+/// the same names belong to the save in progress of the process that holds the run.
 ///
 /// # Errors
 /// Something cannot be removed.

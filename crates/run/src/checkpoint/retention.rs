@@ -35,7 +35,7 @@ impl Retention {
         Ok(removed)
     }
 
-    /// Of the `older` ones, newest first, those that no rule keeps. An incomplete one takes nobody's place.
+    /// Those of the `older` ones, newest first, that no rule keeps. An incomplete one does not count.
     fn expendable(
         &self,
         older: impl Iterator<Item = (u64, PathBuf)>,

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::{Checkpoint, CheckpointError, Retention, Saved, Snapshot, save};
 
-/// What became of one save.
+/// A finished save.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct SaveOutcome {
     /// The checkpoint, on disk, read back and verified.
     pub saved: Saved,
     /// How long it took to write, verify and tidy up.
@@ -29,7 +29,7 @@ pub struct Writer {
 #[derive(Debug)]
 struct InFlight {
     step: u64,
-    thread: JoinHandle<Result<Outcome, CheckpointError>>,
+    thread: JoinHandle<Result<SaveOutcome, CheckpointError>>,
 }
 
 impl Writer {
@@ -39,12 +39,12 @@ impl Writer {
     }
 
     /// Whether a save is being written; a [`Writer::submit`] would wait for it.
-    pub fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         self.in_flight.as_ref().is_some_and(|save| !save.thread.is_finished())
     }
 
-    /// Starts saving `snapshot`. Waits for an earlier save first, and returns that one's result if nobody polled it.
-    pub fn submit(&mut self, snapshot: Snapshot) -> Option<Result<Outcome, CheckpointError>> {
+    /// Starts saving `snapshot`. Waits for an earlier save first, and returns its result if that was not polled.
+    pub fn submit(&mut self, snapshot: Snapshot) -> Option<Result<SaveOutcome, CheckpointError>> {
         let earlier = self.finish();
         let step = snapshot.state.step;
         let (dir, retention) = (self.dir.clone(), self.retention);
@@ -54,7 +54,7 @@ impl Writer {
             drop(snapshot);
             let verified = Checkpoint::open(&saved.path)?;
             let removed = retention.apply(&dir, &verified);
-            Ok(Outcome { saved, took: start.elapsed(), removed })
+            Ok(SaveOutcome { saved, took: start.elapsed(), removed })
         });
         match spawned {
             Ok(thread) => {
@@ -66,12 +66,12 @@ impl Writer {
     }
 
     /// The result of a save that has ended since the last call, without waiting.
-    pub fn poll(&mut self) -> Option<Result<Outcome, CheckpointError>> {
+    pub fn poll(&mut self) -> Option<Result<SaveOutcome, CheckpointError>> {
         if self.is_busy() { None } else { self.finish() }
     }
 
     /// Waits for the save in flight and returns its result; `None` if there is none.
-    pub fn finish(&mut self) -> Option<Result<Outcome, CheckpointError>> {
+    pub fn finish(&mut self) -> Option<Result<SaveOutcome, CheckpointError>> {
         let InFlight { step, thread } = self.in_flight.take()?;
         let ended = thread
             .join()

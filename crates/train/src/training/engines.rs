@@ -49,7 +49,7 @@ impl Engines {
                 (None, Some(format!("{}: {error}; the fastest algorithms are looked for again", path.display())))
             }
         };
-        let proposers = gpu.proposers()?;
+        let proposers = gpu.versions()?;
         let written = content.filter(|content| content.proposers == proposers).map(|content| content.choices);
         let written = written.unwrap_or_default();
         gpu.choose(written.clone());
@@ -65,7 +65,7 @@ impl Engines {
         if choices == self.written {
             return Ok(());
         }
-        let proposers = self.gpu.proposers().map_err(io::Error::other)?;
+        let proposers = self.gpu.versions().map_err(io::Error::other)?;
         let content = Content { proposers, choices };
         replace_file(&self.path, &serde_json::to_vec_pretty(&content)?)?;
         self.written = content.choices;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ddpm_run::checkpoint::{CheckpointError, Outcome, Retention, Writer};
+use ddpm_run::checkpoint::{CheckpointError, Retention, SaveOutcome, Writer};
 use ddpm_run::memory;
 use ddpm_run::metrics::Timing;
 use ddpm_run::{Phase, RunError, StatusFile};
@@ -252,7 +252,7 @@ impl<'a> Observers<'a> {
     }
 
     /// Starts writing a checkpoint; what became of the one before, if nobody asked yet.
-    fn submit(&mut self, trainer: &Trainer) -> Result<Option<Result<Outcome, CheckpointError>>, Error> {
+    fn submit(&mut self, trainer: &Trainer) -> Result<Option<Result<SaveOutcome, CheckpointError>>, Error> {
         self.reporter.sync();
         #[cfg(feature = "cuda")]
         if let Some(Err(error)) = self.engines.as_mut().map(Engines::keep) {
@@ -268,7 +268,7 @@ impl<'a> Observers<'a> {
     }
 
     /// Notes a save that ended; a failed one is warned about and tried again at the next.
-    fn saved(&mut self, result: Result<Outcome, CheckpointError>) {
+    fn saved(&mut self, result: Result<SaveOutcome, CheckpointError>) {
         match result {
             Ok(outcome) => {
                 self.longest.save = self.longest.save.max(outcome.took);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ddpm_data::Loader;
 use ddpm_run::checkpoint::{Checkpoint, remove_stale};
 use ddpm_run::memory::format_bytes;
-use ddpm_run::{Phase, RunDir, Start};
+use ddpm_run::{Phase, RunDir, StartFacts};
 
 use super::context::{RunContext, device_name, loader_config};
 use super::gpu_memory::GpuEstimate;
@@ -84,7 +84,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
 
     let resolved = plan.resolved().to_toml();
     run_dir.write_config(&resolved)?;
-    run_dir.record_start(Start { step: first, device: device_name(&device), command: options.command.clone() })?;
+    run_dir.record_start(StartFacts { step: first, device: device_name(&device), command: options.command.clone() })?;
     let mut reporter = open_reporter(&context, options, first, end)?;
     reporter.config(&resolved);
     for message in removed.iter().map(|name| format!("{name}: an unfinished save was removed")).chain(skipped) {

@@ -2,7 +2,7 @@
 //!
 //! A shuffled order asks for one row here, one there. Decoding a whole row group for each (100 MB are usual) would cost
 //! a hundred times the row; so a group is cut into blocks of about a page's size, whole pages before a block are
-//! skipped by their headers, and decoded blocks are kept, the least recently used leaving first.
+//! skipped by their headers, and decoded blocks are cached; the least recently used are dropped first.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -103,7 +103,7 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Copies the values out of their pages, which would else stay alive, into one piece of memory.
+    /// Copies the values out of their pages, which would stay alive otherwise, into one piece of memory.
     fn binary(&self, leaf: usize) -> Result<Vec<Option<Bytes>>, String> {
         let values: Vec<Option<ByteArray>> = self.column::<ByteArrayType>(leaf)?;
         let mut all = Vec::with_capacity(values.iter().flatten().map(ByteArray::len).sum());
@@ -158,7 +158,7 @@ impl Rows<'_> {
 /// Which block: the number of its row group in the source, and its own number in the group.
 pub(super) type Key = (usize, usize);
 
-/// Decoded blocks, the least recently used leaving first, bounded by their bytes.
+/// A cache of decoded blocks, bounded by their bytes; the least recently used are dropped first.
 ///
 /// The lock covers only the bookkeeping. A block is decoded outside of it: threads that want the same block wait for
 /// one decoding, threads that want others do not wait.
@@ -222,7 +222,7 @@ impl State {
     /// Counts a block just decoded, and drops the oldest ones beyond the budget (never the block itself).
     fn keep(&mut self, key: Key, bytes: usize, budget: usize) {
         let Some(slot) = self.slots.get_mut(&key) else { return };
-        // Two threads may have decoded it, where it was displaced in between: count it once.
+        // Two threads may have decoded it, if it was dropped in between: count it once.
         self.bytes = self.bytes - slot.bytes + bytes;
         slot.bytes = bytes;
         while self.bytes > budget {

@@ -23,7 +23,7 @@ pub(super) struct Columns {
 
 impl Columns {
     /// What is wrong with the columns' entries in the footer's description of `group`, if anything: the `parquet`
-    /// crate panics at a negative place, and a number of rows that nothing backs would make a source of any length.
+    /// crate panics at a negative place, and a wrong number of rows would make a source of any length.
     pub(super) fn fault_in(&self, group: &RowGroupMetaData) -> Option<String> {
         let label = self.label.as_ref().map(|label| label.leaf);
         [Some(self.bytes), self.path, label].into_iter().flatten().find_map(|leaf| {
@@ -75,7 +75,7 @@ fn describe(schema: &SchemaDescriptor) -> Vec<String> {
     schema.columns().iter().map(|column| one(column)).collect()
 }
 
-/// What is said where a column is called like a label and holds no whole numbers.
+/// The notice for a column that is named like a label but holds no whole numbers.
 pub(super) fn odd_label(schema: &SchemaDescriptor) -> Option<String> {
     let odd = |name: &&str| schema.columns().iter().find(|column| column.path().parts()[0] == **name);
     let column = LABEL_NAMES.iter().find_map(odd)?;

@@ -82,7 +82,7 @@ impl ParquetSource {
         Ok(source.with_notices(notice.into_iter().chain(odd).collect()))
     }
 
-    /// Says these things too.
+    /// Adds these notices.
     pub(in crate::format) fn with_notices(mut self, notices: Vec<String>) -> Self {
         self.notices.extend(notices);
         self

@@ -15,7 +15,7 @@ use crate::store::{FileInfo, Store, StoreError};
 pub(super) struct StoredFile {
     store: Arc<dyn Store>,
     file: Arc<FileInfo>,
-    /// The store's first error. The `parquet` crate makes a text of it, from which nobody can tell a lost store from a
+    /// The store's first error. The `parquet` crate turns it into a text, which does not distinguish a lost store from a
     /// damaged file.
     error: Arc<Mutex<Option<StoreError>>>,
 }
@@ -68,7 +68,7 @@ impl ChunkReader for StoredFile {
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
-        // Here and not in the store: a place beyond the end is the footer's fault, and no error of reading.
+        // Checked here and not by the store: a place beyond the end is an error of the footer, not of reading.
         if start.checked_add(length as u64).is_none_or(|end| end > self.len()) {
             let message = format!("{length} bytes at {start} lie beyond the end of the file ({} bytes)", self.len());
             return Err(ParquetError::EOF(message));

@@ -9,8 +9,8 @@ use sys::{
     cudnnBackendAttributeName_t as Name, cudnnBackendAttributeType_t as Type, cudnnBackendDescriptorType_t as Kind,
 };
 
-/// What it answers is read as a number: a newer library has codes that the bindings' enum lacks, and such a value in it would be
-/// undefined behaviour.
+/// Status codes are read as numbers: a newer library has codes that the bindings' enum lacks, and such a value in the enum
+/// would be undefined behaviour.
 mod library {
     use super::{Kind, Name, Type, c_char, c_void, sys};
 
@@ -42,7 +42,7 @@ mod library {
     }
 }
 
-/// The code that the library said no with.
+/// The status code of a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Refusal(u32);
 
@@ -52,7 +52,7 @@ impl Refusal {
         matches!(self.0 / 1000, 2 | 3)
     }
 
-    /// The library's own fault: it could not compile an engine, or met what it did not expect.
+    /// A fault inside the library: it could not compile an engine, or an internal check failed.
     pub(super) fn is_internal(self) -> bool {
         self.0 / 1000 == 4
     }
@@ -60,7 +60,7 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // SAFETY: whoever has a code has a library that gave it; its texts are constants.
+        // SAFETY: a code comes from the library, so it is loaded; its texts are constants.
         let text = unsafe {
             let text = library::cudnnGetErrorString(self.0);
             (!text.is_null()).then(|| CStr::from_ptr(text))
@@ -81,7 +81,7 @@ pub(super) struct Descriptor(sys::cudnnBackendDescriptor_t);
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, used by nobody any more.
+        // SAFETY: made by `new`, and not used any more.
         let _ = unsafe { library::cudnnBackendDestroyDescriptor(self.0) };
     }
 }
@@ -145,7 +145,7 @@ impl Descriptor {
 
     /// Sets an attribute of one value or several.
     pub(super) fn set<T: Value>(&self, name: Name, values: &[T]) -> Answer<()> {
-        // SAFETY: the library copies `values.len()` values of the type it is told.
+        // SAFETY: the library copies `values.len()` values of the type that is passed to it.
         answer(unsafe {
             library::cudnnBackendSetAttribute(self.0, name, T::TYPE, values.len() as i64, values.as_ptr().cast())
         })
@@ -161,7 +161,7 @@ impl Descriptor {
         })
     }
 
-    /// Makes it final: from now on it can be used, and not be changed.
+    /// Makes it final: from now on it can be used, but not changed.
     pub(super) fn finalise(self) -> Answer<Self> {
         // SAFETY: a descriptor that lives.
         answer(unsafe { library::cudnnBackendFinalize(self.0) })?;

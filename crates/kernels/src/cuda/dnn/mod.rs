@@ -1,17 +1,17 @@
 //! Convolutions by cuDNN's graph interface, channels last: bias and residual are part of the graph, and paddings may differ
 //! from side to side.
 //!
-//! What cuDNN has engines for was asked of the library itself, described a GPU (`scripts/cudnn-engines`): precompiled ones
-//! for tensor cores take the convolution, then the residual, then the bias, in this order and all in the activations'
-//! format; a weight's gradient comes in that format too.
+//! `scripts/cudnn-engines` asks the library which engines it has for the description of a GPU. The precompiled ones for tensor
+//! cores take the convolution, then the residual, then the bias, in this order and all in the activations' format; a weight's
+//! gradient comes in that format too.
 //!
 //! For each shape the engines that the library's heuristics name are timed once; the fastest is kept. A graph that no
-//! engine takes is remembered as such, and the operation does it in parts, or by our own kernels. So it is where the library
-//! fails, which the user is told.
+//! engine takes is remembered as such, and the operation computes it in parts, or by our own kernels. The same happens where the
+//! library fails, which is reported to the user.
 
 mod backend;
+mod candidates;
 mod graph;
-mod proposals;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,23 +21,23 @@ use candle_core::{DType, Tensor};
 use sys::{cudnnBackendAttributeName_t as Name, cudnnBackendDescriptorType_t as Kind, cudnnBackendHeurMode_t as Mode};
 
 use self::backend::{Answer, Descriptor};
+use self::candidates::candidates;
 use self::graph::{BIAS, Graph, RESIDUAL, WEIGHT, X, Y};
-use self::proposals::proposals;
 use super::notices::notice;
 use super::timing::fastest;
 use super::{Address, Gpu, lock, operand, optional, refused};
 use crate::error::{KernelError, Result};
 
-/// Engines that are timed: all that cuDNN 9.19 has for a convolution, where PyTorch takes ten. The gradient of 384 channels by 128
-/// takes 171 us on an H100 by its 30th proposal, and 287 us by the best of the first ten. One that comes compiled is ready in less
-/// than a millisecond.
-const CANDIDATES: usize = 40;
+/// Engines that are timed: all that cuDNN 9.19 has for a convolution, where PyTorch takes ten. The gradient of 384 channels by
+/// 128 takes 171 us on an H100 by the 30th engine named, and 287 us by the best of the first ten. One that comes compiled is
+/// ready in less than a millisecond.
+const MOST_CANDIDATES: usize = 40;
 
-/// Bytes that the operands' addresses are multiples of. Asked for less, cuDNN 9.19 proposes an engine for f32 gradients of weights
+/// Bytes that the operands' addresses are multiples of. Asked for less, cuDNN 9.19 names an engine for f32 gradients of weights
 /// that loads 16 all the same, and such a fault ends everything on the GPU (seen on an H100).
 const ALIGNMENT: u32 = 16;
 
-/// Scratch memory beyond which an engine is taken only where all want that much.
+/// An engine that needs more scratch memory is a candidate only where all need that much.
 const LARGE_WORKSPACE: usize = 64 << 20;
 
 /// Which of a convolution's computations.
@@ -51,7 +51,7 @@ pub(crate) enum Pass {
     WeightGradient,
 }
 
-/// A computation as far as a plan depends on it.
+/// What a plan depends on, besides the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Request {
     pub(crate) pass: Pass,
@@ -67,9 +67,9 @@ pub(crate) struct Request {
     pub(crate) dtype: DType,
 }
 
-/// Where the tensors lie; gradients lie where what they belong to would.
+/// Where the tensors lie; a gradient has the field of the tensor that it belongs to.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Operands {
+pub(crate) struct ConvAddresses {
     pub(crate) x: Address,
     pub(crate) weight: Address,
     pub(crate) y: Address,
@@ -77,13 +77,13 @@ pub(crate) struct Operands {
     pub(crate) residual: Address,
 }
 
-impl Operands {
+impl ConvAddresses {
     fn are_aligned(&self) -> bool {
         let Self { x, weight, y, bias, residual } = *self;
         [x, weight, y, bias, residual].iter().all(|address| address.alignment() >= ALIGNMENT)
     }
 
-    /// Of a layer's way forward, all in the format of `x`.
+    /// Of a layer's forward pass, all in the format of `x`.
     pub(crate) fn forward(
         gpu: &Gpu,
         op: &'static str,
@@ -96,13 +96,13 @@ impl Operands {
         Ok(Self { x: at(x)?, weight: at(weight)?, y: at(y)?, bias: at(bias)?, residual })
     }
 
-    /// Of a layer's way back: x, weight and dy.
+    /// Of a layer's backward pass: x, weight and dy.
     pub(crate) fn backward(gpu: &Gpu, op: &'static str, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Self> {
         let at = |tensor| operand(gpu, op, tensor, x.dtype());
         Ok(Self { x: at(x)?, weight: at(weight)?, y: at(dy)?, bias: Address::NONE, residual: Address::NONE })
     }
 
-    /// Queues what is left to do to the `elements` of y where a library could not fuse it.
+    /// Adds bias and residual to the `elements` of y where a library could not fuse that.
     pub(crate) fn add_bias_and_residual(
         &self,
         gpu: &Gpu,
@@ -115,7 +115,7 @@ impl Operands {
     }
 }
 
-/// A request with the settings of the moment.
+/// A request with the current settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     request: Request,
@@ -146,17 +146,17 @@ impl Convolutions {
 impl Drop for Convolutions {
     fn drop(&mut self) {
         self.plans.clear();
-        // SAFETY: made by `new`, used by nobody any more.
+        // SAFETY: made by `new`, and not used any more.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
 impl Gpu {
-    /// Queues the computation; whether cuDNN has an engine for it. It has none for operands at odd places.
+    /// Queues the computation and returns true if cuDNN has an engine for it. It has none for operands that are not aligned.
     ///
     /// # Errors
     /// The library is missing, or fails.
-    pub(crate) fn convolve(&self, request: &Request, operands: &Operands) -> Result<bool> {
+    pub(crate) fn convolve(&self, request: &Request, operands: &ConvAddresses) -> Result<bool> {
         if !operands.are_aligned() {
             return Ok(false);
         }
@@ -190,7 +190,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn find(gpu: &Gpu, handle: sys::cudnnHandle_t, key: &Key, operands: &Operands) -> Result<Option<Self>> {
+    fn find(gpu: &Gpu, handle: sys::cudnnHandle_t, key: &Key, operands: &ConvAddresses) -> Result<Option<Self>> {
         let request = &key.request;
         let Some(graph) = unless_refused(Graph::new(handle, request))? else { return Ok(None) };
         let graph = std::rc::Rc::new(graph);
@@ -199,33 +199,33 @@ impl Plan {
             if !plans.is_empty() {
                 break;
             }
-            for proposed in unless_refused(proposals(&graph, mode, key))?.into_iter().flatten() {
+            for configurations in unless_refused(candidates(&graph, mode, key))?.into_iter().flatten() {
                 if plans.is_empty() {
                     let ready =
-                        proposed.into_iter().filter_map(|c| Self::prepare(handle, c, &graph, request, &mut full));
-                    plans.extend(ready.take(CANDIDATES));
+                        configurations.into_iter().filter_map(|c| Self::prepare(handle, c, &graph, request, &mut full));
+                    plans.extend(ready.take(MOST_CANDIDATES));
                 }
             }
         }
-        // That there is no room now must not be remembered as that there is no way.
+        // That there is no memory now must not be remembered as that no engine can do it.
         if let (true, Some(error)) = (plans.is_empty(), full) {
             return Err(error);
         }
-        // What an engine needs once stays taken for the run, so one that wants a large part of the memory must be the only one.
+        // Scratch memory is kept for the run, so an engine that needs much of it is taken only if there is no other.
         if plans.iter().any(|plan| plan.workspace <= LARGE_WORKSPACE) {
             plans.retain(|plan| plan.workspace <= LARGE_WORKSPACE);
         }
         let best = fastest(gpu, key, &plans, |plan| {
             plan.queue(gpu, handle, operands).inspect_err(|error| {
                 if !error.is_out_of_memory() {
-                    tell_of_fault(&error.to_string());
+                    report_fault(&error.to_string());
                 }
             })
         })?;
         Ok(best.map(|at| plans.swap_remove(at)))
     }
 
-    /// None where the engine cannot get ready: another one does as well. `full` is told where it is for want of memory.
+    /// None where the engine cannot be made ready: another one will do. Sets `full` where the GPU ran out of memory.
     fn prepare(
         handle: sys::cudnnHandle_t,
         configuration: Descriptor,
@@ -241,7 +241,7 @@ impl Plan {
         if error.is_out_of_memory() {
             *full = Some(error);
         } else if !refusal.is_unsupported() {
-            tell_of_fault(&refusal.to_string());
+            report_fault(&refusal.to_string());
         }
         None
     }
@@ -261,7 +261,7 @@ impl Plan {
         Ok(Self { plan, workspace, pass: request.pass, _configuration: configuration, _graph: graph.clone() })
     }
 
-    fn queue(&self, gpu: &Gpu, handle: sys::cudnnHandle_t, operands: &Operands) -> Result<()> {
+    fn queue(&self, gpu: &Gpu, handle: sys::cudnnHandle_t, operands: &ConvAddresses) -> Result<()> {
         let workspace = gpu.workspace(self.workspace)?;
         let mut tensors = vec![(X, operands.x), (WEIGHT, operands.weight), (Y, operands.y)];
         if let Pass::Forward { bias, residual } = self.pass {
@@ -282,8 +282,8 @@ fn pack(tensors: &[(i64, Address)], workspace: Address) -> Answer<Descriptor> {
     pack.finalise()
 }
 
-/// Nothing where the library has no way to do it, or fails at it by itself, of which the user is told; an error where it has no
-/// room, or is not what it should be.
+/// None where the library has no engine for it, or has an internal fault, which is reported to the user; an error where it ran
+/// out of memory, or is not what it should be.
 fn unless_refused<T>(answer: Answer<T>) -> Result<Option<T>> {
     match answer {
         Ok(value) => Ok(Some(value)),
@@ -293,13 +293,13 @@ fn unless_refused<T>(answer: Answer<T>) -> Result<Option<T>> {
             if !refusal.is_internal() || error.is_out_of_memory() {
                 return Err(error);
             }
-            tell_of_fault(&refusal.to_string());
+            report_fault(&refusal.to_string());
             Ok(None)
         }
     }
 }
 
-/// Tells the user that there was a way that failed.
-fn tell_of_fault(error: &str) {
+/// Reports to the user that an engine failed.
+fn report_fault(error: &str) {
     notice(format!("cuDNN failed at a convolution, which is computed another way: {error}"));
 }

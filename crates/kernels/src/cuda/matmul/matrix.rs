@@ -1,4 +1,4 @@
-//! A matrix as memory holds it, and as cuBLASLt is told of it.
+//! A matrix in memory, and its description for cuBLASLt.
 
 use std::ffi::c_void;
 

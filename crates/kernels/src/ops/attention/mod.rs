@@ -5,7 +5,7 @@
 //!
 //! On the CPU the probabilities `[N, heads, L, L]` are kept for the backward pass: at the sizes a pixel UNet attends at (64
 //! to 1024 tokens) they are smaller than what making them again would cost in time. A GPU makes them again where its tensor
-//! cores do that faster than its memory could hand them over.
+//! cores do that faster than its memory delivers them.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -37,7 +37,7 @@ pub enum Kept {
 }
 
 impl Kept {
-    /// Refuses what another shape's forward pass kept.
+    /// Refuses what a forward pass of another shape kept.
     fn check(&self, s: Shape) -> Result<()> {
         match self {
             Self::Probabilities(p) => check::shape(OP, "probabilities", p, &[s.n, s.heads, s.tokens, s.tokens]),

@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 use super::few::Few;
 use super::{Algorithm, Geometry, OP};
 use crate::buffer::ParamGrads;
-use crate::cuda::dnn::{Operands, Pass, Request};
+use crate::cuda::dnn::{ConvAddresses, Pass, Request};
 use crate::cuda::{Gpu, Launch, column_sum, empty, operand, optional};
 use crate::error::Result;
 use crate::gemm::Write;
@@ -59,7 +59,7 @@ pub(super) fn forward(
     let gpu = Gpu::of(x.device())?;
     let dtype = x.dtype();
     let y = empty(&gpu, dtype, &[g.n, g.oh(), g.ow(), g.co])?;
-    let operands = Operands::forward(&gpu, OP, (x, &y), (weight, bias), residual)?;
+    let operands = ConvAddresses::forward(&gpu, OP, (x, &y), (weight, bias), residual)?;
     if g.is_product() {
         linear::cuda::forward_at(&gpu, g.as_linear(), dtype, &operands)?;
         return Ok(y);
@@ -97,14 +97,14 @@ pub(super) fn backward(
     let gpu = Gpu::of(x.device())?;
     let dtype = x.dtype();
     let dx = need_dx.then(|| empty(&gpu, dtype, x.dims())).transpose()?;
-    let operands = Operands::backward(&gpu, OP, x, weight, dy)?;
+    let operands = ConvAddresses::backward(&gpu, OP, x, weight, dy)?;
     let dx_at = optional(&gpu, OP, dx.as_ref(), dtype)?;
     if g.is_product() {
         linear::cuda::backward_at(&gpu, g.as_linear(), dtype, &operands, dx_at, grads)?;
         return Ok(dx);
     }
     if need_dx {
-        input_gradient(&gpu, g, dtype, Operands { x: dx_at, ..operands })?;
+        input_gradient(&gpu, g, dtype, ConvAddresses { x: dx_at, ..operands })?;
     }
     if let Some(few) = Few::of(&gpu, g, dtype, operands.x, operands.y) {
         few.weight_gradient(&gpu, &operands, grads)?;
@@ -118,7 +118,7 @@ pub(super) fn backward(
     Ok(dx)
 }
 
-fn input_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands) -> Result<()> {
+fn input_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: ConvAddresses) -> Result<()> {
     if let Some(few) = Few::of(gpu, g, dtype, operands.x, operands.y) {
         return few.input_gradient(gpu, &operands);
     }
@@ -130,14 +130,20 @@ fn input_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands) -> 
     g.pass_to(launch).arg(elements).over(elements)
 }
 
-/// Straight into the flat buffer where it can be; cuDNN has no fast engine that reads half the bits and writes f32, so there
-/// the gradient waits in the activations' format, to be added with all others of the pass in one launch; or it goes by way of a
-/// tensor of its own.
-fn weight_gradient(gpu: &Gpu, g: &Geometry, dtype: DType, operands: Operands, grads: &ParamGrads<'_>) -> Result<()> {
+/// Writes straight into the flat buffer where that is possible. cuDNN has no fast engine that reads 16 bits and writes f32: there
+/// the gradient waits in the activations' format, to be added with all others of the pass in one launch, or it is written to a
+/// tensor of its own first.
+fn weight_gradient(
+    gpu: &Gpu,
+    g: &Geometry,
+    dtype: DType,
+    operands: ConvAddresses,
+    grads: &ParamGrads<'_>,
+) -> Result<()> {
     let elements = g.co * g.patch();
     let ((dw, _), write) = (grads.addresses(gpu)?, grads.write);
     let convolve = |weight| -> Result<bool> {
-        let operands = Operands { weight, ..operands };
+        let operands = ConvAddresses { weight, ..operands };
         gpu.convolve(&g.request(Pass::WeightGradient, dtype), &operands)
     };
     if !g.exact() {

@@ -1,12 +1,12 @@
 //! Convolutions between an image of few channels, a picture or its noise, and one of many, on a GPU: the first and the last of a
-//! network. See `cuda/conv2d_few.cu`, which says why cuDNN does not have them.
+//! network. `cuda/conv2d_few.cu` says why cuDNN does not compute them.
 
 use candle_core::DType;
 
 use super::Geometry;
-use crate::buffer::ParamGrads;
-use crate::cuda::dnn::Operands;
-use crate::cuda::{Address, Gpu, Launch, Sum, column_sum, empty, operand};
+use crate::buffer::{DeferredSum, ParamGrads};
+use crate::cuda::dnn::ConvAddresses;
+use crate::cuda::{Address, Gpu, Launch, column_sum, empty, operand};
 use crate::error::Result;
 
 /// Numbers of channels that kernels are made for: pictures without colours and with, latent ones, and pictures with a variance
@@ -17,7 +17,7 @@ const FEW: [(usize, [&str; 3], usize); 4] = [
     (4, ["conv2d_spread_4", "conv2d_gather_4", "conv2d_few_gradient_4"], 64),
     (6, ["conv2d_spread_6", "conv2d_gather_6", "conv2d_few_gradient_6"], 32),
 ];
-/// Numbers of channels that are many are multiples of this.
+/// The many channels are a multiple of this.
 const MANY: usize = 32;
 /// Threads of a block, and the warps among them.
 const THREADS: u32 = 256;
@@ -27,8 +27,8 @@ const TILE: usize = 16;
 /// Columns of the outputs of a block that gathers, and rows at most and at least.
 const ACROSS: usize = 32;
 const DOWN: [usize; 2] = [16, 4];
-/// Shared memory of a block that sums a weight's gradient: 64 sums of each of its threads, and before that as many copies on
-/// their way.
+/// Shared memory of a block that sums a weight's gradient: 64 sums of each of its threads, and before that as many copies in
+/// flight.
 const GRADIENT_SHARED: usize = THREADS as usize * 64 * size_of::<f32>();
 /// Blocks that a multiprocessor holds, and the shared memory that lets an H100's hold two.
 const BLOCKS: u32 = 2;
@@ -74,7 +74,7 @@ impl<'g> Few<'g> {
     }
 
     /// y; there is no residual.
-    pub(super) fn forward(&self, gpu: &Gpu, at: &Operands) -> Result<()> {
+    pub(super) fn forward(&self, gpu: &Gpu, at: &ConvAddresses) -> Result<()> {
         if self.out {
             self.gather(gpu, at.x, at.weight, at.bias, at.y)
         } else {
@@ -83,7 +83,7 @@ impl<'g> Few<'g> {
     }
 
     /// dx.
-    pub(super) fn input_gradient(&self, gpu: &Gpu, at: &Operands) -> Result<()> {
+    pub(super) fn input_gradient(&self, gpu: &Gpu, at: &ConvAddresses) -> Result<()> {
         let none = Address::NONE;
         if self.out {
             self.spread(gpu, at.y, at.weight, none, at.x)
@@ -111,7 +111,7 @@ impl<'g> Few<'g> {
     fn down(&self, gpu: &Gpu) -> usize {
         let [mut down, least] = DOWN;
         let blocks = |down: usize| self.g.n * self.g.h.div_ceil(down) * self.g.w.div_ceil(ACROSS);
-        // Nearly two are two.
+        // Nearly two counts as two.
         let wanted = gpu.multiprocessors() as usize * 3 / 2;
         while down > least && (blocks(down) < wanted || self.gather_shared(down) > TWO_BLOCKS) {
             down /= 2;
@@ -138,8 +138,9 @@ impl<'g> Few<'g> {
         launch.shared(self.gather_shared(down)).blocks(grid, THREADS)
     }
 
-    /// The gradients of weight and bias: sums over shares of the pixels, which are added with all others of the pass, or at once.
-    pub(super) fn weight_gradient(&self, gpu: &Gpu, at: &Operands, grads: &ParamGrads<'_>) -> Result<()> {
+    /// The gradients of weight and bias: sums over shares of the pixels, which are added with all others of the pass, or
+    /// immediately.
+    pub(super) fn weight_gradient(&self, gpu: &Gpu, at: &ConvAddresses, grads: &ParamGrads<'_>) -> Result<()> {
         // As many channels as a thread has registers for their sums.
         let grid = self.shares(gpu, 2048 / self.products());
         let (rows, weights) = (grid.0 as usize, 9 * self.few * self.many);
@@ -160,7 +161,14 @@ impl<'g> Few<'g> {
         for (from, columns, place) in places.into_iter().take(if grads.bias_summed { 1 } else { 2 }) {
             match grads.sums {
                 Some(sums) => {
-                    sums.expect(Sum { from, rows, apart: columns, columns, to: place.start, write: grads.write });
+                    sums.expect(DeferredSum {
+                        from,
+                        rows,
+                        apart: columns,
+                        columns,
+                        to: place.start,
+                        write: grads.write,
+                    });
                 }
                 None => {
                     let to = grads.address(gpu, place.start)?;

@@ -2,9 +2,8 @@
 //! section 4.3), each applied to 16 channels at once.
 //!
 //! With interpolation points 0, 1, -1, 2, -2 and infinity, four outputs of a three-tap filter are
-//! `A^T [(G w) * (B^T d)]` for six inputs `d`. The two-dimensional transform applies each along rows, then columns.
-//! The
-//! weight's gradient needs two adjoints: `A` for the output's gradient and `G^T` on the way back to the taps.
+//! `A^T [(G w) * (B^T d)]` for six inputs `d`. The two-dimensional transform applies each along rows, then columns. The
+//! weight's gradient needs two adjoints: `A` for the output's gradient and `G^T` for that of the taps.
 
 use crate::simd::{Isa, Lanes};
 

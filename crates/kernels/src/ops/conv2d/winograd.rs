@@ -50,7 +50,7 @@ fn rows_per_block(tiles: Tiles, ci: usize, co: usize) -> usize {
     tiles.tile_rows().div_ceil(blocks).max(1)
 }
 
-/// Which way a convolution runs.
+/// The direction of a convolution.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
     /// From `[N, H, W, I]` to `[N, H, W, O]`.

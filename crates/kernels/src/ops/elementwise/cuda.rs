@@ -6,7 +6,7 @@ use crate::cuda::{Address, Gpu, empty, operand, pack_width, pixel_sum};
 use crate::error::{KernelError, Result};
 use crate::gemm::Write;
 
-/// Elements that a thread of a function of one element takes at once.
+/// Elements that a thread takes at once, in functions of one element.
 fn packs(x: &Tensor) -> usize {
     x.elem_count().div_ceil(16 / x.dtype().size_in_bytes())
 }

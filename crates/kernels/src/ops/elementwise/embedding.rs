@@ -1,7 +1,7 @@
 //! Row look-up: the embedding of a class.
 //!
-//! Indices come as a slice, which is checked, or as a tensor, which a captured graph reads anew in each replay: on a GPU an
-//! index beyond the table cannot be refused there, so it gives a row of NaN, and no gradient.
+//! Indices come as a slice, which is checked, or as a tensor, which a captured graph reads again in each replay. On a GPU an
+//! index beyond the table cannot be refused then, so it gives a row of NaN, and no gradient.
 
 use candle_core::{DType, Tensor};
 
@@ -38,7 +38,7 @@ pub fn embedding(table: &Tensor, indices: &[u32]) -> Result<Tensor> {
 /// As [`embedding`], for indices `[N]` (u32) on the table's device, with a result of `dtype`: on the CPU f32.
 ///
 /// # Errors
-/// As [`embedding`]; on a GPU an index beyond the table is none, see the module.
+/// As [`embedding`]; on a GPU an index beyond the table is no error, see the module.
 pub fn embedding_rows(table: &Tensor, indices: &Tensor, dtype: DType) -> Result<Tensor> {
     let [rows, c] = check::dims(OP, "table", table)?;
     let [n] = check::dims(OP, "indices", indices)?;

@@ -16,9 +16,9 @@ pub(super) struct Affine<'a> {
     pub(super) modulation: Option<&'a [f32]>,
 }
 
-/// What backward reads besides.
+/// What the backward pass reads besides.
 #[derive(Clone, Copy)]
-pub(super) struct Operands<'a> {
+pub(super) struct BackwardInputs<'a> {
     pub(super) x: &'a [f32],
     pub(super) dy: &'a [f32],
     pub(super) statistics: &'a [f32],
@@ -132,7 +132,7 @@ struct ImageSums {
 pub(super) fn backward(
     norm: &GroupNorm,
     shape: Shape,
-    operands: Operands<'_>,
+    operands: BackwardInputs<'_>,
     affine: Affine<'_>,
     dw: &mut [f32],
     db: &mut [f32],
@@ -144,7 +144,7 @@ pub(super) fn backward(
         .par_chunks_mut(image)
         .enumerate()
         .map(|(n, dx)| {
-            let of_image = Operands {
+            let of_image = BackwardInputs {
                 x: &operands.x[n * image..][..image],
                 dy: &operands.dy[n * image..][..image],
                 statistics: &operands.statistics[n * 2 * shape.groups..][..2 * shape.groups],
@@ -161,7 +161,7 @@ pub(super) fn backward(
 fn image_backward(
     norm: &GroupNorm,
     shape: Shape,
-    operands: Operands<'_>,
+    operands: BackwardInputs<'_>,
     (weight, bias): (Vec<f32>, Vec<f32>),
     dx: &mut [f32],
 ) -> ImageSums {

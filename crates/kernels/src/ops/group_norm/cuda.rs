@@ -2,11 +2,11 @@
 
 use candle_core::{DType, Tensor};
 
-use super::fused::{ChannelSums, Fused, FusedGrads, Mask, Wanted};
-use super::plan::{Pass, Plan, Room, Sizes};
+use super::fusion::{ChannelSums, Fused, FusedGrads, Mask, Wanted};
+use super::plan::{Limits, Pass, Plan, Sizes};
 use super::{GroupNorm, OP, Shape};
-use crate::buffer::ParamGrads;
-use crate::cuda::{Address, Gpu, Launch, Sum, Sums, empty, operand, optional, pack_width};
+use crate::buffer::{DeferredSum, DeferredSums, ParamGrads};
+use crate::cuda::{Address, Gpu, Launch, empty, operand, optional, pack_width};
 use crate::error::Result;
 
 /// Weight, bias and modulation.
@@ -27,7 +27,7 @@ impl Affine<'_> {
     }
 }
 
-/// Where the rows of a matrix begin that may be left out, and how many elements they lie apart.
+/// Where the rows of a matrix begin, and how many elements they lie apart; the matrix may be left out.
 fn rows(gpu: &Gpu, matrix: Option<&Tensor>, dtype: DType) -> Result<(Address, u32)> {
     let Some(matrix) = matrix else { return Ok((Address::NONE, 0)) };
     let apart = matrix.stride().first().copied().unwrap_or(0);
@@ -35,9 +35,9 @@ fn rows(gpu: &Gpu, matrix: Option<&Tensor>, dtype: DType) -> Result<(Address, u3
     Ok((operand(gpu, OP, &matrix.narrow(0, 0, 1)?, dtype)?, apart as u32))
 }
 
-/// What backward reads besides.
+/// What the backward pass reads besides.
 #[derive(Clone, Copy)]
-pub(super) struct Operands<'a> {
+pub(super) struct BackwardInputs<'a> {
     pub(super) x: &'a Tensor,
     pub(super) dy: &'a Tensor,
     pub(super) statistics: &'a Tensor,
@@ -57,7 +57,7 @@ impl Source<'_> {
         self.parts.and_then(|[first, _]| first.dims().last().copied()).unwrap_or(channels)
     }
 
-    /// Where the parts lie, and what is made of them; or `x`, no other part, and nothing to be made.
+    /// Addresses of the two parts and of the joined result; or of `x`, without another part and without a result.
     fn addresses(&self, gpu: &Gpu, dtype: DType) -> Result<[Address; 3]> {
         let x = operand(gpu, OP, self.x, dtype)?;
         let Some([first, rest]) = self.parts else { return Ok([x, Address::NONE, Address::NONE]) };
@@ -101,12 +101,12 @@ impl Work {
         let width = begin.map(|channel| pack_width(channel, dtype, addresses));
         let width = width[0].min(width[1]).min(pack_width(channels, dtype, addresses));
         let sizes = Sizes { images, pixels, channels, groups, size: dtype.size_in_bytes(), width, drops };
-        let room = Room { multiprocessors: gpu.multiprocessors() as usize, shared: gpu.shared_memory() };
-        Self { sizes, plan: Plan::new(pass, sizes, room) }
+        let limits = Limits { multiprocessors: gpu.multiprocessors() as usize, shared: gpu.shared_memory() };
+        Self { sizes, plan: Plan::new(pass, sizes, limits) }
     }
 
-    /// Room for what the first of two launches leaves to the second: two sums for every channel of each part. (Scratch memory
-    /// would only last for one launch.)
+    /// Memory for the results that the first of two launches leaves to the second: two sums for every channel of each part.
+    /// (Scratch memory would only last for one launch.)
     fn partials(&self, gpu: &Gpu) -> Result<Option<Tensor>> {
         let parts = self.sizes.images * self.plan.parts;
         self.plan.split.then(|| empty(gpu, DType::F32, (parts, 2, self.sizes.channels))).transpose()
@@ -114,7 +114,7 @@ impl Work {
 
     /// Room for every image's gradients of weight and bias, and for every part's sums of dx, where `bias`' are wanted, or an
     /// offset's and the launch does not see whole images.
-    fn room(&self, gpu: &Gpu, later: &Sums, bias: bool, offset: bool) -> Result<(Address, Address)> {
+    fn room(&self, gpu: &Gpu, later: &DeferredSums, bias: bool, offset: bool) -> Result<(Address, Address)> {
         let images = self.sizes.images * self.sizes.channels;
         let parts = if bias || (offset && self.plan.parts > 1) { self.plan.parts * images } else { 0 };
         let own = later.room(gpu, 2 * images + parts)?;
@@ -122,18 +122,24 @@ impl Work {
     }
 
     /// Sums over what lies there: the gradients of weight and bias, and `wanted` ones.
-    fn expect(&self, later: &Sums, (own, dx_sums): (Address, Address), grads: &ParamGrads<'_>, wanted: &[ChannelSums]) {
+    fn expect(
+        &self,
+        later: &DeferredSums,
+        (own, dx_sums): (Address, Address),
+        grads: &ParamGrads<'_>,
+        wanted: &[ChannelSums],
+    ) {
         let Sizes { images, channels, .. } = self.sizes;
         let of_images = |first: usize, to: usize| {
             let from = own.offset(first, DType::F32);
-            Sum { from, rows: images, apart: 2 * channels, columns: channels, to, write: grads.write }
+            DeferredSum { from, rows: images, apart: 2 * channels, columns: channels, to, write: grads.write }
         };
         later.expect(of_images(0, grads.weight.start));
         later.expect(of_images(channels, grads.bias.start));
         let rows = images * self.plan.parts;
         for ChannelSums { at, write } in wanted {
             let (columns, to, write) = (at.len(), at.start, *write);
-            later.expect(Sum { from: dx_sums, rows, apart: channels, columns, to, write });
+            later.expect(DeferredSum { from: dx_sums, rows, apart: channels, columns, to, write });
         }
     }
 
@@ -195,7 +201,7 @@ pub(super) fn forward(
     Ok((y, statistics))
 }
 
-/// New tensors for the gradients, but for that of the time where it has a place.
+/// New tensors for the gradients, except for the time's where a place is given.
 fn results(x: &Tensor, affine: Affine<'_>, fused: Fused<'_>, wanted: &Wanted) -> Result<FusedGrads> {
     let gpu = Gpu::of(x.device())?;
     let like = |tensor: &Tensor| match &wanted.time {
@@ -217,7 +223,8 @@ fn results(x: &Tensor, affine: Affine<'_>, fused: Fused<'_>, wanted: &Wanted) ->
     })
 }
 
-/// The kernel that writes dx: for images of which all is kept, with dropout, adding so many gradients from elsewhere.
+/// The kernel that writes dx: for whole images in shared memory or not, with dropout or not, adding so many gradients from
+/// elsewhere.
 fn backward_kernel(whole: bool, drops: bool, extra: usize) -> &'static str {
     match (whole, drops, extra) {
         (true, true, _) => "group_norm_backward_dropout_whole",
@@ -233,13 +240,13 @@ fn backward_kernel(whole: bool, drops: bool, extra: usize) -> &'static str {
 pub(super) fn backward(
     norm: &GroupNorm,
     shape: Shape,
-    operands: Operands<'_>,
+    operands: BackwardInputs<'_>,
     affine: Affine<'_>,
     fused: Fused<'_>,
     wanted: &Wanted,
     grads: &ParamGrads<'_>,
 ) -> Result<FusedGrads> {
-    let Operands { x, dy, statistics, extra } = operands;
+    let BackwardInputs { x, dy, statistics, extra } = operands;
     let gpu = Gpu::of(x.device())?;
     let (images, dtype) = (x.dim(0)?, x.dtype());
     let joined = wanted.joined.unwrap_or(shape.channels);
@@ -252,7 +259,7 @@ pub(super) fn backward(
     let work = Work::new(&gpu, Pass::Backward, shape, images, dtype, (&activations, begin), fused.dropout.is_some());
     let of_parts = work.partials(&gpu)?;
     let partials = optional(&gpu, OP, of_parts.as_ref(), DType::F32)?;
-    let at_once = Sums::default();
+    let at_once = DeferredSums::default();
     let later = grads.sums.unwrap_or(&at_once);
     let rooms = work.room(&gpu, later, !wanted.sums.is_empty(), fused.offset.is_some())?;
     let (dmodulation, doffset) =

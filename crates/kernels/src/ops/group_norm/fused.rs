@@ -1,58 +1,17 @@
-//! What a GPU's group normalisation does in the same pass: what stands before it and behind it in the network, and the sums that
-//! the layer before it would read all of dx again for.
+//! Group normalisation on a GPU, fused with what comes before and after it in the network, and with the sums for which the layer
+//! before it would have to read all of dx again.
 //!
-//! With an offset `o` `[N, C]`, `x^` is that of `x + o`; with dropout, elements of `y` go. Backward, `dx` is the gradient of `x`,
-//! and that of `o` its sum over the pixels; summed over the images too, it is the gradient of the bias of whatever layer made
-//! `x`.
-
-use std::ops::Range;
+//! With an offset `o` `[N, C]`, `x^` is that of `x + o`; with dropout, elements of `y` become 0. Backward, `dx` is the gradient
+//! of `x`, and that of `o` its sum over the pixels; summed over the images too, it is the gradient of the bias of the layer
+//! that made `x`.
 
 use candle_core::{Device, Tensor};
 
+pub use super::fusion::{ChannelSums, Fused, FusedGrads, Mask, Wanted};
 use super::{GroupNorm, OP, Statistics, cuda};
 use crate::buffer::ParamGrads;
 use crate::error::{KernelError, Result};
-use crate::gemm::Write;
 use crate::ops::check;
-use crate::ops::dropout::Dropout;
-
-/// What is done before and behind.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Fused<'a> {
-    /// `[N, C]`, added to every pixel before; its rows may lie apart.
-    pub offset: Option<&'a Tensor>,
-    /// What is dropped behind.
-    pub dropout: Option<Mask<'a>>,
-}
-
-/// Which elements [`dropout`](crate::ops::dropout) drops: those of `apply_at` where there is a `step`, else of `apply`.
-#[derive(Clone, Copy, Debug)]
-pub struct Mask<'a> {
-    /// The mask.
-    pub dropout: Dropout,
-    /// Where the GPU keeps the step.
-    pub step: Option<&'a Tensor>,
-}
-
-/// What more the way back gives.
-#[derive(Clone, Debug, Default)]
-pub struct Wanted {
-    /// `x` was joined of two, the first of so many channels: their gradients are two tensors.
-    pub joined: Option<usize>,
-    /// Gradients of biases.
-    pub sums: Vec<ChannelSums>,
-    /// Where the gradient of modulation or offset is to be written, if not to a tensor of its own: rows of it may lie apart.
-    pub time: Option<Tensor>,
-}
-
-/// `sum over n, p of dx[n, p, c]`, of as many channels as there are places: the gradient of a bias.
-#[derive(Clone, Debug)]
-pub struct ChannelSums {
-    /// Where in the flat gradient buffer.
-    pub at: Range<usize>,
-    /// Overwrite or add.
-    pub write: Write,
-}
 
 /// The operands of [`forward`].
 #[derive(Clone, Copy, Debug)]
@@ -67,19 +26,6 @@ pub struct Inputs<'a> {
     pub modulation: Option<&'a Tensor>,
     /// What else happens.
     pub fused: Fused<'a>,
-}
-
-/// The gradients with respect to the inputs.
-#[derive(Debug)]
-pub struct FusedGrads {
-    /// Of `x`, or of its first channels.
-    pub dx: Tensor,
-    /// Of the others, if `x` was joined.
-    pub rest: Option<Tensor>,
-    /// `[N, 2C]`, where there was a modulation.
-    pub modulation: Option<Tensor>,
-    /// `[N, C]`, where there was an offset.
-    pub offset: Option<Tensor>,
 }
 
 impl<'a> Inputs<'a> {
@@ -123,7 +69,7 @@ pub fn forward(norm: &GroupNorm, inputs: &Inputs<'_>) -> Result<(Tensor, Statist
     Ok((y, Statistics(statistics)))
 }
 
-/// The same of two tensors whose channels stand side by side, which are written to `inputs.x` on the way.
+/// The same of two tensors whose channels stand side by side, which are also written to `inputs.x`.
 ///
 /// # Errors
 /// As there, or parts that are not those of `inputs.x`.
@@ -142,8 +88,8 @@ pub fn forward_joining(norm: &GroupNorm, parts: [&Tensor; 2], inputs: &Inputs<'_
     Ok((y, Statistics(statistics)))
 }
 
-/// As [`super::backward`], on a GPU, with up to two gradients from elsewhere, or beside dropout one; they are those of all
-/// channels, and add to the sums.
+/// As [`super::backward`], on a GPU, with up to two gradients from elsewhere, or one if there is dropout. They cover all
+/// channels, and are part of the sums.
 ///
 /// # Errors
 /// As there; a device that is no GPU; or an `extra` beside an offset, whose gradient it would be added to.
@@ -159,7 +105,7 @@ pub fn backward(
     let (x, statistics) = (inputs.x, &statistics.0);
     check::shape(OP, "dy", dy, x.dims())?;
     check::shape(OP, "statistics", statistics, &[x.dim(0)?, 2, norm.groups])?;
-    // A kernel adds two, or drops.
+    // The kernels add two, or add one and drop.
     if let (Some(_), [Some(_), Some(second)]) = (inputs.fused.dropout, extra) {
         check::shape(OP, "second extra beside dropout", second, &[])?;
     }
@@ -182,6 +128,6 @@ pub fn backward(
         check::shape(OP, "time's gradient", time, of)?;
     }
     grads.check(OP, shape.channels, shape.channels)?;
-    let operands = cuda::Operands { x, dy, statistics, extra };
+    let operands = cuda::BackwardInputs { x, dy, statistics, extra };
     cuda::backward(norm, shape, operands, inputs.affine(), inputs.fused, wanted, grads)
 }

@@ -19,6 +19,8 @@ mod cuda;
 #[cfg(feature = "cuda")]
 pub mod fused;
 #[cfg(feature = "cuda")]
+mod fusion;
+#[cfg(feature = "cuda")]
 mod plan;
 pub mod reference;
 
@@ -139,7 +141,7 @@ pub fn backward(
     match x.device() {
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
-            let operands = cuda::Operands { x, dy, statistics: &statistics.0, extra: [extra, None] };
+            let operands = cuda::BackwardInputs { x, dy, statistics: &statistics.0, extra: [extra, None] };
             let affine = cuda::Affine { weight, bias, modulation };
             let (fused, wanted) = (fused::Fused::default(), fused::Wanted::default());
             let found = cuda::backward(norm, shape, operands, affine, fused, &wanted, grads)?;
@@ -150,7 +152,7 @@ pub fn backward(
             let extra = extra.map(|e| cpu_slice(OP, e)).transpose()?;
             let (weight, bias) = (cpu_slice(OP, weight)?, cpu_slice(OP, bias)?);
             let affine = cpu::Affine { weight: &weight, bias: &bias, modulation: modulation_slice.as_deref() };
-            let operands = cpu::Operands {
+            let operands = cpu::BackwardInputs {
                 x: &cpu_slice(OP, x)?,
                 dy: &cpu_slice(OP, dy)?,
                 statistics: &cpu_slice(OP, &statistics.0)?,

@@ -1,8 +1,8 @@
 //! How a group normalisation is split among the blocks of a GPU.
 //!
-//! A block has a slice of the channels of one image: whole groups, and where it can be the 32 to 128 neighbouring bytes of
+//! A block has a slice of the channels of one image: whole groups and, where possible, the 32 to 128 neighbouring bytes of
 //! every pixel that memory moves at once. If the slice fits into shared memory, it is read from memory once and one launch
-//! does everything. Else, the pixels are split too, so that few large images fill the GPU, and it takes two launches.
+//! does everything. Otherwise the pixels are split too, so that few large images fill the GPU, and it takes two launches.
 
 /// Threads of a block, and of one that has a multiprocessor to itself.
 const THREADS: usize = 256;
@@ -17,7 +17,7 @@ const FULL: usize = 64;
 /// Bytes that memory writes at once: a slice that begins or ends within them has the rest read and written again. On an H100 a
 /// pass over 384 channels by slices of 48 bytes took twice as long as by slices of 96.
 const SECTOR: usize = 32;
-/// Shared memory of a block that leaves room for others.
+/// Shared memory of a block beside which others fit.
 const COMFORTABLE: usize = 72 * 1024;
 /// From here on a block is alone on its multiprocessor.
 const CROWDED: usize = 100 * 1024;
@@ -41,7 +41,7 @@ pub(super) struct Sizes {
     pub(super) size: usize,
     /// Elements a thread takes at once: as many as 16 bytes hold, or 1 where the channels do not allow it.
     pub(super) width: usize,
-    /// Whether some of the result are dropped.
+    /// Whether elements of the result are dropped.
     pub(super) drops: bool,
 }
 
@@ -58,7 +58,7 @@ impl Sizes {
 
 /// What a multiprocessor has, and how many there are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Room {
+pub(super) struct Limits {
     pub(super) multiprocessors: usize,
     /// Shared memory a block may have, in bytes.
     pub(super) shared: usize,
@@ -119,15 +119,15 @@ pub(super) struct Plan {
     pub(super) threads: usize,
     /// Dynamic shared memory in bytes.
     pub(super) shared: usize,
-    /// Whether the parts' sums are found by a launch of their own.
+    /// Whether the parts' sums are computed by a launch of their own.
     pub(super) split: bool,
 }
 
 impl Plan {
-    pub(super) fn new(pass: Pass, sizes: Sizes, room: Room) -> Self {
+    pub(super) fn new(pass: Pass, sizes: Sizes, limits: Limits) -> Self {
         let slices = slices(sizes);
-        let whole = (1..=pass.tensors()).rev().find_map(|kept| whole_image(pass, sizes, room, &slices, kept));
-        whole.unwrap_or_else(|| split_image(pass, sizes, room, slices[0]))
+        let whole = (1..=pass.tensors()).rev().find_map(|kept| whole_image(pass, sizes, limits, &slices, kept));
+        whole.unwrap_or_else(|| split_image(pass, sizes, limits, slices[0]))
     }
 
     /// Whether all that is read twice stays in shared memory: there are kernels of their own for that.
@@ -143,7 +143,7 @@ impl Plan {
         let staged = kept * part * slice * sizes.size + mask;
         let most = if staged > CROWDED { ALONE } else { THREADS };
         let threads = if whole {
-            // Fewer packs a thread, and what a block does once takes longer than they do. And a thread for every channel.
+            // With fewer packs per thread, a block's fixed work takes longer than they do. And a thread for every channel.
             let packs = part * slice / sizes.width;
             let threads = (packs / pass.packs()).max((packs / 2).min(ENOUGH)).max(slice);
             threads.next_multiple_of(32).min(most)
@@ -179,7 +179,7 @@ fn greatest_common_divisor(a: usize, b: usize) -> usize {
 }
 
 /// One launch with `kept` tensors in shared memory, if they fit and there are blocks enough.
-fn whole_image(pass: Pass, sizes: Sizes, room: Room, slices: &[usize], kept: usize) -> Option<Plan> {
+fn whole_image(pass: Pass, sizes: Sizes, limits: Limits, slices: &[usize], kept: usize) -> Option<Plan> {
     let blocks = |plan: &Plan| sizes.images * (sizes.channels / plan.slice);
     // Single elements are read again rather than kept: such channels are rare.
     let kept_now = if sizes.width == 1 { 0 } else { kept };
@@ -188,23 +188,24 @@ fn whole_image(pass: Pass, sizes: Sizes, room: Room, slices: &[usize], kept: usi
         .iter()
         .filter(|&&slice| kept_now < pass.tensors() || slice / sizes.width <= ACROSS)
         .map(|&slice| Plan::of_slice(pass, sizes, slice, 1, kept_now))
-        .filter(|p| bytes(p.slice) < room.shared && p.shared <= room.shared)
+        .filter(|p| bytes(p.slice) < limits.shared && p.shared <= limits.shared)
         .collect();
     let filling = |limit: usize, least: usize| {
         let fits = move |plan: &&Plan| bytes(plan.slice) <= limit && plan.slice * sizes.size >= least;
-        plans.iter().find(move |plan| fits(plan) && blocks(plan) >= room.multiprocessors)
+        plans.iter().find(move |plan| fits(plan) && blocks(plan) >= limits.multiprocessors)
     };
-    let narrowest = plans.last().filter(|plan| 2 * blocks(plan) >= room.multiprocessors || bytes(plan.slice) <= SMALL);
-    let wishes = [(COMFORTABLE, FULL), (room.shared, FULL), (COMFORTABLE, NARROW), (room.shared, 0)];
+    let narrowest =
+        plans.last().filter(|plan| 2 * blocks(plan) >= limits.multiprocessors || bytes(plan.slice) <= SMALL);
+    let wishes = [(COMFORTABLE, FULL), (limits.shared, FULL), (COMFORTABLE, NARROW), (limits.shared, 0)];
     wishes.into_iter().find_map(|(limit, least)| filling(limit, least)).or(narrowest).copied()
 }
 
 /// Two launches over parts of the images.
-fn split_image(pass: Pass, sizes: Sizes, room: Room, slice: usize) -> Plan {
+fn split_image(pass: Pass, sizes: Sizes, limits: Limits, slice: usize) -> Plan {
     let blocks = sizes.images * (sizes.channels / slice);
     let across = (slice / sizes.width).next_power_of_two().min(ACROSS);
     let worthwhile = sizes.pixels.div_ceil(THREADS / across);
-    let parts = (2 * room.multiprocessors).div_ceil(blocks).clamp(1, PARTS.min(worthwhile));
+    let parts = (2 * limits.multiprocessors).div_ceil(blocks).clamp(1, PARTS.min(worthwhile));
     Plan { split: true, ..Plan::of_slice(pass, sizes, slice, parts, 0) }
 }
 
@@ -212,7 +213,7 @@ fn split_image(pass: Pass, sizes: Sizes, room: Room, slice: usize) -> Plan {
 mod tests {
     use super::*;
 
-    const H100: Room = Room { multiprocessors: 132, shared: 227 * 1024 };
+    const H100: Limits = Limits { multiprocessors: 132, shared: 227 * 1024 };
 
     fn sizes(images: usize, side: usize, channels: usize, groups: usize) -> Sizes {
         let width = if channels.is_multiple_of(8) { 8 } else { 1 };

@@ -1,11 +1,11 @@
 //! The body for a GPU: three products by cuBLASLt, bias and residual added, a gradient from elsewhere too, and the bias'
-//! gradient summed on the way where that is faster.
+//! gradient summed by the same product where that is faster.
 
 use candle_core::{DType, Tensor};
 
 use super::{OP, Shape};
 use crate::buffer::ParamGrads;
-use crate::cuda::dnn::Operands;
+use crate::cuda::dnn::ConvAddresses;
 use crate::cuda::matmul::{self, Epilogue, Matrix, Product};
 use crate::cuda::switches::Family;
 use crate::cuda::{Address, Gpu, column_sum, empty, optional};
@@ -23,7 +23,7 @@ pub(super) fn forward(
     let gpu = Gpu::of(x.device())?;
     let dtype = x.dtype();
     let y = empty(&gpu, dtype, dims)?;
-    let operands = Operands::forward(&gpu, OP, (x, &y), (weight, bias), residual)?;
+    let operands = ConvAddresses::forward(&gpu, OP, (x, &y), (weight, bias), residual)?;
     forward_at(&gpu, shape, dtype, &operands)?;
     Ok(y)
 }
@@ -41,14 +41,14 @@ pub(super) fn backward(
     let dtype = x.dtype();
     let extra = optional(&gpu, OP, dx.flatten(), dtype)?;
     let dx = dx.map(|_| empty(&gpu, dtype, x.dims())).transpose()?;
-    let operands = Operands { residual: extra, ..Operands::backward(&gpu, OP, x, weight, dy)? };
+    let operands = ConvAddresses { residual: extra, ..ConvAddresses::backward(&gpu, OP, x, weight, dy)? };
     let dx_at = optional(&gpu, OP, dx.as_ref(), dtype)?;
     backward_at(&gpu, shape, dtype, &operands, dx_at, grads)?;
     Ok(dx)
 }
 
-/// `y = x weight^T + bias + residual`, wherever they lie.
-pub(in crate::ops) fn forward_at(gpu: &Gpu, shape: Shape, dtype: DType, operands: &Operands) -> Result<()> {
+/// `y = x weight^T + bias + residual`, given by addresses.
+pub(in crate::ops) fn forward_at(gpu: &Gpu, shape: Shape, dtype: DType, operands: &ConvAddresses) -> Result<()> {
     let Shape { rows, inputs, outputs } = shape;
     let product = Product {
         rows,
@@ -63,7 +63,7 @@ pub(in crate::ops) fn forward_at(gpu: &Gpu, shape: Shape, dtype: DType, operands
         epilogue: Epilogue::Bias,
     };
     let has_residual = operands.residual != Address::NONE;
-    let places = matmul::Operands {
+    let places = matmul::ProductAddresses {
         a: operands.x,
         b: operands.weight,
         c: has_residual.then_some(operands.residual),
@@ -75,7 +75,7 @@ pub(in crate::ops) fn forward_at(gpu: &Gpu, shape: Shape, dtype: DType, operands
         return Ok(());
     }
     let product = Product { epilogue: Epilogue::None, ..product };
-    gpu.matmul(&product, &matmul::Operands { c: None, vector: Address::NONE, ..places })?;
+    gpu.matmul(&product, &matmul::ProductAddresses { c: None, vector: Address::NONE, ..places })?;
     operands.add_bias_and_residual(gpu, dtype, outputs, rows * outputs)
 }
 
@@ -84,7 +84,7 @@ pub(in crate::ops) fn backward_at(
     gpu: &Gpu,
     shape: Shape,
     dtype: DType,
-    operands: &Operands,
+    operands: &ConvAddresses,
     dx: Address,
     grads: &ParamGrads<'_>,
 ) -> Result<()> {
@@ -105,7 +105,7 @@ pub(in crate::ops) fn backward_at(
         };
         let (a, b, extra) = (operands.y, operands.weight, operands.residual);
         let c = (extra != Address::NONE).then_some(extra);
-        gpu.matmul(&product, &matmul::Operands { a, b, c, y: dx, vector: Address::NONE, alpha: 1.0 })?;
+        gpu.matmul(&product, &matmul::ProductAddresses { a, b, c, y: dx, vector: Address::NONE, alpha: 1.0 })?;
     }
     let product = Product {
         rows: outputs,
@@ -120,7 +120,7 @@ pub(in crate::ops) fn backward_at(
         epilogue: Epilogue::None,
     };
     let c = (write == Write::Add).then_some(dw);
-    let places = matmul::Operands { a: operands.y, b: operands.x, c, y: dw, vector: Address::NONE, alpha: 1.0 };
+    let places = matmul::ProductAddresses { a: operands.y, b: operands.x, c, y: dw, vector: Address::NONE, alpha: 1.0 };
     if grads.bias_summed {
         return gpu.matmul(&product, &places);
     }
@@ -132,22 +132,22 @@ struct Gradients<'g> {
     gpu: &'g Gpu,
     /// The weight's.
     product: Product,
-    places: matmul::Operands,
+    places: matmul::ProductAddresses,
     bias: Address,
     write: Write,
 }
 
-/// How the bias' comes to be.
+/// How the bias' gradient is summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum BiasSum {
     /// In a launch of its own, which reads dy once more.
     Apart,
-    /// On the way of the weight's. That costs no launch, but leaves the library fewer algorithms: where few outputs are sums over
-    /// very many rows, perhaps none that splits the rows between multiprocessors.
+    /// By the product of the weight's. That costs no launch, but leaves the library fewer algorithms: where few outputs are
+    /// sums over very many rows, perhaps none that splits the rows between multiprocessors.
     Together,
 }
 
-const WAYS: [Way; 2] = [Way::Apart, Way::Together];
+const CANDIDATES: [BiasSum; 2] = [BiasSum::Apart, BiasSum::Together];
 
 /// The name of the choice between them.
 #[derive(Debug)]
@@ -159,29 +159,29 @@ struct BiasGradient {
 impl Gradients<'_> {
     fn queue_faster(&self) -> Result<()> {
         let Self { gpu, product, places, .. } = self;
-        // The epilogue overwrites, so it cannot add to what is there. And where the bits must be the same every time, no clock
-        // decides: our own sums are, the library promises nothing of its epilogue's.
+        // The epilogue overwrites, so it cannot add to what is there. Where the bits must be the same every time, the clock
+        // must not choose: our own sums guarantee that, and the library makes no promise for its epilogue.
         let apart = self.write == Write::Add || gpu.deterministic() || !gpu.uses(Family::BiasEpilogue);
         if !apart {
             let choice = BiasGradient { of: matmul::Key::new(gpu, product, places) };
-            let way = gpu.faster(&choice, &WAYS, |way| self.queue(*way))?.map(|way| WAYS[way]);
-            if way == Some(Way::Together) && self.together()? {
+            let chosen = gpu.choose_fastest(&choice, &CANDIDATES, |candidate| self.queue(*candidate))?;
+            if chosen.map(|number| CANDIDATES[number]) == Some(BiasSum::Together) && self.together()? {
                 return Ok(());
             }
         }
-        self.queue(Way::Apart)
+        self.queue(BiasSum::Apart)
     }
 
-    /// Overwrites both, if nothing is to be added to: as often as one likes.
-    fn queue(&self, way: Way) -> Result<()> {
+    /// Where both are overwritten this can be repeated.
+    fn queue(&self, how: BiasSum) -> Result<()> {
         let Self { gpu, product, places, bias, write } = self;
-        match way {
-            Way::Together if self.together()? => Ok(()),
-            Way::Together => {
+        match how {
+            BiasSum::Together if self.together()? => Ok(()),
+            BiasSum::Together => {
                 let error = "it has no algorithm with this epilogue".to_owned();
                 Err(KernelError::Gpu { what: format!("asking cuBLASLt for {product:?}"), error })
             }
-            Way::Apart => {
+            BiasSum::Apart => {
                 gpu.matmul(product, places)?;
                 column_sum(gpu, product.dtype, places.a, (product.inner, product.rows), *bias, *write)
             }
@@ -191,6 +191,6 @@ impl Gradients<'_> {
     /// Whether the library can do that.
     fn together(&self) -> Result<bool> {
         let product = Product { epilogue: Epilogue::RowSums, ..self.product };
-        self.gpu.try_matmul(&product, &matmul::Operands { vector: self.bias, ..self.places })
+        self.gpu.try_matmul(&product, &matmul::ProductAddresses { vector: self.bias, ..self.places })
     }
 }

@@ -11,7 +11,7 @@ use crate::error::Result;
 
 impl Tape<'_> {
     /// An activation other than SiLU.
-    pub fn activation(&mut self, f: Activation, x: &Var) -> Result<Var> {
+    pub(crate) fn activation(&mut self, f: Activation, x: &Var) -> Result<Var> {
         if let Some(y) = self.sketch(x, None, Other(f))? {
             return Ok(y);
         }
@@ -21,7 +21,7 @@ impl Tape<'_> {
     }
 
     /// SiLU.
-    pub fn silu(&mut self, x: &Var) -> Result<Var> {
+    pub(crate) fn silu(&mut self, x: &Var) -> Result<Var> {
         if let Some(y) = self.sketch(x, None, Silu)? {
             return Ok(y);
         }

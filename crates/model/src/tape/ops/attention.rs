@@ -4,13 +4,13 @@ use ddpm_kernels::KernelError;
 use ddpm_kernels::ops::attention;
 
 use super::super::operands::{Maker, Runs};
-use super::super::operation::{Facts, Gradient, Kept, WayBack, Work, channels, count, with_channels};
+use super::super::operation::{BackwardPass, Facts, Gradient, Kept, Work, channels, count, with_channels};
 use super::super::{Tape, Var};
 use crate::error::Result;
 
 impl Tape<'_> {
     /// Self-attention over `qkv` `[N, L, 3C]`; the result is `[N, L, C]`.
-    pub fn attention(&mut self, qkv: &Var, heads: usize) -> Result<Var> {
+    pub(crate) fn attention(&mut self, qkv: &Var, heads: usize) -> Result<Var> {
         if let Some(y) = self.sketch(qkv, None, Attention { heads })? {
             return Ok(y);
         }
@@ -69,15 +69,15 @@ impl Facts for Attention {
         Kept { x: true, y: true, ..Kept::default() }
     }
 
-    /// The probabilities, or what they are made again from.
+    /// The probabilities, or what they are recomputed from.
     fn made_beside(&self, x: &[usize], size: usize) -> u64 {
         let rows = self.heads * tokens(x);
         (if self.is_flash(x, size) { rows * size_of::<f32>() } else { rows * tokens(x) * size }) as u64
     }
 
     /// As much as lies beside the result is needed once more, for the gradient of the probabilities.
-    fn way_back(&self, x: &[usize]) -> WayBack {
-        WayBack { beside: true, ..WayBack::gives(Gradient::New(x.to_vec()), Gradient::None) }
+    fn backward_pass(&self, x: &[usize]) -> BackwardPass {
+        BackwardPass { beside: true, ..BackwardPass::gives(Gradient::New(x.to_vec()), Gradient::None) }
     }
 
     fn prepare(&self, x: &[usize], make: &Maker<'_>) -> Result<Runs, KernelError> {

@@ -5,7 +5,7 @@ use ddpm_kernels::ops::conv2d::{self, Conv2d};
 
 use super::super::operands::{Maker, Runs};
 use super::super::operation::{
-    Facts, Kept, WayBack, Work, channels, layer_backward_work, layer_work, with_channels, with_sides,
+    BackwardPass, Facts, Kept, Work, channels, layer_backward_work, layer_work, with_channels, with_sides,
 };
 use super::super::var::Made;
 use super::super::{Tape, Var};
@@ -14,16 +14,16 @@ use crate::error::Result;
 
 /// What is added to a convolution's result.
 #[derive(Clone, Copy, Debug)]
-pub struct Residual<'v> {
+pub(crate) struct Residual<'v> {
     /// Of the result's shape.
-    pub value: &'v Var,
-    /// Whether nobody else takes it, before or after: its gradient then is the result's, and so is that of its bias.
-    pub own: bool,
+    pub(crate) value: &'v Var,
+    /// Whether no other operation takes it, before or after: then its gradient is the result's, and so is that of its bias.
+    pub(crate) own: bool,
 }
 
 impl Tape<'_> {
     /// Convolves `x` `[N, H, W, I]`, and adds `residual` `[N, H', W', O]`.
-    pub fn conv2d(
+    pub(crate) fn conv2d(
         &mut self,
         x: &Var,
         conv: &Conv2d,
@@ -97,8 +97,8 @@ impl Facts for Convolution {
         Kept { x: true, ..Kept::default() }
     }
 
-    fn way_back(&self, x: &[usize]) -> WayBack {
-        WayBack::of_layer(x, self.need_dx)
+    fn backward_pass(&self, x: &[usize]) -> BackwardPass {
+        BackwardPass::of_layer(x, self.need_dx)
     }
 
     fn prepare(&self, x: &[usize], make: &Maker<'_>) -> Result<Runs, KernelError> {

@@ -1,4 +1,4 @@
-//! Dropout on its own: a GPU's is in the normalisation before it.
+//! Dropout on its own; on a GPU it is part of the normalisation before it.
 
 use candle_core::Tensor;
 use ddpm_kernels::KernelError;
@@ -11,7 +11,7 @@ use crate::error::Result;
 
 impl Tape<'_> {
     /// Dropout while training, nothing otherwise.
-    pub fn dropout(&mut self, x: &Var, probability: f64) -> Result<Var> {
+    pub(crate) fn dropout(&mut self, x: &Var, probability: f64) -> Result<Var> {
         let Some(mask) = self.next_dropout(probability) else { return Ok(x.clone()) };
         if let Some(y) = self.sketch(x, None, OnItsOwn { probability })? {
             return Ok(y);
@@ -31,7 +31,7 @@ struct OnItsOwn {
     probability: f64,
 }
 
-/// Some mask, for operands of their own.
+/// Some mask, for `bench ops`.
 pub(super) fn some_mask(probability: f64) -> Dropout {
     Dropout { probability, seed: 0, layer: 0, step: 0, first_position: 0 }
 }

@@ -5,14 +5,14 @@ use ddpm_kernels::KernelError;
 use ddpm_kernels::ops::elementwise;
 
 use super::super::operands::{Maker, Runs};
-use super::super::operation::{Facts, Gradient, WayBack, Work, channels, count, per_channel, with_channels};
+use super::super::operation::{BackwardPass, Facts, Gradient, Work, channels, count, per_channel, with_channels};
 use super::super::var::{Joined, Made};
 use super::super::{Tape, Var};
 use crate::error::Result;
 
 impl Tape<'_> {
     /// `x` under another shape of as many elements.
-    pub fn reshape(&mut self, x: &Var, shape: &[usize]) -> Result<Var> {
+    pub(crate) fn reshape(&mut self, x: &Var, shape: &[usize]) -> Result<Var> {
         if let Some(y) = self.sketch_reshaped(x, shape)? {
             return Ok(y);
         }
@@ -22,7 +22,7 @@ impl Tape<'_> {
     }
 
     /// `x` `[N, H, W, C]` plus `offset` `[N, C]` at every pixel.
-    pub fn add_channels(&mut self, x: &Var, offset: &Var) -> Result<Var> {
+    pub(crate) fn add_channels(&mut self, x: &Var, offset: &Var) -> Result<Var> {
         if let Some(y) = self.sketch(x, Some(offset), AddChannels)? {
             return Ok(y);
         }
@@ -34,21 +34,8 @@ impl Tape<'_> {
         }))
     }
 
-    /// `a + b`.
-    pub fn add(&mut self, a: &Var, b: &Var) -> Result<Var> {
-        if let Some(y) = self.sketch(a, Some(b), Add)? {
-            return Ok(y);
-        }
-        let y = elementwise::add(&a.value, &b.value)?;
-        let (a, b) = (self.take(a).id, self.take(b).id);
-        Ok(self.record(y, move |dy, flow| {
-            flow.accumulate(a, dy.clone())?;
-            flow.accumulate(b, dy.clone())
-        }))
-    }
-
     /// `a` `[N, H, W, A]` and `b` `[N, H, W, B]` side by side.
-    pub fn concat(&mut self, a: &Var, b: &Var) -> Result<Var> {
+    pub(crate) fn concat(&mut self, a: &Var, b: &Var) -> Result<Var> {
         if let Some(y) = self.sketch(a, Some(b), Concat { others: b.value.dim(3)? })? {
             return Ok(y);
         }
@@ -70,7 +57,7 @@ impl Tape<'_> {
     }
 
     /// `factor x`.
-    pub fn scale(&mut self, x: &Var, factor: f64) -> Result<Var> {
+    pub(crate) fn scale(&mut self, x: &Var, factor: f64) -> Result<Var> {
         let factor = factor as f32;
         if let Some(y) = self.sketch(x, None, Scale { factor })? {
             return Ok(y);
@@ -97,8 +84,8 @@ impl Facts for AddChannels {
         Work { bytes: (count(x) + per_channel(x, 1)) * size as u64, flop: 0 }
     }
 
-    fn way_back(&self, x: &[usize]) -> WayBack {
-        WayBack::gives(Gradient::OfResult, Gradient::New(vec![channels(x)]))
+    fn backward_pass(&self, x: &[usize]) -> BackwardPass {
+        BackwardPass::gives(Gradient::OfResult, Gradient::New(vec![channels(x)]))
     }
 
     fn prepare(&self, x: &[usize], make: &Maker<'_>) -> Result<Runs, KernelError> {
@@ -108,33 +95,6 @@ impl Facts for AddChannels {
             move || elementwise::add_channels(&x, &offset).map(drop),
             move || elementwise::add_channels_backward(&dy).map(drop),
         )
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Add;
-
-impl Facts for Add {
-    fn name(&self) -> &'static str {
-        "add"
-    }
-
-    fn forward_work(&self, x: &[usize], size: usize) -> Work {
-        Work { bytes: 3 * count(x) * size as u64, flop: 0 }
-    }
-
-    /// Its gradient is passed on as it is.
-    fn backward_work(&self, _x: &[usize], _size: usize) -> Work {
-        Work::default()
-    }
-
-    fn way_back(&self, _x: &[usize]) -> WayBack {
-        WayBack::gives(Gradient::OfResult, Gradient::OfResult)
-    }
-
-    fn prepare(&self, x: &[usize], make: &Maker<'_>) -> Result<Runs, KernelError> {
-        let (a, b) = (make.numbers(x)?, make.numbers(x)?);
-        Ok(Runs { forward: Box::new(move || elementwise::add(&a, &b).map(drop)), backward: None })
     }
 }
 
@@ -161,8 +121,8 @@ impl Facts for Concat {
         Some([x.to_vec(), with_channels(x, self.others)])
     }
 
-    fn way_back(&self, x: &[usize]) -> WayBack {
-        WayBack::gives(Gradient::New(x.to_vec()), Gradient::New(with_channels(x, self.others)))
+    fn backward_pass(&self, x: &[usize]) -> BackwardPass {
+        BackwardPass::gives(Gradient::New(x.to_vec()), Gradient::New(with_channels(x, self.others)))
     }
 
     fn prepare(&self, x: &[usize], make: &Maker<'_>) -> Result<Runs, KernelError> {

@@ -6,14 +6,14 @@ use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::elementwise;
 
 use super::super::operands::{Maker, Runs};
-use super::super::operation::{Facts, Gradient, WayBack, Work, channels, count};
+use super::super::operation::{BackwardPass, Facts, Gradient, Work, channels, count};
 use super::super::{Tape, Var};
 use crate::error::Result;
 use crate::params::ParamId;
 
 impl Tape<'_> {
     /// Rows `labels` (u32, N) of an embedding table, `[N, C]`.
-    pub fn embedding(&mut self, table: ParamId, labels: &Tensor) -> Result<Var> {
+    pub(crate) fn embedding(&mut self, table: ParamId, labels: &Tensor) -> Result<Var> {
         let weight = self.params.tensor(table);
         let y = elementwise::embedding_rows(weight, labels, self.dtype())?;
         let rows = weight.dim(0)?;
@@ -48,8 +48,8 @@ impl Facts for Embedding {
         Work { bytes: count(x) * size as u64 + gradients as u64, flop: 0 }
     }
 
-    fn way_back(&self, _x: &[usize]) -> WayBack {
-        WayBack::gives(Gradient::None, Gradient::None)
+    fn backward_pass(&self, _x: &[usize]) -> BackwardPass {
+        BackwardPass::gives(Gradient::None, Gradient::None)
     }
 
     fn prepare(&self, x: &[usize], make: &Maker<'_>) -> Result<Runs, KernelError> {

@@ -1,8 +1,8 @@
-//! Group normalisation as the network calls it: with what lets the time in before it and what is dropped behind it.
+//! Group normalisation as the network calls it: with the time added before it and dropout after it.
 //!
-//! A GPU does all of that in one pass forward and one backward, of a joined value without joining its gradient; and as the first
-//! to take a value it sees the whole of its gradient, so it sums up the gradient of the bias of the layer that made it. The
-//! CPU's passes stay apart.
+//! A GPU does all of that in one forward and one backward pass, and does not join the gradient of a joined value. If it is the
+//! first to take a value, it sees the whole gradient, so it sums up the gradient of the bias of the layer that made the value. On
+//! a CPU these are separate passes.
 
 #[cfg(feature = "cuda")]
 mod fused;
@@ -11,19 +11,19 @@ use ddpm_kernels::KernelError;
 use ddpm_kernels::ops::group_norm::{self, GroupNorm};
 
 use super::super::operands::{Maker, Runs};
-use super::super::operation::{Added, Facts, Gradient, Kept, WayBack, Work, channels, count, per_channel};
+use super::super::operation::{Added, BackwardPass, Facts, Gradient, Kept, Work, channels, count, per_channel};
 use super::super::{Tape, Var};
 use super::LayerParams;
 use crate::error::Result;
 
 /// How the time enters.
 #[derive(Clone, Copy, Debug)]
-pub enum Time<'v> {
+pub(crate) enum Time<'v> {
     /// It does not.
     Absent,
     /// `[N, C]`, added to every pixel before the normalisation.
     Offset(&'v Columns),
-    /// `[N, 2C]`, scale and shift behind the normalisation.
+    /// `[N, 2C]`, scale and shift after the normalisation.
     ScaleShift(&'v Columns),
 }
 
@@ -40,7 +40,7 @@ impl<'v> Time<'v> {
 /// A value `[N, C]`, or some neighbouring columns of one that `Tape::linear_stack` made, which only a GPU does.
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "elsewhere it is the whole value"))]
 #[derive(Clone, Debug)]
-pub struct Columns {
+pub(crate) struct Columns {
     of: Var,
     first: usize,
     /// All, if none.
@@ -49,7 +49,7 @@ pub struct Columns {
 
 impl Columns {
     /// All of them.
-    pub fn all(of: Var) -> Self {
+    pub(crate) fn all(of: Var) -> Self {
         Self { of, first: 0, count: None }
     }
 
@@ -60,8 +60,8 @@ impl Columns {
 }
 
 impl<'p> Tape<'p> {
-    /// Group normalisation of `x` `[N, ..., C]` with the time let in, SiLU, and dropout while training.
-    pub fn group_norm(
+    /// Group normalisation of `x` `[N, ..., C]` with the time, SiLU, and dropout while training.
+    pub(crate) fn group_norm(
         &mut self,
         x: &Var,
         norm: GroupNorm,
@@ -94,7 +94,7 @@ impl<'p> Tape<'p> {
     }
 
     /// Group normalisation of `a` and `b`, `[N, ..., A]` and `[N, ..., B]`, side by side, and both as one value before it.
-    pub fn group_norm_joining(
+    pub(crate) fn group_norm_joining(
         &mut self,
         (a, b): (&Var, &Var),
         norm: GroupNorm,
@@ -204,11 +204,11 @@ impl Facts for Norm {
         3 * channels(x)
     }
 
-    /// The offset's gradient is a sum without what has arrived for x.
-    fn way_back(&self, x: &[usize]) -> WayBack {
+    /// The offset's gradient is a sum that excludes what has arrived for x.
+    fn backward_pass(&self, x: &[usize]) -> BackwardPass {
         let (dx, added) =
             if self.offset { (Gradient::New(x.to_vec()), Added::Nothing) } else { (Gradient::NewOrParts, Added::Two) };
-        WayBack { added, ..WayBack::gives(dx, Gradient::Shared) }
+        BackwardPass { added, ..BackwardPass::gives(dx, Gradient::Shared) }
     }
 
     fn prepare(&self, x: &[usize], make: &Maker<'_>) -> Result<Runs, KernelError> {

@@ -5,7 +5,7 @@ use ddpm_kernels::ops::linear;
 
 use super::super::operands::{Maker, Runs};
 use super::super::operation::{
-    Added, Facts, Kept, WayBack, Work, channels, layer_backward_work, layer_work, with_channels,
+    Added, BackwardPass, Facts, Kept, Work, channels, layer_backward_work, layer_work, with_channels,
 };
 use super::super::var::Made;
 use super::super::{Tape, Var};
@@ -14,7 +14,7 @@ use crate::error::Result;
 
 impl Tape<'_> {
     /// A linear layer over the last axis of `x` `[..., I]`, plus `residual` `[..., O]`.
-    pub fn linear(&mut self, x: &Var, params: LayerParams, residual: Option<&Var>) -> Result<Var> {
+    pub(crate) fn linear(&mut self, x: &Var, params: LayerParams, residual: Option<&Var>) -> Result<Var> {
         let (weight, bias) = self.layer(params);
         let facts = Linear { outputs: bias.elem_count(), residual: residual.is_some(), need_dx: x.is_tracked() };
         if let Some(y) = self.sketch(x, residual, facts)? {
@@ -37,7 +37,7 @@ impl Tape<'_> {
     }
 
     /// The linear layers of the layout's stack over `x` `[N, I]`, their outputs side by side, where they are applied as one.
-    /// Whoever takes some of the [columns](super::Columns) writes the gradient of those; all must be taken, and once.
+    /// An operation that takes some of the [columns](super::Columns) writes their gradient; each must be taken exactly once.
     pub(crate) fn linear_stack(&mut self, x: &Var) -> Result<Option<Var>> {
         if !self.fuses() {
             return Ok(None);
@@ -51,7 +51,7 @@ impl Tape<'_> {
         let y = linear::forward(&x.value, &weight, &bias, None)?;
         let (id, x) = (self.take(x).id, x.value.clone());
         Ok(Some(self.record(y, move |dy, flow| {
-            debug_assert_eq!(flow.columns_written(), outputs, "columns that nobody gave a gradient");
+            debug_assert_eq!(flow.columns_written(), outputs, "columns without a gradient");
             let earlier = flow.take(id)?;
             match linear::backward(&x, &weight, dy, id.is_some(), earlier.as_ref(), &flow.params.stacked())? {
                 Some(dx) => flow.accumulate(id, dx),
@@ -97,8 +97,8 @@ impl Facts for Linear {
         Kept { x: true, ..Kept::default() }
     }
 
-    fn way_back(&self, x: &[usize]) -> WayBack {
-        WayBack { added: Added::One, ..WayBack::of_layer(x, self.need_dx) }
+    fn backward_pass(&self, x: &[usize]) -> BackwardPass {
+        BackwardPass { added: Added::One, ..BackwardPass::of_layer(x, self.need_dx) }
     }
 
     fn prepare(&self, x: &[usize], make: &Maker<'_>) -> Result<Runs, KernelError> {

@@ -11,17 +11,17 @@ pub(super) mod group_norm;
 pub(super) mod linear;
 pub(super) mod resample;
 
-pub use self::conv2d::Residual;
-pub use self::group_norm::{Columns, Time};
+pub(crate) use self::conv2d::Residual;
+pub(crate) use self::group_norm::{Columns, Time};
 use crate::params::ParamId;
 
 /// Weight and bias of a layer.
 #[derive(Clone, Copy, Debug)]
-pub struct LayerParams {
+pub(crate) struct LayerParams {
     /// The weight.
-    pub weight: ParamId,
+    pub(crate) weight: ParamId,
     /// The bias.
-    pub bias: ParamId,
+    pub(crate) bias: ParamId,
 }
 
 /// As the details of a layer say it.

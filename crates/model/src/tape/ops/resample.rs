@@ -10,7 +10,7 @@ use crate::error::Result;
 
 impl Tape<'_> {
     /// `x` `[N, H, W, C]` at twice the size, every pixel repeated.
-    pub fn upsample(&mut self, x: &Var) -> Result<Var> {
+    pub(crate) fn upsample(&mut self, x: &Var) -> Result<Var> {
         if let Some(y) = self.sketch(x, None, Upsample)? {
             return Ok(y);
         }
@@ -20,7 +20,7 @@ impl Tape<'_> {
     }
 
     /// `x` `[N, H, W, C]` at half the size, the mean of each 2x2 square.
-    pub fn downsample(&mut self, x: &Var) -> Result<Var> {
+    pub(crate) fn downsample(&mut self, x: &Var) -> Result<Var> {
         if let Some(y) = self.sketch(x, None, Downsample)? {
             return Ok(y);
         }

@@ -1,5 +1,5 @@
-//! The way that keeps scores in registers: see `cuda/attention_flash.cu`. Three launches a training step, and instead of
-//! the probabilities a number per row is kept.
+//! The kernels that keep scores in registers: see `cuda/attention_flash.cu`. Three launches a training step, and one number
+//! per row is kept instead of the probabilities.
 
 use candle_core::{DType, Tensor};
 
@@ -23,7 +23,7 @@ const FORWARD: [&str; 3] = ["attention_flash_forward_32", "attention_flash_forwa
 const QUERIES: [&str; 3] = ["attention_flash_queries_32", "attention_flash_queries_64", "attention_flash_queries_128"];
 const KEYS: [&str; 3] = ["attention_flash_keys_32", "attention_flash_keys_64", "attention_flash_keys_128"];
 
-/// Whether the kernels can do this, and may.
+/// Whether the kernels can do this, and are switched on.
 pub(super) fn fits(s: Shape, qkv: &Tensor) -> Result<bool> {
     let gpu = Gpu::of(qkv.device())?;
     if width(s.head_dim()).is_none() || !may_keep_scores(&gpu, s, qkv.dtype()) {
@@ -50,7 +50,7 @@ fn kernel<'g>(gpu: &'g Gpu, s: Shape, names: [&'static str; 3], dtype: DType, ti
     Ok(gpu.float_kernel(names[at], dtype)?.shared(tiles * tile_bytes(s, dtype)))
 }
 
-/// The last arguments of every kernel, and go.
+/// Adds the last arguments of every kernel, and launches it.
 fn queue(launch: Launch<'_>, s: Shape) -> Result<()> {
     let grid = (length(s.tokens.div_ceil(TILE))?, length(s.heads)?, length(s.n)?);
     launch.arg(length(s.tokens)?).arg(length(s.heads)?).arg(length(s.head_dim())?).arg(s.scale()).blocks(grid, THREADS)
@@ -74,7 +74,7 @@ pub(super) fn backward(s: Shape, qkv: &Tensor, out: &Tensor, log_sums: &Tensor, 
     let dtype = qkv.dtype();
     let dqkv = empty(&gpu, dtype, qkv.dims())?;
     let losses = empty(&gpu, DType::F32, log_sums.dims())?;
-    // A view of a larger tensor may begin anywhere, and what is read 16 bytes at a time must not.
+    // A view of a larger tensor may begin anywhere, but reads of 16 bytes must be aligned.
     // (candle's own copy keeps the place in the storage.)
     let aligned =
         if operand(&gpu, OP, d_out, dtype)?.alignment() < 16 { &elementwise::scale(d_out, 1.0)? } else { d_out };

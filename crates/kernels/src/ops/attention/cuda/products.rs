@@ -1,5 +1,5 @@
-//! The way that holds for any head dimension: batched products by the library around an own softmax, which makes the product
-//! before it as well where it can ([`rows`]).
+//! Attention for any head dimension: batched products by the library around our own softmax, which computes the product before it
+//! as well where it can ([`rows`]).
 //!
 //! Queries, keys, values and their gradients are strided views of `qkv`, so nothing is copied. Scores and probabilities have
 //! the activations' number format; the softmax itself is f32. A batch runs over the images of one head, or over the heads of
@@ -9,7 +9,7 @@ use candle_core::{DType, Tensor};
 
 use super::super::{Kept, OP, Shape};
 use super::{length, rows};
-use crate::cuda::matmul::{Epilogue, Matrix, Operands, Product};
+use crate::cuda::matmul::{Epilogue, Matrix, Product, ProductAddresses};
 use crate::cuda::{Address, Gpu, empty, operand};
 use crate::error::Result;
 
@@ -89,7 +89,7 @@ impl Products<'_> {
         for round in 0..rounds {
             let at = |family: &Family| family.at.offset(round * step(family, false), self.dtype);
             let operands =
-                Operands { a: at(&a), b: at(&b), c: None, y: at(&y), vector: Address::NONE, alpha: form.alpha };
+                ProductAddresses { a: at(&a), b: at(&b), c: None, y: at(&y), vector: Address::NONE, alpha: form.alpha };
             self.gpu.matmul(&product, &operands)?;
         }
         Ok(())

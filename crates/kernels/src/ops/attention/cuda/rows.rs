@@ -1,4 +1,4 @@
-//! Probabilities and the gradients of scores in one launch each, where the library's product would write the scores and a
+//! Probabilities and the gradients of scores in one launch each; otherwise the library's product would write the scores and a
 //! softmax read them again: see `cuda/attention_rows.cu`.
 
 use candle_core::DType;
@@ -16,7 +16,7 @@ const MOST: usize = 256;
 /// Elements from a row to the next in shared memory, and pieces of the channels there.
 const STRIDE: usize = 64 + 8;
 const STAGES: usize = 2;
-/// Whether the kernels can do this, and may; what they read and write 16 bytes at once must be `aligned`.
+/// Whether the kernels can do this, and are switched on; reads and writes of 16 bytes must be `aligned`.
 pub(super) fn fits(gpu: &Gpu, s: Shape, dtype: DType, aligned: &[Address]) -> bool {
     may_keep_scores(gpu, s, dtype)
         && s.tokens <= MOST

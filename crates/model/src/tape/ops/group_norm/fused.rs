@@ -1,4 +1,4 @@
-//! Group normalisation as a GPU does it: with all that stands around it, in one pass there and one back.
+//! Group normalisation as a GPU does it: fused with its neighbours, in one forward and one backward pass.
 
 use std::rc::Rc;
 
@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::params::ParamId;
 
 /// What both passes read.
-struct Operands<'p> {
+struct PassOperands<'p> {
     x: Tensor,
     weight: &'p Tensor,
     bias: &'p Tensor,
@@ -31,7 +31,7 @@ struct Operands<'p> {
     step: Option<Tensor>,
 }
 
-impl Operands<'_> {
+impl PassOperands<'_> {
     fn inputs(&self) -> Inputs<'_> {
         Inputs {
             x: &self.x,
@@ -67,7 +67,7 @@ struct Targets {
     time: Option<usize>,
     /// Of the time's value, first and number.
     columns: Option<(usize, usize)>,
-    /// Instead of `x`: the values it was joined of.
+    /// Instead of `x`: the values that it was joined from.
     joined: Option<Joined>,
     /// The biases of what made `x`.
     sums: [Option<ParamId>; 2],
@@ -91,17 +91,17 @@ impl Targets {
     }
 }
 
-/// What a pass leaves for the way back.
+/// What a forward pass keeps for the backward pass.
 struct Layer<'p> {
     norm: GroupNorm,
     params: LayerParams,
-    operands: Operands<'p>,
+    operands: PassOperands<'p>,
     targets: Targets,
 }
 
 impl Layer<'_> {
     fn backward(&self, flow: &mut Flow<'_>, dy: &Tensor, statistics: &Statistics) -> Result<()> {
-        // The offset's gradient is a sum of dx without what comes from elsewhere.
+        // The offset's gradient is the sum of dx without contributions from elsewhere.
         let (extra, outside) = match self.operands.offset {
             Some(_) => ([None, None], flow.take(self.targets.x)?),
             None if self.operands.dropout.is_some() => ([flow.take(self.targets.x)?, None], None),
@@ -135,7 +135,7 @@ impl Layer<'_> {
 }
 
 impl<'p> Tape<'p> {
-    /// With `parts`, `x` is yet to be written: they stand in it side by side.
+    /// With `parts`, `x` has yet to be written: it joins them side by side.
     pub(super) fn group_norm_fused(
         &mut self,
         x: &Var,
@@ -147,7 +147,7 @@ impl<'p> Tape<'p> {
     ) -> Result<Var> {
         let (modulation, offset) = (time.scale_shift(), time.offset());
         let mask = self.next_dropout(dropout);
-        let operands = Operands {
+        let operands = PassOperands {
             x: x.value.clone(),
             weight: self.params.master(params.weight),
             bias: self.params.master(params.bias),
@@ -174,7 +174,7 @@ impl<'p> Tape<'p> {
     }
 }
 
-/// Operands of its own.
+/// Operands for `bench ops`.
 struct Prepared {
     x: Tensor,
     weight: Tensor,

@@ -1,4 +1,4 @@
-//! What the library's heuristics propose for a graph, and which of it may be taken.
+//! The engines that cuDNN's heuristics name for a graph, and which of them are candidates: those that keep to the settings.
 
 use candle_core::DType;
 use candle_core::cuda_backend::cudarc::cudnn::sys;
@@ -11,19 +11,19 @@ use super::Key;
 use super::backend::{Answer, BehaviourNote, Descriptor, NumericalNote, Readable};
 use super::graph::Graph;
 
-/// Proposals that are asked for: all. cuDNN 9.19 has up to 40 for a convolution of the CIFAR-10 model on an H100, and in f32 the
+/// Engines that are asked for: all. cuDNN 9.19 has up to 40 for a convolution of the CIFAR-10 model on an H100, and in f32 the
 /// first 20 of them all use tensor cores (asked as `scripts/cudnn-engines` does).
 const MOST: usize = 200;
 
 /// Notes of an engine that are read. The library knows ten kinds now; a newer one may have more.
 const MOST_NOTES: usize = 64;
 
-/// What may be taken, best first: those that come compiled, and those that are compiled when they are first used, which takes
+/// The candidates, best first: those that come compiled, and those that are compiled when they are first used, which takes
 /// seconds each.
-pub(super) fn proposals(graph: &Graph, mode: Mode, key: &Key) -> Answer<[Vec<Descriptor>; 2]> {
-    let mut proposed = configurations(graph, mode)?;
-    proposed.retain(|configuration| allowed(key, configuration));
-    let (later, compiled) = proposed.into_iter().partition(is_compiled_later);
+pub(super) fn candidates(graph: &Graph, mode: Mode, key: &Key) -> Answer<[Vec<Descriptor>; 2]> {
+    let mut found = configurations(graph, mode)?;
+    found.retain(|configuration| allowed(key, configuration));
+    let (later, compiled) = found.into_iter().partition(is_compiled_later);
     Ok([compiled, later])
 }
 

@@ -1,4 +1,4 @@
-//! What reqwest, hf-hub and the disk tell, as our errors.
+//! Errors of reqwest, hf-hub and the disk, as ours.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +9,7 @@ use hf_hub::HFError;
 use crate::error::HubError;
 
 impl HubError {
-    /// What reqwest tells of a request that got no answer.
+    /// Reqwest's error of a request that got no answer.
     pub(super) fn of_request(doing: &str, source: reqwest::Error, silence: Duration) -> Self {
         let doing = doing.to_owned();
         if source.is_timeout() && !source.is_connect() {
@@ -19,7 +19,7 @@ impl HubError {
         Self::Connection { doing, source: Box::new(source.without_url()) }
     }
 
-    /// What hf-hub tells.
+    /// An error of hf-hub.
     pub(super) fn of_library(doing: &str, error: HFError, silence: Duration) -> Self {
         let (context, retry_after) = match error {
             HFError::Request { source, .. } => return Self::of_request(doing, source, silence),
@@ -36,13 +36,13 @@ impl HubError {
             doing: doing.to_owned(),
             status: context.status.as_u16(),
             code: context.error_code,
-            told: context.server_message.map(|text| short(&text)),
+            text: context.server_message.map(|text| short(&text)),
             retry_after,
         }
     }
 }
 
-/// The first line of a text of the hub, of a length that fits into a message.
+/// The first line of a text from the hub, cut to a length that fits into a message.
 pub(super) fn short(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
     line.chars().filter(|letter| !letter.is_control()).take(200).collect()

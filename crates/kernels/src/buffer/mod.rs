@@ -1,12 +1,26 @@
-//! Slices of tensors, and the flat buffers parameters and gradients live in.
+//! Slices of tensors, and the flat buffers that parameters and gradients live in.
+
+#[cfg(feature = "cuda")]
+mod deferred_sums;
+#[cfg(feature = "cuda")]
+mod launch_tables;
+#[cfg(feature = "cuda")]
+mod narrow_gradients;
+mod param_grads;
 
 use std::cell::RefCell;
 use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, StorageRef, Tensor};
 
+#[cfg(feature = "cuda")]
+pub(crate) use self::deferred_sums::DeferredSum;
+#[cfg(feature = "cuda")]
+pub use self::deferred_sums::DeferredSums;
+#[cfg(feature = "cuda")]
+pub use self::narrow_gradients::{NarrowGradients, NarrowPart};
+pub use self::param_grads::ParamGrads;
 use crate::error::{KernelError, Result};
-use crate::gemm::Write;
 
 /// A CPU tensor's numbers, borrowed.
 pub struct CpuSlice<'a> {
@@ -29,7 +43,7 @@ impl Deref for CpuSlice<'_> {
 ///
 /// # Errors
 /// Another dtype, a strided view, or another device.
-pub fn cpu_slice<'a>(op: &'static str, tensor: &'a Tensor) -> Result<CpuSlice<'a>> {
+pub(crate) fn cpu_slice<'a>(op: &'static str, tensor: &'a Tensor) -> Result<CpuSlice<'a>> {
     let (storage, layout) = tensor.storage_and_layout();
     let refused = || KernelError::Layout { op, dtype: tensor.dtype(), shape: tensor.dims().to_vec() };
     match &*storage {
@@ -67,7 +81,7 @@ pub(crate) fn unwritten(len: usize) -> Vec<f32> {
 ///
 /// # Errors
 /// If `data` has another number of elements than `shape`.
-pub fn cpu_tensor<S: Into<candle_core::Shape>>(data: Vec<f32>, shape: S) -> Result<Tensor> {
+pub(crate) fn cpu_tensor<S: Into<candle_core::Shape>>(data: Vec<f32>, shape: S) -> Result<Tensor> {
     Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
 }
 
@@ -95,10 +109,10 @@ impl FlatBuffer {
         Ok(Self { tensor: Tensor::from_vec(data, len, device)? })
     }
 
-    /// The elements of `tensor`, where they lie: what is written here is seen there.
+    /// Shares the memory of `tensor`: what is written here is seen there.
     ///
     /// # Errors
-    /// Another format than f32, a strided view, or one that begins where wide loads cannot.
+    /// Another format than f32, a strided view, or one that is not aligned for wide loads.
     pub fn sharing(tensor: &Tensor) -> Result<Self> {
         let aligned = tensor.layout().start_offset().is_multiple_of(WIDE);
         if tensor.dtype() != DType::F32 || !tensor.is_contiguous() || !aligned {
@@ -178,7 +192,7 @@ impl FlatBuffer {
     }
 }
 
-/// Candle lends a storage mutably only to an in-place operation; this one hands it on.
+/// Candle lends a storage mutably only to an in-place operation; this one passes it to a closure.
 struct Lend<F, R> {
     f: RefCell<Option<F>>,
     result: RefCell<Option<R>>,
@@ -197,88 +211,6 @@ impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Lend<F, R> {
             *self.result.borrow_mut() = Some(f(&mut data[start..end]));
         }
         Ok(())
-    }
-}
-
-/// Where an operation writes the gradient of its weight and bias: two places in the flat gradient buffer.
-#[derive(Clone, Debug)]
-pub struct ParamGrads<'a> {
-    /// The flat gradient buffer.
-    pub buffer: &'a FlatBuffer,
-    /// The weight's elements.
-    pub weight: Range<usize>,
-    /// The bias's elements; they come after the weight's.
-    pub bias: Range<usize>,
-    /// Overwrite (the first micro-batch of a step) or add (the others).
-    pub write: Write,
-    /// Whether the bias' has been written already: `ops::group_norm::fused` does it for the layer before it.
-    pub bias_summed: bool,
-    /// Where a weight's of 16 bits may be left until all are [settled](crate::cuda::Narrow::settle).
-    #[cfg(feature = "cuda")]
-    pub narrow: Option<&'a crate::cuda::Narrow>,
-    /// Where sums may wait until all are [taken](crate::cuda::Sums::settle).
-    #[cfg(feature = "cuda")]
-    pub sums: Option<&'a crate::cuda::Sums>,
-}
-
-impl<'a> ParamGrads<'a> {
-    /// All of both, straight into the buffer.
-    pub fn new(buffer: &'a FlatBuffer, weight: Range<usize>, bias: Range<usize>, write: Write) -> Self {
-        Self {
-            buffer,
-            weight,
-            bias,
-            write,
-            bias_summed: false,
-            #[cfg(feature = "cuda")]
-            narrow: None,
-            #[cfg(feature = "cuda")]
-            sums: None,
-        }
-    }
-
-    /// The same, the bias' written already or not; only operations on a GPU leave it out.
-    #[must_use]
-    pub fn with_bias_summed(self, bias_summed: bool) -> Self {
-        Self { bias_summed, ..self }
-    }
-
-    /// Refuses places that do not have the parameters' sizes, or lie outside the buffer.
-    pub(crate) fn check(&self, op: &'static str, weight: usize, bias: usize) -> Result<()> {
-        let refuse = |tensor, found: usize, expected: usize| {
-            Err(KernelError::Shape { op, tensor, found: vec![found], expected: vec![expected] })
-        };
-        if self.weight.len() != weight {
-            return refuse("gradient of weight", self.weight.len(), weight);
-        }
-        if self.bias.len() != bias {
-            return refuse("gradient of bias", self.bias.len(), bias);
-        }
-        let needed = self.bias.end.max(self.weight.end + bias);
-        if self.buffer.len() < needed || self.weight.end > self.bias.start {
-            return refuse("gradient buffer", self.buffer.len(), needed);
-        }
-        Ok(())
-    }
-
-    /// Where both gradients begin on `gpu`.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn addresses(&self, gpu: &crate::cuda::Gpu) -> Result<(crate::cuda::Address, crate::cuda::Address)> {
-        Ok((self.address(gpu, self.weight.start)?, self.address(gpu, self.bias.start)?))
-    }
-
-    /// Where this element of the flat gradient buffer lies on `gpu`.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn address(&self, gpu: &crate::cuda::Gpu, element: usize) -> Result<crate::cuda::Address> {
-        Ok(self.buffer.address(gpu)?.offset(element, DType::F32))
-    }
-
-    /// Lends both gradients to `f` for writing (CPU only).
-    pub fn with_mut<R>(&self, f: impl FnOnce(&mut [f32], &mut [f32]) -> R) -> Result<R> {
-        self.buffer.with_mut(|all| {
-            let (head, tail) = all.split_at_mut(self.bias.start);
-            f(&mut head[self.weight.clone()], &mut tail[..self.bias.len()])
-        })
     }
 }
 

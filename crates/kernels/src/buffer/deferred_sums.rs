@@ -1,47 +1,47 @@
 //! Gradients that are sums over the rows of a matrix, taken for all layers together at the end of a pass.
 //!
-//! A normalisation's backward pass leaves every image's gradients of weight and bias in memory of ours, and sums of `dx` of
-//! which a bias' gradient is the total; that of a convolution of few channels what each of its blocks sums. One launch
+//! The backward pass of a normalisation leaves the gradients of weight and bias of every image in scratch memory, and sums of
+//! `dx` whose total is a bias' gradient; a convolution of few channels leaves the sums of its blocks. One launch
 //! (`cuda/settle.cu`) then adds them all.
 
 use std::sync::Mutex;
 
 use candle_core::{DType, Tensor};
 
-use super::tables::Tables;
-use super::{Address, Gpu, empty, launch, lock, operand};
-use crate::buffer::FlatBuffer;
+use super::FlatBuffer;
+use super::launch_tables::LaunchTables;
+use crate::cuda::{Address, Gpu, THREADS, empty, lock, operand};
 use crate::error::{KernelError, Result};
 use crate::gemm::Write;
 
 const OP: &str = "settling sums";
 /// Columns of a block's piece at most.
 const COLUMNS: usize = 32;
-/// Numbers of 32 bits that say what a piece is.
+/// Numbers of 32 bits that describe a piece.
 const WORDS: usize = 8;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Sums {
+pub struct DeferredSums {
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Memory for the matrices, by the order in which a pass asks for it. A pass over fewer images may ask for more, being split
-    /// otherwise; so an order has several, and where a matrix lies depends on its order and size alone: a recorded pass must
-    /// find what the pass before it found.
+    /// Memory for the matrices, by the order in which a pass asks for it. A pass over fewer images is split differently and may
+    /// ask for more, so there are several for each place in the order. Which one a matrix gets depends on its place and size
+    /// alone: a recorded pass must get the same as the pass before it.
     rooms: Vec<Vec<Tensor>>,
     /// How many are in use.
     used: usize,
-    waiting: Vec<Sum>,
-    /// Pieces of what waited.
-    tables: Tables<Sum>,
+    waiting: Vec<DeferredSum>,
+    /// The pieces of each set of sums.
+    tables: LaunchTables<DeferredSum>,
 }
 
 /// `to[column] (+)= sum over rows of from[row, column]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sum {
+pub(crate) struct DeferredSum {
     pub(crate) from: Address,
     pub(crate) rows: usize,
     /// Elements from a row to the next.
@@ -52,7 +52,7 @@ pub(crate) struct Sum {
     pub(crate) write: Write,
 }
 
-impl Sums {
+impl DeferredSums {
     /// Memory for so many numbers in f32, which lasts until the sums are settled.
     pub(crate) fn room(&self, gpu: &Gpu, numbers: usize) -> Result<Address> {
         let mut inner = lock(&self.inner);
@@ -75,12 +75,12 @@ impl Sums {
         place
     }
 
-    /// Notes a sum over what has been queued to be written to a [`room`](Self::room).
-    pub(crate) fn expect(&self, sum: Sum) {
+    /// Notes a sum over a [`room`](Self::room) whose writing has been queued.
+    pub(crate) fn expect(&self, sum: DeferredSum) {
         lock(&self.inner).waiting.push(sum);
     }
 
-    /// What waits is no longer wanted.
+    /// Drops the sums that wait.
     pub fn forget(&self) {
         let mut inner = lock(&self.inner);
         inner.waiting.clear();
@@ -103,12 +103,12 @@ impl Sums {
         gpu.kernel("settle_sums")?
             .arg(operand(&gpu, OP, &table, DType::U32)?)
             .arg(buffer.address(&gpu)?)
-            .blocks(((table.elem_count() / WORDS) as u32, 1, 1), launch::THREADS)
+            .blocks(((table.elem_count() / WORDS) as u32, 1, 1), THREADS)
     }
 }
 
 /// The pieces, as the kernel reads them.
-fn table(waiting: &[Sum], buffer: &FlatBuffer) -> Result<Tensor> {
+fn table(waiting: &[DeferredSum], buffer: &FlatBuffer) -> Result<Tensor> {
     let count = |number: usize| {
         u32::try_from(number).map_err(|_| {
             let (found, expected) = (vec![number], vec![u32::MAX as usize]);

@@ -1,29 +1,29 @@
 //! Gradients of 16 bits on their way to the flat buffer of f32.
 //!
-//! A library that writes a weight's gradient in 16 bits leaves it here, where it would lie in the flat buffer. Where that is the
-//! whole gradient, the optimizer reads it here ([`Narrow::hand_over`]); else one launch adds all that wait, instead of one for
-//! each.
+//! A library that writes a weight's gradient in 16 bits leaves it here, at the offset it has in the flat buffer. Where that is
+//! the whole gradient, the optimizer reads it here ([`NarrowGradients::hand_over`]). Otherwise one launch adds all of them to the
+//! flat buffer, instead of one launch each.
 
 use std::ops::Range;
 use std::sync::Mutex;
 
 use candle_core::{DType, Tensor};
 
-use super::tables::Tables;
-use super::{Address, Gpu, lock, operand};
-use crate::buffer::{FlatBuffer, ParamGrads};
+use super::launch_tables::LaunchTables;
+use super::{FlatBuffer, ParamGrads};
+use crate::cuda::{Address, Gpu, THREADS, lock, operand};
 use crate::error::Result;
 use crate::gemm::Write;
 
 const OP: &str = "settling gradients";
 /// Elements of a block's piece at most.
 const PIECE: usize = 16 * 1024;
-/// Places begin at multiples of so many elements, as the wide loads and the libraries ask for.
+/// Gradients begin at multiples of so many elements, as wide loads and the libraries require.
 const ALIGNMENT: usize = 8;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Narrow {
+pub struct NarrowGradients {
     inner: Mutex<Inner>,
 }
 
@@ -33,23 +33,23 @@ struct Inner {
     numbers: Option<Tensor>,
     waiting: Vec<Range<usize>>,
     write: Option<Write>,
-    /// Pieces of what waited.
-    tables: Tables<Range<usize>>,
+    /// The pieces of each set of gradients.
+    tables: LaunchTables<Range<usize>>,
     /// The same for the optimizer: a bit for every [`ALIGNMENT`] elements of the buffer.
-    maps: Tables<Range<usize>>,
+    maps: LaunchTables<Range<usize>>,
 }
 
-/// A gradient of which a part has 16 bits.
+/// The part of a gradient that has 16 bits.
 #[derive(Clone, Debug)]
 pub struct NarrowPart {
-    /// As long as the flat buffer; counts where there is a bit.
+    /// As long as the flat buffer; valid where the map has a bit.
     pub(crate) numbers: Tensor,
     /// A bit for every eight elements, 32 in a u32.
     pub(crate) map: Tensor,
 }
 
-impl Narrow {
-    /// Where the weight's gradient may be written in `dtype`; none if it must go another way.
+impl NarrowGradients {
+    /// Where the weight's gradient may be written in `dtype`; none if it cannot be written here.
     pub(crate) fn place(&self, gpu: &Gpu, dtype: DType, grads: &ParamGrads<'_>) -> Result<Option<Address>> {
         let mut inner = lock(&self.inner);
         let (range, last) = (&grads.weight, u32::try_from(grads.buffer.len()));
@@ -60,7 +60,7 @@ impl Narrow {
         }
         if inner.numbers.is_none() {
             gpu.must_not_record("room for gradients of 16 bits")?;
-            // Zero between the parameters, where a bit counts too.
+            // Zero between the parameters too, since a bit covers eight elements.
             let numbers = Tensor::zeros(grads.buffer.len(), dtype, grads.buffer.device())?;
             inner.numbers = Some(numbers);
         }
@@ -76,14 +76,14 @@ impl Narrow {
         inner.write = Some(grads.write);
     }
 
-    /// What waits is no longer wanted.
+    /// Drops the gradients that wait.
     pub fn forget(&self) {
         let mut inner = lock(&self.inner);
         inner.waiting.clear();
         inner.write = None;
     }
 
-    /// What waits, for who reads it in the place of what is in `buffer`; none if nothing waits, or what does is to be added.
+    /// The gradients that wait, to be read instead of those in `buffer`; none if there are none, or they are to be added.
     ///
     /// # Errors
     /// The driver fails.
@@ -97,7 +97,7 @@ impl Narrow {
         Ok(Some(NarrowPart { numbers, map }))
     }
 
-    /// Writes what waits to `buffer`, or adds it to what is there, as each place was asked for.
+    /// Writes the gradients that wait to `buffer`, or adds them to what is there.
     ///
     /// # Errors
     /// The driver fails.
@@ -113,7 +113,7 @@ impl Narrow {
             .arg(buffer.address(&gpu)?)
             .arg(operand(&gpu, OP, &table, DType::U32)?)
             .arg(u32::from(write == Write::Add))
-            .blocks((table.elem_count() as u32 / 2, 1, 1), super::launch::THREADS)
+            .blocks((table.elem_count() as u32 / 2, 1, 1), THREADS)
     }
 }
 

@@ -1,26 +1,26 @@
-//! What a launch at the end of a pass reads to know what waits for it: made once for each set of what waits, and kept for good,
-//! since a captured graph reads it where it lies. A network has one set, or one for each kind of micro-batch.
+//! Tables that a launch at the end of a pass reads to find its work. Each is made once for a set of work and never freed, since a
+//! captured graph goes on reading it. A network has one set, or one for each kind of micro-batch.
 
 use candle_core::Tensor;
 
-use super::Gpu;
+use crate::cuda::Gpu;
 use crate::error::Result;
 
 /// Tensors in device memory, by what they were made of.
 #[derive(Debug)]
-pub(super) struct Tables<T>(Vec<(Vec<T>, Tensor)>);
+pub(super) struct LaunchTables<T>(Vec<(Vec<T>, Tensor)>);
 
-impl<T> Default for Tables<T> {
+impl<T> Default for LaunchTables<T> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<T: PartialEq> Tables<T> {
-    /// The one of `waiting`, which `make` makes the first time that it is asked for. `what` it is, for an error.
+impl<T: PartialEq> LaunchTables<T> {
+    /// The table of `waiting`, which `make` makes the first time. `what` names it in an error.
     ///
     /// # Errors
-    /// The first time is while work is recorded, or `make` fails.
+    /// It is asked for the first time while work is recorded, or `make` fails.
     pub(super) fn of(
         &mut self,
         gpu: &Gpu,
