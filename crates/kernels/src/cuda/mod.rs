@@ -44,7 +44,6 @@ pub(crate) use self::launch::{Launch, Value};
 use self::matmul::Products;
 use self::memory::Workspace;
 pub use self::narrow::{Narrow, NarrowPart};
-pub use self::notices::take_notices;
 pub use self::recording::Recording;
 pub(crate) use self::sums::Sum;
 pub use self::sums::Sums;
@@ -128,10 +127,8 @@ impl Gpu {
         let gpu = Arc::new(Self::new(cuda)?);
         gpu.set_off(off);
         if !off.is_empty() {
-            notices::notice(format!(
-                "{}={off}: the GPU computes without these, slower than it can",
-                switches::VARIABLE
-            ));
+            let variable = switches::VARIABLE;
+            notices::notice(&format!("{variable}={off}: the GPU computes without these, slower than it can"));
         }
         open.insert(cuda.id(), gpu.clone());
         Ok(gpu)

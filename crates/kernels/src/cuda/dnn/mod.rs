@@ -301,5 +301,5 @@ fn unless_refused<T>(answer: Answer<T>) -> Result<Option<T>> {
 
 /// Tells the user that there was a way that failed.
 fn tell_of_fault(error: &str) {
-    notice(format!("cuDNN failed at a convolution, which is computed another way: {error}"));
+    notice(&format!("cuDNN failed at a convolution, which is computed another way: {error}"));
 }
