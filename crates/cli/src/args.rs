@@ -1,6 +1,6 @@
 //! The command line: every command, option and help text.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use ddpm_data::Format;
@@ -83,6 +83,18 @@ pub enum Command {
     Import(ImportArgs),
 }
 
+impl Command {
+    /// The file of `--trace`, where the command has it and it is given.
+    pub fn trace(&self) -> Option<&Path> {
+        match self {
+            Self::Train(args) => args.trace.as_deref(),
+            Self::Sample(args) => args.trace.as_deref(),
+            Self::Eval(EvalCommand::Nll(args)) => args.trace.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 /// `ddpm train`
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:
@@ -113,6 +125,9 @@ pub struct TrainArgs {
     /// One step, one checkpoint, one sample in a temporary directory: does everything work?
     #[arg(long)]
     pub dry_run: bool,
+    /// Write where the time goes: a trace that ui.perfetto.dev opens
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
 }
 
 impl TrainArgs {

@@ -17,12 +17,10 @@ pub(super) fn run(args: &BenchArgs, output: &Output) -> Result<(), Failure> {
     match args.what {
         BenchKind::Step => {
             let measurement = measure_step(&plan, args.repeat)?;
-            output.gpu_notices();
             output.result(&measurement, || step_table(&measurement))
         }
         BenchKind::Sample => {
             let measurement = measure_sample(&plan, args.repeat)?;
-            output.gpu_notices();
             output.result(&measurement, || sample_table(&measurement))
         }
         BenchKind::Data => {
@@ -31,15 +29,12 @@ pub(super) fn run(args: &BenchArgs, output: &Output) -> Result<(), Failure> {
         }
         BenchKind::Ops => {
             let mut counter = None;
-            let operations = measure_operations(&plan, args.repeat, &mut |progress| {
-                output.gpu_notices();
-                match progress {
-                    Progress::Done(done, all) => {
-                        counter.get_or_insert_with(|| output.counter(all, "operations")).set(done as u64, "");
-                        Ok(())
-                    }
-                    Progress::Timed(op) => output.piece(&json!({"op": op})),
+            let operations = measure_operations(&plan, args.repeat, &mut |progress| match progress {
+                Progress::Done(done, all) => {
+                    counter.get_or_insert_with(|| output.counter(all, "operations")).set(done as u64, "");
+                    Ok(())
                 }
+                Progress::Timed(op) => output.piece(&json!({"op": op})),
             })?;
             drop(counter);
             output.result(&operations, || operations_table(&operations))

@@ -11,13 +11,13 @@ use ddpm_model::unet::UNet;
 use ddpm_run::memory::format_bytes;
 use ddpm_train::config::{Cadence, Resolved, TrainPlan, Warning};
 use ddpm_train::measuring::estimate::{Measured, StepEstimate, estimate_step};
-use ddpm_train::report::progress::format_duration;
 use ddpm_train::training::gpu_memory::{GpuEstimate, GpuNeeds};
 use serde::Serialize;
 
 use super::args::CheckArgs;
 use super::{Align, Output, Table};
 use crate::failure::{Failure, Outcome};
+use crate::listen::format_duration;
 
 /// Steps to measure, after two to warm up: some seconds for a model this machine can train.
 const MEASURED_STEPS: usize = 3;
@@ -61,7 +61,7 @@ struct Needs {
 pub(super) fn check(args: &CheckArgs, output: &Output) -> Result<Outcome, Failure> {
     let plan = TrainPlan::new(&Resolved::load(&args.config, &args.settings())?)?;
     let unet = UNet::new(&plan.config().model)?;
-    output.detail("measuring a few steps");
+    tracing::debug!("measuring a few steps");
     let step = estimate_step(&plan, MEASURED_STEPS)?;
     let needs = needs(&plan, unet.layout(), &step)?;
     let verdict = verdict(&step);

@@ -22,11 +22,11 @@ const SHOWN: usize = 12;
 pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<(), Failure> {
     let source = ddpm_data::open(&args.source, &OpenOptions { format: args.format, split: args.split.clone() })?;
     let total = source.len();
-    output.detail(&format!("reading {}", source.describe()));
+    tracing::debug!("reading {}", source.describe());
     let inspection = ddpm_data::inspect(source.as_ref(), 0, &|done| {
         // A source that takes long is worth a word now and then.
         if done % 16_384 == 0 {
-            output.note(&format!("{done} of {total} images"));
+            tracing::info!(done, total, "{done} of {total} images");
         }
     })?;
     let preview = (inspection.readable > 0).then_some(args.preview.as_path());

@@ -31,8 +31,7 @@ struct Document<'a> {
 /// Evaluates, and prints the bound with its parts.
 pub(super) fn nll(args: &NllArgs, output: &Output) -> Result<Outcome, Failure> {
     let device = args.device.open()?;
-    let model = Model::open(&args.model, args.raw, &device, &|text| output.note(text))?.with_variance(args.variance)?;
-    model.skipped.iter().for_each(|message| output.warn(message));
+    let model = Model::open(&args.model, args.raw, &device)?.with_variance(args.variance)?;
     let spacing = args.spacing.clone().unwrap_or_default();
     let kept = spacing.kept_timesteps(args.steps, model.process.schedule().len())?;
     let selection = Selection { source: &args.data, split: args.split.as_deref(), num: args.num, seed: args.seed };
@@ -42,10 +41,12 @@ pub(super) fn nll(args: &NllArgs, output: &Output) -> Result<Outcome, Failure> {
     let request = NllRequest { kept: &kept, batch_size: args.batch_size, seed: args.seed };
 
     let mut counter = output.counter(passes(&images, &request), "passes");
+    let span = tracing::debug_span!("eval", passes = passes(&images, &request)).entered();
     let nll = evaluate(&model, &images, &request, &mut |passes, bits| {
         let status = bits.map_or_else(String::new, |bits| format!("{bits:.4} bits/dim so far"));
         counter.set(passes as u64, &status);
     });
+    span.exit();
     drop(counter);
     let nll = nll?;
     let (data, plot) = (images.describe(), args.plot.as_deref());

@@ -11,8 +11,7 @@ use crate::failure::Failure;
 /// Writes a diffusers folder.
 pub(super) fn export(args: &ExportArgs, output: &Output) -> Result<(), Failure> {
     let device = args.device.open()?;
-    let model = Model::open(&args.model, args.raw, &device, &|text| output.note(text))?;
-    model.skipped.iter().for_each(|message| output.warn(message));
+    let model = Model::open(&args.model, args.raw, &device)?;
     let options = ExportOptions { epsilon_only: args.epsilon_only, samples: args.samples, ..ExportOptions::default() };
     let mut counter = output.counter(args.samples, "images");
     let exported = exchange::export(&model, &args.to, options, &mut |done| counter.set(done as u64, ""));
@@ -28,7 +27,7 @@ pub(super) fn export(args: &ExportArgs, output: &Output) -> Result<(), Failure> 
 
 /// Makes a run directory of a diffusers folder.
 pub(super) fn import(args: &ImportArgs, output: &Output) -> Result<(), Failure> {
-    let (checkpoint, config) = exchange::import(&args.folder, &args.to, &|text| output.note(text))?;
+    let (checkpoint, config) = exchange::import(&args.folder, &args.to)?;
     let config_file = args.to.join("config.toml");
     let document = json!({"run_dir": args.to, "checkpoint": checkpoint, "config": config_file});
     output.result(&document, || {

@@ -33,8 +33,7 @@ struct Input {
 /// Runs the network once.
 pub(super) fn run(args: &ForwardArgs, output: &Output) -> Result<(), Failure> {
     let device = Device::Cpu;
-    let model = Model::open(&args.model, args.raw, &device, &|text| output.note(text))?;
-    model.skipped.iter().for_each(|message| output.warn(message));
+    let model = Model::open(&args.model, args.raw, &device)?;
     let input = read_input(&args.input, args.gradients)?;
     let labels = input.class_labels.as_deref();
     let mut tape = if args.gradients { Tape::gradients(&model.params) } else { Tape::inference(&model.params) };

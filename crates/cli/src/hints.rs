@@ -4,8 +4,10 @@ use ddpm_data::DataError;
 use ddpm_kernels::KernelError;
 use ddpm_model::ModelError;
 use ddpm_run::durable::io_help;
+use ddpm_run::shell;
 use ddpm_train::Error;
 use ddpm_train::config::DeviceError;
+use serde_json::{Map, Value};
 
 /// What a model may be.
 const MODELS: &str = "name a run directory (runs/NAME), a checkpoint (runs/NAME/checkpoints/step-...), \
@@ -64,6 +66,12 @@ pub(crate) fn hint(error: &Error) -> Option<String> {
         other => return simple(other).map(str::to_owned),
     };
     Some(hint.to_owned())
+}
+
+/// What to type about an event that names a hint and has these fields.
+pub(crate) fn of_event(hint: &str, fields: &Map<String, Value>) -> Option<String> {
+    let run = fields.get("run")?.as_str()?;
+    (hint == "push-later").then(|| format!("`ddpm push {}` sends what is left", shell::quoted(run)))
 }
 
 /// Where the hint does not depend on what the error says.
@@ -157,6 +165,13 @@ mod tests {
         assert!(hint(&error).is_some_and(|hint| hint.contains("--run-dir DIR")));
         let error = Error::NotACheckpoint { path: PathBuf::from("runs"), what: "no such directory" };
         assert_eq!(message(&error), "--resume runs: no such directory");
+    }
+
+    #[test]
+    fn an_event_names_its_hint_and_what_it_is_about() {
+        let fields = Map::from_iter([("run".to_owned(), "runs/my run".into())]);
+        assert_eq!(of_event("push-later", &fields).as_deref(), Some("`ddpm push 'runs/my run'` sends what is left"));
+        assert_eq!(of_event("unheard-of", &fields), None);
     }
 
     #[test]

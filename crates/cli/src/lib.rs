@@ -6,6 +6,7 @@
 //! | [`args`] | the whole command line |
 //! | [`failure`], `hints` | exit codes; how an error is told, and what to type about it |
 //! | [`output`] | results as text or JSON |
+//! | `listen` | what the crates say, on stderr, in `log.jsonl` and in a trace |
 //! | `signals` | what signals ask a run for |
 //! | the others | a command each, or a part of one |
 
@@ -21,6 +22,7 @@ pub mod failure;
 mod forward;
 mod hints;
 mod invert;
+mod listen;
 pub mod output;
 mod places;
 mod push;
@@ -33,11 +35,14 @@ mod train;
 mod trajectory;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
 
 use crate::failure::{ExitCode, Failure, Outcome, after_panic, install_panic_hook};
+use crate::listen::screen::Screen;
+use crate::listen::{Shown, Trace, listen};
 use args::{Cli, Command, ConfigCommand, DataCommand, EvalCommand};
 pub use output::{Align, Output, Table};
 
@@ -49,17 +54,25 @@ pub fn main() -> std::process::ExitCode {
         Err(error) => return not_a_command(&error),
     };
     let verbosity = i16::from(cli.global.verbose) - i16::from(cli.global.quiet);
-    let output = Output::new(cli.global.json, verbosity);
-    // Nothing of what the command held is used afterwards, so it cannot be seen half changed.
-    let outcome = catch_unwind(AssertUnwindSafe(|| dispatch(cli.command, &output)));
-    output.gpu_notices();
-    match outcome.unwrap_or_else(|_| Err(after_panic())) {
+    let (screen, shown) = (Arc::new(Screen::stderr()), Shown::from_environment(verbosity));
+    let output = Output::new(cli.global.json, &screen, shown.progress());
+    match listened(cli.command, &output, &screen, shown) {
         Ok(outcome) => outcome.into(),
         Err(failure) => {
             output.failure(&failure);
             failure.code.into()
         }
     }
+}
+
+/// The command, with everybody listening who was asked to.
+fn listened(command: Command, output: &Output, screen: &Arc<Screen>, shown: Shown) -> Result<Outcome, Failure> {
+    let trace = Trace::create(command.trace())?;
+    listen(screen, shown, &trace);
+    // Nothing of what the command held is used afterwards, so it cannot be seen half changed.
+    let outcome = catch_unwind(AssertUnwindSafe(|| dispatch(command, output)));
+    trace.finish();
+    outcome.unwrap_or_else(|_| Err(after_panic()))
 }
 
 fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
@@ -89,7 +102,7 @@ fn not_a_command(error: &clap::Error) -> std::process::ExitCode {
     // The command line did not parse, so `--json` is looked for by hand.
     let json = std::env::args_os().any(|arg| arg == "--json");
     if json && !asked_for {
-        Output::new(true, 0).failure(&usage_failure(error));
+        Output::new(true, &Arc::new(Screen::stderr()), false).failure(&usage_failure(error));
     } else {
         // Fails only when nobody reads.
         let _ = error.print();

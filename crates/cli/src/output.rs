@@ -1,18 +1,18 @@
-//! Where the words of a command go: results on stdout (text, or one JSON document), everything else on stderr.
+//! Where the words of a command go: results on stdout (text, or one JSON document), everything else as `tracing` events to
+//! whoever listens (`listen`), which is stderr at least.
 //!
 //! A reader that goes away (`ddpm schedule ... | head`) must not end a command with a panic, so writing to a closed
 //! pipe is silently given up.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
-use ddpm_train::config::take_gpu_notices;
-use ddpm_train::report::counter::Counter;
-use ddpm_train::report::progress::Verbosity;
-use ddpm_train::report::terminal::Terminal;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::failure::{ExitCode, Failure, Outcome};
+use crate::listen::counter::Counter;
+use crate::listen::screen::{Label, Screen};
 
 /// The document of a command that has a result and fails all the same: the result's fields, and `error`.
 #[derive(Serialize)]
@@ -23,33 +23,18 @@ struct ResultAndError<'a, T> {
     error: Value,
 }
 
-/// What the global options ask for, and what stderr can show.
-#[derive(Clone, Copy, Debug)]
+/// What the global options ask for, and stderr.
+#[derive(Clone, Debug)]
 pub struct Output {
     json: bool,
-    verbosity: Verbosity,
-    terminal: Terminal,
+    screen: Arc<Screen>,
+    progress: bool,
 }
 
 impl Output {
-    /// `verbosity` counts `-v` up and `-q` down.
-    pub fn new(json: bool, verbosity: i16) -> Self {
-        let verbosity = match verbosity {
-            ..0 => Verbosity::Quiet,
-            0 => Verbosity::Normal,
-            1.. => Verbosity::Verbose,
-        };
-        Self { json, verbosity, terminal: Terminal::detect() }
-    }
-
-    /// How much to tell on stderr.
-    pub fn verbosity(&self) -> Verbosity {
-        self.verbosity
-    }
-
-    /// What stderr can show.
-    pub fn terminal(&self) -> Terminal {
-        self.terminal
+    /// Results in JSON or as text; `progress` of long work is shown or not.
+    pub(crate) fn new(json: bool, screen: &Arc<Screen>, progress: bool) -> Self {
+        Self { json, screen: Arc::clone(screen), progress }
     }
 
     /// Prints the result of a command: `document` on stdout with `--json`, else what `text` returns.
@@ -77,33 +62,9 @@ impl Output {
         Ok(Outcome::Failed(failure.code))
     }
 
-    /// Tells something by the way, on stderr; not with `-q`.
-    pub fn note(&self, text: &str) {
-        if self.verbosity != Verbosity::Quiet {
-            write_stderr(text);
-        }
-    }
-
-    /// Tells a detail, on stderr; only with `-v`.
-    pub fn detail(&self, text: &str) {
-        if self.verbosity == Verbosity::Verbose {
-            write_stderr(text);
-        }
-    }
-
     /// Shows how far some work of `total` pieces is, on stderr; not with `-q`.
-    pub fn counter(&self, total: usize, unit: &'static str) -> Counter {
-        Counter::new(self.terminal, self.verbosity, total as u64, unit)
-    }
-
-    /// Warns, on stderr, even with `-q`.
-    pub fn warn(&self, text: &str) {
-        write_stderr(&format!("{} {text}", self.paint("warning:", "33")));
-    }
-
-    /// Warns of what happened on a GPU, unless that has been told.
-    pub fn gpu_notices(&self) {
-        take_gpu_notices().iter().for_each(|notice| self.warn(notice));
+    pub(crate) fn counter(&self, total: usize, unit: &'static str) -> Counter {
+        Counter::new(Some(&self.screen).filter(|_| self.progress), total as u64, unit)
     }
 
     /// Shows a failure: as JSON on stdout with `--json`, else on stderr.
@@ -115,12 +76,7 @@ impl Output {
         }
         let text = failure.to_string();
         let rest = text.strip_prefix("error:").unwrap_or(&text);
-        write_stderr(&format!("{}{rest}", self.paint("error:", "31")));
-    }
-
-    /// `text` in bold and in an ANSI colour, where stderr shows colours.
-    fn paint(&self, text: &str, colour: &str) -> String {
-        if self.terminal.colour { format!("\x1b[1;{colour}m{text}\x1b[0m") } else { text.to_owned() }
+        self.screen.labelled(Label::Error, rest.trim_start());
     }
 }
 
@@ -140,11 +96,6 @@ fn write_stdout(text: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
-}
-
-/// Writes a line to stderr, and gives up quietly when nobody reads.
-fn write_stderr(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Rows of aligned columns, and the text of them.

@@ -25,6 +25,8 @@ pub(super) enum Kind {
     PngOrFolder,
     /// Tensors.
     Safetensors,
+    /// A trace.
+    Trace,
 }
 
 /// Whether `--out` names a picture, and not a folder for many.
@@ -56,7 +58,7 @@ impl Place<'_> {
             let message = format!("{option} {}: {what}", path.display());
             Err(Failure::new(ExitCode::Usage, message).hint(hint))
         };
-        if matches!(kind, Kind::Png | Kind::Safetensors) && path.is_dir() {
+        if matches!(kind, Kind::Png | Kind::Safetensors | Kind::Trace) && path.is_dir() {
             return refuse("a folder is there", "give it the name of a file");
         }
         match kind {

@@ -22,8 +22,7 @@ pub(super) fn run(args: &PushArgs, output: &Output) -> Result<(), Failure> {
     let settings = Settings::from_environment()?;
     let measured = args.metrics.as_deref().map(Measured::read).transpose()?;
     let device = args.device.open()?;
-    let model = Model::open(&args.model, args.raw, &device, &|text| output.note(text))?;
-    model.skipped.iter().for_each(|message| output.warn(message));
+    let model = Model::open(&args.model, args.raw, &device)?;
     let publication = publication(args, &model, measured)?;
     let target = &publication.target;
     if !args.dry_run {
@@ -35,7 +34,8 @@ pub(super) fn run(args: &PushArgs, output: &Output) -> Result<(), Failure> {
     drop(counter);
     let spool = spool?;
     if spool.was_there() {
-        output.note(&format!("finishing a push that waits in {}", spool.place().display()));
+        let place = spool.place().display();
+        tracing::info!(%place, "finishing a push that waits in {place}");
     }
     let sent = Sent::of(&spool);
     if args.dry_run {
@@ -51,7 +51,8 @@ pub(super) fn run(args: &PushArgs, output: &Output) -> Result<(), Failure> {
             )
         });
     }
-    output.note(&format!("pushing {} to {}/{}", format_bytes(sent.bytes), settings.endpoint, target.repo));
+    let (size, endpoint, repo) = (format_bytes(sent.bytes), &settings.endpoint, &target.repo);
+    tracing::info!(bytes = sent.bytes, %repo, "pushing {size} to {endpoint}/{repo}");
     let pushed = spool.push(settings)?;
     output.result(&sent.document(target, &model.origin, Some(&pushed), None), || text(&target.repo, &sent, &pushed))
 }

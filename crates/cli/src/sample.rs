@@ -27,8 +27,7 @@ const MOST_COLUMNS: usize = 16;
 /// Draws images and writes them; with `--invert`, turns given ones into latents and back.
 pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
     let device = args.device.open()?;
-    let model = Model::open(&args.model, args.raw, &device, &|text| output.note(text))?.with_variance(args.variance)?;
-    model.skipped.iter().for_each(|message| output.warn(message));
+    let model = Model::open(&args.model, args.raw, &device)?.with_variance(args.variance)?;
     let sampler = sampler(args, model.process.schedule().len());
     let steps = sampler.kept_timesteps(model.process.schedule().len())?.len();
     if let Some(source) = &args.invert {
@@ -51,7 +50,9 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
 
     let start = Instant::now();
     let mut trajectory = args.trajectory.as_ref().map(|_| Trajectory::new(num, steps));
+    let span = tracing::debug_span!("sample", images = num, steps).entered();
     let images = draw(&request, &model, trajectory.as_mut(), output)?;
+    span.exit();
     let seconds = start.elapsed().as_secs_f64();
     let mut files = write_images(&images, &args.out, layout)?;
     if let Some((path, trajectory)) = args.trajectory.as_ref().zip(trajectory) {
@@ -96,9 +97,11 @@ fn draw(
     let images = images?;
     if images.not_finite > 0 {
         let (bad, all) = (images.not_finite, request.num);
-        output.warn(&format!(
+        tracing::warn!(
+            bad,
+            all,
             "{bad} of {all} images hold values that are no numbers, shown as black; is --guidance too large?"
-        ));
+        );
     }
     Ok(images)
 }

@@ -34,7 +34,7 @@ struct Document<'a> {
 /// Shows the schedule of a configuration, respaced where steps are asked for; noises images with the schedule of the
 /// training where there are any.
 pub(super) fn run(args: &ScheduleArgs, output: &Output) -> Result<(), Failure> {
-    let config = config_of(&args.config, output)?;
+    let config = config_of(&args.config)?;
     let trained = Schedule::new(&config.diffusion)?;
     let spacing = args.spacing.clone().unwrap_or_default();
     let kept = spacing.kept_timesteps(args.steps, trained.len())?;
@@ -70,7 +70,7 @@ fn noise(source: &str, args: &ScheduleArgs, config: &TrainConfig, output: &Outpu
     let images = noising::affordable(wanted);
     if images.len() < count {
         let (fewer, values) = (images.len(), images.image_len());
-        output.warn(&format!("{fewer} images are noised instead of {count}, to save memory: each has {values} values"));
+        tracing::warn!("{fewer} images are noised instead of {count}, to save memory: each has {values} values");
     }
     let mut counter = output.counter(timesteps.len(), "timesteps");
     Ok(noising::measure(&process, &images, &timesteps, args.seed, &mut |done| counter.set(done as u64, ""))?)
@@ -90,8 +90,8 @@ fn tables(visited: &Schedule, kept: &[Timestep]) -> Value {
 }
 
 /// A config file, with the environment over it; or what a run directory, a checkpoint in one, or a diffusers folder says.
-fn config_of(named: &Path, output: &Output) -> Result<TrainConfig, Failure> {
-    let path = &locate(named, &|text| output.note(text))?.path;
+fn config_of(named: &Path) -> Result<TrainConfig, Failure> {
+    let path = &locate(named)?.path;
     if is_diffusers_folder(path) {
         return Ok(Folder::read(path)?.config);
     }

@@ -4,14 +4,15 @@ use std::path::Path;
 
 use ddpm_run::shell;
 use ddpm_train::config::{Resolved, Setting, TrainPlan};
-use ddpm_train::report::progress::{Verbosity, format_duration};
 use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, Summary, train};
 use serde_json::json;
+use tracing::subscriber::NoSubscriber;
 
 use super::args::TrainArgs;
 use super::output::Output;
 use crate::failure::{ExitCode, Failure, Outcome};
+use crate::listen::format_duration;
 use crate::signals;
 
 /// Trains, and says where everything is.
@@ -20,22 +21,19 @@ pub(super) fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure>
         return dry_run(args, output);
     }
     let plan = TrainPlan::new(&Resolved::load(&args.config, &args.settings())?)?;
-    let summary = train(&plan, &options(args, output)?)?;
+    let summary = train(&plan, &options(args)?)?;
     output.result(&document(&summary), || text(&summary))?;
     Ok(if summary.stopped.is_some() { Outcome::Stopped } else { Outcome::Done })
 }
 
 /// What the command line asks of a run, which signals may stop from now on.
-fn options(args: &TrainArgs, output: &Output) -> Result<RunOptions, Failure> {
+fn options(args: &TrainArgs) -> Result<RunOptions, Failure> {
     Ok(RunOptions {
         resume: args.resume.clone(),
         max_steps: args.max_steps,
         max_hours: args.max_hours,
         command: this_command(),
-        verbosity: output.verbosity(),
-        terminal: output.terminal(),
         requests: signals::requests()?,
-        tell: |error| Failure::from(error).to_string(),
     })
 }
 
@@ -52,11 +50,12 @@ fn dry_run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure> {
     settings.push(setting("sample.num", "1".to_owned()));
     settings.push(setting("sample.steps", "2".to_owned()));
     let plan = TrainPlan::new(&Resolved::load(&args.config, &settings)?)?;
-    let options =
-        || Ok::<_, Failure>(RunOptions { resume: Resume::Auto, max_steps: Some(1), ..options(args, output)? });
+    let options = || Ok::<_, Failure>(RunOptions { resume: Resume::Auto, max_steps: Some(1), ..options(args)? });
     // The checkpoint is read back and verified where it is written; a second start reads it as a resume would.
     train(&plan, &options()?)?;
-    let summary = train(&plan, &RunOptions { verbosity: Verbosity::Quiet, ..options()? })?;
+    let again = options()?;
+    // All that it would say has been said.
+    let summary = tracing::subscriber::with_default(NoSubscriber::new(), || train(&plan, &again))?;
     let seconds = summary.elapsed.as_secs_f64();
     output.result(&json!({"status": "done", "dry_run": true, "step": summary.step, "seconds": seconds}), || {
         "dry run: one step, one checkpoint written and read back, one sample: all well".to_owned()

@@ -166,10 +166,12 @@ impl Shared {
     /// A worker's life.
     fn work(&self) {
         while let Some(step) = self.claim() {
+            let span = tracing::trace_span!("batch", step).entered();
             let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.batcher.make(step, &self.stop)));
             let made = made.unwrap_or_else(|payload| {
                 Err(DataError::WorkerPanicked { step, message: panic_message(payload.as_ref()) })
             });
+            span.exit();
             self.lock().finished.insert(step, made);
             self.ready.notify_one();
         }

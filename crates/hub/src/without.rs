@@ -11,7 +11,7 @@ use crate::settings::Settings;
 ///
 /// # Errors
 /// Always [`HubError::WithoutNet`].
-pub fn pull(_: &HubModel, _: &[&str], _: Settings, _: &dyn Fn(&str)) -> Result<Pulled, HubError> {
+pub fn pull(_: &HubModel, _: &[&str], _: Settings) -> Result<Pulled, HubError> {
     Err(HubError::WithoutNet)
 }
 

@@ -100,6 +100,8 @@ pub fn truncate_after(path: &Path, step: u64) -> Result<usize, RunError> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
+    /// For whoever looks for details.
+    Debug,
     /// Worth keeping.
     Info,
     /// Something was not as it should be; the run goes on.
@@ -119,15 +121,22 @@ pub struct LogRecord<'a> {
     pub step: u64,
     /// For a person.
     pub message: &'a str,
+    /// The module that said it.
+    pub target: &'a str,
+    /// The spans around it, the outermost first, with colons between them; empty outside of all.
+    pub span: String,
+    /// The rank that said it: 0 where there is one process.
+    pub rank: u64,
     /// For a program.
     #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
     pub fields: serde_json::Map<String, serde_json::Value>,
 }
 
 impl<'a> LogRecord<'a> {
-    /// A line of this moment, without fields.
+    /// A line of this moment, of nowhere and without fields.
     pub fn now(level: Level, step: u64, message: &'a str) -> Self {
-        Self { time: clock::now(), level, step, message, fields: serde_json::Map::new() }
+        let (time, fields) = (clock::now(), serde_json::Map::new());
+        Self { time, level, step, message, target: "", span: String::new(), rank: 0, fields }
     }
 }
 

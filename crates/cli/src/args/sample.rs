@@ -81,6 +81,9 @@ pub struct SampleArgs {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value_t = DeviceChoice::Auto)]
     pub device: DeviceChoice,
+    /// Write where the time goes: a trace that ui.perfetto.dev opens
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
 }
 
 /// The name of a variance that needs no learning.

@@ -34,11 +34,11 @@ const ATTEMPTS: usize = 3;
 const WEIGHTS: &str = ".safetensors";
 
 /// Fetches those of the `wanted` files, weights among them, that the model has and the cache lacks, and checks all of
-/// them; `report` is called before what takes time.
+/// them; says what takes time.
 ///
 /// # Errors
 /// The hub does not have it, or it has no weights (`.safetensors`) among those files.
-pub fn pull(model: &HubModel, wanted: &[&str], settings: Settings, report: &dyn Fn(&str)) -> Result<Pulled, HubError> {
+pub fn pull(model: &HubModel, wanted: &[&str], settings: Settings) -> Result<Pulled, HubError> {
     let cache = Cache::new(&settings.cache, model);
     if settings.offline {
         let offline = HubError::Offline { doing: format!("looking for {model}") };
@@ -51,23 +51,17 @@ pub fn pull(model: &HubModel, wanted: &[&str], settings: Settings, report: &dyn 
         return Ok(pulled);
     }
     let hub = Hub::new(settings, model.repo.clone())?;
-    match fetch(&hub, model, wanted, &cache, report) {
+    match fetch(&hub, model, wanted, &cache) {
         Err(error) if error.is_absence() => {
             let Some(pulled) = cache.latest(model, wanted)? else { return Err(cache.missing(error)) };
-            report(&format!("{error}: taking {} from the cache", pulled.name));
+            tracing::info!(model = pulled.name, "{error}: taking {} from the cache", pulled.name);
             Ok(pulled)
         }
         fetched => fetched,
     }
 }
 
-fn fetch(
-    hub: &Hub,
-    model: &HubModel,
-    wanted: &[&str],
-    cache: &Cache,
-    report: &dyn Fn(&str),
-) -> Result<Pulled, HubError> {
+fn fetch(hub: &Hub, model: &HubModel, wanted: &[&str], cache: &Cache) -> Result<Pulled, HubError> {
     let (commit, tree) = hub.block_on(async {
         let commit = hub.head(&model.revision).await?.commit;
         let tree = hub.tree(&commit).await?;
@@ -79,8 +73,8 @@ fn fetch(
     }
     let missing: Vec<_> = files.iter().filter(|(_, proof)| !cache.holds(proof)).collect();
     if !missing.is_empty() {
-        let bytes = missing.iter().map(|(_, proof)| proof.size).sum();
-        report(&format!("{model}: fetching {} files, {}", missing.len(), format_bytes(bytes)));
+        let (files, bytes) = (missing.len(), missing.iter().map(|(_, proof)| proof.size).sum());
+        tracing::info!(%model, files, bytes, "{model}: fetching {files} files, {}", format_bytes(bytes));
     }
     for (path, proof) in missing {
         cache.fetch(hub, &commit, path, proof)?;

@@ -40,7 +40,6 @@ use self::dnn::Convolutions;
 pub(crate) use self::launch::{Launch, THREADS, Value};
 use self::matmul::Products;
 use self::memory::Workspace;
-pub use self::notices::take_notices;
 pub use self::recording::Recording;
 use self::switches::Off;
 pub use self::timing::Mark;
@@ -122,10 +121,8 @@ impl Gpu {
         let gpu = Arc::new(Self::new(cuda)?);
         gpu.set_off(off);
         if !off.is_empty() {
-            notices::notice(format!(
-                "{}={off}: the GPU computes without these, slower than it can",
-                switches::VARIABLE
-            ));
+            let variable = switches::VARIABLE;
+            notices::notice(&format!("{variable}={off}: the GPU computes without these, slower than it can"));
         }
         open.insert(cuda.id(), gpu.clone());
         Ok(gpu)

@@ -51,6 +51,7 @@ impl Gpu {
     /// # Errors
     /// The work fails, or does what cannot be recorded, such as to wait.
     pub fn record<E: From<KernelError>>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Recording, E> {
+        let _span = tracing::trace_span!("record").entered();
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream().begin_capture(mode).map_err(refused("beginning a recording"))?;
         let worked = work();
@@ -91,6 +92,7 @@ impl Recording {
     /// # Errors
     /// There is no room for what it allocates, or the driver refuses.
     pub fn replay(&mut self) -> Result<()> {
+        let _span = tracing::trace_span!("replay").entered();
         // Only now does the driver find memory for it; it runs whole or not at all.
         self.graph.launch().map_err(out_of_memory("replaying a recording".to_owned()))
     }

@@ -48,7 +48,9 @@ impl Writer {
         let earlier = self.finish();
         let step = snapshot.state.step;
         let (dir, retention) = (self.dir.clone(), self.retention);
+        let span = tracing::debug_span!("save", step);
         let spawned = thread::Builder::new().name("checkpoint".into()).spawn(move || {
+            let _span = span.entered();
             let start = Instant::now();
             let saved = save(&dir, &snapshot)?;
             drop(snapshot);

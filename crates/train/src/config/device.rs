@@ -67,14 +67,6 @@ impl DeviceChoice {
     }
 }
 
-/// What happened on a GPU that the user should know and nobody has told; nothing in a build without.
-pub fn take_gpu_notices() -> Vec<String> {
-    #[cfg(feature = "cuda")]
-    return ddpm_kernels::cuda::take_notices();
-    #[cfg(not(feature = "cuda"))]
-    Vec::new()
-}
-
 /// Whether this build can use a GPU and there is one.
 fn gpu_is_there() -> bool {
     #[cfg(feature = "cuda")]

@@ -23,7 +23,7 @@ pub mod types;
 mod write;
 
 pub use arithmetic::set_arithmetic;
-pub use device::{DeviceChoice, DeviceError, take_gpu_notices};
+pub use device::{DeviceChoice, DeviceError};
 pub use error::{ConfigError, Origin};
 pub use identity::{Change, config_hash, diff};
 pub use layers::{Entry, Resolved, Setting};

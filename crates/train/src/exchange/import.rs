@@ -18,13 +18,13 @@ use crate::config::{Resolved, TrainConfig, TrainPlan, config_hash};
 use crate::error::Error;
 use crate::weights::{CONFIG, untrained_files};
 
-/// Makes the run directory `to` of the folder or the model of the hub `from`, of whose fetching `tell` is told; returns the checkpoint and the configuration.
+/// Makes the run directory `to` of the folder or the model of the hub `from`; returns the checkpoint and the configuration.
 ///
 /// # Errors
 /// `from` is no model that this version can run, `to` is taken, or the hub does not give it.
-pub fn import(from: &Path, to: &Path, tell: &dyn Fn(&str)) -> Result<(PathBuf, TrainConfig), Error> {
+pub fn import(from: &Path, to: &Path) -> Result<(PathBuf, TrainConfig), Error> {
     refuse_taken(to)?;
-    let located = locate(from, tell)?;
+    let located = locate(from)?;
     let folder = Folder::read(&located.path)?;
     let unet = folder.unet()?;
     let params = folder.params(&unet, &Device::Cpu)?;

@@ -84,29 +84,28 @@ pub struct Located {
     pub name: PathBuf,
 }
 
-/// The place of what a user named; a model of the hub is fetched, and `tell` is told so.
+/// The place of what a user named; a model of the hub is fetched.
 ///
 /// # Errors
 /// `hf://...` that is no name, or in a program without the hub; the hub does not give it.
-pub fn locate(named: &Path, tell: &dyn Fn(&str)) -> Result<Located, Error> {
+pub fn locate(named: &Path) -> Result<Located, Error> {
     match named.to_str().filter(|text| text.starts_with(SCHEME)) {
-        Some(text) => locate_on_hub(text, tell),
+        Some(text) => locate_on_hub(text),
         None => Ok(Located { path: named.to_owned(), name: named.to_owned() }),
     }
 }
 
-fn locate_on_hub(text: &str, tell: &dyn Fn(&str)) -> Result<Located, Error> {
+fn locate_on_hub(text: &str) -> Result<Located, Error> {
     if !cfg!(feature = "hub") {
         return Err(Error::WithoutHub { name: text.to_owned() });
     }
     let model = text.parse().map_err(|expected| Error::HubName { name: text.to_owned(), expected })?;
-    let pulled =
-        ddpm_hub::pull(&model, &MODEL_FILES, Settings::from_environment()?, tell).map_err(|error| match error {
-            HubError::NoWeights { model, files } => {
-                Error::NoWeights { model, pickle: files.into_iter().find(|path| is_pickle(path)) }
-            }
-            other => other.into(),
-        })?;
+    let pulled = ddpm_hub::pull(&model, &MODEL_FILES, Settings::from_environment()?).map_err(|error| match error {
+        HubError::NoWeights { model, files } => {
+            Error::NoWeights { model, pickle: files.into_iter().find(|path| is_pickle(path)) }
+        }
+        other => other.into(),
+    })?;
     Ok(Located { path: pulled.folder, name: pulled.name.into() })
 }
 
@@ -120,7 +119,7 @@ mod tests {
 
     #[test]
     fn without_the_hub_its_models_are_refused() {
-        let error = locate(Path::new("hf://me/clothes"), &|_| {}).expect_err("there is no hub");
+        let error = locate(Path::new("hf://me/clothes")).expect_err("there is no hub");
         assert!(error.to_string().contains("without the feature `hub`"), "{error}");
     }
 }

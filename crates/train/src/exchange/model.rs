@@ -31,24 +31,22 @@ pub struct Model {
     pub origin: PathBuf,
     /// What is known of its training.
     pub facts: Option<Facts>,
-    /// Checkpoints that were newer but damaged, and why.
-    pub skipped: Vec<String>,
 }
 
 impl Model {
-    /// Reads the newest good checkpoint of a run directory, a checkpoint, a diffusers folder, or a model of the hub, of
-    /// whose fetching `tell` is told; `raw` takes the weights of the last step, where there is a choice.
+    /// Reads the newest good checkpoint of a run directory, a checkpoint, a diffusers folder, or a model of the
+    /// hub; warns of newer checkpoints that are damaged. `raw` takes the weights of the last step, where there is a choice.
     ///
     /// # Errors
     /// There is none, it cannot be read, or the hub does not give it.
-    pub fn open(named: &Path, raw: bool, device: &Device, tell: &dyn Fn(&str)) -> Result<Self, Error> {
-        let Located { path, name } = locate(named, tell)?;
+    pub fn open(named: &Path, raw: bool, device: &Device) -> Result<Self, Error> {
+        let Located { path, name } = locate(named)?;
         let path = path.as_path();
         if is_diffusers_folder(path) {
             let model = Self::from_folder(Folder::read(path)?, device)?;
             return Ok(Self { origin: name, ..model });
         }
-        let (checkpoint, skipped) = find_checkpoint(path)?;
+        let checkpoint = find_checkpoint(path)?;
         let config = checkpoint_config(&checkpoint)?;
         let unet = UNet::new(&config.model)?;
         let file = match config.train.ema_decays.first() {
@@ -67,7 +65,6 @@ impl Model {
             unet,
             config,
             origin: checkpoint.path,
-            skipped,
         })
     }
 
@@ -76,7 +73,7 @@ impl Model {
         let params = folder.params(&unet, device)?;
         let process = folder.process()?;
         let Folder { path: origin, config, facts, .. } = folder;
-        Ok(Self { unet, params, process, config, origin, facts, skipped: Vec::new() })
+        Ok(Self { unet, params, process, config, origin, facts })
     }
 }
 
@@ -103,18 +100,21 @@ impl Model {
     }
 }
 
-fn find_checkpoint(path: &Path) -> Result<(Checkpoint, Vec<String>), Error> {
+fn find_checkpoint(path: &Path) -> Result<Checkpoint, Error> {
     let checkpoints = RunPaths::new(path).checkpoints();
     if !checkpoints.is_dir() {
         if !path.is_dir() {
             return Err(Error::NotAModel { path: path.to_owned(), what: "no such directory".to_owned() });
         }
-        return Ok((Checkpoint::open(path)?, Vec::new()));
+        return Ok(Checkpoint::open(path)?);
     }
     let (newest, skipped) = newest_good(&checkpoints)?;
     let skipped: Vec<String> = skipped.iter().map(Skipped::to_string).collect();
     match newest {
-        Some(checkpoint) => Ok((checkpoint, skipped)),
+        Some(checkpoint) => {
+            skipped.iter().for_each(|skipped| tracing::warn!("{skipped}"));
+            Ok(checkpoint)
+        }
         None => Err(Error::NoCheckpoint { dir: checkpoints, skipped }),
     }
 }

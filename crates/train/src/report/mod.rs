@@ -1,6 +1,7 @@
-//! What a run tells: metrics for programs, pictures and a progress bar for people, events for TensorBoard.
+//! What a run writes of itself: metrics for programs, pictures for people, events for TensorBoard. What it says goes
+//! elsewhere, as `tracing` events: [`telling`](crate::training::telling).
 //!
-//! [`Reporter`] is what the loop talks to; it never fails a run, because a log that cannot be written is no reason to
+//! [`Reporter`] is what the loop talks to; it never fails a run, because metrics that cannot be written are no reason to
 //! stop training: the trouble is said once, and lines not yet written are tried again.
 //!
 //! | module | writes |
@@ -8,18 +9,12 @@
 //! | [`tensorboard`] | `events/` |
 //! | [`pictures`] | sample grids as PNG |
 //! | [`plot`] | curves as PNG |
-//! | [`progress`] | the bar or the lines of a run on stderr |
-//! | [`counter`] | those of any other long work |
-//! | [`terminal`] | nothing: what stderr can show |
 
-pub mod counter;
 mod error;
 pub mod pictures;
 pub mod plot;
-pub mod progress;
 mod reporter;
 pub mod tensorboard;
-pub mod terminal;
 #[cfg(test)]
 mod testing;
 

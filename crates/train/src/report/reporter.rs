@@ -1,14 +1,12 @@
-//! What the loop talks to.
+//! The files in which a run's numbers and pictures are kept.
 
-use ddpm_run::jsonl::{JsonLines, Level, LogRecord, truncate_after};
+use ddpm_run::jsonl::{JsonLines, truncate_after};
 use ddpm_run::metrics::MetricRecord;
 use ddpm_run::{RunDir, RunPaths};
 
 use super::ReportError;
 use super::pictures::{self, Png};
-use super::progress::{Progress, Verbosity};
 use super::tensorboard::EventWriter;
-use super::terminal::Terminal;
 
 /// What to report where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,25 +15,16 @@ pub struct ReporterOptions {
     pub jsonl: bool,
     /// Write TensorBoard events.
     pub tensorboard: bool,
-    /// How much to say on stderr.
-    pub verbosity: Verbosity,
-    /// What stderr can show.
-    pub terminal: Terminal,
     /// Steps already done: 0, or those of the checkpoint that was resumed.
     pub first: u64,
-    /// The step at which the run ends.
-    pub total: u64,
 }
 
-/// Observes a run. Nothing it does can fail the run: what cannot be written is warned about once per kind.
+/// Keeps what a run measures. Nothing it does can fail the run: what cannot be written is warned about once per kind.
 #[derive(Debug)]
 pub struct Reporter {
     paths: RunPaths,
-    progress: Progress,
     metrics: Option<JsonLines>,
-    log: JsonLines,
     events: Option<EventWriter>,
-    step: u64,
     complained: Vec<&'static str>,
 }
 
@@ -46,24 +35,15 @@ impl Reporter {
     /// A file cannot be opened: at the start that is worth stopping for.
     pub fn open(run: &RunDir, options: ReporterOptions) -> Result<Self, ReportError> {
         let paths = run.paths().clone();
-        let ReporterOptions { terminal, verbosity, first, total, .. } = options;
-        truncate_after(&paths.metrics(), first)?;
+        truncate_after(&paths.metrics(), options.first)?;
         let metrics = options.jsonl.then(|| JsonLines::append(&paths.metrics())).transpose()?;
-        let events = options.tensorboard.then(|| EventWriter::create(&paths.events(), first + 1)).transpose()?;
-        let log = JsonLines::append(&paths.log())?;
-        let progress = Progress::new(terminal, verbosity, first, total);
-        Ok(Self { paths, progress, metrics, log, events, step: first, complained: Vec::new() })
-    }
-
-    /// A step is done; cheap, for every step.
-    pub fn step(&mut self, step: u64) {
-        self.step = step;
-        self.progress.step(step);
+        let events =
+            options.tensorboard.then(|| EventWriter::create(&paths.events(), options.first + 1)).transpose()?;
+        Ok(Self { paths, metrics, events, complained: Vec::new() })
     }
 
     /// A step is logged.
     pub fn metrics(&mut self, record: &MetricRecord) {
-        self.progress.metrics(record);
         let line = self.metrics.as_mut().map_or(Ok(()), |lines| lines.write(record).map_err(ReportError::from));
         self.complain("metrics.jsonl", line);
         let event = self.events.as_mut().map_or(Ok(()), |events| events.scalars(record.step, &record.scalars()));
@@ -85,62 +65,21 @@ impl Reporter {
         self.complain("events", event);
     }
 
-    /// The resolved configuration, for TensorBoard's text page; the indentation makes it code in Markdown.
-    pub fn config(&mut self, resolved_toml: &str) {
+    /// The resolved configuration of a start at `step`, for TensorBoard's text page; the indentation makes it code in
+    /// Markdown.
+    pub fn config(&mut self, step: u64, resolved_toml: &str) {
         let markdown: String = resolved_toml.lines().map(|line| format!("    {line}\n")).collect();
-        let step = self.step;
         let event = self.events.as_mut().map_or(Ok(()), |events| events.text(step, "config", &markdown));
         self.complain("events", event);
     }
 
-    /// Something worth keeping: a line on stderr and in the log.
-    pub fn info(&mut self, message: &str) {
-        self.progress.say(message);
-        self.log(Level::Info, message);
-    }
-
-    /// Something for whoever asked for details; always in the log.
-    pub fn detail(&mut self, message: &str) {
-        self.progress.detail(message);
-        self.log(Level::Info, message);
-    }
-
-    /// Something that is not as it should be.
-    pub fn warn(&mut self, message: &str) {
-        self.progress.warn(message);
-        self.log(Level::Warning, message);
-    }
-
-    /// The run ends with an error, which the caller prints; here it only goes into the log.
-    pub fn error(&mut self, message: &str) {
-        self.log(Level::Error, message);
-    }
-
-    /// The run is over: the bar stays as it is, and the metrics are made durable.
-    pub fn finish(&mut self) {
-        self.sync();
-        self.progress.finish();
-    }
-
-    fn log(&mut self, level: Level, message: &str) {
-        let written = self.log.write(&LogRecord::now(level, self.step, message));
-        if let Err(error) = written {
-            self.complain_once("log.jsonl", &error.into());
-        }
-    }
-
     fn complain(&mut self, what: &'static str, result: Result<(), ReportError>) {
-        if let Err(error) = result {
-            self.complain_once(what, &error);
-        }
-    }
-
-    /// Only on stderr: the log may be what cannot be written.
-    fn complain_once(&mut self, what: &'static str, error: &ReportError) {
-        if !self.complained.contains(&what) {
+        if let Err(error) = result
+            && !self.complained.contains(&what)
+        {
             self.complained.push(what);
-            let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            self.progress.warn(&format!("{error}{cause}; training goes on\n  help: {}", error.help()));
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            tracing::warn!(what, help = error.help(), "{error}{cause}; training goes on");
         }
     }
 }
@@ -154,8 +93,7 @@ mod tests {
     use super::*;
 
     fn options(first: u64) -> ReporterOptions {
-        let terminal = Terminal { interactive: false, colour: false };
-        ReporterOptions { jsonl: true, tensorboard: true, verbosity: Verbosity::Quiet, terminal, first, total: 100 }
+        ReporterOptions { jsonl: true, tensorboard: true, first }
     }
 
     #[test]
@@ -165,7 +103,6 @@ mod tests {
             let run = RunDir::open(dir.path()).unwrap();
             let mut reporter = Reporter::open(&run, options(first)).unwrap();
             for step in first + 1..=last {
-                reporter.step(step);
                 reporter.metrics(&record(step));
             }
         };
@@ -188,23 +125,7 @@ mod tests {
         reporter.samples(20, &png);
         assert_eq!(reporter.complained, ["samples"]);
         reporter.metrics(&record(20));
-        reporter.finish();
+        reporter.sync();
         assert_eq!(fs::read_to_string(run.paths().metrics()).unwrap().lines().count(), 1);
-    }
-
-    #[test]
-    fn the_log_has_a_line_per_message_with_level_and_step() {
-        let dir = tempfile::tempdir().unwrap();
-        let run = RunDir::open(dir.path()).unwrap();
-        let mut reporter = Reporter::open(&run, options(7)).unwrap();
-        reporter.detail("resumed");
-        reporter.step(8);
-        reporter.warn("slow disk");
-        let log = fs::read_to_string(run.paths().log()).unwrap();
-        let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let seen: Vec<_> =
-            lines.iter().map(|line| (line["level"].as_str().unwrap(), line["step"].as_u64().unwrap())).collect();
-        assert_eq!(seen, [("info", 7), ("warning", 8)]);
-        assert_eq!(lines[1]["message"], "slow disk");
     }
 }

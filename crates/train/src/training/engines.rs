@@ -33,27 +33,26 @@ struct Content {
 }
 
 impl Engines {
-    /// Has the GPU of a run take what its file says, if it is about such a GPU; none where `device` is none. Beside it
-    /// what is amiss with the file, which costs no more than the time to look again.
+    /// Has the GPU of a run take what its file says, if it is about such a GPU; none where `device` is none. A file that
+    /// makes no sense is warned about: it costs no more than the time to look again.
     ///
     /// # Errors
     /// A GPU that does not answer.
-    pub(super) fn of_run(paths: &RunPaths, device: &Device) -> Result<Option<(Self, Option<String>)>, Error> {
+    pub(super) fn of_run(paths: &RunPaths, device: &Device) -> Result<Option<Self>, Error> {
         if !device.is_cuda() {
             return Ok(None);
         }
         let (gpu, path) = (Gpu::of(device)?, paths.engines());
-        let (content, amiss) = match read(&path) {
-            Ok(content) => (content, None),
-            Err(error) => {
-                (None, Some(format!("{}: {error}; the fastest algorithms are looked for again", path.display())))
-            }
-        };
+        let content = read(&path).unwrap_or_else(|error| {
+            let path = path.display();
+            tracing::warn!(%path, "{path}: {error}; the fastest algorithms are looked for again");
+            None
+        });
         let proposers = gpu.versions()?;
         let written = content.filter(|content| content.proposers == proposers).map(|content| content.choices);
         let written = written.unwrap_or_default();
         gpu.choose(written.clone());
-        Ok(Some((Self { gpu, path, written }, amiss)))
+        Ok(Some(Self { gpu, path, written }))
     }
 
     /// Writes what was decided since.

@@ -10,6 +10,7 @@
 //! | [`window`] | the means between two logged steps |
 //! | `upload` | pushes to the hub, beside the loop |
 //! | [`stop`] | when to stop before the end |
+//! | [`telling`] | the names of what a run tells, and the phases of a step |
 
 pub(crate) mod context;
 #[cfg(feature = "cuda")]
@@ -26,5 +27,6 @@ pub mod run;
 pub mod state;
 pub mod step;
 pub mod stop;
+pub mod telling;
 mod upload;
 pub mod window;

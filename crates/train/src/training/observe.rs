@@ -7,6 +7,7 @@ use ddpm_run::checkpoint::{CheckpointError, Retention, SaveOutcome, Writer};
 use ddpm_run::memory;
 use ddpm_run::metrics::Timing;
 use ddpm_run::{Phase, RunError, StatusFile};
+use tracing::Span;
 
 use super::context::{RunContext, picture_request, sampler_config};
 #[cfg(feature = "cuda")]
@@ -15,9 +16,10 @@ use super::outcome::{Phases, StepOutcome};
 use super::state::Position;
 use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
-use super::upload::{Report, Uploader};
+use super::telling::PROGRESS;
+use super::upload::Uploader;
 use super::window::Window;
-use crate::config::{Cadence, take_gpu_notices};
+use crate::config::Cadence;
 use crate::drawing::{Images, Painter, Request};
 use crate::error::{Error, Kind, in_one_line};
 use crate::report::Reporter;
@@ -27,7 +29,9 @@ use crate::report::pictures::{Layout, encode, grid};
 pub(super) struct Observers<'a> {
     context: &'a RunContext<'a>,
     stop: &'a StopWatch,
-    pub(super) reporter: Reporter,
+    /// Of the run: how many steps are done is recorded there.
+    run: Span,
+    reporter: Reporter,
     writer: Writer,
     window: Window,
     /// What the last step did whose results are there.
@@ -106,7 +110,8 @@ impl<'a> Observers<'a> {
     pub(super) fn new(
         context: &'a RunContext<'a>,
         stop: &'a StopWatch,
-        mut reporter: Reporter,
+        run: Span,
+        reporter: Reporter,
         window: Window,
         resumed: Saved,
         end: u64,
@@ -117,20 +122,14 @@ impl<'a> Observers<'a> {
         let first = resumed.as_ref().map_or(0, |(step, _)| *step);
         let clock = Clock::start(context.plan.images(first));
         let (saved, longest) = (resumed, Longest::default());
-        let uploader =
-            Uploader::start(context.plan.config(), context.run_dir.paths(), first)?.map(|(uploader, amiss)| {
-                amiss.into_iter().for_each(|amiss| reporter.warn(&amiss));
-                uploader
-            });
+        let uploader = Uploader::start(context.plan.config(), context.run_dir.paths(), first)?;
         let status = StatusFile::new(context.run_dir.paths().status(), first, end);
         #[cfg(feature = "cuda")]
-        let engines = Engines::of_run(context.run_dir.paths(), context.device)?.map(|(engines, amiss)| {
-            amiss.into_iter().for_each(|amiss| reporter.warn(&amiss));
-            engines
-        });
+        let engines = Engines::of_run(context.run_dir.paths(), context.device)?;
         Ok(Self {
             context,
             stop,
+            run,
             reporter,
             writer,
             window,
@@ -175,15 +174,15 @@ impl<'a> Observers<'a> {
         let save = plan.checkpoint_cadence().is_due(step) || self.stop.takes_save_request();
         let draw = plan.sample_cadence().is_due(step);
         self.take_outcomes(trainer, log || save || draw)?;
-        for notice in trainer.take_notices().into_iter().chain(take_gpu_notices()) {
-            self.reporter.warn(&notice);
-        }
-        self.reporter.step(step);
-        let told = self.status.step(step);
-        self.status_told(told);
+        trainer.take_notices().iter().for_each(|notice| tracing::warn!("{notice}"));
+        self.run.record("step", step);
+        let written = self.status.step(step);
+        self.check_status(written);
         if log && let Some(outcome) = &self.last {
             let images = plan.images(step);
             let record = self.window.record(step, images, outcome, self.clock.timing(images));
+            let Timing { images_per_s, data_wait, .. } = record.timing;
+            tracing::info!(target: PROGRESS, step, loss = record.loss, images_per_s, data_wait);
             self.reporter.metrics(&record);
             self.status.speed(record.timing.images_per_s);
             self.clock = Clock::start(images);
@@ -191,7 +190,7 @@ impl<'a> Observers<'a> {
         if let Some(result) = self.writer.poll() {
             self.saved(result);
         }
-        self.tell_of_uploads();
+        self.uploader.iter_mut().for_each(Uploader::look);
         if save {
             self.enter(Phase::Saving);
             self.save(trainer)?;
@@ -208,22 +207,22 @@ impl<'a> Observers<'a> {
 
     /// Another phase of the run begins.
     pub(super) fn enter(&mut self, phase: Phase) {
-        let told = self.status.enter(phase);
-        self.status_told(told);
+        let written = self.status.enter(phase);
+        self.check_status(written);
     }
 
-    /// The run has ended so, for want of `error` if there is one.
+    /// The run has ended in this way; `error` is why it failed.
     pub(super) fn ended(&mut self, phase: Phase, error: Option<&Error>) {
-        let told = self.status.end(phase, error.map(|error| in_one_line(error)));
-        self.status_told(told);
+        let written = self.status.end(phase, error.map(|error| in_one_line(error)));
+        self.check_status(written);
     }
 
     /// A status that cannot be written ends no run, and is warned about once.
-    fn status_told(&mut self, told: Result<(), RunError>) {
-        if let Err(error) = told
+    fn check_status(&mut self, written: Result<(), RunError>) {
+        if let Err(error) = written
             && !std::mem::replace(&mut self.status_failed, true)
         {
-            self.reporter.warn(&in_one_line(&error));
+            tracing::warn!("{}", in_one_line(&error));
         }
     }
 
@@ -256,14 +255,16 @@ impl<'a> Observers<'a> {
         self.reporter.sync();
         #[cfg(feature = "cuda")]
         if let Some(Err(error)) = self.engines.as_mut().map(Engines::keep) {
-            self.reporter.warn(&format!("engines.json was not written: {error}"));
+            tracing::warn!("engines.json was not written: {error}");
         }
+        let span = tracing::debug_span!("snapshot", step = trainer.steps_taken()).entered();
         let snapshot = trainer.snapshot(&Position {
             plan: self.context.plan,
             data_fingerprint: self.context.source.fingerprint(),
             data_len: self.context.source.len(),
             window: &self.window,
         })?;
+        span.exit();
         Ok(self.writer.submit(snapshot))
     }
 
@@ -272,18 +273,21 @@ impl<'a> Observers<'a> {
         match result {
             Ok(outcome) => {
                 self.longest.save = self.longest.save.max(outcome.took);
-                self.reporter.detail(&format!("checkpoint {}", outcome.saved.path.display()));
+                let (path, seconds) = (outcome.saved.path.display(), outcome.took.as_secs_f64());
+                tracing::debug!(checkpoint = %path, seconds, "checkpoint {path}");
                 self.uploader.iter_mut().for_each(|uploader| uploader.saved(outcome.saved.step));
                 self.saved = Some((outcome.saved.step, outcome.saved.path));
                 if let Err(error) = outcome.removed {
-                    self.reporter.warn(&format!("an older checkpoint was not removed: {}", in_one_line(&error)));
+                    tracing::warn!("an older checkpoint was not removed: {}", in_one_line(&error));
                 }
             }
-            Err(error) => self.reporter.warn(&format!(
-                "the checkpoint was not written: {}; training goes on and tries again\n  help: {}",
-                in_one_line(&error),
-                error.help()
-            )),
+            Err(error) => {
+                let why = in_one_line(&error);
+                tracing::warn!(
+                    help = error.help(),
+                    "the checkpoint was not written: {why}; training goes on and tries again"
+                );
+            }
         }
     }
 
@@ -291,11 +295,12 @@ impl<'a> Observers<'a> {
     /// and the next start can do it as well; whether it came to an end. A GPU without room for pictures ends no run.
     fn draw(&mut self, trainer: &mut Trainer) -> Result<bool, Error> {
         let (start, step) = (Instant::now(), trainer.steps_taken());
+        let _span = tracing::debug_span!("sample", step).entered();
         let images = match self.paint(trainer) {
             Ok(Some(images)) => images,
             Ok(None) => return Ok(false),
             Err(error) if matches!(error.kind(), Kind::Device | Kind::Memory) => {
-                self.reporter.warn(&format!("no picture at step {step}: {error}"));
+                tracing::warn!("no picture at step {step}: {error}");
                 return Ok(true);
             }
             Err(error) => return Err(error),
@@ -303,7 +308,7 @@ impl<'a> Observers<'a> {
         let layout = Layout::visible(images.shape[1], images.shape[2]);
         match grid(&images.pixels, images.shape, layout).and_then(|page| encode(&page)) {
             Ok(png) => self.reporter.samples(step, &png),
-            Err(error) => self.reporter.warn(&format!("no picture: {error}")),
+            Err(error) => tracing::warn!("no picture: {error}"),
         }
         self.longest.picture = self.longest.picture.max(start.elapsed());
         Ok(true)
@@ -328,19 +333,6 @@ impl<'a> Observers<'a> {
                 }
                 painted => return painted,
             }
-        }
-    }
-
-    /// Tells what became of uploads.
-    fn tell_of_uploads(&mut self) {
-        let reports = self.uploader.as_mut().map(Uploader::reports).unwrap_or_default();
-        reports.into_iter().for_each(|report| self.tell(report));
-    }
-
-    fn tell(&mut self, report: Report) {
-        match report {
-            Report::Done(what) => self.reporter.info(&what),
-            Report::Failed(what) => self.reporter.warn(&what),
         }
     }
 
@@ -373,10 +365,9 @@ impl<'a> Observers<'a> {
         let interrupted = wanted && !self.draw(trainer)?;
         if let Some(uploader) = self.uploader.take() {
             let stop = self.stop;
-            let reports = uploader.finish(&|| end != End::Reached || stop.is_over());
-            reports.into_iter().for_each(|report| self.tell(report));
+            uploader.finish(&|| end != End::Reached || stop.is_over());
         }
-        self.reporter.finish();
+        self.reporter.sync();
         let samples = Some(last).filter(|path| path.exists());
         Ok(Ending { checkpoint: self.saved.take().map(|(_, path)| path), samples, interrupted })
     }

@@ -8,6 +8,7 @@ use ddpm_data::Loader;
 use ddpm_run::checkpoint::{Checkpoint, remove_stale};
 use ddpm_run::memory::format_bytes;
 use ddpm_run::{Phase, RunDir, StartFacts};
+use tracing::Span;
 
 use super::context::{RunContext, device_name, loader_config};
 use super::gpu_memory::GpuEstimate;
@@ -15,11 +16,10 @@ use super::observe::{End, Observers};
 use super::resume::{Resume, choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
 use super::step::Trainer;
 use super::stop::{Requests, StopReason, StopWatch};
-use crate::config::{TrainPlan, take_gpu_notices};
+use super::telling::{FAILURE, PROGRESS, RUN};
+use crate::config::TrainPlan;
 use crate::error::{Error, Kind};
 use crate::memory;
-use crate::report::progress::Verbosity;
-use crate::report::terminal::Terminal;
 use crate::report::{Reporter, ReporterOptions};
 
 /// What a run is asked to do besides its plan.
@@ -33,14 +33,8 @@ pub struct RunOptions {
     pub max_hours: Option<f64>,
     /// The command, for the record.
     pub command: Vec<String>,
-    /// How much to say on stderr.
-    pub verbosity: Verbosity,
-    /// What stderr can show.
-    pub terminal: Terminal,
     /// What is asked of it from outside.
     pub requests: Requests,
-    /// How an error that ends the run is told in its log.
-    pub tell: fn(&Error) -> String,
 }
 
 /// What a run did.
@@ -85,16 +79,15 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let resolved = plan.resolved().to_toml();
     run_dir.write_config(&resolved)?;
     run_dir.record_start(StartFacts { step: first, device: device_name(&device), command: options.command.clone() })?;
-    let mut reporter = open_reporter(&context, options, first, end)?;
-    reporter.config(&resolved);
-    for message in removed.iter().map(|name| format!("{name}: an unfinished save was removed")).chain(skipped) {
-        reporter.warn(&message);
-    }
-    context.source.notices().iter().for_each(|notice| reporter.warn(&format!("data.source: {notice}")));
-    announce(&context, &mut reporter, &trainer, checkpoint.as_ref(), end);
+    let mut reporter = open_reporter(&context, first)?;
+    let run = span_of_run(&run_dir, first, end).entered();
+    reporter.config(first, &resolved);
+    removed.iter().for_each(|name| tracing::warn!(name, "{name}: an unfinished save was removed"));
+    skipped.iter().for_each(|skipped| tracing::warn!("{skipped}"));
+    announce(&context, &trainer, checkpoint.as_ref(), end);
 
     let resumed = checkpoint.map(|checkpoint| (first, checkpoint.path));
-    let mut observers = Observers::new(&context, &stop, reporter, window, resumed, end)?;
+    let mut observers = Observers::new(&context, &stop, (*run).clone(), reporter, window, resumed, end)?;
     observers.enter(Phase::Training);
     let looped = observers
         .catch_up(&mut trainer)
@@ -103,15 +96,15 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let stopped = match looped {
         Ok(stopped) => stopped,
         Err(error) => {
-            observers.reporter.error(&(options.tell)(&error));
+            tracing::error!(target: FAILURE, kind = ?error.kind(), causes = error.causes().join(": "), "{error}");
             let error = save_what_is_good(&mut observers, &mut trainer, error);
             observers.ended(Phase::Failed, Some(&error));
             return Err(error);
         }
     };
     // For information alone: the last checkpoint does not depend on it.
-    if let Err(error) = tell_peak(&context, &trainer, &mut observers.reporter) {
-        observers.reporter.warn(&error.to_string());
+    if let Err(error) = tell_peak(&context, &trainer) {
+        tracing::warn!("{error}");
     }
     let ending = observers
         .finish(&mut trainer, stopped.map_or(End::Reached, End::Stopped))
@@ -142,25 +135,29 @@ fn train_until(
         if let Some(reason) = stop.reason(observers.time_to_stop()) {
             return Ok(Some(reason));
         }
+        let step = tracing::trace_span!("step", step = trainer.steps_taken() + 1).entered();
         let waiting = Instant::now();
-        let Some(batch) = loader.next_unless(&|| stop.is_over())? else { continue };
+        let next = tracing::trace_span!("data").in_scope(|| loader.next_unless(&|| stop.is_over()))?;
+        let Some(batch) = next else { continue };
         observers.waited(waiting.elapsed());
         for unreadable in loader.take_warnings() {
-            observers.reporter.warn(&format!("{unreadable} (skipped; data.on_corrupt = \"skip\")"));
+            tracing::warn!(index = unreadable.index, "{unreadable} (skipped; data.on_corrupt = \"skip\")");
         }
         trainer.step(&batch)?;
+        step.exit();
         observers.after_step(trainer)?;
     }
     Ok(None)
 }
 
 /// How much of a GPU's memory the steps took, beside what was foretold.
-fn tell_peak(context: &RunContext<'_>, trainer: &Trainer, reporter: &mut Reporter) -> Result<(), Error> {
+fn tell_peak(context: &RunContext<'_>, trainer: &Trainer) -> Result<(), Error> {
     if let Some(peak) = memory::peak_on(context.device)?
         && !context.device.is_cpu()
     {
         let estimated = GpuEstimate::new(context.plan.config())?.of(trainer.images_at_once()).total_bytes;
-        reporter.info(&format!("GPU memory: peak {}, estimated {}", format_bytes(peak), format_bytes(estimated)));
+        let (told, expected) = (format_bytes(peak), format_bytes(estimated));
+        tracing::info!(peak_bytes = peak, estimated_bytes = estimated, "GPU memory: peak {told}, estimated {expected}");
     }
     Ok(())
 }
@@ -181,38 +178,36 @@ fn save_what_is_good(observers: &mut Observers<'_>, trainer: &mut Trainer, error
     }
 }
 
-fn open_reporter(context: &RunContext<'_>, options: &RunOptions, first: u64, end: u64) -> Result<Reporter, Error> {
+fn open_reporter(context: &RunContext<'_>, first: u64) -> Result<Reporter, Error> {
     let log = &context.plan.config().log;
-    let options = ReporterOptions {
-        jsonl: log.jsonl,
-        tensorboard: log.tensorboard,
-        verbosity: options.verbosity,
-        terminal: options.terminal,
-        first,
-        total: end,
-    };
+    let options = ReporterOptions { jsonl: log.jsonl, tensorboard: log.tensorboard, first };
     Ok(Reporter::open(context.run_dir, options)?)
 }
 
-fn announce(
-    context: &RunContext<'_>,
-    reporter: &mut Reporter,
-    trainer: &Trainer,
-    checkpoint: Option<&Checkpoint>,
-    end: u64,
-) {
+/// See [`telling`](super::telling).
+fn span_of_run(run_dir: &RunDir, first: u64, total: u64) -> Span {
+    let (dir, log) = (run_dir.paths().root().display(), run_dir.paths().log());
+    tracing::info_span!(target: PROGRESS, RUN, %dir, log = %log.display(), rank = 0_u64, first, total, step = first)
+}
+
+fn announce(context: &RunContext<'_>, trainer: &Trainer, checkpoint: Option<&Checkpoint>, end: u64) {
+    context.source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
     for warning in context.plan.warnings() {
-        reporter.warn(&format!("{}: {}", warning.key, warning.message));
+        tracing::warn!(key = warning.key, "{}: {}", warning.key, warning.message);
     }
-    take_gpu_notices().iter().for_each(|notice| reporter.warn(notice));
-    let parameters = trainer.unet().layout().parameters() as f64 / 1e6;
+    let parameters = trainer.unet().layout().parameters();
     let (device, data) = (device_name(context.device), context.source.describe());
-    reporter.info(&format!("{parameters:.2} M parameters on {device}; data: {data}"));
-    reporter.info(&match checkpoint {
+    let millions = parameters as f64 / 1e6;
+    tracing::info!(parameters, device, data, "{millions:.2} M parameters on {device}; data: {data}");
+    match checkpoint {
         Some(Checkpoint { path, state, .. }) => {
-            let done = if state.step < end { "" } else { ": nothing left to train" };
-            format!("going on from {} (step {}) to step {end}{done}", path.display(), state.step)
+            let (path, step) = (path.display(), state.step);
+            let done = if step < end { "" } else { ": nothing left to train" };
+            tracing::info!(checkpoint = %path, end, "going on from {path} (step {step}) to step {end}{done}");
         }
-        None => format!("training to step {end} in {}", context.run_dir.paths().root().display()),
-    });
+        None => {
+            let dir = context.run_dir.paths().root().display();
+            tracing::info!(%dir, end, "training to step {end} in {dir}");
+        }
+    }
 }

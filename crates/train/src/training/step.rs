@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use ddpm_data::Batch;
@@ -22,6 +21,7 @@ use ddpm_run::memory::format_bytes;
 #[cfg(feature = "cuda")]
 use super::gpu::GpuSteps;
 use super::outcome::{Phases, SampleLosses, StepOutcome};
+use super::telling::Phase;
 use crate::config::{TrainPlan, set_arithmetic};
 use crate::error::Error;
 use crate::exchange::Imported;
@@ -230,7 +230,7 @@ impl Trainer {
         if let Some(loss) = outcome.losses.iter().find(|loss| !loss.is_finite()) {
             return Err(diverged(step, &format!("the loss is {loss}")));
         }
-        let start = Instant::now();
+        let phase = Phase::optimizer();
         let report =
             self.optimizer.step(&self.params, &mut self.gradients, outcome.lr).map_err(|error| match error {
                 ModelError::NotFinite { .. } => diverged(step, &error.to_string()),
@@ -238,7 +238,7 @@ impl Trainer {
             })?;
         self.timestep_sampler.observe(&outcome.timesteps, &outcome.unweighted);
         outcome.grad_norm = report.grad_norm;
-        outcome.phases.optimizer = start.elapsed();
+        outcome.phases.optimizer = phase.end();
         Ok(outcome)
     }
 
@@ -250,7 +250,7 @@ impl Trainer {
         samples: Range<usize>,
         outcome: &mut StepOutcome,
     ) -> Result<(), Error> {
-        let start = Instant::now();
+        let phase = Phase::forward();
         let x_start = self.x_start(batch, &samples)?;
         let labels = self.labels(step, batch, &samples);
         let drawn = self.timestep_sampler.draw(step, samples.start, samples.len());
@@ -272,11 +272,11 @@ impl Trainer {
                 global_batch: batch.shape[0],
             },
         )?;
-        outcome.phases.forward += start.elapsed();
+        outcome.phases.forward += phase.end();
 
-        let start = Instant::now();
+        let phase = Phase::backward();
         tape.backward(output, loss.grad, &mut self.gradients)?;
-        outcome.phases.backward += start.elapsed();
+        outcome.phases.backward += phase.end();
 
         let losses = SampleLosses { per_sample: loss.per_sample, mse: loss.mse, vlb: loss.vlb };
         outcome.take_in(drawn, losses, self.process.schedule().len());

@@ -1,4 +1,5 @@
-//! Uploads beside the loop: one thread, which pushes the newest checkpoint. The loop hands over a step and never waits.
+//! Uploads beside the loop: one thread, which pushes the newest checkpoint and says what became of it. The loop hands over
+//! a step and never waits.
 //!
 //! A hub that is slow or down costs the run nothing but warnings: what is not sent waits in `hub/` of the run directory,
 //! where a newer model takes its place and `ddpm push` finds it.
@@ -11,13 +12,15 @@ use std::time::{Duration, Instant};
 use candle_core::Device;
 use ddpm_hub::{Pushed, RepoName, Revision, Settings, Target};
 use ddpm_run::RunPaths;
-use ddpm_run::shell;
+use tracing::Span;
 
 use crate::config::TrainConfig;
 use crate::error::Error;
 use crate::exchange::{CARD_SAMPLES, Model};
 use crate::publish::{Publication, spool_of};
 
+/// Names a hint of what to type: how to send what is left of the field `run`.
+const PUSH_LATER: &str = "push-later";
 /// Silences of the hub that the end of a run waits for at most: as many as one push can meet.
 const WAITS: u32 = 10;
 /// How often a waiting end looks whether the run is to stop.
@@ -35,32 +38,20 @@ pub(super) struct Uploader {
     seen: u64,
     /// The last step that was handed over.
     handed: Option<u64>,
-    /// Pushes that were handed over and have not been told of.
+    /// Steps that were handed over and are not done with.
     pending: usize,
     steps: Sender<u64>,
-    reports: Receiver<Report>,
+    done: Receiver<()>,
     /// It is not joined: a push that takes too long is left to end with the process.
     _thread: JoinHandle<()>,
 }
 
-/// What became of a push.
-pub(super) enum Report {
-    /// The hub has the model.
-    Done(String),
-    /// It has not; the run goes on.
-    Failed(String),
-}
-
 impl Uploader {
-    /// Starts the thread, if `[hub]` asks for it; also what is already amiss.
+    /// Starts the thread, if `[hub]` asks for it; warns where nothing will come of it.
     ///
     /// # Errors
     /// An environment that cannot be.
-    pub(super) fn start(
-        config: &TrainConfig,
-        run: &RunPaths,
-        first: u64,
-    ) -> Result<Option<(Self, Option<String>)>, Error> {
+    pub(super) fn start(config: &TrainConfig, run: &RunPaths, first: u64) -> Result<Option<Self>, Error> {
         let hub = &config.hub;
         let Ok(repo) = hub.repo.parse::<RepoName>() else { return Ok(None) };
         let settings = Settings::from_environment()?;
@@ -69,7 +60,9 @@ impl Uploader {
             (None, false) => Some("there is no token (HF_TOKEN)"),
             (Some(_), false) => None,
         };
-        let amiss = why.map(|why| format!("nothing will reach {repo}: {why}; `ddpm push` can send it later"));
+        if let Some(why) = why {
+            tracing::warn!(%repo, "nothing will reach {repo}: {why}; `ddpm push` can send it later");
+        }
         let publication = Publication {
             target: Target { repo: repo.clone(), revision: Revision::default(), private: hub.private },
             samples: CARD_SAMPLES,
@@ -79,11 +72,11 @@ impl Uploader {
         };
         let patience = WAITS * settings.timeout;
         let (steps, wanted) = channel();
-        let (sender, reports) = channel();
-        let root = run.root().to_owned();
+        let (sender, done) = channel();
+        let (root, span) = (run.root().to_owned(), Span::current());
         let _thread = thread::Builder::new()
             .name("upload".into())
-            .spawn(move || work(&wanted, &sender, &root, &publication, &settings))
+            .spawn(move || work(&wanted, &sender, &span, &Work { run: &root, publication, settings }))
             .map_err(Error::caused("no thread for uploads"))?;
         let run = run.root().to_owned();
         let uploader = Self {
@@ -95,10 +88,10 @@ impl Uploader {
             handed: None,
             pending: 0,
             steps,
-            reports,
+            done,
             _thread,
         };
-        Ok(Some((uploader, amiss)))
+        Ok(Some(uploader))
     }
 
     /// A checkpoint of `step` is on the disk: hands it over, if a push is due.
@@ -118,24 +111,20 @@ impl Uploader {
         }
     }
 
-    /// What became of pushes since the last call.
-    pub(super) fn reports(&mut self) -> Vec<Report> {
-        let mut told = Vec::new();
+    /// Counts what was done since the last call.
+    pub(super) fn look(&mut self) {
         loop {
-            match self.reports.try_recv() {
-                Ok(report) => told.push(report),
+            match self.done.try_recv() {
+                Ok(()) => self.pending = self.pending.saturating_sub(1),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
-                    if self.pending > told.len() {
-                        told.push(Report::Failed("the upload thread ended early".to_owned()));
-                        self.pending = told.len();
+                    if std::mem::take(&mut self.pending) > 0 {
+                        tracing::warn!(repo = %self.repo, "the upload thread ended early");
                     }
                     break;
                 }
             }
         }
-        self.pending -= told.len().min(self.pending);
-        told
     }
 
     /// The run has reached its end: its last model is to be pushed, if it is not on its way already.
@@ -145,63 +134,65 @@ impl Uploader {
         }
     }
 
-    /// Waits for what was handed over, a bounded time and not when the run `is_over`; then tells what is left.
-    pub(super) fn finish(mut self, is_over: &dyn Fn() -> bool) -> Vec<Report> {
+    /// Waits for what was handed over, a bounded time and not when the run `is_over`; says what is left.
+    pub(super) fn finish(mut self, is_over: &dyn Fn() -> bool) {
         let start = Instant::now();
-        let mut told = self.reports();
+        self.look();
         while self.pending > 0 && !is_over() && start.elapsed() < self.patience {
-            match self.reports.recv_timeout(GLANCE) {
-                Ok(report) => {
-                    self.pending -= 1;
-                    told.push(report);
-                }
+            match self.done.recv_timeout(GLANCE) {
+                Ok(()) => self.pending -= 1,
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => told.extend(self.reports()),
+                Err(RecvTimeoutError::Disconnected) => self.look(),
             }
         }
         if self.pending > 0 {
-            told.push(Report::Failed(format!("the upload to {} had not ended{}", self.repo, later(&self.run))));
+            let (repo, run) = (&self.repo, self.run.display());
+            tracing::warn!(%repo, %run, hint = PUSH_LATER, "the upload to {repo} had not ended");
         }
-        told
     }
 }
 
-/// What to type when the hub is well again.
-fn later(run: &Path) -> String {
-    format!("\n  help: `ddpm push {}` sends what is left", shell::quoted(&run.display().to_string()))
+/// What the thread is to do.
+struct Work<'a> {
+    run: &'a Path,
+    publication: Publication,
+    settings: Settings,
 }
 
 /// The thread: pushes whenever a step was handed over, once for all that were meanwhile.
-fn work(wanted: &Receiver<u64>, reports: &Sender<Report>, run: &Path, publication: &Publication, settings: &Settings) {
+fn work(wanted: &Receiver<u64>, done: &Sender<()>, run: &Span, work: &Work<'_>) {
     while wanted.recv().is_ok() {
         let more = wanted.try_iter().count();
-        let report = match push_newest(run, publication, settings) {
-            Ok((step, pushed)) => {
-                let done = if pushed.was_there { "is on the hub already" } else { "pushed" };
-                let step = step.map_or_else(String::new, |step| format!("step {step} "));
-                Report::Done(format!("{step}{done}: {} ({})", pushed.url, pushed.commit))
+        let repo = &work.publication.target.repo;
+        let _span = tracing::debug_span!(parent: run, "upload", %repo).entered();
+        match push_newest(work) {
+            Ok((step, Pushed { url, commit, was_there })) => {
+                let done = if was_there { "is on the hub already" } else { "pushed" };
+                let model = step.map_or_else(String::new, |step| format!("step {step} "));
+                tracing::info!(url, commit, pushed_step = step, "{model}{done}: {url} ({commit})");
             }
-            Err(error) => Report::Failed(told(&error, publication, run)),
-        };
-        // One report for each step that was handed over; nobody listens when the run is over.
-        let skipped = (0..more).map(|_| Report::Done("a newer model was pushed instead".to_owned()));
-        if std::iter::once(report).chain(skipped).any(|report| reports.send(report).is_err()) {
+            Err(error) => {
+                let (causes, run) = (error.causes(), work.run.display());
+                let causes: String = causes.iter().map(|cause| format!(": {cause}")).collect();
+                tracing::warn!(%run, hint = PUSH_LATER, "no upload to {repo}: {error}{causes}; training goes on");
+            }
+        }
+        if more > 0 {
+            tracing::info!(models = more, "a newer model was pushed instead of the {more} before it");
+        }
+        // One word for each step that was handed over; nobody listens when the run is over.
+        if (0..=more).any(|_| done.send(()).is_err()) {
             return;
         }
     }
 }
 
 /// The newest checkpoint, and not a certain one: that may have been removed while an earlier push took its time.
-fn push_newest(run: &Path, publication: &Publication, settings: &Settings) -> Result<(Option<u64>, Pushed), Error> {
+fn push_newest(work: &Work<'_>) -> Result<(Option<u64>, Pushed), Error> {
     // On the CPU: the memory of a device belongs to the training.
-    let model = Model::open(run, false, &Device::Cpu, &|_| {})?;
-    let spool = spool_of(&model, publication, &mut |_| {})?;
+    let model = Model::open(work.run, false, &Device::Cpu)?;
+    let spool = spool_of(&model, &work.publication, &mut |_| {})?;
     let step = model.facts.as_ref().map(|facts| facts.step);
     drop(model);
-    Ok((step, spool.push(settings.clone())?))
-}
-
-fn told(error: &Error, publication: &Publication, run: &Path) -> String {
-    let causes: String = error.causes().iter().map(|cause| format!(": {cause}")).collect();
-    format!("no upload to {}: {error}{causes}; training goes on{}", publication.target.repo, later(run))
+    Ok((step, spool.push(work.settings.clone())?))
 }

@@ -3,29 +3,20 @@
 use std::fs;
 use std::path::Path;
 
-use ddpm_train::report::progress::Verbosity;
-use ddpm_train::report::terminal::Terminal;
 use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, train};
 use ddpm_train::training::stop::Requests;
 use serde_json::Value;
 
+use crate::hearing::hearing;
 use crate::{TINY, gpu, plan};
 
 fn run(dir: &Path, steps: u64) {
     let (dir, all) = (dir.to_str().unwrap(), steps.to_string());
     let quiet = [("log.tensorboard", "false"), ("sample.every", "0"), ("log.every", "1"), ("train.precision", "bf16")];
     let plan = plan(TINY, &[&quiet[..], &[("run.dir", dir), ("run.device", "cuda"), ("train.steps", &all)]].concat());
-    let options = RunOptions {
-        resume: Resume::Auto,
-        max_steps: None,
-        max_hours: None,
-        command: vec![],
-        verbosity: Verbosity::Quiet,
-        terminal: Terminal { interactive: false, colour: false },
-        requests: Requests::default(),
-        tell: ToString::to_string,
-    };
+    let requests = Requests::default();
+    let options = RunOptions { resume: Resume::Auto, max_steps: None, max_hours: None, command: vec![], requests };
     train(&plan, &options).unwrap();
 }
 
@@ -67,11 +58,8 @@ fn gpu_a_run_goes_on_with_the_algorithms_it_began_with() {
     assert_ne!(anew["proposers"], engines["proposers"]);
 
     fs::write(strange.join("engines.json"), "{").unwrap();
-    run(&strange, 4);
-    let warned = lines(&strange, "log.jsonl").iter().any(|line| {
-        let text = line.to_string();
-        text.contains("engines.json") && text.contains("looked for again")
-    });
-    assert!(warned, "a damaged engines.json must be told");
+    let ((), told) = hearing(|| run(&strange, 4));
+    let warned = told.iter().any(|text| text.contains("engines.json") && text.contains("looked for again"));
+    assert!(warned, "a damaged engines.json must be told: {told:?}");
     assert_eq!(losses(&strange).len(), 4);
 }

@@ -1,16 +1,14 @@
 //! A cuDNN that fails where another way is left: training goes on, with the same losses, and the user hears of it. The emulator
 //! is asked to fail; without it these pass over.
 
-use ddpm_train::config::take_gpu_notices;
-
 use crate::emulator::Emulator;
+use crate::hearing::hearing;
 use crate::{TINY, gpu, plan, train};
 
 /// Losses of a training whose cuDNN fails, and what the user is told.
 fn losses(fault: Option<&str>) -> (Vec<f64>, Vec<String>) {
     let (device, _turn) = gpu();
     let Some(emulator) = Emulator::find() else { return (Vec::new(), Vec::new()) };
-    take_gpu_notices();
     emulator.fail_cudnn(fault);
     // Few numbers: without cuDNN the emulator computes a thread for each.
     let settings = [
@@ -19,9 +17,9 @@ fn losses(fault: Option<&str>) -> (Vec<f64>, Vec<String>) {
         ("train.deterministic", "true"),
         ("train.batch_size", "1"),
     ];
-    let (steps, _) = train(&plan(TINY, &settings), &device, 2);
+    let ((steps, _), told) = hearing(|| train(&plan(TINY, &settings), &device, 2));
     emulator.fail_cudnn(None);
-    (steps.into_iter().flat_map(|step| step.losses).collect(), take_gpu_notices())
+    (steps.into_iter().flat_map(|step| step.losses).collect(), told)
 }
 
 #[test]

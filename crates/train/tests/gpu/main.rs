@@ -10,6 +10,7 @@ mod counts;
 mod emulator;
 mod engines;
 mod faults;
+mod hearing;
 mod memory;
 mod nll;
 mod resume;

@@ -5,8 +5,6 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::cuda::Gpu;
 use ddpm_train::config::TrainPlan;
-use ddpm_train::report::progress::Verbosity;
-use ddpm_train::report::terminal::Terminal;
 use ddpm_train::training::gpu_memory::GpuEstimate;
 use ddpm_train::training::outcome::StepOutcome;
 use ddpm_train::training::resume::Resume;
@@ -264,10 +262,7 @@ fn run_in(dir: &Path) -> (TrainPlan, RunOptions) {
         max_steps: None,
         max_hours: None,
         command: Vec::new(),
-        verbosity: Verbosity::Quiet,
-        terminal: Terminal { interactive: false, colour: false },
         requests: Requests::default(),
-        tell: ToString::to_string,
     };
     (network(&settings), options)
 }

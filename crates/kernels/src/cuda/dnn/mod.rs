@@ -301,5 +301,5 @@ fn unless_refused<T>(answer: Answer<T>) -> Result<Option<T>> {
 
 /// Reports to the user that an engine failed.
 fn report_fault(error: &str) {
-    notice(format!("cuDNN failed at a convolution, which is computed another way: {error}"));
+    notice(&format!("cuDNN failed at a convolution, which is computed another way: {error}"));
 }
