@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use ddpm_run::{RunState, RunView};
-use ddpm_train::report::progress::format_duration;
 use serde::Serialize;
 
 use super::args::RunsArgs;
 use super::output::{Align, Output, Table};
 use crate::failure::{ExitCode, Failure};
+use crate::listen::format_duration;
 
 /// A run in the list.
 #[derive(Debug, Serialize)]
@@ -36,7 +36,7 @@ pub(super) fn run(args: &RunsArgs, output: &Output) -> Result<(), Failure> {
         Failure::caused_by(ExitCode::Usage, message, &error)
             .hint("name the directory that holds the runs: ddpm runs DIR")
     })?;
-    unread.iter().for_each(|error| output.warn(&error.to_string()));
+    unread.iter().for_each(|error| tracing::warn!("{error}"));
     let lines: Vec<Line<'_>> = runs.iter().map(Line::of).collect();
     output.result(&lines, || if lines.is_empty() { none_in(&args.dir) } else { text(&lines) })
 }

@@ -47,9 +47,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     tell("nobody listens", spans_of_steps());
     let ours = |level| Targets::new().with_target("ddpm", level).with_target("telling", level);
-    let listening = registry()
-        .with(Silent.with_filter(ours(LevelFilter::INFO)))
-        .with(Silent.with_filter(ours(LevelFilter::DEBUG)));
+    let listening =
+        registry().with(Silent.with_filter(ours(LevelFilter::INFO))).with(Silent.with_filter(ours(LevelFilter::DEBUG)));
     tell("stderr and a log listen", tracing::subscriber::with_default(listening, spans_of_steps));
     let traced = registry().with(Silent.with_filter(ours(LevelFilter::TRACE)));
     tell("somebody takes every span", tracing::subscriber::with_default(traced, spans_of_steps));

@@ -9,6 +9,7 @@ use ddpm_train::training::gpu_memory::GpuEstimate;
 use ddpm_train::training::outcome::StepOutcome;
 use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, train as run};
+use ddpm_train::training::stop::Requests;
 use ddpm_train::training::step::Trainer;
 use ddpm_train::{Error, Kind};
 

@@ -34,7 +34,6 @@ fn model(settings: &[(&str, &str)], device: &Device, dtype: DType) -> Model {
         config,
         origin: PathBuf::new(),
         facts: None,
-        skipped: Vec::new(),
     }
 }
 
