@@ -11,7 +11,7 @@ use std::fmt;
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::cuda::{Gpu, Numbers, Upload};
-use ddpm_kernels::ops::diffusion::{SamplerConstants, SamplerState, SamplerStep, place};
+use ddpm_kernels::ops::diffusion::{Noise, SamplerConstants, SamplerState, SamplerStep, place};
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::{Timestep, sampler_constants};
 use ddpm_model::tape::{Tape, Var};
@@ -148,8 +148,7 @@ impl Step<'_> {
         let unguided = self.request.guidance.map(|_| self.predict(labels(NONE))).transpose()?;
         let step = SamplerStep {
             constants: self.upload.tensor(CONSTANTS),
-            place: self.upload.tensor(PLACE),
-            noise: self.request.noise(),
+            noise: Noise::Drawn { stream: self.request.noise(), place: self.upload.tensor(PLACE), first_position: 0 },
             output: output.value(),
             unguided: unguided.as_ref().map(Var::value),
         };
