@@ -42,6 +42,7 @@ pub(crate) use self::columns::{column_sum, pack_width, pixel_sum};
 use self::dnn::Convolutions;
 pub(crate) use self::launch::{Launch, Value};
 use self::matmul::Products;
+pub use self::memory::Room;
 use self::memory::Workspace;
 pub use self::narrow::{Narrow, NarrowPart};
 pub use self::notices::take_notices;
@@ -50,7 +51,7 @@ pub(crate) use self::sums::Sum;
 pub use self::sums::Sums;
 use self::switches::Off;
 pub use self::timing::Mark;
-pub use self::transfer::{Download, IN_FLIGHT, Numbers, Upload};
+pub use self::transfer::{Download, IN_FLIGHT, Upload};
 use crate::error::{KernelError, Result};
 
 /// Machine code and PTX of `cuda/*.cu`.

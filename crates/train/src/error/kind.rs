@@ -60,10 +60,9 @@ impl Error {
 
 fn kind_of_model_error(error: &ModelError) -> Kind {
     match error {
-        ModelError::Config(_)
-        | ModelError::Input { .. }
-        | ModelError::Labels { .. }
-        | ModelError::Class { .. } => Kind::Setting,
+        ModelError::Config(_) | ModelError::Input { .. } | ModelError::Labels { .. } | ModelError::Class { .. } => {
+            Kind::Setting
+        }
         ModelError::NotFinite { .. } => Kind::Diverged,
         ModelError::MissingTensor { .. } | ModelError::TensorShape { .. } => Kind::Model,
         _ if error.is_out_of_memory() => Kind::Memory,

@@ -8,12 +8,11 @@ use ddpm_run::memory;
 use ddpm_run::metrics::Timing;
 
 use super::context::{RunContext, picture_request, sampler_config};
-#[cfg(feature = "cuda")]
 use super::engines::Engines;
-use super::outcome::{Phases, StepOutcome};
+use super::outcome::StepOutcome;
 use super::state::Position;
-use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
+use super::trainer::Trainer;
 use super::upload::{Report, Uploader};
 use super::window::Window;
 use crate::config::{Cadence, take_gpu_notices};
@@ -35,7 +34,6 @@ pub(super) struct Observers<'a> {
     saved: Saved,
     longest: Longest,
     uploader: Option<Uploader>,
-    #[cfg(feature = "cuda")]
     engines: Option<Engines>,
 }
 
@@ -117,25 +115,11 @@ impl<'a> Observers<'a> {
                 amiss.into_iter().for_each(|amiss| reporter.warn(&amiss));
                 uploader
             });
-        #[cfg(feature = "cuda")]
         let engines = Engines::of_run(context.run_dir.paths(), context.device)?.map(|(engines, amiss)| {
             amiss.into_iter().for_each(|amiss| reporter.warn(&amiss));
             engines
         });
-        Ok(Self {
-            context,
-            stop,
-            reporter,
-            writer,
-            window,
-            last: None,
-            clock,
-            saved,
-            longest,
-            uploader,
-            #[cfg(feature = "cuda")]
-            engines,
-        })
+        Ok(Self { context, stop, reporter, writer, window, last: None, clock, saved, longest, uploader, engines })
     }
 
     /// How long another step, saving and the last picture may take.
@@ -193,8 +177,7 @@ impl<'a> Observers<'a> {
     fn take_outcomes(&mut self, trainer: &mut Trainer, all: bool) -> Result<(), Error> {
         for outcome in trainer.outcomes(all)? {
             self.window.add(&outcome);
-            let Phases { forward, backward, optimizer } = outcome.phases;
-            self.longest.step = self.longest.step.max(forward + backward + optimizer);
+            self.longest.step = self.longest.step.max(outcome.phases.total());
             self.last = Some(outcome);
         }
         Ok(())
@@ -216,7 +199,6 @@ impl<'a> Observers<'a> {
     /// Starts writing a checkpoint; what became of the one before, if nobody asked yet.
     fn submit(&mut self, trainer: &Trainer) -> Result<Option<Result<Outcome, CheckpointError>>, Error> {
         self.reporter.sync();
-        #[cfg(feature = "cuda")]
         if let Some(Err(error)) = self.engines.as_mut().map(Engines::keep) {
             self.reporter.warn(&format!("engines.json was not written: {error}"));
         }
