@@ -105,7 +105,7 @@ fn round_trip(
     sampler: &SamplerConfig,
 ) -> Result<RoundTrip, Failure> {
     let images = batch.x_start.clone();
-    let mut denoise = |x_t: &Tensor, t| Ok(model.painter().denoise(x_t, t, batch.labels.as_deref(), None)?);
+    let mut denoise = |x_t: &Tensor, t| Ok(model.painter().denoise(x_t, t, batch.labels.as_deref())?);
     let latents = invert::<Failure>(process, sampler, images.clone(), refinements as usize, &mut denoise)?;
     let mut no_noise = |_| Err(Failure::new(ExitCode::Other, "a deterministic sampler asked for noise"));
     let returned = sample(process, sampler, latents.clone(), &mut no_noise, &mut denoise)?;

@@ -1,4 +1,4 @@
-// What a step's settings, state and factors look like in device memory: the mirror of src/optim/device.rs.
+// What a step's settings, state and factors look like in device memory: the mirror of src/optim/judged.rs.
 #pragma once
 #include "common.cuh"
 

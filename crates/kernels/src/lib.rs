@@ -8,7 +8,7 @@
 //! - [`share`]: which part of a batch one rank of several works on.
 //! - [`simd`] and [`gemm`]: what the CPU bodies stand on.
 //!
-//! - `cuda`: what the bodies for NVIDIA GPUs stand on (feature `cuda`).
+//! - [`cuda`]: what the bodies for NVIDIA GPUs stand on; without the feature `cuda` its names alone, and no GPU.
 //!
 //! An operation has a body per device, chosen by where its operands live: `ops/<name>/cpu.rs` or its algorithms, and
 //! `ops/<name>/cuda.rs`.
@@ -16,6 +16,9 @@
 pub mod buffer;
 pub(crate) mod check;
 #[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "without_cuda.rs"]
 pub mod cuda;
 mod error;
 pub mod gemm;

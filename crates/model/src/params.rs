@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 #[cfg(feature = "cuda")]
-use ddpm_kernels::buffer::{DeferredSums, NarrowGradients, NarrowPart};
-use ddpm_kernels::buffer::{FlatBuffer, ParamGrads};
+use ddpm_kernels::buffer::{DeferredSums, NarrowGradients};
+use ddpm_kernels::buffer::{FlatBuffer, NarrowPart, ParamGrads};
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::elementwise;
 use ddpm_kernels::philox::{Philox, Purpose};
@@ -238,9 +238,11 @@ impl Gradients {
     }
 
     /// The gradients of 16 bits, for an optimizer that reads them beside the others.
-    #[cfg(feature = "cuda")]
     pub(crate) fn hand_over(&mut self) -> Result<Option<NarrowPart>> {
-        Ok(self.narrow.hand_over(&self.buffer)?)
+        #[cfg(feature = "cuda")]
+        return Ok(self.narrow.hand_over(&self.buffer)?);
+        #[cfg(not(feature = "cuda"))]
+        Ok(None)
     }
 
     /// Where a single parameter's gradient goes: buffer, offset, and whether to overwrite.

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
+use ddpm_kernels::optim::{JudgedStep, StepState};
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::diffusion::{DiffusionProcess, Loss, LossInputs, TimestepSampler};
 use ddpm_model::optim::{AdamWConfig, Optimizer};
@@ -79,6 +80,7 @@ struct Step {
     params: Params,
     gradients: Gradients,
     optimizer: Optimizer,
+    judged: JudgedStep,
     process: DiffusionProcess,
     loss: Loss,
     timestep_sampler: TimestepSampler,
@@ -113,6 +115,7 @@ impl Step {
         Ok(Self {
             gradients: Gradients::new(unet.layout(), &device)?,
             optimizer: Optimizer::new(adamw, &params)?,
+            judged: JudgedStep::new(&device, &StepState::unscaled())?,
             process: DiffusionProcess::new(&config.diffusion)?,
             loss: Loss::new(&config.loss, &config.diffusion)?,
             timestep_sampler: TimestepSampler::new(
@@ -154,8 +157,7 @@ impl Step {
         within += losing.elapsed();
         self.gradients.reset();
         tape.backward(output, loss.grad, &mut self.gradients)?;
-        // A learning rate of 0: both kinds of step keep the same weights.
-        self.optimizer.step(&self.params, &mut self.gradients, 0.0)?;
+        self.update()?;
         let observing = Instant::now();
         self.timestep_sampler.observe(&drawn.timesteps, &loss.per_sample);
         within += observing.elapsed();
@@ -170,8 +172,14 @@ impl Step {
         let output = self.unet.forward(&mut tape, &self.x_start, timesteps, None)?;
         self.gradients.reset();
         tape.backward(output, gradient.clone(), &mut self.gradients)?;
-        self.optimizer.step(&self.params, &mut self.gradients, 0.0)?;
+        self.update()?;
         Ok(start.elapsed().as_secs_f64() * 1e3)
+    }
+
+    /// A learning rate of 0: both kinds of step keep the same weights.
+    fn update(&mut self) -> Result<()> {
+        let settings = Tensor::new(self.optimizer.count_step(0.0).words(), &Device::Cpu)?;
+        Ok(self.optimizer.step(&self.judged, &settings, &self.params, &mut self.gradients)?)
     }
 
     fn dropout(&self) -> DropoutStream {

@@ -5,6 +5,7 @@
 //! | [`config`] | from a TOML file to a plan that cannot be wrong |
 //! | [`training`] | the step, and the life of a run |
 //! | [`drawing`] | images from a model |
+//! | `engine` | where work is done over and over: a CPU, or a GPU that records and replays it |
 //! | [`measuring`] | how fast and how large those are |
 //! | [`eval`] | how good a model is |
 //! | [`exchange`] | models from and to files: a run's, diffusers', the hub's |
@@ -17,6 +18,7 @@
 
 pub mod config;
 pub mod drawing;
+mod engine;
 pub mod error;
 pub mod eval;
 pub mod exchange;

@@ -192,6 +192,26 @@ impl FlatBuffer {
     }
 }
 
+/// Gradients of 16 bits, of which a build without CUDA has none.
+#[cfg(not(feature = "cuda"))]
+#[derive(Clone, Debug)]
+pub enum NarrowPart {}
+
+/// Writes the numbers of `from` over those of `to`, which has its shape; f64, on one device. On a GPU this is queued.
+///
+/// # Errors
+/// Tensors of other shapes or formats, or a driver that refuses.
+pub fn copy(from: &Tensor, to: &Tensor) -> Result<()> {
+    match to.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => crate::cuda::Gpu::of(to.device())?.copy(from, to),
+        _ => {
+            crate::check::shape("a copy", "the target", to, from.dims())?;
+            Ok(to.slice_set(from, 0, 0)?)
+        }
+    }
+}
+
 /// Candle lends a storage mutably only to an in-place operation; this one passes it to a closure.
 struct Lend<F, R> {
     f: RefCell<Option<F>>,

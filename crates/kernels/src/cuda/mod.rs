@@ -39,11 +39,12 @@ pub(crate) use self::columns::{column_sum, pack_width, pixel_sum};
 use self::dnn::Convolutions;
 pub(crate) use self::launch::{Launch, THREADS, Value};
 use self::matmul::Products;
+pub use self::memory::MemoryUse;
 use self::memory::Workspace;
 pub use self::recording::Recording;
 use self::switches::Off;
 pub use self::timing::Mark;
-pub use self::transfer::{Download, IN_FLIGHT, Numbers, Upload};
+pub use self::transfer::{Download, IN_FLIGHT, Upload};
 use crate::error::{KernelError, Result};
 
 /// Machine code and PTX of `cuda/*.cu`.

@@ -10,6 +10,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::{
 };
 
 use super::out_of_memory;
+use super::switches::Family;
 use super::{Gpu, refused};
 use crate::error::{KernelError, Result};
 
@@ -45,6 +46,11 @@ impl std::fmt::Debug for Recording {
 unsafe impl Send for Recording {}
 
 impl Gpu {
+    /// Whether work may be recorded, or that is [turned off](super::switches).
+    pub fn records(&self) -> bool {
+        self.uses(Family::Graph)
+    }
+
     /// Records what `work` queues, without running it. Everything that is looked up once (plans, functions, scratch space)
     /// must have been looked up before, by running the same work.
     ///

@@ -10,31 +10,20 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaEvent, CudaSlice, CudaStream, DeviceRepr, PinnedHostSlice, result, sys,
 };
 use candle_core::op::BackpropOp;
-use candle_core::{DType, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Storage, Tensor};
 
 use super::address::alloc;
 use super::{Address, Gpu, operand, refused};
 use crate::check;
 use crate::error::{KernelError, Result};
 
+const OP: &str = "an upload";
+
 /// Every part begins at a multiple of it, like an allocation of its own.
 const ALIGNMENT: usize = 256;
 
 /// Steps that may be in flight at once: the host prepares the next ones while the GPU computes.
 pub const IN_FLIGHT: usize = 4;
-
-/// One part of what is uploaded.
-#[derive(Clone, Copy, Debug)]
-pub enum Numbers<'a> {
-    /// Pixels.
-    U8(&'a [u8]),
-    /// Labels, counters.
-    U32(&'a [u32]),
-    /// Coefficients.
-    F32(&'a [f32]),
-    /// Coefficients that need the precision.
-    F64(&'a [f64]),
-}
 
 /// Tensors on the GPU that lie in one block of memory, so that one copy writes them all.
 #[derive(Debug)]
@@ -112,15 +101,15 @@ impl Upload {
         &self.parts[part].tensor
     }
 
-    /// Queues the copy of new numbers into all the tensors, in their order. Waits only where the copy of [`IN_FLIGHT`] steps
-    /// before has not been made yet.
+    /// Queues the copy of new numbers, tensors on the host, into all the tensors, in their order. Waits only where the copy of
+    /// [`IN_FLIGHT`] steps before has not been made yet.
     ///
     /// # Errors
-    /// Numbers of another count than the tensors have, or a GPU that fails.
-    pub fn send(&mut self, numbers: &[Numbers<'_>]) -> Result<()> {
+    /// Numbers of another format or shape than the tensors have, or a GPU that fails.
+    pub fn send(&mut self, numbers: &[&Tensor]) -> Result<()> {
         if numbers.len() != self.parts.len() {
             let (found, expected) = (vec![numbers.len()], vec![self.parts.len()]);
-            return Err(KernelError::Shape { op: "an upload", tensor: "the parts", found, expected });
+            return Err(KernelError::Shape { op: OP, tensor: "the parts", found, expected });
         }
         let slot = self.sent % self.staging.len();
         self.sent += 1;
@@ -129,11 +118,10 @@ impl Upload {
         crossed.synchronize().map_err(refused("waiting for an upload"))?;
         let bytes = host.as_mut_slice().map_err(refused("preparing an upload"))?;
         for (part, numbers) in self.parts.iter().zip(numbers) {
+            check::shape(OP, "numbers", numbers, part.tensor.dims())?;
             let place = &mut bytes[part.offset..part.offset + part.bytes];
-            if !numbers.write(place) {
-                let (op, tensor) = ("an upload", "numbers");
-                let (found, expected) = (vec![numbers.len()], part.tensor.dims().to_vec());
-                return Err(KernelError::Shape { op, tensor, found, expected });
+            if numbers.dtype() != part.tensor.dtype() || !write(numbers, place) {
+                return Err(KernelError::Layout { op: OP, dtype: numbers.dtype(), shape: numbers.dims().to_vec() });
             }
         }
         let (crossing, computing) = (&self.crossing, self.gpu.stream());
@@ -156,35 +144,26 @@ impl Drop for Upload {
     }
 }
 
-impl Numbers<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::U8(numbers) => numbers.len(),
-            Self::U32(numbers) => numbers.len(),
-            Self::F32(numbers) => numbers.len(),
-            Self::F64(numbers) => numbers.len(),
+/// Writes the bytes of `numbers` into `place`; whether they lie on the host, in one piece, and fill it.
+fn write(numbers: &Tensor, place: &mut [u8]) -> bool {
+    fn each<const W: usize, T: Copy>(numbers: &[T], place: &mut [u8], bytes: impl Fn(T) -> [u8; W]) -> bool {
+        let fits = numbers.len() * W == place.len();
+        for (place, number) in place.chunks_exact_mut(W).zip(numbers) {
+            place.copy_from_slice(&bytes(*number));
         }
+        fits
     }
-
-    /// Writes the bytes into `place` and returns whether they fill it.
-    fn write(&self, place: &mut [u8]) -> bool {
-        fn each<const W: usize, T: Copy>(numbers: &[T], place: &mut [u8], bytes: impl Fn(T) -> [u8; W]) -> bool {
-            let fits = numbers.len() * W == place.len();
-            for (place, number) in place.chunks_exact_mut(W).zip(numbers) {
-                place.copy_from_slice(&bytes(*number));
-            }
-            fits
+    let (storage, layout) = numbers.storage_and_layout();
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else { return false };
+    match storage {
+        CpuStorage::U8(numbers) if end - start == place.len() => {
+            place.copy_from_slice(&numbers[start..end]);
+            true
         }
-        match self {
-            Self::U8(numbers) if numbers.len() == place.len() => {
-                place.copy_from_slice(numbers);
-                true
-            }
-            Self::U8(_) => false,
-            Self::U32(numbers) => each(numbers, place, u32::to_le_bytes),
-            Self::F32(numbers) => each(numbers, place, f32::to_le_bytes),
-            Self::F64(numbers) => each(numbers, place, f64::to_le_bytes),
-        }
+        CpuStorage::U32(numbers) => each(&numbers[start..end], place, u32::to_le_bytes),
+        CpuStorage::F32(numbers) => each(&numbers[start..end], place, f32::to_le_bytes),
+        CpuStorage::F64(numbers) => each(&numbers[start..end], place, f64::to_le_bytes),
+        _ => false,
     }
 }
 
@@ -271,7 +250,7 @@ impl Gpu {
     ///
     /// # Errors
     /// Tensors that are not f64 here, or differ in size.
-    pub fn copy(&self, from: &Tensor, to: &Tensor) -> Result<()> {
+    pub(crate) fn copy(&self, from: &Tensor, to: &Tensor) -> Result<()> {
         const OP: &str = "a copy";
         let (source, target) = (operand(self, OP, from, DType::F64)?, operand(self, OP, to, DType::F64)?);
         check::shape(OP, "the target", to, from.dims())?;
@@ -305,7 +284,7 @@ fn tensor_at(gpu: &Gpu, at: Address, dtype: DType, shape: &[usize]) -> Result<Te
             DType::U32 => CudaStorage::wrap_cuda_slice(gpu.stream().upgrade_device_ptr::<u32>(at.0, len), device),
             DType::F32 => CudaStorage::wrap_cuda_slice(gpu.stream().upgrade_device_ptr::<f32>(at.0, len), device),
             DType::F64 => CudaStorage::wrap_cuda_slice(gpu.stream().upgrade_device_ptr::<f64>(at.0, len), device),
-            _ => return Err(KernelError::Layout { op: "an upload", dtype, shape: shape.to_vec() }),
+            _ => return Err(KernelError::Layout { op: OP, dtype, shape: shape.to_vec() }),
         }
     };
     Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))

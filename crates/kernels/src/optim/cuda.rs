@@ -2,31 +2,30 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{AdamWBuffers, Factors};
+use super::judged::OP;
+use super::{AdamWBuffers, Factors, MAX_AVERAGES, StepBuffers};
 use crate::buffer::{FlatBuffer, NarrowPart};
-use crate::cuda::{Address, Gpu, Launch, empty, operand};
+use crate::cuda::{Address, Gpu, Launch, empty, operand, write};
 use crate::error::{KernelError, Result};
 
 const NORM: &str = "gradient_norm";
 const STEP: &str = "adamw";
-/// Moving averages a step can keep.
-pub const MAX_AVERAGES: usize = 4;
 /// Numbers of a step's factors.
 pub(super) const FACTORS: usize = 10 + MAX_AVERAGES;
 /// Threads of a block that adds squares.
 const THREADS: u32 = 256;
 
 /// Where the step's settings, state and factors lie, which the norm's kernel reads and writes.
-pub(super) struct Judgement {
-    pub(super) settings: Address,
-    pub(super) state: Address,
-    pub(super) factors: Address,
+struct Judgement {
+    settings: Address,
+    state: Address,
+    factors: Address,
 }
 
 /// A gradient in f32, of which a part may lie in 16 bits elsewhere.
-pub(super) struct Gradient<'a> {
-    pub(super) buffer: &'a FlatBuffer,
-    pub(super) narrow: Option<&'a NarrowPart>,
+struct Gradient<'a> {
+    buffer: &'a FlatBuffer,
+    narrow: Option<&'a NarrowPart>,
 }
 
 impl Gradient<'_> {
@@ -45,16 +44,16 @@ impl Gradient<'_> {
 }
 
 /// Everything the step's kernel takes; averages and the copy for computing may be missing.
-pub(super) struct StepAddresses<'a> {
-    pub(super) parameters: Address,
-    pub(super) gradients: Gradient<'a>,
-    pub(super) exp_avg: Address,
-    pub(super) exp_avg_sq: Address,
-    pub(super) averages: [Address; MAX_AVERAGES],
+struct StepAddresses<'a> {
+    parameters: Address,
+    gradients: Gradient<'a>,
+    exp_avg: Address,
+    exp_avg_sq: Address,
+    averages: [Address; MAX_AVERAGES],
     /// The copy and its number format.
-    pub(super) compute: Option<(Address, DType)>,
-    pub(super) factors: Address,
-    pub(super) len: usize,
+    compute: Option<(Address, DType)>,
+    factors: Address,
+    len: usize,
 }
 
 pub(super) fn norm(buffer: &FlatBuffer) -> Result<f64> {
@@ -67,7 +66,7 @@ pub(super) fn norm(buffer: &FlatBuffer) -> Result<f64> {
 }
 
 /// Queues the norm of the gradient; its bits depend on the gradient and on the GPU's size alone.
-pub(super) fn queue_norm(gpu: &Gpu, gradients: &Gradient<'_>, result: Address, judgement: &Judgement) -> Result<()> {
+fn queue_norm(gpu: &Gpu, gradients: &Gradient<'_>, result: Address, judgement: &Judgement) -> Result<()> {
     let len = gradients.buffer.len();
     let threads = len.div_ceil(4);
     let most = gpu.multiprocessors() as usize * 8;
@@ -84,7 +83,7 @@ pub(super) fn queue_norm(gpu: &Gpu, gradients: &Gradient<'_>, result: Address, j
         .blocks((blocks as u32, 1, 1), THREADS)
 }
 
-pub(super) fn queue_step(gpu: &Gpu, step: &StepAddresses<'_>) -> Result<()> {
+fn queue_step(gpu: &Gpu, step: &StepAddresses<'_>) -> Result<()> {
     let (copy, dtype) = step.compute.unwrap_or((Address::NONE, step.gradients.dtype().unwrap_or(DType::BF16)));
     let launch = step.gradients.pass_to(gpu.float_kernel(STEP, dtype)?.arg(step.parameters), gpu)?;
     let mut launch = launch.arg(step.exp_avg).arg(step.exp_avg_sq);
@@ -92,6 +91,42 @@ pub(super) fn queue_step(gpu: &Gpu, step: &StepAddresses<'_>) -> Result<()> {
         launch = launch.arg(average);
     }
     launch.arg(copy).arg(step.factors).arg(step.len).over(step.len.div_ceil(4))
+}
+
+/// Overwrites a step's state.
+pub(super) fn write_state(state: &Tensor, words: &[f64]) -> Result<()> {
+    write(&*Gpu::of(state.device())?, OP, state, words)
+}
+
+/// Queues the norm of the gradient, which makes factors of settings and state, and the step that reads them.
+pub(super) fn judged_step(
+    state: &Tensor,
+    factors: &Tensor,
+    settings: &Tensor,
+    buffers: &StepBuffers<'_>,
+) -> Result<()> {
+    check_count(buffers.averages.len())?;
+    let gpu = Gpu::of(state.device())?;
+    let factors = operand(&gpu, OP, factors, DType::F32)?;
+    let judgement = Judgement {
+        settings: operand(&gpu, OP, settings, DType::F64)?,
+        state: operand(&gpu, OP, state, DType::F64)?,
+        factors,
+    };
+    let gradients = Gradient { buffer: buffers.gradients, narrow: buffers.narrow };
+    queue_norm(&gpu, &gradients, Address::NONE, &judgement)?;
+    let compute = |copy: &Tensor| Ok::<_, KernelError>((operand(&gpu, OP, copy, copy.dtype())?, copy.dtype()));
+    let step = StepAddresses {
+        parameters: buffers.parameters.address(&gpu)?,
+        gradients,
+        exp_avg: buffers.exp_avg.address(&gpu)?,
+        exp_avg_sq: buffers.exp_avg_sq.address(&gpu)?,
+        averages: addresses(&gpu, buffers.averages)?,
+        compute: buffers.compute.map(compute).transpose()?,
+        factors,
+        len: buffers.parameters.len(),
+    };
+    queue_step(&gpu, &step)
 }
 
 pub(super) fn adamw_step(factors: Factors, buffers: &AdamWBuffers<'_>) -> Result<()> {
@@ -114,7 +149,7 @@ pub(super) fn adamw_step(factors: Factors, buffers: &AdamWBuffers<'_>) -> Result
 }
 
 /// The averages' addresses; those that are missing have none.
-pub(super) fn addresses(gpu: &Gpu, averages: &[&FlatBuffer]) -> Result<[Address; MAX_AVERAGES]> {
+fn addresses(gpu: &Gpu, averages: &[&FlatBuffer]) -> Result<[Address; MAX_AVERAGES]> {
     check_count(averages.len())?;
     let mut addresses = [Address::NONE; MAX_AVERAGES];
     for (address, average) in addresses.iter_mut().zip(averages) {
@@ -123,7 +158,7 @@ pub(super) fn addresses(gpu: &Gpu, averages: &[&FlatBuffer]) -> Result<[Address;
     Ok(addresses)
 }
 
-pub(super) fn check_count(averages: usize) -> Result<()> {
+fn check_count(averages: usize) -> Result<()> {
     if averages <= MAX_AVERAGES {
         return Ok(());
     }

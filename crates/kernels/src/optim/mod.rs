@@ -4,23 +4,19 @@
 //! The pass is bound by memory: it reads parameter, gradient and both moments once and writes three of them, plus a read and a
 //! write per average. A pass per quantity would triple that.
 //!
-//! On a GPU a step can also be queued as a whole, without its results being known to the host: see `DeviceStep` (feature `cuda`).
+//! A training's steps are judged where they are taken, so that a GPU's can be queued whole: see [`JudgedStep`].
 
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(feature = "cuda")]
-mod device;
+mod judged;
 
 use candle_core::Device;
 
 use crate::buffer::FlatBuffer;
 use crate::error::{KernelError, Result};
 
-#[cfg(feature = "cuda")]
-pub use self::cuda::MAX_AVERAGES;
-#[cfg(feature = "cuda")]
-pub use self::device::{DeviceBuffers, DeviceStep, StepSettings, StepState};
+pub use self::judged::{JudgedStep, MAX_AVERAGES, StepBuffers, StepSettings, StepState};
 
 /// The numbers of one AdamW step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -87,6 +83,11 @@ impl Factors {
             eps: adamw.eps as f32,
         }
     }
+}
+
+/// The factor that makes a gradient of this norm no longer than `limit`; 0: no limit.
+pub fn clipping(limit: f64, norm: f64) -> f64 {
+    if limit > 0.0 && norm > limit { limit / norm } else { 1.0 }
 }
 
 /// One step: `m`, `v`, the parameters and the averages are updated in place.

@@ -207,8 +207,7 @@ pub(crate) fn check_sampler(device: &Device, dtype: DType) {
             let unguided_there = unguided.as_ref().map(|unguided| unguided.to_device(device).unwrap());
             let step = SamplerStep {
                 constants: &Tensor::new(&constants.words(), device).unwrap(),
-                place: &place,
-                noise: philox(),
+                noise: Noise::Drawn { stream: philox(), place: &place, first_position: 0 },
                 output: &output.to_device(device).unwrap(),
                 unguided: unguided_there.as_ref(),
             };
@@ -231,10 +230,10 @@ pub(crate) fn check_what_is_no_number_stays_none(device: &Device) {
     state.begin_at(&Tensor::zeros((1, 1, 1, 3), DType::F32, device).unwrap()).unwrap();
     let constants = SamplerConstants { x_start_prediction: -1.0, mean_x_start: 1.0, clip: 1.0, ..Default::default() };
     let output = Tensor::new(&[[[[f32::NAN, 0.5, f32::INFINITY]]]], device).unwrap();
+    let place = Tensor::new(&place(1, 0), device).unwrap();
     let step = SamplerStep {
         constants: &Tensor::new(&constants.words(), device).unwrap(),
-        place: &Tensor::new(&place(1, 0), device).unwrap(),
-        noise: philox(),
+        noise: Noise::Drawn { stream: philox(), place: &place, first_position: 0 },
         output: &output,
         unguided: None,
     };

@@ -3,10 +3,10 @@
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::KernelError;
 use ddpm_kernels::buffer::{FlatBuffer, NarrowGradients, NarrowPart, ParamGrads};
-use ddpm_kernels::cuda::{Gpu, Numbers, Upload};
+use ddpm_kernels::cuda::{Gpu, Upload};
 use ddpm_kernels::gemm::Write;
 use ddpm_kernels::ops::conv2d::{self, Conv2d};
-use ddpm_kernels::optim::{AdamW, AdamWBuffers, DeviceBuffers, DeviceStep, StepSettings, StepState, adamw_step, norm};
+use ddpm_kernels::optim::{AdamW, AdamWBuffers, JudgedStep, StepBuffers, StepSettings, StepState, adamw_step, norm};
 
 use crate::common::{download, gpu, normals};
 
@@ -25,11 +25,11 @@ fn scaled(values: &[f32], factor: f32) -> Vec<f32> {
 }
 
 /// A step's settings, as the GPU finds them.
-fn settings(step: u64, clip_grad_norm: f64) -> [f64; StepSettings::WORDS] {
+fn settings(step: u64, clip_grad_norm: f64) -> Vec<f64> {
     let decays = DECAYS.to_vec();
     let settings =
         StepSettings { lr: 0.01, betas: [0.9, 0.99], eps: 1e-8, weight_decay: 0.1, clip_grad_norm, step, decays };
-    settings.words().unwrap()
+    settings.words()
 }
 
 /// A training's buffers on one device.
@@ -71,22 +71,22 @@ impl Training {
     }
 
     /// The same step, decided by the GPU.
-    fn queue(&self, memory: &DeviceStep, step: u64, gradient: &[f32], clip: f64) {
+    fn queue(&self, memory: &JudgedStep, step: u64, gradient: &[f32], clip: f64) {
         let gradients = FlatBuffer::from_vec(gradient.to_vec(), gpu()).unwrap();
-        let settings = Tensor::new(&settings(step, clip)[..], gpu()).unwrap();
+        let settings = Tensor::new(settings(step, clip), gpu()).unwrap();
         self.queue_at(memory, &settings, &gradients, None).unwrap();
     }
 
     /// The same, wherever settings and gradients lie.
     fn queue_at(
         &self,
-        memory: &DeviceStep,
+        memory: &JudgedStep,
         settings: &Tensor,
         gradients: &FlatBuffer,
         narrow: Option<&NarrowPart>,
     ) -> Result<(), KernelError> {
         let averages = [&self.averages[0].0, &self.averages[1].0];
-        let buffers = DeviceBuffers {
+        let buffers = StepBuffers {
             parameters: &self.parameters,
             gradients,
             narrow,
@@ -95,7 +95,7 @@ impl Training {
             averages: &averages,
             compute: self.compute.as_ref(),
         };
-        memory.queue(settings, &buffers)
+        memory.step(settings, &buffers)
     }
 
     fn all(&self) -> Vec<f32> {
@@ -142,7 +142,7 @@ fn gpu_adamw_is_the_cpus() {
 fn gpu_device_steps_clip_as_the_cpu_does_and_write_the_copy() {
     for dtype in [DType::BF16, DType::F16] {
         let (found, want) = (Training::with_copy(dtype, gpu()), Training::new(&Device::Cpu));
-        let memory = DeviceStep::new(gpu(), &StepState::unscaled()).unwrap();
+        let memory = JudgedStep::new(gpu(), &StepState::unscaled()).unwrap();
         for step in 1..=5 {
             let gradient = gradient(step);
             let norm = norm(&FlatBuffer::from_vec(gradient.clone(), &Device::Cpu).unwrap()).unwrap();
@@ -165,17 +165,18 @@ fn gpu_a_recorded_step_reads_its_settings_when_it_is_replayed() {
     // A stream of its own: what other tests queue meanwhile is not to be recorded.
     let device = ddpm_kernels::cuda::open(0).unwrap();
     let (found, want) = (Training::with_copy(DType::BF16, &device), Training::new(&Device::Cpu));
-    let memory = DeviceStep::new(&device, &StepState::unscaled()).unwrap();
+    let memory = JudgedStep::new(&device, &StepState::unscaled()).unwrap();
     let gpu = Gpu::of(&device).unwrap();
-    let mut upload = Upload::new(&gpu, &[(DType::F64, vec![StepSettings::WORDS])]).unwrap();
+    let mut upload = Upload::new(&gpu, &[(DType::F64, vec![StepSettings::len(DECAYS.len())])]).unwrap();
     let gradients = FlatBuffer::from_vec(gradient(1), found.parameters.device()).unwrap();
     // The first step is taken as it is queued, the others are replayed.
-    upload.send(&[Numbers::F64(&settings(1, 0.0))]).unwrap();
+    let settings = |step| Tensor::new(settings(step, 0.0), &Device::Cpu).unwrap();
+    upload.send(&[&settings(1)]).unwrap();
     found.queue_at(&memory, upload.tensor(0), &gradients, None).unwrap();
     let mut recording = gpu.record(|| found.queue_at(&memory, upload.tensor(0), &gradients, None)).unwrap();
     want.step(1, &gradient(1), 1.0);
     for step in 2..=5 {
-        upload.send(&[Numbers::F64(&settings(step, 0.0))]).unwrap();
+        upload.send(&[&settings(step)]).unwrap();
         recording.replay().unwrap();
         want.step(step, &gradient(1), 1.0);
         assert_same(&found, &want);
@@ -186,7 +187,7 @@ fn gpu_a_recorded_step_reads_its_settings_when_it_is_replayed() {
 #[ignore = "needs a GPU"]
 fn gpu_divergence_is_kept_until_the_host_has_seen_it() {
     let training = Training::with_copy(DType::BF16, gpu());
-    let memory = DeviceStep::new(gpu(), &StepState::unscaled()).unwrap();
+    let memory = JudgedStep::new(gpu(), &StepState::unscaled()).unwrap();
     training.queue(&memory, 1, &gradient(1), 0.0);
     let before = training.all();
     let mut bad = gradient(2);
@@ -208,7 +209,7 @@ fn gpu_divergence_is_kept_until_the_host_has_seen_it() {
 #[ignore = "needs a GPU"]
 fn gpu_loss_scale_halves_on_overflow_and_doubles_after_a_while() {
     let (training, want) = (Training::with_copy(DType::F16, gpu()), Training::new(&Device::Cpu));
-    let memory = DeviceStep::new(gpu(), &StepState::scaled(1024.0)).unwrap();
+    let memory = JudgedStep::new(gpu(), &StepState::scaled(1024.0)).unwrap();
     // An overflow in the first step: it does not count, so the second one's bias is that of a first step.
     training.queue(&memory, 1, &[f32::INFINITY; LEN], 1.0);
     let state = memory.state().unwrap();
@@ -229,7 +230,7 @@ fn gpu_loss_scale_halves_on_overflow_and_doubles_after_a_while() {
 #[ignore = "needs a GPU"]
 fn gpu_loss_scale_of_one_cannot_be_blamed() {
     let training = Training::with_copy(DType::F16, gpu());
-    let memory = DeviceStep::new(gpu(), &StepState::scaled(1.5)).unwrap();
+    let memory = JudgedStep::new(gpu(), &StepState::scaled(1.5)).unwrap();
     for step in 1..=3 {
         training.queue(&memory, step, &[f32::NAN; LEN], 1.0);
     }
@@ -241,7 +242,7 @@ fn gpu_loss_scale_of_one_cannot_be_blamed() {
 fn step_with_narrow_part(dtype: DType, settled: bool) -> (Vec<f32>, Vec<f64>, f64) {
     const WEIGHT: std::ops::Range<usize> = 40..40 + 3 * 9 * 4;
     let training = Training::with_copy(dtype, gpu());
-    let memory = DeviceStep::new(gpu(), &StepState::unscaled()).unwrap();
+    let memory = JudgedStep::new(gpu(), &StepState::unscaled()).unwrap();
     let gradients = FlatBuffer::from_vec(gradient(1), gpu()).unwrap();
     gradients.fill_zero(WEIGHT.end..WEIGHT.end.next_multiple_of(8)).unwrap();
     let (x, dy) = (normals(1, &[1, 4, 4, 4], dtype), normals(2, &[1, 4, 4, 3], dtype));
@@ -277,10 +278,10 @@ fn gpu_a_gradient_of_16_bits_counts_as_if_it_were_in_the_buffer() {
 #[ignore = "needs a GPU"]
 fn gpu_buffers_of_other_lengths_are_refused() {
     let training = Training::new(gpu());
-    let memory = DeviceStep::new(gpu(), &StepState::unscaled()).unwrap();
+    let memory = JudgedStep::new(gpu(), &StepState::unscaled()).unwrap();
     let short = FlatBuffer::zeros(3, gpu()).unwrap();
-    let settings = Tensor::zeros(StepSettings::WORDS, DType::F64, gpu()).unwrap();
-    let buffers = DeviceBuffers {
+    let settings = Tensor::zeros(StepSettings::len(0), DType::F64, gpu()).unwrap();
+    let buffers = StepBuffers {
         parameters: &training.parameters,
         gradients: &short,
         narrow: None,
@@ -289,22 +290,26 @@ fn gpu_buffers_of_other_lengths_are_refused() {
         averages: &[],
         compute: None,
     };
-    let error = memory.queue(&settings, &buffers).unwrap_err().to_string();
+    let error = memory.step(&settings, &buffers).unwrap_err().to_string();
     assert_eq!(error, "optimizer step: gradients has shape [3], expected [10007]");
 }
 
 #[test]
-fn more_averages_than_a_step_keeps_are_refused() {
-    let settings = StepSettings {
-        lr: 0.1,
-        betas: [0.9, 0.99],
-        eps: 1e-8,
-        weight_decay: 0.0,
-        clip_grad_norm: 0.0,
-        step: 1,
-        decays: vec![0.9; 5],
+#[ignore = "needs a GPU"]
+fn gpu_more_averages_than_a_step_keeps_are_refused() {
+    let training = Training::new(gpu());
+    let memory = JudgedStep::new(gpu(), &StepState::unscaled()).unwrap();
+    let settings = Tensor::zeros(StepSettings::len(5), DType::F64, gpu()).unwrap();
+    let buffers = StepBuffers {
+        parameters: &training.parameters,
+        gradients: &training.parameters,
+        narrow: None,
+        exp_avg: &training.exp_avg,
+        exp_avg_sq: &training.exp_avg_sq,
+        averages: &[&training.averages[0].0; 5],
+        compute: None,
     };
-    let error = settings.words().unwrap_err().to_string();
+    let error = memory.step(&settings, &buffers).unwrap_err().to_string();
     assert_eq!(error, "adamw: averages has shape [5], expected [4]");
 }
 

@@ -53,6 +53,11 @@ impl Loss {
         Ok(Self { config: config.clone() })
     }
 
+    /// Whether the bound is part of it.
+    pub fn has_bound(&self) -> bool {
+        self.config.kind.has_bound()
+    }
+
     /// The loss of every sample, and the gradient of their weighted mean.
     ///
     /// # Errors
@@ -70,7 +75,7 @@ impl Loss {
         let loss = loss_and_grad(&images, &model_output.contiguous()?, None)?;
         let columns = loss.samples.t()?.to_vec2::<f64>()?;
         let [per_sample, mse, bits] = <[Vec<f64>; 3]>::try_from(columns).unwrap_or_default();
-        Ok(LossValue { per_sample, mse, vlb: self.config.kind.has_bound().then_some(bits), grad: loss.grad })
+        Ok(LossValue { per_sample, mse, vlb: self.has_bound().then_some(bits), grad: loss.grad })
     }
 
     /// What noise and loss of every sample depend on: its timestep `t`, its weight from the timestep sampler, and the number

@@ -3,14 +3,11 @@
 
 use std::sync::Arc;
 
-#[cfg(feature = "cuda")]
 use candle_core::Tensor;
 use ddpm_kernels::buffer::FlatBuffer;
-use ddpm_kernels::optim::{AdamW, AdamWBuffers, adamw_step, norm};
-#[cfg(feature = "cuda")]
-use ddpm_kernels::optim::{DeviceBuffers, DeviceStep, StepSettings};
+use ddpm_kernels::optim::{AdamW, JudgedStep, StepBuffers, StepSettings, clipping};
 
-use crate::error::{ModelError, Result};
+use crate::error::Result;
 use crate::params::{Gradients, ParamLayout, Params};
 
 /// The optimizer's constants.
@@ -31,7 +28,6 @@ pub struct AdamWConfig {
 impl AdamWConfig {
     /// The numbers of step `step`, the first of which is 1, for a gradient of this norm.
     pub(crate) fn step(&self, lr: f64, step: u64, grad_norm: f64) -> AdamW {
-        let limit = self.clip_grad_norm;
         AdamW {
             lr,
             beta1: self.betas[0],
@@ -39,7 +35,7 @@ impl AdamWConfig {
             eps: self.eps,
             weight_decay: self.weight_decay,
             step,
-            gradient_scale: if limit > 0.0 && grad_norm > limit { limit / grad_norm } else { 1.0 },
+            gradient_scale: clipping(self.clip_grad_norm, grad_norm),
         }
     }
 }
@@ -51,13 +47,6 @@ pub struct Average {
     pub decay: f64,
     /// Its values.
     pub params: Params,
-}
-
-/// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepReport {
-    /// Norm of the gradient before clipping.
-    pub grad_norm: f64,
 }
 
 /// Both moments, the averages and the number of steps taken.
@@ -123,8 +112,7 @@ impl Optimizer {
         &self.layout
     }
 
-    /// Counts the step about to be queued on a GPU, and says what it is to be done with.
-    #[cfg(feature = "cuda")]
+    /// Counts the step about to be taken, and says what it is to be done with.
     pub fn count_step(&mut self, lr: f64) -> StepSettings {
         self.step += 1;
         let warm_up = ema_warm_up(self.step);
@@ -139,28 +127,25 @@ impl Optimizer {
         }
     }
 
-    /// Takes back what [`count_step`](Self::count_step) counted: the step could not be queued.
-    #[cfg(feature = "cuda")]
-    pub fn uncount_step(&mut self) {
-        self.step -= 1;
+    /// Takes back what [`count_step`](Self::count_step) counted from the step of this number on: they changed nothing.
+    pub fn uncount_from(&mut self, number: u64) {
+        self.step = self.step.min(number.saturating_sub(1));
     }
 
-    /// Queues one step down the gradient on a GPU, with the settings in `settings` at the time it runs; see
-    /// [`DeviceStep::queue`].
+    /// One step down the gradient, with the settings in `settings` at the time it runs; see [`JudgedStep::step`].
     ///
     /// # Errors
-    /// As there.
-    #[cfg(feature = "cuda")]
-    pub fn queue(
+    /// As there. A gradient that is not finite is none: the state of `judged` says so, and nothing is changed.
+    pub fn step(
         &self,
-        step: &DeviceStep,
+        judged: &JudgedStep,
         settings: &Tensor,
         params: &Params,
         gradients: &mut Gradients,
     ) -> Result<()> {
         let averages: Vec<&FlatBuffer> = self.averages.iter().map(|average| average.params.buffer()).collect();
         let narrow = gradients.hand_over()?;
-        let buffers = DeviceBuffers {
+        let buffers = StepBuffers {
             parameters: params.buffer(),
             gradients: gradients.complete()?,
             narrow: narrow.as_ref(),
@@ -169,35 +154,7 @@ impl Optimizer {
             averages: &averages,
             compute: params.compute_copy(),
         };
-        Ok(step.queue(settings, &buffers)?)
-    }
-
-    /// One step down the gradient.
-    ///
-    /// # Errors
-    /// A gradient that is not finite; nothing is changed then.
-    pub fn step(&mut self, params: &Params, gradients: &mut Gradients, lr: f64) -> Result<StepReport> {
-        let gradients = gradients.complete()?;
-        let grad_norm = norm(gradients)?;
-        if !grad_norm.is_finite() {
-            return Err(ModelError::NotFinite { norm: grad_norm });
-        }
-        self.step += 1;
-        let adamw = self.config.step(lr, self.step, grad_norm);
-        let warm_up = ema_warm_up(self.step);
-        let averages: Vec<(FlatBuffer, f64)> =
-            self.averages.iter().map(|a| (a.params.buffer().clone(), a.decay.min(warm_up))).collect();
-        adamw_step(
-            &adamw,
-            &AdamWBuffers {
-                parameters: params.buffer(),
-                gradients,
-                exp_avg: &self.exp_avg,
-                exp_avg_sq: &self.exp_avg_sq,
-                averages: &averages,
-            },
-        )?;
-        Ok(StepReport { grad_norm })
+        Ok(judged.step(settings, &buffers)?)
     }
 }
 
@@ -212,6 +169,15 @@ mod tests {
     use super::*;
     use crate::params::{FileLayout, Init};
     use candle_core::Device;
+    use ddpm_kernels::optim::StepState;
+
+    /// A step of which the host knows everything.
+    fn step(optimizer: &mut Optimizer, params: &Params, gradients: &mut Gradients, lr: f64) -> StepState {
+        let judged = JudgedStep::new(&Device::Cpu, &StepState::unscaled()).unwrap();
+        let settings = Tensor::new(optimizer.count_step(lr).words(), &Device::Cpu).unwrap();
+        optimizer.step(&judged, &settings, params, gradients).unwrap();
+        judged.state().unwrap()
+    }
 
     fn setup(clip: f64) -> (Params, Gradients, Optimizer) {
         let mut layout = ParamLayout::default();
@@ -239,8 +205,8 @@ mod tests {
     fn clipping_scales_the_moments_but_reports_the_norm_it_found() {
         let (params, mut gradients, mut optimizer) = setup(1.0);
         set(&mut gradients, 3.0);
-        let report = optimizer.step(&params, &mut gradients, 0.1).unwrap();
-        assert_eq!(report.grad_norm, 6.0);
+        let state = step(&mut optimizer, &params, &mut gradients, 0.1);
+        assert_eq!(state.norm, 6.0);
         let m = optimizer.moments()[0].to_vec().unwrap();
         assert!((m[0] - 0.1 * 0.5).abs() < 1e-7, "{m:?}");
     }
@@ -249,7 +215,7 @@ mod tests {
     fn averages_warm_up_and_then_keep_their_decay() {
         let (params, mut gradients, mut optimizer) = setup(0.0);
         set(&mut gradients, 1.0);
-        optimizer.step(&params, &mut gradients, 0.1).unwrap();
+        step(&mut optimizer, &params, &mut gradients, 0.1);
         // Step 1: the weight goes from 1 to 0.9, and every average forgets all but 2/11 of its start.
         for average in optimizer.averages() {
             let ema = average.params.buffer().to_vec().unwrap()[0];
@@ -261,8 +227,8 @@ mod tests {
     fn a_gradient_that_is_not_finite_changes_nothing() {
         let (params, mut gradients, mut optimizer) = setup(1.0);
         set(&mut gradients, f32::NAN);
-        let error = optimizer.step(&params, &mut gradients, 0.1).unwrap_err();
-        assert!(matches!(error, ModelError::NotFinite { .. }));
+        assert_eq!(step(&mut optimizer, &params, &mut gradients, 0.1).diverged, Some(1));
+        optimizer.uncount_from(1);
         assert_eq!(optimizer.steps_taken(), 0);
         assert_eq!(params.buffer().to_vec().unwrap(), [1.0; 4]);
     }

@@ -4,5 +4,5 @@ mod adamw;
 mod lr;
 
 pub(crate) use adamw::ema_warm_up;
-pub use adamw::{AdamWConfig, Average, Optimizer, StepReport};
+pub use adamw::{AdamWConfig, Average, Optimizer};
 pub use lr::{LrConfig, LrSchedule};

@@ -138,6 +138,16 @@ pub struct Condition {
     pub labels: Option<Tensor>,
 }
 
+impl Condition {
+    /// The same with what `f` makes of each tensor.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn map<E>(&self, f: &mut dyn FnMut(&Tensor) -> std::result::Result<Tensor, E>) -> std::result::Result<Self, E> {
+        Ok(Self { timesteps: f(&self.timesteps)?, labels: self.labels.as_ref().map(f).transpose()? })
+    }
+}
+
 /// How a number becomes a row.
 #[derive(Clone, Copy, Debug)]
 struct Sinusoids {

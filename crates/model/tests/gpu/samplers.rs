@@ -2,7 +2,7 @@
 //! tensors on the CPU, with the same noise and the same pretended network.
 
 use candle_core::{D, DType, Device, Tensor};
-use ddpm_kernels::ops::diffusion::{SamplerConstants, SamplerState, SamplerStep, place};
+use ddpm_kernels::ops::diffusion::{Noise, SamplerConstants, SamplerState, SamplerStep, place};
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::diffusion::{
     DiffusionConfig, DiffusionError, DiffusionProcess, PredictionType, SamplerConfig, SamplerKind, Timestep,
@@ -19,6 +19,10 @@ const SAMPLERS: [(SamplerKind, f64); 4] =
 
 fn noise() -> Philox {
     Philox::new(9, Purpose::Sample)
+}
+
+fn drawn(place: &Tensor) -> Noise<'_> {
+    Noise::Drawn { stream: noise(), place, first_position: 0 }
 }
 
 struct Case {
@@ -113,8 +117,7 @@ impl Case {
             let place = Tensor::new(&place(step as u64 + 1, FIRST), gpu()).unwrap();
             let step = SamplerStep {
                 constants: &constants,
-                place: &place,
-                noise: noise(),
+                noise: drawn(&place),
                 output: &output,
                 unguided: unguided.as_ref(),
             };
@@ -124,12 +127,13 @@ impl Case {
         Walked { x_starts, images: numbers(state.x_t()) }
     }
 
-    /// The CPU computes in f32, the launch in f64 rounded once a step. An error of an early step is carried on, and where the
-    /// prediction is eps the first x_0 is 1 / sqrt(alpha_bar_T) = 158 times as large as what it is computed from.
+    /// Both compute in f64 and round once a step, but the CPU is given the guided prediction in f32, after three roundings at numbers
+    /// of up to 4, so off by some 4e-7. Where the prediction is eps the first x_0 is 1 / sqrt(alpha_bar_T) = 158 times as large as
+    /// what it is computed from, and an error of an early step is carried on.
     #[track_caller]
     fn check(&self, what: &str) {
         let tolerance = match self.dtype {
-            DType::F32 => 2e-5,
+            DType::F32 => 6e-5,
             DType::F16 => 1e-2,
             _ => 8e-2,
         };
@@ -213,7 +217,7 @@ fn gpu_what_is_no_number_stays_none() {
     let constants = Tensor::new(&constants.words(), gpu()).unwrap();
     let place = Tensor::new(&place(1, FIRST), gpu()).unwrap();
     let output = Tensor::new(&[[[[f32::NAN, 0.5, f32::INFINITY]]]], gpu()).unwrap();
-    let step = SamplerStep { constants: &constants, place: &place, noise: noise(), output: &output, unguided: None };
+    let step = SamplerStep { constants: &constants, noise: drawn(&place), output: &output, unguided: None };
     state.step(&step).unwrap();
     let x_start = numbers(state.x_start());
     assert!(x_start[0].is_nan() && x_start[1].is_finite() && x_start[2] == -1.0, "{x_start:?}");
@@ -240,8 +244,8 @@ fn gpu_a_step_that_does_not_fit_is_refused() {
     let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, gpu()).unwrap();
     let (constants, place) = (zeros(&[SamplerConstants::WORDS], DType::F64), zeros(&[4], DType::U32));
     let refused = |output: Tensor, unguided: Option<Tensor>| {
-        let (constants, place, noise) = (&constants, &place, noise());
-        state.step(&SamplerStep { constants, place, noise, output: &output, unguided: unguided.as_ref() }).is_err()
+        let (constants, noise) = (&constants, drawn(&place));
+        state.step(&SamplerStep { constants, noise, output: &output, unguided: unguided.as_ref() }).is_err()
     };
     assert!(!refused(zeros(&[2, 2, 2, 3], DType::F32), None));
     assert!(refused(zeros(&[2, 2, 2, 4], DType::F32), None));

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device};
 use ddpm_kernels::KernelError;
+use ddpm_kernels::cuda::Gpu;
 
 use super::types::{OptimConfig, Precision};
 
@@ -10,9 +11,8 @@ use super::types::{OptimConfig, Precision};
 /// # Errors
 /// A GPU that cannot be used.
 pub fn set_arithmetic(train: &OptimConfig, device: &Device) -> Result<DType, KernelError> {
-    #[cfg(feature = "cuda")]
-    if device.is_cuda() {
-        let gpu = ddpm_kernels::cuda::Gpu::of(device)?;
+    if !device.is_cpu() {
+        let gpu = Gpu::of(device)?;
         gpu.set_deterministic(train.deterministic);
         gpu.set_tf32(train.allow_tf32);
     }

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use ddpm_hub::RepoName;
+use ddpm_kernels::optim::MAX_AVERAGES;
 use ddpm_model::diffusion::{DiffusionError, Schedule};
 use ddpm_model::unet::{ImageShape, UNetConfigError};
 
@@ -156,14 +157,11 @@ impl<'a> Checks<'a> {
             check((0.0..1.0).contains(decay), "numbers in [0, 1)")?;
             check(!decays[..at].contains(decay), "different numbers")?;
         }
-        #[cfg(feature = "cuda")]
-        if decays.len() > ddpm_kernels::optim::MAX_AVERAGES && !device.is_cpu() {
-            let (found, most) = (decays.len(), ddpm_kernels::optim::MAX_AVERAGES);
+        if decays.len() > MAX_AVERAGES && !device.is_cpu() {
+            let (found, most) = (decays.len(), MAX_AVERAGES);
             let message = format!("train.ema_decays has {found} entries: a GPU keeps {most} averages at most");
             return Err(self.impossible("train.ema_decays", message, "leave some out; samples use the first"));
         }
-        #[cfg(not(feature = "cuda"))]
-        let _ = device;
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use candle_core::Device;
-use ddpm_kernels::KernelError;
+use ddpm_kernels::{KernelError, cuda};
 use ddpm_run::Kind;
 
 /// What `run.device` and `--device` may name.
@@ -48,7 +48,7 @@ impl DeviceChoice {
     /// Whether this ends on the CPU.
     pub fn is_cpu(self) -> bool {
         match self {
-            Self::Auto => !gpu_is_there(),
+            Self::Auto => !cuda::is_there(),
             Self::Cpu => true,
             Self::Cuda(_) => false,
         }
@@ -61,18 +61,10 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Device, DeviceError> {
         match self {
             Self::Cuda(number) => open_cuda(number),
-            Self::Auto if gpu_is_there() => open_cuda(0),
+            Self::Auto if cuda::is_there() => open_cuda(0),
             Self::Auto | Self::Cpu => Ok(Device::Cpu),
         }
     }
-}
-
-/// Whether this build can use a GPU and there is one.
-fn gpu_is_there() -> bool {
-    #[cfg(feature = "cuda")]
-    return ddpm_kernels::cuda::is_there();
-    #[cfg(not(feature = "cuda"))]
-    false
 }
 
 /// A device that cannot be used.
@@ -106,17 +98,14 @@ impl DeviceError {
     }
 }
 
-#[cfg(feature = "cuda")]
 fn open_cuda(number: usize) -> Result<Device, DeviceError> {
-    ddpm_kernels::cuda::open(number).map_err(|cause| match cause {
+    if !cfg!(feature = "cuda") {
+        return Err(DeviceError::WithoutCuda { number });
+    }
+    cuda::open(number).map_err(|cause| match cause {
         KernelError::Setting { .. } => DeviceError::Setting(cause),
         _ => DeviceError::Unopened { number, cause },
     })
-}
-
-#[cfg(not(feature = "cuda"))]
-fn open_cuda(number: usize) -> Result<Device, DeviceError> {
-    Err(DeviceError::WithoutCuda { number })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use ddpm_data::OpenOptions;
+use ddpm_data::{OpenOptions, Share};
 use ddpm_model::diffusion::{Schedule, TimestepSamplerKind};
 use ddpm_model::unet::ImageShape;
 use serde::Serialize;
@@ -123,6 +123,11 @@ impl TrainPlan {
     /// Images seen after `step` steps.
     pub fn images(&self, step: u64) -> u64 {
         step * self.config().train.batch_size as u64
+    }
+
+    /// The part of every global batch that this process learns from: all of it.
+    pub fn share(&self) -> Share {
+        Share::whole(self.config().train.batch_size)
     }
 
     /// Images computed at once, where the config says so.

@@ -3,11 +3,10 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`images`] | the images to measure on |
-//! | [`nll`] | bits per dimension: `ddpm eval nll`; `gpu_nll` (with the feature `cuda`): a timestep of it, recorded and replayed |
+//! | [`nll`] | bits per dimension: `ddpm eval nll`; `judge`: a timestep of it |
 //! | [`noising`] | how fast images become noise: `ddpm schedule --data` |
 
-#[cfg(feature = "cuda")]
-mod gpu_nll;
 pub mod images;
+mod judge;
 pub mod nll;
 pub mod noising;

@@ -3,19 +3,16 @@
 //! Every image is seen at every timestep once, with noise that depends on (seed, t, image) alone: so two models are judged
 //! on the same noise, and neither the size of a batch nor the number of images changes one image's result, but for rounding.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use candle_core::Tensor;
 use ddpm_kernels::philox::{Philox, Purpose};
-use ddpm_model::diffusion::{BitsPerDim, DiffusionProcess, Timestep, bits_per_dim};
+use ddpm_model::diffusion::{BitsPerDim, Timestep};
 use serde::Serialize;
 
-#[cfg(feature = "cuda")]
-use super::gpu_nll::GpuNll;
-use super::images::{EvalBatch, EvalImages};
+use super::images::EvalImages;
+use super::judge::Judge;
 use crate::error::Error;
 use crate::exchange::Model;
-use crate::noise::normals;
 
 /// The means over all images.
 #[derive(Clone, Debug, Serialize)]
@@ -89,78 +86,6 @@ pub fn evaluate(
     let timesteps = request.kept.iter().map(|t| t.index()).collect();
     let network_share = judge.in_network().map(|time| time.as_secs_f64() / seconds);
     Ok(sums.into_nll(timesteps, seconds, network_share))
-}
-
-/// Whoever computes the bound of a batch.
-enum Judge<'a> {
-    Cpu(CpuNll<'a>),
-    #[cfg(feature = "cuda")]
-    Gpu(Box<GpuNll<'a>>),
-}
-
-impl<'a> Judge<'a> {
-    fn new(
-        model: &'a Model,
-        process: &'a DiffusionProcess,
-        images: &EvalImages,
-        batch_size: usize,
-        philox: Philox,
-    ) -> Result<Self, Error> {
-        #[cfg(feature = "cuda")]
-        if model.params.buffer().device().is_cuda() {
-            return Ok(Self::Gpu(Box::new(GpuNll::new(model, process, images, batch_size, philox)?)));
-        }
-        let batch_size = batch_size.min(images.len());
-        Ok(Self::Cpu(CpuNll { model, process, philox, batch_size, in_network: Duration::ZERO }))
-    }
-
-    fn batch_size(&self) -> usize {
-        match self {
-            Self::Cpu(cpu) => cpu.batch_size,
-            #[cfg(feature = "cuda")]
-            Self::Gpu(gpu) => gpu.batch_size(),
-        }
-    }
-
-    fn evaluate(&mut self, batch: &EvalBatch, passed: &mut dyn FnMut()) -> Result<Vec<BitsPerDim>, Error> {
-        match self {
-            Self::Cpu(cpu) => cpu.evaluate(batch, passed),
-            #[cfg(feature = "cuda")]
-            Self::Gpu(gpu) => gpu.evaluate(batch, passed),
-        }
-    }
-
-    /// The time spent in the network, where that can be told.
-    fn in_network(&self) -> Option<Duration> {
-        match self {
-            Self::Cpu(cpu) => Some(cpu.in_network),
-            #[cfg(feature = "cuda")]
-            Self::Gpu(_) => None,
-        }
-    }
-}
-
-struct CpuNll<'a> {
-    model: &'a Model,
-    process: &'a DiffusionProcess,
-    philox: Philox,
-    batch_size: usize,
-    in_network: Duration,
-}
-
-impl CpuNll<'_> {
-    fn evaluate(&mut self, batch: &EvalBatch, passed: &mut dyn FnMut()) -> Result<Vec<BitsPerDim>, Error> {
-        let EvalBatch { x_start, labels, first, .. } = batch;
-        let mut noise = |t: Timestep| Ok(normals(self.philox, t.index() as u64, *first, x_start.dims())?);
-        let mut denoise = |x_t: &Tensor, t: Timestep| {
-            let entered = Instant::now();
-            let output = self.model.painter().denoise(x_t, t, labels.as_deref(), None);
-            self.in_network += entered.elapsed();
-            passed();
-            output
-        };
-        bits_per_dim::<Error>(self.process, x_start, &mut noise, &mut denoise)
-    }
 }
 
 /// Passes of a batch through the network that [`evaluate`] makes.

@@ -17,7 +17,7 @@ use super::step::{measure, milliseconds};
 use crate::config::{TrainPlan, Warning};
 use crate::error::Error;
 use crate::training::context::loader_config;
-use crate::training::step::Trainer;
+use crate::training::trainer::Trainer;
 
 /// An estimate makes a step of the whole batch, several times, only where it promises to be shorter than this; and a
 /// longer step of one or two images is not warmed up.
@@ -188,7 +188,7 @@ impl Probe {
         let batch = grey_batch(plan, images);
         let mut step = || -> Result<Self, Error> {
             let start = Instant::now();
-            trainer.step(&batch)?;
+            trainer.step(batch.clone())?;
             let optimizer = trainer.outcomes(true)?.pop().map_or(Duration::ZERO, |outcome| outcome.phases.optimizer);
             let optimizer_ms = milliseconds(optimizer);
             Ok(Self { total_ms: milliseconds(start.elapsed()), optimizer_ms, peak_bytes: memory::peak_resident() })
@@ -198,13 +198,13 @@ impl Probe {
     }
 }
 
-/// Makes a step of one image and, unless that left too little memory, one of two.
+/// Makes a step of one image and, unless that left too little memory or is the whole batch, one of two.
 fn foretell(plan: &TrainPlan, trainer: &mut Trainer) -> Result<Extrapolation, Error> {
     let before = memory::resident();
     let one = Probe::new(plan, trainer, 1)?;
     // Rather too much: the first step also touched the gradient and the moments for the first time.
     let twice = one.peak_bytes.zip(before).map(|(peak, before)| peak.saturating_add(peak.saturating_sub(before)));
-    let two = if fits(twice, memory::total()) {
+    let two = if plan.config().train.batch_size > 1 && fits(twice, memory::total()) {
         Probe::new(plan, trainer, 2)?
     } else {
         Probe { total_ms: 2.0 * one.total_ms - one.optimizer_ms, peak_bytes: twice, ..one }

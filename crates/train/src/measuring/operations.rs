@@ -8,8 +8,7 @@
 use std::time::Instant;
 
 use candle_core::Device;
-#[cfg(feature = "cuda")]
-use ddpm_kernels::cuda::{Gpu, Recording, switches::Family};
+use ddpm_kernels::cuda::{Gpu, Recording};
 use ddpm_model::tape::{Operation, Run, Runs, Work, fuses_on};
 use ddpm_model::unet::UNet;
 use serde::Serialize;
@@ -21,7 +20,6 @@ use crate::error::Error;
 use crate::training::context::device_name;
 
 /// How often an operation is recorded.
-#[cfg(feature = "cuda")]
 const RECORDED: usize = 10;
 
 /// All operations of a network.
@@ -120,11 +118,9 @@ fn counted(operations: impl Iterator<Item = Operation>) -> Vec<(Operation, usize
 fn time(run: &Run, device: &Device, repeat: usize) -> Result<f64, Error> {
     // The first one looks for the fastest algorithm.
     run()?;
-    #[cfg(feature = "cuda")]
-    if device.is_cuda() {
+    if !device.is_cpu() {
         return time_on_gpu(run, &*Gpu::of(device)?, repeat);
     }
-    let _ = device;
     let mut times = Vec::with_capacity(repeat);
     for _ in 0..repeat {
         let start = Instant::now();
@@ -134,10 +130,9 @@ fn time(run: &Run, device: &Device, repeat: usize) -> Result<f64, Error> {
     Ok(median(&mut times))
 }
 
-#[cfg(feature = "cuda")]
 fn time_on_gpu(run: &Run, gpu: &Gpu, repeat: usize) -> Result<f64, Error> {
     let all = || (0..RECORDED).try_for_each(|_| run());
-    let mut recording = if gpu.uses(Family::Graph) {
+    let mut recording = if gpu.records() {
         gpu.make_room_to_record()?;
         Some(gpu.record(all)?)
     } else {

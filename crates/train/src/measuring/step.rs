@@ -19,7 +19,7 @@ use crate::memory;
 use crate::training::context::{device_name, loader_config, picture_request, sampler_config};
 use crate::training::gpu_memory::GpuEstimate;
 use crate::training::outcome::Phases;
-use crate::training::step::Trainer;
+use crate::training::trainer::Trainer;
 
 /// Steps before counting: memory is allocated, caches and clocks warm up; on a GPU the step is also recorded.
 const WARM_UP: usize = 3;
@@ -129,7 +129,7 @@ pub(super) fn measure(
     Ok(StepMeasurement {
         parameters: trainer.unet().layout().parameters(),
         batch_size,
-        precision: trainer.params.dtype().as_str().to_owned(),
+        precision: trainer.dtype().as_str().to_owned(),
         device: device_name(device),
         threads: rayon::current_num_threads(),
         median_ms,
@@ -200,8 +200,8 @@ impl Times {
             let waiting = Instant::now();
             let batch = next_batch()?;
             self.waits.push(waiting.elapsed());
-            trainer.step(&batch)?;
             self.batch_size = batch.shape[0];
+            trainer.step(batch)?;
         }
         let outcomes = trainer.outcomes(true)?;
         self.steps.push(milliseconds(start.elapsed()) / steps as f64);
@@ -218,7 +218,7 @@ impl Times {
         self.phases.clear();
         for step in 0..=TIMED_STEPS {
             // The last is the one that a profiler is shown: by then nothing is done for the first time.
-            let phases = trainer.time_step(&next_batch()?, step == TIMED_STEPS)?;
+            let phases = trainer.time_step(next_batch()?, step == TIMED_STEPS)?;
             trainer.outcomes(true)?;
             if step > 0 {
                 self.phases.push(phases);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Device;
-use ddpm_data::{LoaderConfig, Share, Source};
+use ddpm_data::{LoaderConfig, Source};
 use ddpm_model::diffusion::SamplerConfig;
 use ddpm_run::RunDir;
 
@@ -24,7 +24,7 @@ pub(crate) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
     let data = &config.data;
     LoaderConfig {
         seed: config.run.seed,
-        share: Share::whole(config.train.batch_size),
+        share: plan.share(),
         image_size: data.image_size,
         channels: data.channels,
         crop: data.crop,

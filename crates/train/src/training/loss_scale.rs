@@ -1,13 +1,13 @@
 //! The loss scale of training in f16, to and from a checkpoint.
 //!
-//! It follows the gradients on the GPU, so the host learns of it only by reading it back; a run that goes on must go on with it,
+//! It follows the gradients where they are computed, so the host learns of it only by reading it back; a run that goes on must go on with it,
 //! and with the number of skipped steps, which the moments' bias does not count.
 
 use ddpm_kernels::optim::StepState;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::step::Trainer;
+use super::trainer::Trainer;
 use crate::error::Error;
 
 /// The part of a [`StepState`] that outlives a process.
@@ -22,8 +22,7 @@ struct LossScale {
 impl Trainer {
     /// The loss scale for a checkpoint, where there is one. Waits for the steps that are queued.
     pub(super) fn loss_scale(&self) -> Result<Option<Value>, Error> {
-        let Some(gpu) = &self.gpu else { return Ok(None) };
-        let state = gpu.device_step.state()?;
+        let state = self.learner.judged.state()?;
         let StepState { loss_scale: scale, steady_steps, skipped, .. } = state;
         let saved = LossScale { scale, steady_steps, skipped };
         Ok(if state.dynamic { serde_json::to_value(saved).ok() } else { None })
@@ -31,13 +30,13 @@ impl Trainer {
 
     /// Goes on with what a checkpoint says, where this training has a loss scale; false if it says nothing that can be.
     pub(super) fn restore_loss_scale(&self, value: &Value) -> Result<bool, Error> {
-        let Some(gpu) = &self.gpu else { return Ok(true) };
         let Ok(LossScale { scale, steady_steps, skipped }) = LossScale::deserialize(value) else { return Ok(false) };
         if !(scale >= 1.0 && skipped <= self.steps_taken() && steady_steps <= self.steps_taken()) {
             return Ok(false);
         }
-        if gpu.device_step.state()?.dynamic {
-            gpu.device_step.set_state(&StepState { steady_steps, skipped, ..StepState::scaled(scale) })?;
+        let judged = &self.learner.judged;
+        if judged.state()?.dynamic {
+            judged.set_state(&StepState { steady_steps, skipped, ..StepState::scaled(scale) })?;
         }
         Ok(true)
     }

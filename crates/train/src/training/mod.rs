@@ -2,10 +2,11 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`step`] | one optimizer step ([`outcome`]: what it did); `gpu` (with the feature `cuda`): the same, queued, recorded and replayed |
+//! | `step` | one optimizer step |
+//! | [`trainer`] | what a step reads and what became of it ([`outcome`]); `room`: what gives way where memory is full |
 //! | [`gpu_memory`] | what a step takes of a GPU's memory, told without one |
 //! | [`run`] | the life of a run; beside it `context` (what stays the same), [`resume`] (where it starts), `observe` (metrics, checkpoints, pictures) |
-//! | `engines`, `loss_scale` | with the feature `cuda`: which algorithms were the fastest, and the loss scale, kept beside a run |
+//! | `engines`, `loss_scale` | which of a GPU's algorithms were the fastest, and f16's loss scale, kept beside a run |
 //! | [`state`] | a trainer to and from a checkpoint |
 //! | [`window`] | the means between two logged steps |
 //! | `upload` | pushes to the hub, beside the loop |
@@ -13,20 +14,18 @@
 //! | [`telling`] | the names of what a run tells, and the phases of a step |
 
 pub(crate) mod context;
-#[cfg(feature = "cuda")]
 mod engines;
-#[cfg(feature = "cuda")]
-mod gpu;
 pub mod gpu_memory;
-#[cfg(feature = "cuda")]
 mod loss_scale;
 mod observe;
 pub mod outcome;
 pub mod resume;
+mod room;
 pub mod run;
 pub mod state;
-pub mod step;
+mod step;
 pub mod stop;
 pub mod telling;
+pub mod trainer;
 mod upload;
 pub mod window;

@@ -10,13 +10,12 @@ use ddpm_run::{Phase, RunError, StatusFile};
 use tracing::Span;
 
 use super::context::{RunContext, picture_request, sampler_config};
-#[cfg(feature = "cuda")]
 use super::engines::Engines;
-use super::outcome::{Phases, StepOutcome};
+use super::outcome::StepOutcome;
 use super::state::Position;
-use super::step::Trainer;
 use super::stop::{StopReason, StopWatch};
 use super::telling::PROGRESS;
+use super::trainer::Trainer;
 use super::upload::Uploader;
 use super::window::Window;
 use crate::config::Cadence;
@@ -43,7 +42,6 @@ pub(super) struct Observers<'a> {
     status: StatusFile,
     /// Whether a status that cannot be written has been warned about.
     status_failed: bool,
-    #[cfg(feature = "cuda")]
     engines: Option<Engines>,
 }
 
@@ -124,7 +122,6 @@ impl<'a> Observers<'a> {
         let (saved, longest) = (resumed, Longest::default());
         let uploader = Uploader::start(context.plan.config(), context.run_dir.paths(), first)?;
         let status = StatusFile::new(context.run_dir.paths().status(), first, end);
-        #[cfg(feature = "cuda")]
         let engines = Engines::of_run(context.run_dir.paths(), context.device)?;
         Ok(Self {
             context,
@@ -140,7 +137,6 @@ impl<'a> Observers<'a> {
             uploader,
             status,
             status_failed: false,
-            #[cfg(feature = "cuda")]
             engines,
         })
     }
@@ -230,8 +226,7 @@ impl<'a> Observers<'a> {
     fn take_outcomes(&mut self, trainer: &mut Trainer, all: bool) -> Result<(), Error> {
         for outcome in trainer.outcomes(all)? {
             self.window.add(&outcome);
-            let Phases { forward, backward, optimizer } = outcome.phases;
-            self.longest.step = self.longest.step.max(forward + backward + optimizer);
+            self.longest.step = self.longest.step.max(outcome.phases.total());
             self.last = Some(outcome);
         }
         Ok(())
@@ -253,7 +248,6 @@ impl<'a> Observers<'a> {
     /// Starts writing a checkpoint; what became of the one before, if nobody asked yet.
     fn submit(&mut self, trainer: &Trainer) -> Result<Option<Result<SaveOutcome, CheckpointError>>, Error> {
         self.reporter.sync();
-        #[cfg(feature = "cuda")]
         if let Some(Err(error)) = self.engines.as_mut().map(Engines::keep) {
             tracing::warn!("engines.json was not written: {error}");
         }

@@ -1,8 +1,8 @@
 //! What a step did: losses by image, the gradient's norm, and where the time went.
 
-use std::time::Duration;
-
 use ddpm_model::diffusion::{DrawnTimesteps, Timestep};
+
+pub use crate::engine::Phases;
 
 /// What one step did.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,15 +61,4 @@ impl StepOutcome {
             self.vlb.get_or_insert_default().extend(vlb);
         }
     }
-}
-
-/// Time by phase.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Phases {
-    /// Noise, network and loss.
-    pub forward: Duration,
-    /// The tape, played back.
-    pub backward: Duration,
-    /// Clipping, AdamW and the averages.
-    pub optimizer: Duration,
 }

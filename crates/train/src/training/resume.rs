@@ -6,7 +6,7 @@ use ddpm_run::checkpoint::{Checkpoint, list, newest_good};
 use ddpm_run::{RunDir, RunPaths};
 
 use super::context::RunContext;
-use super::step::Trainer;
+use super::trainer::Trainer;
 use super::window::Window;
 use crate::config::TrainPlan;
 use crate::error::Error;

@@ -14,9 +14,9 @@ use super::context::{RunContext, device_name, loader_config};
 use super::gpu_memory::GpuEstimate;
 use super::observe::{End, Observers};
 use super::resume::{Resume, choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
-use super::step::Trainer;
 use super::stop::{Requests, StopReason, StopWatch};
 use super::telling::{FAILURE, PROGRESS, RUN};
+use super::trainer::Trainer;
 use crate::config::TrainPlan;
 use crate::error::{Error, Kind};
 use crate::memory;
@@ -143,7 +143,7 @@ fn train_until(
         for unreadable in loader.take_warnings() {
             tracing::warn!(index = unreadable.index, "{unreadable} (skipped; data.on_corrupt = \"skip\")");
         }
-        trainer.step(&batch)?;
+        trainer.step(batch)?;
         step.exit();
         observers.after_step(trainer)?;
     }

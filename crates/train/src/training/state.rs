@@ -13,7 +13,7 @@ use ddpm_run::checkpoint::{
 };
 use serde_json::Value;
 
-use super::step::{Trainer, adamw_config};
+use super::trainer::{Trainer, adamw_config};
 use super::window::Window;
 use crate::config::{TrainPlan, diff};
 use crate::error::Error;
@@ -23,7 +23,6 @@ use crate::weights::{
 };
 
 const WINDOW: &str = "metrics_window";
-#[cfg(feature = "cuda")]
 const LOSS_SCALE: &str = "loss_scale";
 const LOSSES: &str = "losses";
 const COUNTS: &str = "counts";
@@ -44,20 +43,18 @@ pub struct Position<'a> {
 impl Trainer {
     /// A copy of everything, for a checkpoint.
     pub fn snapshot(&self, position: &Position<'_>) -> Result<Snapshot, Error> {
-        let layout = self.unet.layout();
-        let mut files = vec![weights_file(MODEL_FILE.to_owned(), &self.params)?];
-        for average in self.optimizer.averages() {
+        let (layout, optimizer) = (self.unet().layout(), &self.learner.optimizer);
+        let mut files = vec![weights_file(MODEL_FILE.to_owned(), &self.learner.params)?];
+        for average in optimizer.averages() {
             files.push(weights_file(ema_file(average.decay), &average.params)?);
         }
         let mut tensors = Vec::new();
-        for (name, moment) in MOMENTS.iter().zip(self.optimizer.moments()) {
+        for (name, moment) in MOMENTS.iter().zip(optimizer.moments()) {
             tensors.extend(named_tensors(layout, &moment.to_vec()?, &format!("{name}.")));
         }
         files.push(TensorFile { name: OPTIMIZER_FILE.to_owned(), tensors });
         files.extend(self.timestep_sampler.history().map(history_file));
-        #[cfg_attr(not(feature = "cuda"), expect(unused_mut, reason = "only a GPU has more to say"))]
         let mut state = self.state(position);
-        #[cfg(feature = "cuda")]
         state.extra.extend(self.loss_scale()?.map(|scale| (LOSS_SCALE.to_owned(), scale)));
         Ok(Snapshot { files, state })
     }
@@ -116,7 +113,6 @@ impl Trainer {
         };
         let mut trainer = Self::from_parts(plan, device, unet, &params, optimizer)?;
         trainer.imported = Imported::of(checkpoint);
-        #[cfg(feature = "cuda")]
         if let Some(value) = checkpoint.state.extra.get(LOSS_SCALE)
             && !trainer.restore_loss_scale(value)?
         {
@@ -172,7 +168,6 @@ fn describes_weights(key: &str) -> bool {
     (key.starts_with("model.") || key.starts_with("diffusion.")) && key != "model.dropout"
 }
 
-#[cfg(feature = "cuda")]
 fn unreadable(checkpoint: &Checkpoint, field: &str) -> Error {
     let error = <serde_json::Error as serde::de::Error>::custom("not a loss scale");
     does_not_fit(checkpoint, &format!("state.json ({field})"), error)

@@ -8,7 +8,7 @@ use ddpm_kernels::cuda::Gpu;
 use ddpm_model::diffusion::SamplerKind;
 use ddpm_train::config::presets;
 use ddpm_train::drawing::{Glimpse, Onlooker};
-use ddpm_train::training::step::Trainer;
+use ddpm_train::training::trainer::Trainer;
 
 use crate::emulator::Emulator;
 use crate::sampling::{Sketch, request, sampler};
@@ -36,12 +36,12 @@ fn gpu_a_step_is_one_upload_and_one_replay() {
     let plan = plan(text, &settings);
     let mut trainer = Trainer::new(&plan, &device).unwrap();
     let batches = batches(&plan);
-    trainer.step(&batches.batch_at(0).unwrap()).unwrap();
+    trainer.step(batches.batch_at(0).unwrap()).unwrap();
     sum_on_the_way(&Gpu::of(&device).unwrap());
-    trainer.step(&batches.batch_at(1).unwrap()).unwrap();
+    trainer.step(batches.batch_at(1).unwrap()).unwrap();
     let batch = batches.batch_at(2).unwrap();
     emulator.reset();
-    trainer.step(&batch).unwrap();
+    trainer.step(batch).unwrap();
     let count = |name| emulator.get(name);
     let launches = count("graph kernel");
     println!("{launches} launches in a step");
@@ -78,7 +78,7 @@ fn gpu_a_picture_leaves_the_recorded_step_its_memory() {
     let batches = batches(&plan);
     let replay = |trainer: &mut Trainer, step| {
         emulator.reset();
-        trainer.step(&batches.batch_at(step).unwrap()).unwrap();
+        trainer.step(batches.batch_at(step).unwrap()).unwrap();
         trainer.outcomes(true).unwrap();
         emulator.get("api graph memory")
     };

@@ -25,7 +25,7 @@ use candle_core::Device;
 use ddpm_data::{Batch, Batcher, LoaderConfig, Share};
 use ddpm_train::config::{Resolved, Setting, TrainPlan};
 use ddpm_train::training::outcome::StepOutcome;
-use ddpm_train::training::step::Trainer;
+use ddpm_train::training::trainer::Trainer;
 
 /// A small network with everything a UNet has: attention, skip connections, resampling.
 const TINY: &str = r#"
@@ -88,7 +88,7 @@ pub(crate) fn train(plan: &TrainPlan, device: &Device, steps: u64) -> (Vec<StepO
     let batches = batches(plan);
     for step in 0..steps {
         let batch: Batch = batches.batch_at(step).unwrap();
-        trainer.step(&batch).unwrap();
+        trainer.step(batch).unwrap();
     }
     let outcomes = trainer.outcomes(true).unwrap();
     (outcomes, trainer)

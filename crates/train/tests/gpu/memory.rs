@@ -10,7 +10,7 @@ use ddpm_train::training::outcome::StepOutcome;
 use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, train as run};
 use ddpm_train::training::stop::Requests;
-use ddpm_train::training::step::Trainer;
+use ddpm_train::training::trainer::Trainer;
 use ddpm_train::{Error, Kind};
 
 use crate::emulator::Emulator;
@@ -90,7 +90,7 @@ fn enough_for(plan: &TrainPlan, images: usize) -> u64 {
 /// Makes the steps `steps` of a run.
 fn go_on(trainer: &mut Trainer, plan: &TrainPlan, steps: std::ops::Range<u64>) -> Result<Vec<StepOutcome>, Error> {
     let batches = batches(plan);
-    steps.into_iter().try_for_each(|step| trainer.step(&batches.batch_at(step).unwrap()))?;
+    steps.into_iter().try_for_each(|step| trainer.step(batches.batch_at(step).unwrap()))?;
     trainer.outcomes(true)
 }
 

@@ -3,7 +3,7 @@
 use ddpm_run::checkpoint::{Checkpoint, Snapshot, save};
 use ddpm_train::config::TrainPlan;
 use ddpm_train::training::state::Position;
-use ddpm_train::training::step::Trainer;
+use ddpm_train::training::trainer::Trainer;
 use ddpm_train::training::window::Window;
 
 use crate::{TINY, batches, gpu, plan, train};
@@ -40,7 +40,7 @@ fn gpu_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped() {
         let (mut resumed, _) = Trainer::restore(&plan, &device, &checkpoint, "none").unwrap();
         let batches = batches(&plan);
         for step in 3..6 {
-            resumed.step(&batches.batch_at(step).unwrap()).unwrap();
+            resumed.step(batches.batch_at(step).unwrap()).unwrap();
         }
         resumed.outcomes(true).unwrap();
         let (found, expected) = (everything(&snapshot(&plan, &resumed)), everything(&snapshot(&plan, &unbroken)));

@@ -3,7 +3,7 @@
 use candle_core::Device;
 use ddpm_train::Kind;
 use ddpm_train::training::outcome::StepOutcome;
-use ddpm_train::training::step::Trainer;
+use ddpm_train::training::trainer::Trainer;
 
 use crate::{TINY, gpu, plan, train};
 
@@ -106,7 +106,7 @@ fn gpu_a_diverged_run_says_so_and_keeps_its_weights() {
     let batches = crate::batches(&plan);
     let mut failure = None;
     for step in 0..8 {
-        let took = trainer.step(&batches.batch_at(step).unwrap()).and_then(|()| trainer.outcomes(step == 7).map(drop));
+        let took = trainer.step(batches.batch_at(step).unwrap()).and_then(|()| trainer.outcomes(step == 7).map(drop));
         failure = failure.or(took.err());
     }
     let failure = failure.expect("a learning rate of 1e30 ruins any network");

@@ -28,7 +28,7 @@ enum Pixels<'a> {
     Numbers(&'a [f32]),
 }
 
-enum Source<'a> {
+pub(super) enum Source<'a> {
     Drawn { stream: Philox, step: u64, first: u64 },
     Given(&'a [f32]),
 }
@@ -43,12 +43,16 @@ struct Sample<'b> {
 /// What a batch borrows: its images and its noise, where they are f32.
 fn borrowed<'a>(op: &'static str, images: &NoisyImages<'a>) -> Result<[Option<CpuSlice<'a>>; 2]> {
     let pixels = if images.images.dtype() == DType::U8 { None } else { Some(cpu_slice(op, images.images)?) };
-    let noise = if let Noise::Given(noise) = images.noise { Some(cpu_slice(op, noise)?) } else { None };
-    Ok([pixels, noise])
+    Ok([pixels, given(op, &images.noise)?])
+}
+
+/// The noise, if it is given.
+pub(super) fn given<'a>(op: &'static str, noise: &Noise<'a>) -> Result<Option<CpuSlice<'a>>> {
+    if let Noise::Given(noise) = noise { Ok(Some(cpu_slice(op, noise)?)) } else { Ok(None) }
 }
 
 /// The step and the number of the first image that [`place`](super::place) says.
-pub(super) fn read_place(place: &Tensor) -> Result<(u64, u64)> {
+fn read_place(place: &Tensor) -> Result<(u64, u64)> {
     let words = place.to_vec1::<u32>()?;
     let number = |at: usize| u64::from(words[at]) | u64::from(words[at + 1]) << 32;
     Ok((number(0), number(2)))
@@ -62,13 +66,7 @@ impl<'a> Batch<'a> {
             Some(numbers) => Pixels::Numbers(numbers),
             None => Pixels::Bytes(images.images.flatten_all()?.to_vec1()?),
         };
-        let noise = match (images.noise, noise) {
-            (Noise::Drawn { stream, place, first_position }, _) => {
-                let (step, first) = read_place(place)?;
-                Source::Drawn { stream, step, first: first + first_position }
-            }
-            (Noise::Given(_), noise) => Source::Given(noise.as_deref().unwrap_or_default()),
-        };
+        let noise = Source::new(&images.noise, noise.as_deref())?;
         let values = images.images.elem_count() / images.images.dim(0)?;
         Ok(Self { samples: samples.collect(), pixels, noise, values })
     }
@@ -77,17 +75,34 @@ impl<'a> Batch<'a> {
         let range = image * self.values..(image + 1) * self.values;
         let x_start = match &self.pixels {
             Pixels::Bytes(bytes) => bytes[range.clone()].iter().map(|&b| f32::from(b) / 127.5 - 1.0).collect(),
-            Pixels::Numbers(numbers) => Cow::Borrowed(&numbers[range.clone()]),
+            Pixels::Numbers(numbers) => Cow::Borrowed(&numbers[range]),
         };
-        let noise = match &self.noise {
-            Source::Drawn { stream, step, first } => {
-                let mut normals = vec![0.0; self.values];
+        Sample { constants: &self.samples[image], x_start, noise: self.noise.of(image, self.values) }
+    }
+}
+
+impl<'a> Source<'a> {
+    /// `given` are the numbers of noise that is given.
+    pub(super) fn new(noise: &Noise<'_>, given: Option<&'a [f32]>) -> Result<Self> {
+        Ok(match *noise {
+            Noise::Drawn { stream, place, first_position } => {
+                let (step, first) = read_place(place)?;
+                Self::Drawn { stream, step, first: first + first_position }
+            }
+            Noise::Given(_) => Self::Given(given.unwrap_or_default()),
+        })
+    }
+
+    /// That of an image of so many values.
+    pub(super) fn of(&self, image: usize, values: usize) -> Cow<'a, [f32]> {
+        match self {
+            Self::Drawn { stream, step, first } => {
+                let mut normals = vec![0.0; values];
                 stream.fill_normal(*step, first + image as u64, &mut normals);
                 Cow::Owned(normals)
             }
-            Source::Given(noise) => Cow::Borrowed(&noise[range]),
-        };
-        Sample { constants: &self.samples[image], x_start, noise }
+            Self::Given(noise) => Cow::Borrowed(&noise[image * values..(image + 1) * values]),
+        }
     }
 }
 

@@ -162,15 +162,21 @@ pub enum Noise<'a> {
     Given(&'a Tensor),
 }
 
+impl Noise<'_> {
+    fn check(&self, op: &'static str, images: &Tensor) -> Result<()> {
+        match self {
+            Self::Drawn { place, .. } => check::shape(op, "place", place, &[4]),
+            Self::Given(noise) => check::shape(op, "noise", noise, images.dims()),
+        }
+    }
+}
+
 impl NoisyImages<'_> {
     /// The number of images and of their values, if everything has its shape.
     fn check(&self, op: &'static str) -> Result<(usize, usize)> {
         let [n, height, width, channels] = check::dims(op, "images", self.images)?;
         check::shape(op, "samples", self.samples, &[n, SampleConstants::WORDS])?;
-        match self.noise {
-            Noise::Drawn { place, .. } => check::shape(op, "place", place, &[4])?,
-            Noise::Given(noise) => check::shape(op, "noise", noise, self.images.dims())?,
-        }
+        self.noise.check(op, self.images)?;
         Ok((n, height * width * channels))
     }
 }

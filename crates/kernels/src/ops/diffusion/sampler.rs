@@ -14,7 +14,7 @@ mod cuda;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::output_channels;
+use super::{Noise, output_channels};
 use crate::check;
 use crate::error::{KernelError, Result};
 use crate::philox::Philox;
@@ -95,15 +95,13 @@ impl SamplerConstants {
     }
 }
 
-/// What a step is told, all where the network computes but the key of the noise.
+/// What a step is told, where the network computes.
 #[derive(Clone, Copy, Debug)]
 pub struct SamplerStep<'a> {
     /// [`SamplerConstants::words`], f64 `[SamplerConstants::WORDS]`.
     pub constants: &'a Tensor,
-    /// [`place`](super::place) of the noise it adds, u32 `[4]`.
-    pub place: &'a Tensor,
-    /// The stream of the noise: element `i` of image `k` is that of `(step, first + k, i)`.
-    pub noise: Philox,
+    /// What it adds, where the constants say that it does.
+    pub noise: Noise<'a>,
     /// The network's output, `[N, H, W, C]` or `[N, H, W, 2C]`, in its number format.
     pub output: &'a Tensor,
     /// Its output without the class, where that is to guide.
@@ -187,7 +185,7 @@ impl SamplerState {
     pub fn step(&self, step: &SamplerStep<'_>) -> Result<()> {
         const OP: &str = "sampler_step";
         check::shape(OP, "constants", step.constants, &[SamplerConstants::WORDS])?;
-        check::shape(OP, "place", step.place, &[4])?;
+        step.noise.check(OP, &self.x_t)?;
         let (channels, halves) = output_channels(OP, &self.x_t, step.output)?;
         if let Some(unguided) = step.unguided {
             check::shape(OP, "unguided", unguided, step.output.dims())?;

@@ -1,50 +1,32 @@
 //! DDIM (Song et al. 2020, arXiv 2010.02502): the same marginals as the forward process, with as much noise as wanted.
 
 use candle_core::Tensor;
+use ddpm_kernels::ops::diffusion::SamplerConstants;
 
-use super::{Transition, predicted_x_start};
-use crate::diffusion::{DiffusionError, DiffusionProcess, Timestep};
+use super::with_noise;
+use crate::diffusion::process::LogVarianceRange;
+use crate::diffusion::{DiffusionError, DiffusionProcess, LogVariance, Timestep};
 
-/// What a step is made of.
-pub(super) struct Factors {
-    /// Factor of x_0 in the mean.
-    pub(super) x_start: f64,
-    /// Factor of eps in it.
-    pub(super) noise: f64,
-    /// Standard deviation of the noise that is added.
-    pub(super) sigma: f64,
-}
-
-/// Eq. 12, with the sigma of eq. 16.
-pub(super) fn factors(process: &DiffusionProcess, t: Timestep, eta: f64) -> Factors {
-    let bar = process.schedule().alphas_cumprod()[t.index()];
-    let bar_prev = process.schedule().alphas_cumprod_prev()[t.index()];
+/// Eq. 12, with the sigma of eq. 16. As in diffusers, eps is the network's own even where x_0 was clamped.
+pub(super) fn step(process: &DiffusionProcess, t: usize, eta: f64, x_start: SamplerConstants) -> SamplerConstants {
+    let bar = process.schedule().alphas_cumprod()[t];
+    let bar_prev = process.schedule().alphas_cumprod_prev()[t];
     let sigma = eta * ((1.0 - bar_prev) / (1.0 - bar)).sqrt() * (1.0 - bar / bar_prev).sqrt();
-    Factors { x_start: bar_prev.sqrt(), noise: (1.0 - bar_prev - sigma * sigma).max(0.0).sqrt(), sigma }
-}
-
-/// The step of [`factors`]. As in diffusers, eps is the network's own even where x_0 was clamped.
-pub(super) fn transition(
-    process: &DiffusionProcess,
-    output: &Tensor,
-    x_t: &Tensor,
-    t: Timestep,
-    eta: f64,
-) -> Result<Transition, DiffusionError> {
-    let batch = vec![t; x_t.dim(0)?];
-    let x_start = predicted_x_start(process, output, x_t, &batch)?;
-    let noise = process.predict_noise(output, x_t, &batch)?;
-
-    let Factors { x_start: of_x_start, noise: of_noise, sigma } = factors(process, t, eta);
-    let mean = ((&x_start * of_x_start)? + (noise * of_noise)?)?;
+    let of_noise = (1.0 - bar_prev - sigma * sigma).max(0.0).sqrt();
+    let eps = process.noise_in_prediction(t);
+    let mean = SamplerConstants {
+        mean_x_start: bar_prev.sqrt(),
+        mean_x_t: of_noise * eps.x_t,
+        mean_prediction: of_noise * eps.prediction,
+        ..x_start
+    };
     if sigma == 0.0 {
-        return Ok(Transition { mean, standard_deviation: None, x_start });
+        return mean;
     }
-    let standard_deviation = Tensor::new(sigma, x_t.device())?.to_dtype(x_t.dtype())?;
-    Ok(Transition { mean, standard_deviation: Some(standard_deviation), x_start })
+    with_noise(mean, LogVarianceRange { lower: LogVariance(2.0 * sigma.ln()), width: 0.0 })
 }
 
-/// The x_t that [`transition`] at eta = 0, without clamping, takes to `x_prev`, given the eps at `t` in the direction of
+/// The x_t that [`step`] at eta = 0, without clamping, takes to `x_prev`, given the eps at `t` in the direction of
 /// x_t (section 4.3: the ODE, backwards). `output` is the network's at `near`, which should be close to that x_t.
 pub(super) fn inverse(
     process: &DiffusionProcess,

@@ -1,11 +1,9 @@
 //! From noise to images: the reverse process, by one of several samplers.
 //!
-//! [`sample`] walks the visited timesteps from the noisiest down. A sampler is one function from the network's output
-//! to the [`Transition`] p(x_{t-1} | x_t); a new one is a file here and a variant of [`SamplerKind`]. [`invert`] walks the
-//! other way, from an image to its noise. `constants` says the same steps in numbers, for
-//! [`SamplerState`](ddpm_kernels::ops::diffusion::SamplerState).
+//! [`sample`] walks the visited timesteps from the noisiest down. A sampler says each of its steps in a few numbers
+//! ([`SamplerConstants`]); a new one is a file here and a variant of [`SamplerKind`]. What those do to images is
+//! [`SamplerState::step`]'s affair, on a CPU as on a GPU. [`invert`] walks the other way, from an image to its noise.
 
-mod constants;
 mod ddim;
 mod ddpm;
 mod dpm;
@@ -14,11 +12,12 @@ mod interpolation;
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
+use ddpm_kernels::ops::diffusion::{Noise, SamplerConstants, SamplerState, SamplerStep};
 use serde::{Deserialize, Serialize};
 
+use super::process::LogVarianceRange;
 use super::{DiffusionError, DiffusionProcess, Spacing, Timestep};
-pub use constants::sampler_constants;
 pub use interpolation::slerp;
 
 /// Which sampler.
@@ -125,13 +124,44 @@ impl SamplerConfig {
     }
 }
 
-/// A Gaussian p(x_{t-1} | x_t).
-struct Transition {
-    mean: Tensor,
-    /// Broadcasts over `mean`; `None` where the step adds no noise.
-    standard_deviation: Option<Tensor>,
-    /// The image that the network sees behind x_t.
-    x_start: Tensor,
+/// The steps of [`sample`] in their order: what the network is told, and what [`SamplerState::step`] then computes with. `guidance` is
+/// the weight of its unguided output, where it gets one.
+///
+/// # Errors
+/// As [`SamplerConfig::kept_timesteps`].
+pub fn sampler_constants(
+    process: &DiffusionProcess,
+    config: &SamplerConfig,
+    guidance: f64,
+) -> Result<Vec<(Timestep, SamplerConstants)>, DiffusionError> {
+    let kept = config.kept_timesteps(process.schedule().len())?;
+    let process = process.respaced(&kept)?;
+    let steps = (0..kept.len()).rev().map(|t| {
+        let x_start = process.x_start_in_prediction(t);
+        let x_start = SamplerConstants {
+            guidance,
+            x_start_x_t: x_start.x_t,
+            x_start_prediction: x_start.prediction,
+            clip: f64::from(u8::from(process.config().clip_sample)),
+            ..SamplerConstants::default()
+        };
+        let constants = match config.sampler {
+            SamplerKind::Ddpm => ddpm::step(&process, t, x_start),
+            SamplerKind::Ddim => ddim::step(&process, t, config.eta, x_start),
+            SamplerKind::Dpm => dpm::step(&process, t, x_start),
+        };
+        Ok((process.network_timestep(process.schedule().timestep(t)?)?, constants))
+    });
+    steps.collect()
+}
+
+fn with_noise(mean: SamplerConstants, log_variance: LogVarianceRange) -> SamplerConstants {
+    SamplerConstants {
+        noise: 1.0,
+        log_variance_lower: log_variance.lower.0,
+        log_variance_width: log_variance.width,
+        ..mean
+    }
 }
 
 /// The network: `(x_t, t)` to its output. t is a timestep of the schedule it was trained on.
@@ -159,30 +189,46 @@ pub fn sample<E: From<DiffusionError>>(
 pub fn sample_observed<E: From<DiffusionError>>(
     process: &DiffusionProcess,
     config: &SamplerConfig,
-    mut x_t: Tensor,
+    x_t: Tensor,
     noise: &mut dyn FnMut(usize) -> Result<Tensor, E>,
     denoise: &mut Denoise<'_, E>,
     observe: &mut Observe<'_, E>,
 ) -> Result<Tensor, E> {
-    let kept = config.kept_timesteps(process.schedule().len())?;
-    let process = process.respaced(&kept)?;
-    let mut multistep = dpm::Multistep::default();
-    for (step, index) in (0..kept.len()).rev().enumerate() {
-        let t = process.schedule().timestep(index)?;
-        let network_t = process.network_timestep(t)?;
-        let output = denoise(&x_t, network_t)?;
-        let Transition { mean, standard_deviation, x_start } = match config.sampler {
-            SamplerKind::Ddpm => ddpm::transition(&process, &output, &x_t, t)?,
-            SamplerKind::Ddim => ddim::transition(&process, &output, &x_t, t, config.eta)?,
-            SamplerKind::Dpm => multistep.transition(&process, &output, &x_t, t)?,
-        };
-        observe(network_t, &x_start)?;
-        x_t = match standard_deviation {
-            Some(deviation) => add_noise(&mean, &deviation, &noise(step)?)?,
-            None => mean,
-        };
+    let steps = sampler_constants(process, config, 0.0)?;
+    let state = begun_at(&x_t)?;
+    // Stands for the noise of a step that has none.
+    let still = x_t;
+    for (step, (t, constants)) in steps.into_iter().enumerate() {
+        let output = denoise(&kept(state.x_t())?, t)?;
+        process.check_output("sample", &output, still.dims())?;
+        let noise = if constants.noise == 0.0 { still.clone() } else { noise(step)? };
+        take_step(&state, &constants, &output, &noise)?;
+        observe(t, &kept(state.x_start())?)?;
     }
-    Ok(x_t)
+    Ok(state.x_t().clone())
+}
+
+fn begun_at(x_t: &Tensor) -> Result<SamplerState, DiffusionError> {
+    let state = SamplerState::new(x_t.dims4()?.into(), DType::F32, x_t.device())?;
+    state.begin_at(&x_t.contiguous()?)?;
+    Ok(state)
+}
+
+/// A copy for others: the state's memory is written over.
+fn kept(tensor: &Tensor) -> Result<Tensor, DiffusionError> {
+    Ok(tensor.copy()?)
+}
+
+fn take_step(
+    state: &SamplerState,
+    constants: &SamplerConstants,
+    output: &Tensor,
+    noise: &Tensor,
+) -> Result<(), DiffusionError> {
+    let (constants, output) = (Tensor::new(&constants.words(), output.device())?, output.contiguous()?);
+    let noise = noise.contiguous()?;
+    let step = SamplerStep { constants: &constants, noise: Noise::Given(&noise), output: &output, unguided: None };
+    Ok(state.step(&step)?)
 }
 
 /// The x_T from which deterministic DDIM draws the images `x_start`: its steps, backwards.
@@ -220,19 +266,4 @@ pub fn invert<E: From<DiffusionError>>(
         x_prev = x_t;
     }
     Ok(x_prev)
-}
-
-fn add_noise(mean: &Tensor, deviation: &Tensor, noise: &Tensor) -> Result<Tensor, DiffusionError> {
-    Ok((mean + noise.broadcast_mul(deviation)?)?)
-}
-
-/// The x_0 the output stands for, clamped to [-1, 1] where the config asks for it.
-fn predicted_x_start(
-    process: &DiffusionProcess,
-    output: &Tensor,
-    x_t: &Tensor,
-    t: &[Timestep],
-) -> Result<Tensor, DiffusionError> {
-    let x_start = process.predict_x_start(output, x_t, t)?;
-    Ok(if process.config().clip_sample { x_start.clamp(-1.0, 1.0)? } else { x_start })
 }

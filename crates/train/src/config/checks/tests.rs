@@ -186,7 +186,6 @@ fn impossible_averages_are_refused() {
     );
 }
 
-#[cfg(feature = "cuda")]
 #[test]
 fn more_averages_than_a_gpu_keeps_are_refused() {
     is_refused(

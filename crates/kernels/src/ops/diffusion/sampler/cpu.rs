@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::super::cpu::read_place;
+use super::super::cpu::{Source, given};
 use super::{SamplerConstants, SamplerStep};
 use crate::buffer::{FlatBuffer, cpu_slice};
 use crate::error::Result;
@@ -36,7 +36,8 @@ pub(super) fn step(
 ) -> Result<()> {
     let words = step.constants.to_vec1::<f64>()?.try_into().unwrap_or([0.0; SamplerConstants::WORDS]);
     let constants = SamplerConstants::from_words(words);
-    let (number, first) = read_place(step.place)?;
+    let given = given(op, &step.noise)?;
+    let noise = Source::new(&step.noise, given.as_deref())?;
     let output = cpu_slice(op, step.output)?;
     let unguided = step.unguided.map(|unguided| cpu_slice(op, unguided)).transpose()?;
     let (output, unguided): (&[f32], Option<&[f32]>) = (&output, unguided.as_deref());
@@ -44,10 +45,7 @@ pub(super) fn step(
     let all = |x_t: &mut [f32], x_start: &mut [f32]| {
         let images = x_t.par_chunks_mut(values).zip(x_start.par_chunks_mut(values)).enumerate();
         images.for_each(|(image, (x_t, x_start))| {
-            let mut noise = vec![0f32; values];
-            if constants.noise != 0.0 {
-                step.noise.fill_normal(number, first + image as u64, &mut noise);
-            }
+            let noise = (constants.noise != 0.0).then(|| noise.of(image, values));
             let of_output = |i: usize| image * values * halves + i / channels * channels * halves + i % channels;
             for i in 0..values {
                 let at = of_output(i);
@@ -57,7 +55,13 @@ pub(super) fn step(
                     prediction = (1.0 + w) * prediction - w * f64::from(unguided[at]);
                 }
                 let variance_value = if halves == 1 { -1.0 } else { f64::from(output[at + channels]) };
-                x_t[i] = constants.next(prediction, variance_value, x_t[i], noise[i], &mut x_start[i]);
+                x_t[i] = constants.next(
+                    prediction,
+                    variance_value,
+                    x_t[i],
+                    noise.as_ref().map_or(0.0, |noise| noise[i]),
+                    &mut x_start[i],
+                );
             }
         });
     };

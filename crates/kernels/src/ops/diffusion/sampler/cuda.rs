@@ -3,9 +3,9 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::super::cuda::in_32_bits;
-use super::{SamplerState, SamplerStep};
+use super::{Noise, SamplerState, SamplerStep};
 use crate::cuda::{Address, Gpu, empty, operand, optional};
-use crate::error::Result;
+use crate::error::{KernelError, Result};
 
 pub(super) fn new(shape: &[usize], dtype: DType, device: &Device) -> Result<SamplerState> {
     let gpu = Gpu::of(device)?;
@@ -39,10 +39,14 @@ pub(super) fn step(
     let (n, values) = sizes(state);
     let dtype = state.input.dtype();
     let gpu = Gpu::of(state.x_t.device())?;
+    // The launch counts images from the first one of the place.
+    let Noise::Drawn { stream, place, first_position: 0 } = step.noise else {
+        return Err(KernelError::Device { op, device: state.x_t.device().location() });
+    };
     gpu.float_kernel(op, dtype)?
         .arg(operand(&gpu, op, step.constants, DType::F64)?)
-        .arg(operand(&gpu, op, step.place, DType::U32)?)
-        .arg(step.noise.key())
+        .arg(operand(&gpu, op, place, DType::U32)?)
+        .arg(stream.key())
         .arg(operand(&gpu, op, step.output, dtype)?)
         .arg(optional(&gpu, op, step.unguided, dtype)?)
         .arg(in_32_bits(op, &state.x_t, channels)?)

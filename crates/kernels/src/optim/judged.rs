@@ -1,0 +1,406 @@
+//! An optimizer step that is decided where it is taken, so that on a GPU it can be part of a captured graph.
+//!
+//! A step is told its settings ([`StepSettings`]) as numbers where the network computes. The norm of the gradient and they become
+//! factors there, which the pass over the parameters reads; on a GPU nothing of it is known to the host, which never waits. What
+//! goes on from step to step ([`StepState`]) lies there too:
+//!
+//! - A gradient that is not finite changes nothing. Without a dynamic loss scale that ends the training: the step's number is
+//!   kept, and no later step changes anything either, until [`JudgedStep::set_state`]. So the host may look rarely. A loss that is
+//!   not finite needs no look of its own: its gradient is not finite either.
+//! - With a dynamic loss scale (f16; Micikevicius et al. 2018, section 3.2) the step is skipped and the scale halved; after
+//!   2,000 steps without that it is doubled. A skipped step does not count for the moments' bias. Only when the scale is down
+//!   to 1 is a gradient that is not finite the network's own doing, and ends the training as above.
+
+use candle_core::{DType, Device, Tensor};
+
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::{AdamW, AdamWBuffers, adamw_step, clipping, norm};
+use crate::buffer::{FlatBuffer, NarrowPart};
+use crate::check;
+use crate::error::{KernelError, Result};
+
+pub(super) const OP: &str = "optimizer step";
+
+/// Moving averages that a GPU's step can keep.
+pub const MAX_AVERAGES: usize = 4;
+/// Numbers of a step's settings before the averages' decays.
+const BEFORE_DECAYS: usize = 7;
+/// Numbers of a step's state.
+const STATE: usize = 6;
+/// The loss scale's changes, as in `cuda/optim.cu`.
+const GROWTH: f64 = 2.0;
+const BACKOFF: f64 = 0.5;
+const GROWTH_INTERVAL: u64 = 2000;
+/// Below the first a gradient that is not finite is no fault of the scale; the second ends the growth.
+const LEAST_LOSS_SCALE: f64 = 1.0;
+const MOST_LOSS_SCALE: f64 = 1_073_741_824.0;
+
+/// What the host says about a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepSettings {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decays of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest norm of the gradient; 0: no clipping.
+    pub clip_grad_norm: f64,
+    /// This step's number, from 1, skipped steps included.
+    pub step: u64,
+    /// The decay of each moving average in this step.
+    pub decays: Vec<f64>,
+}
+
+impl StepSettings {
+    /// The numbers of a step that keeps so many averages, as [`JudgedStep::step`] takes them. A GPU has room for
+    /// [`MAX_AVERAGES`], of which not all must be there.
+    pub fn len(averages: usize) -> usize {
+        BEFORE_DECAYS + averages.max(MAX_AVERAGES)
+    }
+
+    /// The numbers themselves.
+    pub fn words(&self) -> Vec<f64> {
+        let [beta1, beta2] = self.betas;
+        let mut words = vec![self.lr, beta1, beta2, self.eps, self.weight_decay, self.clip_grad_norm, self.step as f64];
+        words.extend(&self.decays);
+        words.resize(Self::len(self.decays.len()), 0.0);
+        words
+    }
+
+    /// What [`words`](Self::words) wrote for so many averages.
+    fn from_words(words: &[f64], averages: usize) -> Result<Self> {
+        let &[lr, beta1, beta2, eps, weight_decay, clip_grad_norm, step, ref decays @ ..] = words else {
+            let (found, expected) = (vec![words.len()], vec![Self::len(averages)]);
+            return Err(KernelError::Shape { op: OP, tensor: "settings", found, expected });
+        };
+        let (betas, decays) = ([beta1, beta2], decays[..averages].to_vec());
+        Ok(Self { lr, betas, eps, weight_decay, clip_grad_norm, step: step as u64, decays })
+    }
+}
+
+/// What goes on from step to step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepState {
+    /// What the loss is multiplied by before its gradient is taken.
+    pub loss_scale: f64,
+    /// Whether the loss scale follows the gradients.
+    pub dynamic: bool,
+    /// Steps since the loss scale last changed.
+    pub steady_steps: u64,
+    /// Steps that changed nothing because the gradient overflowed at its scale.
+    pub skipped: u64,
+    /// The step at which training diverged.
+    pub diverged: Option<u64>,
+    /// Norm of the last gradient before clipping; of the one that was not finite, once training has diverged.
+    pub norm: f64,
+}
+
+impl StepState {
+    /// For formats whose range needs no loss scale.
+    pub fn unscaled() -> Self {
+        Self { loss_scale: 1.0, dynamic: false, steady_steps: 0, skipped: 0, diverged: None, norm: 0.0 }
+    }
+
+    /// A dynamic loss scale that starts here; PyTorch starts at 65,536.
+    pub fn scaled(loss_scale: f64) -> Self {
+        Self { loss_scale, dynamic: true, ..Self::unscaled() }
+    }
+
+    fn words(&self) -> [f64; STATE] {
+        let dynamic = f64::from(u8::from(self.dynamic));
+        let diverged = self.diverged.unwrap_or(0) as f64;
+        [self.loss_scale, dynamic, self.steady_steps as f64, self.skipped as f64, diverged, self.norm]
+    }
+
+    /// The state from the numbers of [`JudgedStep::state_tensor`].
+    ///
+    /// # Errors
+    /// Another number of them.
+    pub fn from_numbers(numbers: &[f64]) -> Result<Self> {
+        let &[loss_scale, dynamic, steady_steps, skipped, diverged, norm] = numbers else {
+            let (found, expected) = (vec![numbers.len()], vec![STATE]);
+            return Err(KernelError::Shape { op: OP, tensor: "state", found, expected });
+        };
+        Ok(Self {
+            loss_scale,
+            dynamic: dynamic != 0.0,
+            steady_steps: steady_steps as u64,
+            skipped: skipped as u64,
+            diverged: (diverged != 0.0).then_some(diverged as u64),
+            norm,
+        })
+    }
+}
+
+impl StepState {
+    /// Takes in the norm of the scaled gradient; the update to make, if the step may change anything.
+    fn judge(&mut self, settings: &StepSettings, scaled_norm: f64) -> Option<AdamW> {
+        if self.diverged.is_some() {
+            return None;
+        }
+        let scale = self.loss_scale;
+        self.norm = scaled_norm / scale;
+        if !self.norm.is_finite() {
+            self.steady_steps = 0;
+            if self.dynamic && scale > LEAST_LOSS_SCALE {
+                self.loss_scale = (scale * BACKOFF).max(LEAST_LOSS_SCALE);
+                self.skipped += 1;
+            } else {
+                self.diverged = Some(settings.step);
+            }
+            return None;
+        }
+        self.steady_steps += 1;
+        if self.dynamic && self.steady_steps >= GROWTH_INTERVAL {
+            self.loss_scale = (scale * GROWTH).min(MOST_LOSS_SCALE);
+            self.steady_steps = 0;
+        }
+        Some(AdamW {
+            lr: settings.lr,
+            beta1: settings.betas[0],
+            beta2: settings.betas[1],
+            eps: settings.eps,
+            weight_decay: settings.weight_decay,
+            step: settings.step - self.skipped,
+            gradient_scale: clipping(settings.clip_grad_norm, self.norm) / scale,
+        })
+    }
+}
+
+/// The buffers a step reads and writes, all of the same length.
+#[derive(Clone, Copy, Debug)]
+pub struct StepBuffers<'a> {
+    /// The parameters.
+    pub parameters: &'a FlatBuffer,
+    /// Their gradients, of the scaled loss.
+    pub gradients: &'a FlatBuffer,
+    /// What of them is in 16 bits elsewhere.
+    pub narrow: Option<&'a NarrowPart>,
+    /// First moment.
+    pub exp_avg: &'a FlatBuffer,
+    /// Second moment.
+    pub exp_avg_sq: &'a FlatBuffer,
+    /// Moving averages of the parameters.
+    pub averages: &'a [&'a FlatBuffer],
+    /// The parameters in bf16 or f16, as the network computes with them.
+    pub compute: Option<&'a Tensor>,
+}
+
+/// A step's memory, where the network computes.
+#[derive(Debug)]
+pub struct JudgedStep {
+    state: Tensor,
+    /// What a GPU makes of settings and norm.
+    #[cfg(feature = "cuda")]
+    factors: Tensor,
+}
+
+impl JudgedStep {
+    /// The memory of a training on `device` that begins or goes on with `state`.
+    ///
+    /// # Errors
+    /// A device whose memory is full.
+    pub fn new(device: &Device, state: &StepState) -> Result<Self> {
+        Ok(Self {
+            state: Tensor::from_slice(&state.words(), STATE, device)?,
+            #[cfg(feature = "cuda")]
+            factors: Tensor::zeros(cuda::FACTORS, DType::F32, device)?,
+        })
+    }
+
+    /// The state, f64; its first number is the loss scale, which a loss reads there.
+    pub fn state_tensor(&self) -> &Tensor {
+        &self.state
+    }
+
+    /// The state, read back; on a GPU this waits for all that is queued.
+    ///
+    /// # Errors
+    /// Something queued before has failed.
+    pub fn state(&self) -> Result<StepState> {
+        StepState::from_numbers(&self.state.to_vec1::<f64>()?)
+    }
+
+    /// Overwrites the state in place, where graphs that were captured find it: after a divergence, or on resuming.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn set_state(&self, state: &StepState) -> Result<()> {
+        match self.state.device() {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => cuda::write_state(&self.state, &state.words()),
+            device => Ok(self.state.slice_set(&Tensor::from_slice(&state.words(), STATE, device)?, 0, 0)?),
+        }
+    }
+
+    /// The norm of the gradient, and the step that it allows; on a GPU two launches, and nothing on the host depends on either.
+    /// `settings` are [`StepSettings::words`], f64, where the network computes.
+    ///
+    /// # Errors
+    /// Buffers of different lengths, settings of another number of averages, a device without this operation; on a GPU also more
+    /// than [`MAX_AVERAGES`] averages, or a copy that is neither bf16 nor f16.
+    pub fn step(&self, settings: &Tensor, buffers: &StepBuffers<'_>) -> Result<()> {
+        buffers.check()?;
+        check::shape(OP, "settings", settings, &[StepSettings::len(buffers.averages.len())])?;
+        match self.state.device() {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => cuda::judged_step(&self.state, &self.factors, settings, buffers),
+            Device::Cpu => self.step_now(settings, buffers),
+            other => Err(KernelError::Device { op: OP, device: other.location() }),
+        }
+    }
+
+    fn step_now(&self, settings: &Tensor, buffers: &StepBuffers<'_>) -> Result<()> {
+        if let Some(copy) = buffers.compute {
+            return Err(KernelError::Layout { op: OP, dtype: copy.dtype(), shape: copy.dims().to_vec() });
+        }
+        let settings = StepSettings::from_words(&settings.to_vec1::<f64>()?, buffers.averages.len())?;
+        let mut state = self.state()?;
+        if let Some(adamw) = state.judge(&settings, norm(buffers.gradients)?) {
+            let averages: Vec<_> =
+                buffers.averages.iter().map(|&average| average.clone()).zip(settings.decays).collect();
+            let StepBuffers { parameters, gradients, exp_avg, exp_avg_sq, .. } = *buffers;
+            adamw_step(&adamw, &AdamWBuffers { parameters, gradients, exp_avg, exp_avg_sq, averages: &averages })?;
+        }
+        self.set_state(&state)
+    }
+}
+
+impl StepBuffers<'_> {
+    fn check(&self) -> Result<()> {
+        let len = self.parameters.len();
+        let refuse =
+            |tensor, found| Err(KernelError::Shape { op: OP, tensor, found: vec![found], expected: vec![len] });
+        let averages = self.averages.iter().map(|average| ("average", average.len()));
+        let others = [("gradients", self.gradients), ("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)];
+        let mut lengths = others.into_iter().map(|(name, buffer)| (name, buffer.len())).chain(averages);
+        if let Some((name, found)) = lengths.find(|(_, found)| *found != len) {
+            return refuse(name, found);
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(NarrowPart { numbers, .. }) = self.narrow {
+            if numbers.elem_count() != len {
+                return refuse("gradients of 16 bits", numbers.elem_count());
+            }
+            if self.compute.is_some_and(|copy| copy.dtype() != numbers.dtype()) {
+                return Err(KernelError::Layout { op: OP, dtype: numbers.dtype(), shape: numbers.dims().to_vec() });
+            }
+        }
+        match self.compute {
+            Some(copy) if !matches!(copy.dtype(), DType::BF16 | DType::F16) => {
+                Err(KernelError::Layout { op: OP, dtype: copy.dtype(), shape: copy.dims().to_vec() })
+            }
+            Some(copy) if copy.elem_count() != len => refuse("copy for computing", copy.elem_count()),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// More than one task's share.
+    const LEN: usize = 40_000;
+
+    struct Training {
+        buffers: [FlatBuffer; 4],
+        averages: [FlatBuffer; 5],
+    }
+
+    impl Training {
+        fn new() -> Self {
+            let buffer = |f: fn(f32) -> f32| {
+                FlatBuffer::from_vec((0..LEN).map(|i| f(i as f32 * 0.37)).collect(), &Device::Cpu).unwrap()
+            };
+            let averages = std::array::from_fn(|_| buffer(f32::sin));
+            Self { buffers: [buffer(f32::sin), buffer(f32::cos), buffer(|_| 0.0), buffer(|_| 0.0)], averages }
+        }
+
+        fn settings(step: u64) -> StepSettings {
+            let decays = vec![0.5, 0.6, 0.7, 0.8, 0.9];
+            StepSettings {
+                lr: 0.01,
+                betas: [0.9, 0.99],
+                eps: 1e-8,
+                weight_decay: 0.1,
+                clip_grad_norm: 2.0,
+                step,
+                decays,
+            }
+        }
+
+        /// A step down the gradient, `factor` times.
+        fn step(&self, judged: &JudgedStep, step: u64, factor: f32) {
+            let [parameters, gradients, exp_avg, exp_avg_sq] = &self.buffers;
+            let gradients = gradients.to_vec().unwrap().into_iter().map(|g| g * factor).collect();
+            let gradients = &FlatBuffer::from_vec(gradients, &Device::Cpu).unwrap();
+            let averages = &self.averages.each_ref();
+            let settings = Tensor::new(Self::settings(step).words(), &Device::Cpu).unwrap();
+            let (narrow, compute) = (None, None);
+            let buffers = StepBuffers { parameters, gradients, narrow, exp_avg, exp_avg_sq, averages, compute };
+            judged.step(&settings, &buffers).unwrap();
+        }
+
+        fn all(&self) -> Vec<f32> {
+            self.buffers.iter().chain(&self.averages).flat_map(|buffer| buffer.to_vec().unwrap()).collect()
+        }
+    }
+
+    #[test]
+    fn a_judged_step_is_the_clipped_step_of_adamw_bit_for_bit() {
+        let (judged, plain) = (Training::new(), Training::new());
+        let memory = JudgedStep::new(&Device::Cpu, &StepState::unscaled()).unwrap();
+        for step in 1..=3 {
+            judged.step(&memory, step, 1.0);
+            let [parameters, gradients, exp_avg, exp_avg_sq] = &plain.buffers;
+            let norm = norm(gradients).unwrap();
+            assert_eq!(memory.state().unwrap().norm, norm);
+            let [beta1, beta2] = [0.9, 0.99];
+            let gradient_scale = 2.0 / norm;
+            let adamw = AdamW { lr: 0.01, beta1, beta2, eps: 1e-8, weight_decay: 0.1, step, gradient_scale };
+            let averages: Vec<_> = plain.averages.iter().cloned().zip(Training::settings(step).decays).collect();
+            let averages = &averages;
+            adamw_step(&adamw, &AdamWBuffers { parameters, gradients, exp_avg, exp_avg_sq, averages }).unwrap();
+        }
+        assert_eq!(judged.all(), plain.all());
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing_and_no_later_step_does() {
+        let training = Training::new();
+        let memory = JudgedStep::new(&Device::Cpu, &StepState::unscaled()).unwrap();
+        training.step(&memory, 1, 1.0);
+        let before = training.all();
+        training.step(&memory, 2, f32::NAN);
+        training.step(&memory, 3, 1.0);
+        assert_eq!(training.all(), before);
+        let state = memory.state().unwrap();
+        assert_eq!(state.diverged, Some(2));
+        assert!(state.norm.is_nan());
+        memory.set_state(&StepState::unscaled()).unwrap();
+        training.step(&memory, 3, 1.0);
+        assert_ne!(training.all(), before);
+    }
+
+    #[test]
+    fn a_loss_scale_is_halved_where_it_overflows_and_the_step_does_not_count() {
+        let (scaled, plain) = (Training::new(), Training::new());
+        let memory = JudgedStep::new(&Device::Cpu, &StepState::scaled(4.0)).unwrap();
+        scaled.step(&memory, 1, f32::INFINITY);
+        scaled.step(&memory, 2, 2.0);
+        let unscaled = JudgedStep::new(&Device::Cpu, &StepState::unscaled()).unwrap();
+        plain.step(&unscaled, 1, 1.0);
+        assert_eq!(scaled.all(), plain.all());
+        let state = memory.state().unwrap();
+        assert_eq!((state.loss_scale, state.skipped, state.diverged), (2.0, 1, None));
+        memory.set_state(&StepState { steady_steps: GROWTH_INTERVAL - 1, ..state }).unwrap();
+        scaled.step(&memory, 3, 2.0);
+        assert_eq!(memory.state().unwrap().loss_scale, 4.0);
+    }
+}

@@ -1,0 +1,169 @@
+//! Where the phases of work begin and end: the one place that knows, for times and for traces.
+//!
+//! The work says when a phase begins, which ends the one before. On a CPU the host's clock says how long it was, and the phase is
+//! a span; on a GPU marks are queued, if times were asked for.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ddpm_kernels::KernelError;
+use ddpm_kernels::cuda::{Gpu, Mark};
+use tracing::span::EnteredSpan;
+
+/// A part of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Noise, network and loss.
+    Forward,
+    /// The tape, played back.
+    Backward,
+    /// Clipping, AdamW and the averages.
+    Optimizer,
+}
+
+impl Phase {
+    fn span(self) -> tracing::Span {
+        match self {
+            Self::Forward => tracing::trace_span!("forward"),
+            Self::Backward => tracing::trace_span!("backward"),
+            Self::Optimizer => tracing::trace_span!("optimizer"),
+        }
+    }
+}
+
+/// Time by phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Phases {
+    /// Noise, network and loss.
+    pub forward: Duration,
+    /// The tape, played back.
+    pub backward: Duration,
+    /// Clipping, AdamW and the averages.
+    pub optimizer: Duration,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    by: By,
+    /// The phase that is on, where anybody cares.
+    phase: Option<Phase>,
+}
+
+#[derive(Debug)]
+enum By {
+    Nobody,
+    Host {
+        since: Instant,
+        phases: Phases,
+        span: Option<EnteredSpan>,
+    },
+    /// Where each phase begins, and at last where the last one ends.
+    Gpu {
+        gpu: Arc<Gpu>,
+        marks: Vec<(Option<Phase>, Mark)>,
+    },
+}
+
+impl Clock {
+    /// Of work that nobody times.
+    pub(crate) fn stopped() -> Self {
+        Self { by: By::Nobody, phase: None }
+    }
+
+    pub(super) fn of_host() -> Self {
+        Self { by: By::Host { since: Instant::now(), phases: Phases::default(), span: None }, phase: None }
+    }
+
+    pub(super) fn of_gpu(gpu: &Arc<Gpu>) -> Self {
+        Self { by: By::Gpu { gpu: gpu.clone(), marks: Vec::new() }, phase: None }
+    }
+
+    /// Here `phase` begins, and the one before ends.
+    ///
+    /// # Errors
+    /// The driver refuses a mark.
+    pub(crate) fn begin(&mut self, phase: Phase) -> Result<(), KernelError> {
+        self.change(Some(phase))
+    }
+
+    /// Here a phase ends, and what follows is of none.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub(crate) fn end(&mut self) -> Result<(), KernelError> {
+        self.change(None)
+    }
+
+    fn change(&mut self, phase: Option<Phase>) -> Result<(), KernelError> {
+        let ended = std::mem::replace(&mut self.phase, phase);
+        match &mut self.by {
+            By::Nobody => {}
+            By::Host { since, phases, span } => {
+                let now = Instant::now();
+                phases.add(ended, now - std::mem::replace(since, now));
+                // The span before ends first: spans nest.
+                *span = None;
+                *span = phase.map(|phase| phase.span().entered());
+            }
+            By::Gpu { gpu, marks } => marks.push((phase, gpu.mark()?)),
+        }
+        Ok(())
+    }
+
+    /// The work is done: the times, where they were taken. Waits for a GPU's.
+    ///
+    /// # Errors
+    /// Something queued before has failed.
+    pub(super) fn stop(mut self) -> Result<Option<Phases>, KernelError> {
+        self.end()?;
+        match self.by {
+            By::Nobody => Ok(None),
+            By::Host { phases, .. } => Ok(Some(phases)),
+            By::Gpu { marks, .. } => {
+                let mut phases = Phases::default();
+                for ((phase, start), (_, end)) in marks.iter().zip(marks.iter().skip(1)) {
+                    let seconds = f64::from(end.milliseconds_since(start)?.max(0.0)) * 1e-3;
+                    phases.add(*phase, Duration::from_secs_f64(seconds));
+                }
+                Ok(Some(phases))
+            }
+        }
+    }
+}
+
+impl Phases {
+    /// All of it.
+    pub(crate) fn total(&self) -> Duration {
+        self.forward + self.backward + self.optimizer
+    }
+
+    fn add(&mut self, phase: Option<Phase>, time: Duration) {
+        match phase {
+            Some(Phase::Forward) => self.forward += time,
+            Some(Phase::Backward) => self.backward += time,
+            Some(Phase::Optimizer) => self.optimizer += time,
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_phase_ends_where_the_next_begins_and_what_is_before_the_first_is_none() {
+        let mut clock = Clock::of_host();
+        let wait = Duration::from_millis(2);
+        std::thread::sleep(wait);
+        for phase in [Phase::Forward, Phase::Backward, Phase::Forward] {
+            clock.begin(phase).unwrap();
+            std::thread::sleep(wait);
+        }
+        let Phases { forward, backward, optimizer } = clock.stop().unwrap().unwrap();
+        assert!(forward >= 2 * wait && backward >= wait && optimizer.is_zero(), "{forward:?} {backward:?}");
+        assert_eq!(Clock::stopped().stop().unwrap(), None);
+    }
+}

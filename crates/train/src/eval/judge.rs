@@ -1,0 +1,225 @@
+//! The bound of a batch of images, a timestep at a time.
+//!
+//! The images are handed over once, as bytes; what differs from timestep to timestep is small. x_t is made where the network reads
+//! it, and one pass makes of the network's output the two numbers of each image.
+
+use std::time::Duration;
+
+use candle_core::{DType, Device, Tensor};
+use ddpm_kernels::buffer::copy;
+use ddpm_kernels::ops::diffusion::{Noise, NoisyImages, SampleConstants, bound, place, q_sample};
+use ddpm_kernels::philox::Philox;
+use ddpm_model::ModelError;
+use ddpm_model::diffusion::{BitsPerDim, BoundTerms, DiffusionProcess, Timestep};
+use ddpm_model::tape::Tape;
+use ddpm_model::unet::Condition;
+
+use super::images::{EvalBatch, EvalImages};
+use crate::engine::{Clock, Engine, Inputs, Phase, Results, Slots};
+use crate::error::Error;
+use crate::exchange::Model;
+use crate::pixels::to_bytes;
+
+/// Numbers of an image at a timestep: its term of the bound, and the squared error of x_0.
+const TOLD: usize = 2;
+
+/// Judges a model on images.
+pub(super) struct Judge<'a> {
+    model: &'a Model,
+    process: &'a DiffusionProcess,
+    noise: Philox,
+    steps: Vec<Step>,
+    /// Images judged at once.
+    batch_size: usize,
+    engine: Engine,
+    batch: Slots<BatchInputs>,
+    step: Slots<StepInputs>,
+    results: Results,
+    in_network: Option<Duration>,
+}
+
+/// A timestep of the process: its own number and the network's, and what it makes of images.
+struct Step {
+    t: Timestep,
+    network_t: Timestep,
+    constants: SampleConstants,
+}
+
+/// What is the same at every timestep.
+struct BatchInputs {
+    /// u8 `[N, H, W, C]`.
+    images: Tensor,
+    /// `[N]`, as the network takes them, where it has classes.
+    labels: Option<Tensor>,
+}
+
+/// What is a timestep's own.
+struct StepInputs {
+    /// f64 `[N, SampleConstants::WORDS]`.
+    samples: Tensor,
+    /// Whose noise it is.
+    place: Tensor,
+    /// `[N]`.
+    timesteps: Tensor,
+}
+
+impl Inputs for BatchInputs {
+    fn map(&self, f: &mut dyn FnMut(&Tensor) -> Result<Tensor, ModelError>) -> Result<Self, ModelError> {
+        Ok(Self { images: f(&self.images)?, labels: self.labels.as_ref().map(f).transpose()? })
+    }
+}
+
+impl Inputs for StepInputs {
+    fn map(&self, f: &mut dyn FnMut(&Tensor) -> Result<Tensor, ModelError>) -> Result<Self, ModelError> {
+        Ok(Self { samples: f(&self.samples)?, place: f(&self.place)?, timesteps: f(&self.timesteps)? })
+    }
+}
+
+impl Step {
+    /// What it is told of `n` images from number `first` on.
+    fn inputs(&self, n: usize, first: usize) -> Result<StepInputs, ModelError> {
+        let t = self.network_t.index();
+        Ok(StepInputs {
+            samples: SampleConstants::tensor(&vec![self.constants; n], &Device::Cpu)?,
+            place: Tensor::new(&place(t as u64, first as u64), &Device::Cpu)?,
+            timesteps: Tensor::new(vec![t as f32; n], &Device::Cpu)?,
+        })
+    }
+}
+
+impl<'a> Judge<'a> {
+    /// Of `model` by `process` on `images`, at most `batch_size` at once, with this noise.
+    ///
+    /// # Errors
+    /// A GPU without room.
+    pub(super) fn new(
+        model: &'a Model,
+        process: &'a DiffusionProcess,
+        images: &EvalImages,
+        batch_size: usize,
+        noise: Philox,
+    ) -> Result<Self, Error> {
+        let (schedule, device) = (process.schedule(), model.params.buffer().device());
+        let steps = (0..schedule.len()).map(|index| {
+            let t = schedule.timestep(index)?;
+            let (network_t, constants) = (process.network_timestep(t)?, process.constants(t)?);
+            Ok::<_, Error>(Step { t, network_t, constants })
+        });
+        let steps = steps.collect::<Result<Vec<_>, _>>()?;
+        let engine = Engine::new(device)?;
+        let batch_size = engine.batch_size(images.len(), batch_size);
+        let image = model.unet.image_shape();
+        let labels = model.config.data_classes().map(|_| vec![0; batch_size]);
+        let pixels = vec![0; batch_size * image.size * image.size * image.in_channels];
+        let t = schedule.timestep(0)?;
+        let any = Step { t, network_t: t, constants: SampleConstants::default() };
+        let told = Tensor::zeros((batch_size, TOLD), DType::F64, device).map_err(ModelError::from)?;
+        Ok(Self {
+            batch: engine.slots(&batch_inputs(model, pixels, labels.as_deref(), batch_size)?)?,
+            step: engine.slots(&any.inputs(batch_size, 0)?)?,
+            results: engine.results(vec![told])?,
+            in_network: Some(Duration::ZERO),
+            model,
+            process,
+            noise,
+            steps,
+            batch_size,
+            engine,
+        })
+    }
+
+    /// Images judged at once.
+    pub(super) fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+
+    /// The time spent in the network, where that can be seen.
+    pub(super) fn in_network(&self) -> Option<Duration> {
+        self.in_network
+    }
+
+    /// The terms of every timestep, ascending, of every image in `batch`. `passed` is told of each pass through the network
+    /// that is done.
+    ///
+    /// # Errors
+    /// Labels that the model does not know or need; a full memory.
+    pub(super) fn evaluate(&mut self, batch: &EvalBatch, passed: &mut dyn FnMut()) -> Result<Vec<BitsPerDim>, Error> {
+        let mut images = BitsPerDim::before_any_step(self.process, &batch.x_start)?;
+        let n = self.engine.computed(images.len(), self.batch_size);
+        let sent = self.batch.send(self.padded(batch, n)?)?;
+        // What a batch that failed has left.
+        while self.results.read()?.is_some() {}
+        let mut read = 0;
+        for number in 0..self.steps.len() {
+            let inputs = self.step.send(self.steps[number].inputs(n, batch.first)?)?;
+            let (model, noise, told) = (self.model, self.noise, self.results.tensor(0));
+            self.engine.run(&mut |clock| pass(model, noise, &sent, &inputs, told, clock))?;
+            self.results.ask()?;
+            let phases = self.engine.phases();
+            self.in_network = self.in_network.zip(phases).map(|(time, phases)| time + phases.forward);
+            let last = number + 1 == self.steps.len();
+            let most = if last { 0 } else { self.engine.most_pending().saturating_sub(1) };
+            while self.results.pending() > most {
+                self.read(read, &mut images)?;
+                read += 1;
+                passed();
+            }
+        }
+        Ok(images)
+    }
+
+    /// Waits for the results of a step, the oldest that is pending.
+    fn read(&mut self, number: usize, images: &mut [BitsPerDim]) -> Result<(), Error> {
+        let Some(results) = self.results.read()? else {
+            return Err(Error::other(format!("nothing was asked of timestep {number}")));
+        };
+        let of_images = results.iter().flat_map(|numbers| numbers.chunks_exact(TOLD));
+        for (image, of_image) in images.iter_mut().zip(of_images) {
+            image.set(number, &BoundTerms::new(self.process, self.steps[number].t, of_image[0], of_image[1]));
+        }
+        Ok(())
+    }
+
+    /// `n` images, the first of them those of `batch`. Those that it lacks are black, and of its first image's class.
+    fn padded(&self, batch: &EvalBatch, n: usize) -> Result<BatchInputs, Error> {
+        let conditional = self.model.config.data_classes().is_some();
+        if batch.labels.is_some() != conditional {
+            return Err(ModelError::Labels { conditional }.into());
+        }
+        let mut pixels = to_bytes(&batch.x_start)?;
+        pixels.resize(n * pixels.len() / batch.x_start.dims()[0].max(1), 0);
+        let labels = batch.labels.clone().map(|mut labels| {
+            labels.resize(n, labels.first().copied().unwrap_or_default());
+            labels
+        });
+        Ok(batch_inputs(self.model, pixels, labels.as_deref(), n)?)
+    }
+}
+
+/// `n` images with these pixels.
+fn batch_inputs(model: &Model, pixels: Vec<u8>, labels: Option<&[u32]>, n: usize) -> Result<BatchInputs, ModelError> {
+    let image = model.unet.image_shape();
+    let images = Tensor::from_vec(pixels, (n, image.size, image.size, image.in_channels), &Device::Cpu)?;
+    let labels = model.unet.condition(&vec![0.0; n], labels, &Device::Cpu)?.labels;
+    Ok(BatchInputs { images, labels })
+}
+
+/// A timestep: x_t, the network, the bound, which `told` gets.
+fn pass(
+    model: &Model,
+    noise: Philox,
+    batch: &BatchInputs,
+    inputs: &StepInputs,
+    told: &Tensor,
+    clock: &mut Clock,
+) -> Result<(), ModelError> {
+    let StepInputs { samples, place, timesteps } = inputs;
+    let noise = Noise::Drawn { stream: noise, place, first_position: 0 };
+    let noisy = NoisyImages { images: &batch.images, samples, noise };
+    let x_t = q_sample(&noisy, model.params.dtype())?;
+    clock.begin(Phase::Forward)?;
+    let condition = Condition { timesteps: timesteps.clone(), labels: batch.labels.clone() };
+    let output = model.unet.forward_at(&mut Tape::inference(&model.params), &x_t, &condition)?;
+    clock.end()?;
+    Ok(copy(&bound(&noisy, output.value())?, &told.narrow(0, 0, timesteps.elem_count())?)?)
+}

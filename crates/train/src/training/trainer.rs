@@ -1,0 +1,376 @@
+//! A training between its steps: what a step is to read, and what became of it.
+//!
+//! The [step](super::step) itself runs where the network computes, now or later ([`crate::engine`]); here its timesteps and labels
+//! are drawn before, and its losses taken in after. Nothing but a full memory or a failure ever waits for a GPU.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use ddpm_data::Batch;
+use ddpm_kernels::ops::diffusion::{SampleConstants, place};
+use ddpm_kernels::optim::{JudgedStep, StepSettings, StepState};
+use ddpm_kernels::philox::{Philox, Purpose};
+use ddpm_model::ModelError;
+use ddpm_model::diffusion::{DiffusionProcess, DrawnTimesteps, Loss, TimestepSampler};
+use ddpm_model::optim::{AdamWConfig, LrConfig, Optimizer};
+use ddpm_model::params::{Gradients, Params};
+use ddpm_model::unet::UNet;
+use ddpm_run::memory::format_bytes;
+
+use super::outcome::{Phases, SampleLosses, StepOutcome};
+use super::room::Room;
+use super::step::{Learner, StepInputs, TOLD};
+use crate::config::{TrainPlan, set_arithmetic};
+use crate::engine::{Engine, Results, Slots, profiled};
+use crate::error::Error;
+use crate::exchange::Imported;
+use crate::memory;
+
+/// Where f16's loss scale starts, as PyTorch's.
+const FIRST_LOSS_SCALE: f64 = 65_536.0;
+
+/// The results of a step, by their numbers.
+const LOSSES: usize = 0;
+const STATE: usize = 1;
+
+/// Everything a training reads and changes.
+#[derive(Debug)]
+pub struct Trainer {
+    pub(super) learner: Learner,
+    pub(super) process: Arc<DiffusionProcess>,
+    pub(super) timestep_sampler: TimestepSampler,
+    loss: Loss,
+    lr: LrConfig,
+    label_dropout: Option<LabelDropout>,
+    engine: Engine,
+    slots: Slots<StepInputs>,
+    results: Results,
+    room: Room,
+    /// Steps whose results have not been read, oldest first.
+    pending: VecDeque<Pending>,
+    /// When the last step was made or queued.
+    last: Instant,
+    /// What steps did that nobody has asked about.
+    finished: VecDeque<StepOutcome>,
+    /// What the run was imported from; goes into every checkpoint.
+    pub(super) imported: Option<Imported>,
+}
+
+/// Replaces labels by the class "none", for classifier-free guidance.
+#[derive(Clone, Copy, Debug)]
+struct LabelDropout {
+    probability: f64,
+    none: u32,
+}
+
+/// A step that was made or queued.
+#[derive(Debug)]
+struct Pending {
+    drawn: DrawnTimesteps,
+    lr: f64,
+    phases: Phases,
+}
+
+impl Trainer {
+    /// A fresh model for `plan` on `device`.
+    ///
+    /// # Errors
+    /// A setting or a device that cannot be.
+    pub fn new(plan: &TrainPlan, device: &Device) -> Result<Self, Error> {
+        let unet = UNet::new(&plan.config().model)?;
+        require_room(unet.layout().len(), plan.config().train.ema_decays.len(), device)?;
+        let params = Params::initialise(unet.layout(), plan.config().run.seed, device)?;
+        let optimizer = Optimizer::new(adamw_config(plan), &params)?;
+        Self::from_parts(plan, device, unet, &params, optimizer)
+    }
+
+    /// A trainer around weights and an optimizer that exist.
+    pub(super) fn from_parts(
+        plan: &TrainPlan,
+        device: &Device,
+        unet: UNet,
+        params: &Params,
+        optimizer: Optimizer,
+    ) -> Result<Self, Error> {
+        let config = plan.config();
+        let process = Arc::new(DiffusionProcess::new(&config.diffusion)?);
+        let timesteps = config.diffusion.num_train_timesteps;
+        let label_dropout = plan
+            .classes()
+            .filter(|_| config.loss.label_dropout > 0.0)
+            .map(|classes| LabelDropout { probability: config.loss.label_dropout, none: classes as u32 - 1 });
+        let learner = learner(plan, device, unet, params, optimizer)?;
+        let engine = Engine::new(device)?;
+        let slots = engine.slots(&any_inputs(plan, &learner)?)?;
+        let results = engine.results(vec![learner.losses.clone(), learner.judged.state_tensor().clone()])?;
+        Ok(Self {
+            learner,
+            process,
+            timestep_sampler: TimestepSampler::new(&config.loss, config.run.seed, timesteps)?,
+            loss: Loss::new(&config.loss, &config.diffusion)?,
+            lr: LrConfig {
+                lr: config.train.lr,
+                schedule: config.train.lr_schedule,
+                warmup_steps: config.train.warmup_steps,
+                total_steps: config.train.steps,
+            },
+            label_dropout,
+            engine,
+            slots,
+            results,
+            room: Room::new(plan),
+            pending: VecDeque::new(),
+            last: Instant::now(),
+            finished: VecDeque::new(),
+            imported: None,
+        })
+    }
+
+    /// Steps taken.
+    pub fn steps_taken(&self) -> u64 {
+        self.learner.optimizer.steps_taken()
+    }
+
+    /// The diffusion process.
+    pub fn process(&self) -> &DiffusionProcess {
+        &self.process
+    }
+
+    /// The network.
+    pub fn unet(&self) -> &UNet {
+        &self.learner.unet
+    }
+
+    /// The format that the network computes in.
+    pub fn dtype(&self) -> DType {
+        self.learner.params.dtype()
+    }
+
+    /// The weights that pictures are drawn with: the first moving average, or without one the raw weights; in the format
+    /// that the network computes in.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn sampling_params(&self) -> Result<Params, ModelError> {
+        match self.learner.optimizer.averages().first() {
+            Some(average) => average.params.computing_in(self.dtype()),
+            None => Ok(self.learner.params.clone()),
+        }
+    }
+
+    /// Learns from `batch`, the batch of this step: on a GPU by queueing what is to be computed. See
+    /// [`outcomes`](Self::outcomes).
+    ///
+    /// # Errors
+    /// The loss or the gradient is not finite; the weights are then those of the step before.
+    pub fn step(&mut self, batch: Batch) -> Result<(), Error> {
+        // A sampler that learns from the losses must have seen those of the step before.
+        let learns = self.timestep_sampler.history().is_some();
+        self.read(if learns { 0 } else { self.engine.most_pending().saturating_sub(1) })?;
+        let lr = self.lr.at(self.steps_taken());
+        let (inputs, drawn) = self.inputs(batch, lr)?;
+        let number = self.steps_taken();
+        let sent = self.slots.send(inputs).map_err(Error::from);
+        if let Err(error) = sent.and_then(|inputs| self.room.step(&mut self.engine, &mut self.learner, &inputs)) {
+            self.learner.optimizer.uncount_from(number);
+            return Err(error);
+        }
+        self.results.ask()?;
+        // Where nobody sees the phases, the time since the step before tells at least how long one takes.
+        let unseen = Phases { forward: self.last.elapsed(), ..Phases::default() };
+        self.last = Instant::now();
+        self.pending.push_back(Pending { drawn, lr, phases: self.engine.phases().unwrap_or(unseen) });
+        self.read(self.engine.most_pending())
+    }
+
+    /// What the steps did since this was asked last, oldest first; with `all`, also those that a GPU is still computing.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step), found out only now.
+    pub fn outcomes(&mut self, all: bool) -> Result<Vec<StepOutcome>, Error> {
+        if all {
+            self.read(0)?;
+        }
+        Ok(self.finished.drain(..).collect())
+    }
+
+    /// Learns from `batch` part by part; on a GPU, where a step's parts are not seen otherwise, operation by operation, waiting for
+    /// the times of its parts, and if `profiled` shows the step to a profiler. A host that is slower than the GPU makes them longer
+    /// than in a step that is replayed.
+    pub(crate) fn time_step(&mut self, batch: Batch, show: bool) -> Result<Phases, Error> {
+        self.read(0)?;
+        // A recording keeps its memory, and there may be none left for a step beside it.
+        self.give_back_memory()?;
+        self.engine.time_next_run();
+        let device = self.learner.params.buffer().device().clone();
+        if show {
+            profiled(&device, || self.step(batch))?
+        } else {
+            self.step(batch)?
+        }
+        self.read(0)?;
+        Ok(self.finished.back().map(|outcome| outcome.phases).unwrap_or_default())
+    }
+
+    /// Gives back the memory that a GPU's recorded step keeps; the next step records it anew. Whether there was any.
+    ///
+    /// # Errors
+    /// A step queued before has failed.
+    pub fn give_back_memory(&mut self) -> Result<bool, Error> {
+        Ok(self.engine.give_back_memory()?)
+    }
+
+    /// Images computed at once: as configured, or as many as turned out to fit.
+    pub fn images_at_once(&self) -> usize {
+        self.learner.micro_batch
+    }
+
+    /// What happened that a user should know, since this was asked last.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.room.notices)
+    }
+
+    /// What the step that is to come reads of `batch`, and the timesteps it was drawn; counts that step.
+    fn inputs(&mut self, batch: Batch, lr: f64) -> Result<(StepInputs, DrawnTimesteps), Error> {
+        let (step, share, host) = (self.steps_taken(), self.learner.share, Device::Cpu);
+        let shape = batch.shape;
+        let labels = self.labels(step, batch.labels);
+        let drawn = self.timestep_sampler.draw(step, share.first(), shape[0]);
+        let samples = self.loss.constants(&self.process, &drawn.timesteps, &drawn.weights, share.of())?;
+        let timesteps: Vec<f32> = drawn.timesteps.iter().map(|t| t.index() as f32).collect();
+        let inputs = || -> Result<_, ModelError> {
+            Ok(StepInputs {
+                images: Tensor::from_vec(batch.images, &shape, &host)?,
+                samples: SampleConstants::tensor(&samples, &host)?,
+                condition: self.learner.unet.condition(&timesteps, labels.as_deref(), &host)?,
+                place: Tensor::new(&place(step, share.first() as u64), &host)?,
+                settings: Tensor::new(self.learner.optimizer.count_step(lr).words(), &host)?,
+            })
+        };
+        Ok((inputs()?, drawn))
+    }
+
+    /// The labels, some of them dropped where guidance is to be learned.
+    fn labels(&self, step: u64, labels: Option<Vec<u32>>) -> Option<Vec<u32>> {
+        let mut labels = labels?;
+        if let Some(dropout) = self.label_dropout {
+            let philox = Philox::new(self.learner.seed, Purpose::LabelDropout);
+            for (position, label) in (self.learner.share.first()..).zip(&mut labels) {
+                if philox.uniform(step, position as u64) < dropout.probability {
+                    *label = dropout.none;
+                }
+            }
+        }
+        Some(labels)
+    }
+
+    /// Reads the results of the oldest steps until `most` are left, waiting for them. Here alone losses come back: with several
+    /// ranks, those of all of them would come together here, before the timestep sampler learns from them.
+    fn read(&mut self, most: usize) -> Result<(), Error> {
+        while self.results.pending() > most {
+            let Some(results) = self.results.read()? else { break };
+            let Some(step) = self.pending.pop_front() else { break };
+            let outcome = self.outcome(step, &results)?;
+            self.timestep_sampler.observe(&outcome.timesteps, &outcome.unweighted);
+            self.finished.push_back(outcome);
+        }
+        Ok(())
+    }
+
+    /// What a step did.
+    fn outcome(&mut self, step: Pending, results: &[Vec<f64>]) -> Result<StepOutcome, Error> {
+        let Pending { drawn, lr, phases } = step;
+        let (losses, state) = (&results[LOSSES], StepState::from_numbers(&results[STATE])?);
+        let n = drawn.timesteps.len();
+        let column = |at: usize| losses.iter().skip(at).step_by(TOLD).take(n).copied();
+        if let Some(step) = state.diverged {
+            // Neither this one nor any that was queued behind it has changed anything.
+            self.learner.optimizer.uncount_from(step);
+            let what = match column(0).find(|loss| !loss.is_finite()) {
+                Some(loss) => format!("the loss is {loss}"),
+                None => ModelError::NotFinite { norm: state.norm }.to_string(),
+            };
+            return Err(Error::Diverged { step, what });
+        }
+        let vlb = self.loss.has_bound().then(|| column(2).collect());
+        let losses = SampleLosses { per_sample: column(0).collect(), mse: column(1).collect(), vlb };
+        let mut outcome = StepOutcome::new(lr, n);
+        outcome.take_in(drawn, losses, self.process.schedule().len());
+        (outcome.grad_norm, outcome.phases) = (state.norm, phases);
+        Ok(outcome)
+    }
+}
+
+/// What the steps of `plan` compute with.
+fn learner(
+    plan: &TrainPlan,
+    device: &Device,
+    unet: UNet,
+    params: &Params,
+    optimizer: Optimizer,
+) -> Result<Learner, Error> {
+    let config = plan.config();
+    let params = params.computing_in(set_arithmetic(&config.train, device)?)?;
+    let share = plan.share();
+    let state = match params.dtype() {
+        DType::F16 => StepState::scaled(FIRST_LOSS_SCALE),
+        _ => StepState::unscaled(),
+    };
+    Ok(Learner {
+        gradients: Gradients::new(unet.layout(), device)?,
+        judged: JudgedStep::new(device, &state)?,
+        losses: Tensor::zeros((share.count(), TOLD), DType::F64, device).map_err(ModelError::from)?,
+        noise: Philox::new(config.run.seed, Purpose::Noise),
+        seed: config.run.seed,
+        share,
+        micro_batch: plan.micro_batch().map_or(config.train.batch_size, usize::from),
+        checkpointing: config.train.gradient_checkpointing,
+        unet,
+        params,
+        optimizer,
+    })
+}
+
+/// Inputs as every step of `plan` has them, but for their numbers.
+fn any_inputs(plan: &TrainPlan, learner: &Learner) -> Result<StepInputs, ModelError> {
+    let (n, data, host) = (learner.share.count(), &plan.config().data, Device::Cpu);
+    let labels = plan.classes().map(|_| vec![0; n]);
+    let settings = StepSettings::len(learner.optimizer.averages().len());
+    Ok(StepInputs {
+        images: Tensor::zeros((n, data.image_size, data.image_size, data.channels), DType::U8, &host)?,
+        samples: Tensor::zeros((n, SampleConstants::WORDS), DType::F64, &host)?,
+        condition: learner.unet.condition(&vec![0.0; n], labels.as_deref(), &host)?,
+        place: Tensor::new(&place(0, 0), &host)?,
+        settings: Tensor::zeros(settings, DType::F64, &host)?,
+    })
+}
+
+pub(super) fn adamw_config(plan: &TrainPlan) -> AdamWConfig {
+    let train = &plan.config().train;
+    AdamWConfig {
+        betas: train.betas,
+        eps: train.eps,
+        weight_decay: train.weight_decay,
+        clip_grad_norm: train.clip_grad_norm,
+        ema_decays: train.ema_decays.clone(),
+    }
+}
+
+/// Refuses a network of which the machine, or the GPU, cannot even hold weights, gradient, moments and averages: a machine's
+/// kernel would hand out the memory all the same, and end some process when it is used.
+fn require_room(parameters: usize, averages: usize, device: &Device) -> Result<(), Error> {
+    let needed = (parameters as u64).saturating_mul(size_of::<f32>() as u64 * (4 + averages as u64));
+    match memory::room_on(device)? {
+        Some(room) if needed > room => {
+            let (needed, room) = (format_bytes(needed), format_bytes(room));
+            let whose = if device.is_cpu() { "memory" } else { "the GPU's memory" };
+            Err(Error::NetworkTooLarge { parameters, needed, whose, room })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
