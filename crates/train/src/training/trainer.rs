@@ -1,7 +1,7 @@
 //! A training between its steps: what a step is to read, and what became of it.
 //!
-//! The [step](super::step) itself runs where the network computes, now or later ([`crate::engine`]); here its timesteps and labels
-//! are drawn before, and its losses taken in after. Nothing but a full memory or a failure ever waits for a GPU.
+//! The step itself (`step`) runs where the network computes, now or later (`engine`); here its timesteps and labels are drawn
+//! before, and its losses taken in after. Nothing but a full memory or a failure ever waits for a GPU.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -197,7 +197,7 @@ impl Trainer {
     }
 
     /// Learns from `batch` part by part; on a GPU, where a step's parts are not seen otherwise, operation by operation, waiting for
-    /// the times of its parts, and if `profiled` shows the step to a profiler. A host that is slower than the GPU makes them longer
+    /// the times of its parts, and if `show` lets a profiler see the step. A host that is slower than the GPU makes them longer
     /// than in a step that is replayed.
     pub(crate) fn time_step(&mut self, batch: Batch, show: bool) -> Result<Phases, Error> {
         self.read(0)?;
