@@ -128,35 +128,20 @@ impl DiffusionProcess {
     }
 
     /// mu~_t(x_t, x_0), the mean of q(x_{t-1} | x_t, x_0), eq. 7.
-    pub(crate) fn q_posterior_mean(
-        &self,
-        x_start: &Tensor,
-        x_t: &Tensor,
-        t: &[Timestep],
-    ) -> Result<Tensor, DiffusionError> {
+    pub fn q_posterior_mean(&self, x_start: &Tensor, x_t: &Tensor, t: &[Timestep]) -> Result<Tensor, DiffusionError> {
         let (coef1, coef2) = (self.schedule.posterior_mean_coef1(), self.schedule.posterior_mean_coef2());
         self.combine("q_posterior_mean", (x_start, |t| coef1[t]), (x_t, |t| coef2[t]), t)
     }
 
     /// The x_0 that the network's output stands for; not clamped. `[N, H, W, C]`, whatever the output's channels.
-    pub(crate) fn predict_x_start(
-        &self,
-        output: &Tensor,
-        x_t: &Tensor,
-        t: &[Timestep],
-    ) -> Result<Tensor, DiffusionError> {
+    pub fn predict_x_start(&self, output: &Tensor, x_t: &Tensor, t: &[Timestep]) -> Result<Tensor, DiffusionError> {
         let prediction = self.prediction(output, x_t.dims())?;
         let of = |t| self.x_start_in_prediction(t);
         self.combine("predict_x_start", (x_t, |t| of(t).x_t), (&prediction, |t| of(t).prediction), t)
     }
 
     /// The eps that the network's output stands for. `[N, H, W, C]`, whatever the output's channels.
-    pub(crate) fn predict_noise(
-        &self,
-        output: &Tensor,
-        x_t: &Tensor,
-        t: &[Timestep],
-    ) -> Result<Tensor, DiffusionError> {
+    pub fn predict_noise(&self, output: &Tensor, x_t: &Tensor, t: &[Timestep]) -> Result<Tensor, DiffusionError> {
         let prediction = self.prediction(output, x_t.dims())?;
         let of = |t| self.noise_in_prediction(t);
         self.combine("predict_noise", (x_t, |t| of(t).x_t), (&prediction, |t| of(t).prediction), t)
@@ -165,7 +150,7 @@ impl DiffusionProcess {
     /// log of the variance of p(x_{t-1} | x_t): `[N, 1, 1, 1]` where it is fixed, `[N, H, W, C]` where the output's
     /// second C channels say where between its bounds it lies (Nichol & Dhariwal 2021, eq. 15). `image_dims` are
     /// those of x_t.
-    pub(crate) fn model_log_variance(
+    pub fn model_log_variance(
         &self,
         output: &Tensor,
         image_dims: &[usize],
