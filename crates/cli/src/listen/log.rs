@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ddpm_run::RunError;
 use ddpm_run::jsonl::{JsonLines, Level, LogRecord};
-use ddpm_train::training::telling::{PROGRESS, RUN};
+use ddpm_train::training::events::{PROGRESS, RUN};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tracing::span::{Attributes, Id, Record};

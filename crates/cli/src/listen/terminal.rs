@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ddpm_train::training::telling::{FAILURE, PROGRESS, RUN};
+use ddpm_train::training::events::{FAILURE, PROGRESS, RUN};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;

@@ -1,5 +1,5 @@
 //! What a run writes of itself: metrics for programs, pictures for people, events for TensorBoard. What it says goes
-//! elsewhere, as `tracing` events: [`telling`](crate::training::telling).
+//! elsewhere, as `tracing` events: [`events`](crate::training::events).
 //!
 //! [`Reporter`] is what the loop talks to; it never fails a run, because metrics that cannot be written are no reason to
 //! stop training: the trouble is said once, and lines not yet written are tried again.

@@ -11,10 +11,11 @@
 //! | [`window`] | the means between two logged steps |
 //! | `upload` | pushes to the hub, beside the loop |
 //! | [`stop`] | when to stop before the end |
-//! | [`telling`] | the names of what a run tells, and the phases of a step |
+//! | [`events`] | the names of spans and targets |
 
 pub(crate) mod context;
 mod engines;
+pub mod events;
 pub mod gpu_memory;
 mod loss_scale;
 mod observe;
@@ -25,7 +26,6 @@ pub mod run;
 pub mod state;
 mod step;
 pub mod stop;
-pub mod telling;
 pub mod trainer;
 mod upload;
 pub mod window;

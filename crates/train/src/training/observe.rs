@@ -11,10 +11,10 @@ use tracing::Span;
 
 use super::context::{RunContext, picture_request, sampler_config};
 use super::engines::Engines;
+use super::events::PROGRESS;
 use super::outcome::StepOutcome;
 use super::state::Position;
 use super::stop::{StopReason, StopWatch};
-use super::telling::PROGRESS;
 use super::trainer::Trainer;
 use super::upload::Uploader;
 use super::window::Window;

@@ -11,11 +11,11 @@ use ddpm_run::{Phase, RunDir, StartFacts};
 use tracing::Span;
 
 use super::context::{RunContext, device_name, loader_config};
+use super::events::{FAILURE, PROGRESS, RUN};
 use super::gpu_memory::GpuEstimate;
 use super::observe::{End, Observers};
 use super::resume::{Resume, choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
 use super::stop::{Requests, StopReason, StopWatch};
-use super::telling::{FAILURE, PROGRESS, RUN};
 use super::trainer::Trainer;
 use crate::config::TrainPlan;
 use crate::error::{Error, Kind};
@@ -184,7 +184,7 @@ fn open_reporter(context: &RunContext<'_>, first: u64) -> Result<Reporter, Error
     Ok(Reporter::open(context.run_dir, options)?)
 }
 
-/// See [`telling`](super::telling).
+/// See [`events`](super::events).
 fn span_of_run(run_dir: &RunDir, first: u64, total: u64) -> Span {
     let (dir, log) = (run_dir.paths().root().display(), run_dir.paths().log());
     tracing::info_span!(target: PROGRESS, RUN, %dir, log = %log.display(), rank = 0_u64, first, total, step = first)

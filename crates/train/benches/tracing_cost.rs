@@ -2,9 +2,9 @@
 //! `log.jsonl`, which take no spans of phases).
 //!
 //! ```sh
-//! cargo bench -p ddpm-train --bench telling
+//! cargo bench -p ddpm-train --bench tracing_cost
 //! ```
-//! The spans are those of a step of the loop with one micro-batch (`training/telling.rs`): too short to be seen in the time of
+//! The spans are those of a step of the loop with one micro-batch (`training/events.rs`): too short to be seen in the time of
 //! steps, so they are timed by themselves, very often, and set against a step of the quick start.
 
 use std::error::Error;
@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use ddpm_train::config::{Resolved, TrainPlan};
 use ddpm_train::measuring::step::measure_step;
-use ddpm_train::training::telling::RUN;
+use ddpm_train::training::events::RUN;
 use tracing::{Span, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{who}: {least:.0} to {most:.0} ns for the spans of a step, at most {share:.6} % of it");
     };
     tell("nobody listens", spans_of_steps());
-    let ours = |level| Targets::new().with_target("ddpm", level).with_target("telling", level);
+    let ours = |level| Targets::new().with_target("ddpm", level).with_target("tracing_cost", level);
     let listening =
         registry().with(Silent.with_filter(ours(LevelFilter::INFO))).with(Silent.with_filter(ours(LevelFilter::DEBUG)));
     tell("stderr and a log listen", tracing::subscriber::with_default(listening, spans_of_steps));
