@@ -5,7 +5,7 @@
 //! | [`RUN`] | info | everything, while the run's directory is held | `dir`, `log` (the path of `log.jsonl`), `rank`, `first` (steps done before), `total` (the last step), `step` (steps done; recorded after each) |
 //! | `step` | trace | one optimizer step | `step` |
 //! | `data` | trace | the wait for a batch | |
-//! | `forward`, `backward`, `optimizer` | trace | the phases of a step: [`Phase`] | |
+//! | `forward`, `backward`, `optimizer` | trace | the phases of a step: `Phase` | |
 //! | `snapshot`, `save` | debug | copying a checkpoint's content; writing it, on its thread | `step` |
 //! | `sample` | debug | a picture | `step` |
 //! | `upload` | debug | a push to the hub, on its thread | `repo` |
