@@ -62,7 +62,9 @@ impl Shown {
             Some(Ok(targets)) if verbosity == 0 => (targets, None),
             Some(Ok(targets)) => (targets.with_target(OURS, level), None),
             None => (Targets::new().with_target(OURS, level), None),
-            Some(Err(error)) => (Targets::new().with_target(OURS, level), Some(format!("{VARIABLE}: {error}"))),
+            Some(Err(error)) => {
+                (Targets::new().with_target(OURS, level), Some(format!("{VARIABLE} is not understood ({error})")))
+            }
         };
         Self { targets, complaint }
     }
@@ -118,7 +120,7 @@ pub(crate) fn listen(screen: &Arc<Screen>, shown: Shown, trace: &Trace) {
     // Fails only where somebody listens already, as in a test that runs beside others.
     let _ = tracing::subscriber::set_global_default(registry().with(layers));
     if let Some(complaint) = shown.complaint {
-        tracing::warn!("{complaint}; it is left aside");
+        tracing::warn!("{complaint}: it is left aside");
     }
 }
 

@@ -5,7 +5,7 @@
 //! | [`RUN`] | info | everything, while the run's directory is held | `dir`, `log` (the path of `log.jsonl`), `rank`, `first` (steps done before), `total` (the last step), `step` (steps done; recorded after each) |
 //! | `step` | trace | one optimizer step | `step` |
 //! | `data` | trace | the wait for a batch | |
-//! | `forward`, `backward`, `optimizer` | trace | on a CPU the phases of a step, by the engine's clock | |
+//! | `forward`, `backward`, `optimizer` | trace | on a CPU the phases of a step, by the clock of the engine | |
 //! | `queue`, `replay` | trace | on a GPU: work that is queued operation by operation; a recording that is replayed | |
 //! | `snapshot`, `save` | debug | copying a checkpoint's content; writing it, on its thread | `step` |
 //! | `sample` | debug | a picture | `step` |
