@@ -88,7 +88,6 @@ impl Params {
     }
 
     /// The copy in that format, as one vector, where it is not f32.
-    #[cfg(feature = "cuda")]
     pub(crate) fn compute_copy(&self) -> Option<&Tensor> {
         self.copy.as_ref().map(|copy| &copy.flat)
     }

@@ -154,9 +154,7 @@ impl Engine {
         self.phases = None;
         match &mut self.way {
             Way::Now => self.run_as_it_is(work),
-            Way::Recorded(recorded) => {
-                tracing::trace_span!("replay").in_scope(|| recorded.replay(|| work(&mut Clock::stopped())))
-            }
+            Way::Recorded(recorded) => recorded.replay(|| work(&mut Clock::stopped())),
         }
     }
 

@@ -6,7 +6,7 @@
 //! | `step` | trace | one optimizer step | `step` |
 //! | `data` | trace | the wait for a batch | |
 //! | `forward`, `backward`, `optimizer` | trace | on a CPU the phases of a step, by the clock of the engine | |
-//! | `queue`, `replay` | trace | on a GPU: work that is queued operation by operation; a recording that is replayed | |
+//! | `queue`, `record`, `replay` | trace | on a GPU: work that is queued operation by operation, recorded, replayed | |
 //! | `snapshot`, `save` | debug | copying a checkpoint's content; writing it, on its thread | `step` |
 //! | `sample` | debug | a picture | `step` |
 //! | `upload` | debug | a push to the hub, on its thread | `repo` |

@@ -206,9 +206,9 @@ impl Trainer {
         self.engine.time_next_run();
         let device = self.learner.params.buffer().device().clone();
         if show {
-            profiled(&device, || self.step(batch))?
+            profiled(&device, || self.step(batch))?;
         } else {
-            self.step(batch)?
+            self.step(batch)?;
         }
         self.read(0)?;
         Ok(self.finished.back().map(|outcome| outcome.phases).unwrap_or_default())
