@@ -33,7 +33,7 @@ pub(crate) fn untrained_files(params: &Params, ema_decays: &[f64]) -> Result<Vec
 /// The configuration a checkpoint was made under.
 ///
 /// # Errors
-/// It holds none that this version understands.
+/// It holds no configuration that this version understands.
 pub fn checkpoint_config(checkpoint: &Checkpoint) -> Result<TrainConfig, Error> {
     let value = checkpoint.state.extra.get(CONFIG).cloned().unwrap_or(Value::Null);
     serde_json::from_value(value).map_err(|error| does_not_fit(checkpoint, "state.json (config)", error))

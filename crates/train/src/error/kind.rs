@@ -52,7 +52,7 @@ impl Error {
         }
     }
 
-    /// Whether less at once may succeed.
+    /// Whether computing less at once may succeed.
     pub fn is_full_memory(&self) -> bool {
         self.kind() == Kind::Memory
     }

@@ -1,7 +1,7 @@
 //! When to stop before the end: a signal, or a time limit.
 //!
-//! A signal is a flag here: the caller sets it, from a handler of its own. The loop then finishes its step, saves and ends, or
-//! saves and goes on.
+//! Here a signal is a flag, which the caller sets from its own handler. The loop then finishes its step, saves and ends, or
+//! saves and continues.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,16 +25,16 @@ impl std::fmt::Display for StopReason {
     }
 }
 
-/// What a run is asked for from outside, at any time.
+/// Requests to a run, which may come at any time.
 #[derive(Clone, Debug, Default)]
 pub struct Requests {
-    /// To finish its step, save and end.
+    /// Finish the step, save and end.
     pub stop: Arc<AtomicBool>,
-    /// To save after its step, and go on; taken back when it has.
+    /// Save after the step and continue; cleared when that is done.
     pub save: Arc<AtomicBool>,
 }
 
-/// Watches for both.
+/// Watches for requests and for the time limit.
 #[derive(Debug)]
 pub struct StopWatch {
     requests: Requests,
@@ -49,12 +49,12 @@ impl StopWatch {
         Self { requests, started, limit }
     }
 
-    /// Whether a save was asked for since this was asked last.
+    /// Whether a save was requested since the last call.
     pub fn takes_save_request(&self) -> bool {
         self.requests.save.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether there is no time left for anything but saving.
+    /// Whether only the time for saving is left.
     pub fn is_over(&self) -> bool {
         self.reason(Duration::ZERO).is_some()
     }
