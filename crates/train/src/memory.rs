@@ -9,7 +9,7 @@ use ddpm_run::memory::{peak_resident, total};
 ///
 /// # Errors
 /// The GPU does not answer.
-pub fn peak_on(device: &Device) -> Result<Option<u64>, KernelError> {
+pub(crate) fn peak_on(device: &Device) -> Result<Option<u64>, KernelError> {
     if device.is_cpu() { Ok(peak_resident()) } else { Ok(Some(Gpu::of(device)?.peak_memory()?)) }
 }
 
@@ -17,6 +17,6 @@ pub fn peak_on(device: &Device) -> Result<Option<u64>, KernelError> {
 ///
 /// # Errors
 /// The GPU does not answer.
-pub fn room_on(device: &Device) -> Result<Option<u64>, KernelError> {
+pub(crate) fn room_on(device: &Device) -> Result<Option<u64>, KernelError> {
     if device.is_cpu() { Ok(total()) } else { Ok(Some(Gpu::of(device)?.memory()?.free)) }
 }

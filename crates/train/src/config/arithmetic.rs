@@ -10,7 +10,7 @@ use super::types::{OptimConfig, Precision};
 ///
 /// # Errors
 /// The GPU cannot be used.
-pub fn set_arithmetic(train: &OptimConfig, device: &Device) -> Result<DType, KernelError> {
+pub(crate) fn set_arithmetic(train: &OptimConfig, device: &Device) -> Result<DType, KernelError> {
     if !device.is_cpu() {
         let gpu = Gpu::of(device)?;
         gpu.set_deterministic(train.deterministic);

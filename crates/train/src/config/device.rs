@@ -46,7 +46,7 @@ impl fmt::Display for DeviceChoice {
 
 impl DeviceChoice {
     /// Whether this means the CPU.
-    pub fn is_cpu(self) -> bool {
+    pub(crate) fn is_cpu(self) -> bool {
         match self {
             Self::Auto => !cuda::is_there(),
             Self::Cpu => true,

@@ -114,7 +114,7 @@ impl Resolved {
     }
 
     /// A configuration that was built, not read, and is to be written to `path`.
-    pub fn from_config(path: &Path, config: TrainConfig) -> Self {
+    pub(crate) fn from_config(path: &Path, config: TrainConfig) -> Self {
         Self { config, path: path.to_owned(), origins: BTreeMap::new() }
     }
 

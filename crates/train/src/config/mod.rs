@@ -22,7 +22,7 @@ mod toml_source;
 pub mod types;
 mod write;
 
-pub use arithmetic::set_arithmetic;
+pub(crate) use arithmetic::set_arithmetic;
 pub use device::{DeviceChoice, DeviceError};
 pub use error::{ConfigError, Origin};
 pub use identity::{Change, config_hash, diff};

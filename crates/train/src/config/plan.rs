@@ -24,7 +24,7 @@ pub struct Cadence(u64);
 
 impl Cadence {
     /// `every = 0`.
-    pub const NEVER: Self = Self(0);
+    pub(crate) const NEVER: Self = Self(0);
 
     /// Every `every` steps; 0: never.
     pub fn new(every: u64) -> Self {

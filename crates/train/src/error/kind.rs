@@ -53,7 +53,7 @@ impl Error {
     }
 
     /// Whether computing less at once may succeed.
-    pub fn is_full_memory(&self) -> bool {
+    pub(crate) fn is_full_memory(&self) -> bool {
         self.kind() == Kind::Memory
     }
 }

@@ -51,7 +51,7 @@ pub struct Folder {
 
 impl Folder {
     /// Whether `path` looks like such a folder.
-    pub fn is_one(path: &Path) -> bool {
+    pub(crate) fn is_one(path: &Path) -> bool {
         path.join(INDEX_FILE).is_file() || path.join(UNET_DIR).is_dir() || path.join(UNET_CONFIG).is_file()
     }
 

@@ -11,11 +11,11 @@ use embedded_graphics::text::Text;
 use image::{Rgb, RgbImage};
 
 /// Inner size of a panel, in pixels.
-pub const PANEL: [u32; 2] = [300, 220];
+pub(crate) const PANEL: [u32; 2] = [300, 220];
 /// Room left of a panel for its numbers, in pixels.
 pub const MARGIN: i32 = 58;
 /// Top of the first row of panels, in pixels: below their titles.
-pub const PANEL_TOP: i32 = 60;
+pub(crate) const PANEL_TOP: i32 = 60;
 
 const INK: Rgb888 = Rgb888::new(40, 40, 40);
 const FRAME: Rgb888 = Rgb888::new(190, 190, 190);

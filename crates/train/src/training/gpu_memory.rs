@@ -91,7 +91,7 @@ impl<'a> GpuEstimate<'a> {
     }
 
     /// The largest power of two of images at once that stays within `bytes`.
-    pub fn images_within(&self, bytes: u64) -> Option<usize> {
+    pub(crate) fn images_within(&self, bytes: u64) -> Option<usize> {
         let fits = |images: &usize| self.of(*images).total_bytes <= bytes;
         let powers =
             (0..usize::BITS).map(|power| 1 << power).take_while(|&images| images <= self.config.train.batch_size);

@@ -36,7 +36,7 @@ pub struct Requests {
 
 /// Watches for requests and for the time limit.
 #[derive(Debug)]
-pub struct StopWatch {
+pub(crate) struct StopWatch {
     requests: Requests,
     started: Instant,
     limit: Option<Duration>,
@@ -44,24 +44,24 @@ pub struct StopWatch {
 
 impl StopWatch {
     /// Starts watching; `max_hours` counts from `started`.
-    pub fn new(started: Instant, max_hours: Option<f64>, requests: Requests) -> Self {
+    pub(crate) fn new(started: Instant, max_hours: Option<f64>, requests: Requests) -> Self {
         let limit = max_hours.and_then(|hours| Duration::try_from_secs_f64(hours * 3600.0).ok());
         Self { requests, started, limit }
     }
 
     /// Whether a save was requested since the last call.
-    pub fn takes_save_request(&self) -> bool {
+    pub(crate) fn takes_save_request(&self) -> bool {
         self.requests.save.swap(false, Ordering::Relaxed)
     }
 
     /// Whether only the time for saving is left.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.reason(Duration::ZERO).is_some()
     }
 
     /// Whether to stop now; `ending` is how long another step, saving and the last picture may take, which the
     /// time limit includes.
-    pub fn reason(&self, ending: Duration) -> Option<StopReason> {
+    pub(crate) fn reason(&self, ending: Duration) -> Option<StopReason> {
         if self.requests.stop.load(Ordering::Relaxed) {
             return Some(StopReason::Signal);
         }

@@ -217,7 +217,7 @@ impl Trainer {
     ///
     /// # Errors
     /// A step queued before has failed.
-    pub fn give_back_memory(&mut self) -> Result<bool, Error> {
+    pub(crate) fn give_back_memory(&mut self) -> Result<bool, Error> {
         Ok(self.engine.give_back_memory()?)
     }
 
