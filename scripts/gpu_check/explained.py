@@ -6,7 +6,7 @@ import re
 HARMLESS = [
     (r"^memory::", r"OUT_OF_MEMORY|out of memory",
      "the test takes nearly the last byte, and a driver hands out memory in pieces of 2 MiB"),
-    (r"^memory::", r"peak \d+, foretold \d+",
+    (r"^memory::", r"peak \d+, estimated \d+",
      "10 % are the emulator's; a driver's pieces and cuDNN's own scratch space come on top on a card"),
     (r"^memory::gpu_a_chosen_micro_batch", r"micro_batch = \d+",
      "how much scratch space cuDNN takes is known only on a card, and with it which number fits"),

@@ -1,4 +1,4 @@
-//! The binary under test: built by the first test that asks, under the profile of the tests.
+//! The binary under test: built by the first test that needs it, with the profile of the tests.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,8 +11,8 @@ pub fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// The binary `ddpm`. Cargo has no way to depend on another package's binary, so it is asked to build it here; when
-/// nothing has changed, that takes a fraction of a second. `DDPM_TEST_BINARY` names another one, such as one to be shipped.
+/// The binary `ddpm`. Cargo has no way to depend on another package's binary, so it is asked to build it here; when nothing has
+/// changed, that takes a fraction of a second. `DDPM_TEST_BINARY` names another binary, such as one to be shipped.
 pub fn ddpm_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| std::env::var_os("DDPM_TEST_BINARY").map_or_else(build, PathBuf::from))

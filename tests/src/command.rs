@@ -53,7 +53,7 @@ impl Ddpm {
         self
     }
 
-    /// Runs it to its end, however that is.
+    /// Runs it to its end, with any exit code.
     #[track_caller]
     pub fn run(&self) -> Finished {
         self.spawn().wait(LIMIT)
@@ -75,18 +75,19 @@ impl Ddpm {
     /// more with `--json` and expects the same failure as a document on stdout.
     #[track_caller]
     pub fn fails_with(&self, code: i32) -> Finished {
-        let told = self.run().has_code(code).stderr_has("error: ");
-        told.expect(told.stdout.is_empty(), "nothing on stdout");
+        let failed = self.run().has_code(code).stderr_has("error: ");
+        failed.expect(failed.stdout.is_empty(), "nothing on stdout");
         let written = self.clone().arg("--json").run().has_code(code);
         let error = &written.json()["error"];
         written.expect(error["code"] == code, "error.code is the exit code");
         let text = |part: &str| error[part].as_str().unwrap_or_default().lines().next().unwrap_or_default();
         written.expect(!text("message").is_empty(), "error.message");
-        told.expect(told.stderr.contains(text("message")), &format!("error.message on stderr: {}", text("message")));
+        failed
+            .expect(failed.stderr.contains(text("message")), &format!("error.message on stderr: {}", text("message")));
         let advises = !text("hint").is_empty() || text("message").contains("expected");
         written.expect(advises, "a message that says what was expected, or a hint that says what to do");
         written.expect(error["causes"].is_array(), "error.causes");
-        told
+        failed
     }
 
     /// Starts it.
@@ -94,7 +95,7 @@ impl Ddpm {
     pub fn spawn(&self) -> Running {
         let mut command = Command::new(ddpm_binary());
         command.args(&self.args).current_dir(&self.dir);
-        // Nothing of the environment may change a result.
+        // The environment must not change a result.
         command
             .env_clear()
             .envs(["PATH", "TMPDIR"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
@@ -118,7 +119,7 @@ impl fmt::Display for Ddpm {
 /// A command that has ended. Each expectation that is not met fails the test and prints all of this.
 #[derive(Clone, Debug)]
 pub struct Finished {
-    /// As one would type it.
+    /// The command line as typed.
     pub command: String,
     /// Where it ran.
     pub dir: PathBuf,
@@ -143,7 +144,7 @@ impl Finished {
         );
     }
 
-    /// The exit code; whatever it is, a panic is a bug.
+    /// Expects this exit code; with any code, a panic is a bug.
     #[track_caller]
     #[must_use]
     pub fn has_code(self, code: i32) -> Self {
@@ -154,28 +155,28 @@ impl Finished {
         self
     }
 
-    /// Text that stderr holds.
+    /// Expects this text on stderr.
     #[track_caller]
     pub fn stderr_has(self, text: &str) -> Self {
         self.expect(self.stderr.contains(text), &format!("`{text}` on stderr"));
         self
     }
 
-    /// Text that stderr does not hold.
+    /// Expects that this text is not on stderr.
     #[track_caller]
     pub fn stderr_lacks(self, text: &str) -> Self {
         self.expect(!self.stderr.contains(text), &format!("no `{text}` on stderr"));
         self
     }
 
-    /// Text that stdout holds.
+    /// Expects this text on stdout.
     #[track_caller]
     pub fn stdout_has(self, text: &str) -> Self {
         self.expect(self.stdout.contains(text), &format!("`{text}` on stdout"));
         self
     }
 
-    /// The run went on from this step.
+    /// Expects that the run resumed from this step.
     #[track_caller]
     pub fn resumes_at(self, step: u64) -> Self {
         self.stderr_has("going on from ").stderr_has(&format!("(step {step}) to step"))

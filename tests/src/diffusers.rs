@@ -1,5 +1,5 @@
-//! A model as diffusers publishes it (`tests/fixtures/diffusers`, made by `scripts/make-exchange-fixture.py`), and what is
-//! done to it and to exports.
+//! A model as diffusers publishes it (`tests/fixtures/diffusers`, made by `scripts/make-exchange-fixture.py`), and helpers for
+//! it and for exports.
 
 use std::fs;
 

@@ -54,8 +54,8 @@ pub fn read_safetensors(bytes: &[u8]) -> HashMap<String, (Vec<usize>, Vec<f32>)>
     floats.map(|(name, view)| (name.to_owned(), (view.shape().to_vec(), values(view.data())))).collect()
 }
 
-/// Makes the manifest of a checkpoint true again after a file in it was changed, as a program that writes checkpoints
-/// wrongly would: the damage is then one that no hash tells.
+/// Makes the manifest of a checkpoint valid again after a file in it was changed, as a program that writes wrong checkpoints
+/// would: no hash detects the damage then.
 pub fn reseal(checkpoint: &Path) {
     let path = checkpoint.join("MANIFEST.json");
     let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();

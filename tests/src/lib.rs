@@ -13,13 +13,13 @@
 //! | --- | --- |
 //! | `binary` | builds the binary once per test process |
 //! | `place` | the fresh directory and what is in it |
-//! | `command` | one command, and the expectations of how it ends |
+//! | `command` | one command, and expectations about its end |
 //! | `process` | a command while it runs: signals, kills, time limits |
 //! | `diffusers` | a model as diffusers publishes it |
 //! | `fixtures` | images, tensors and forged checkpoints |
 //! | `hub` | a Hugging Face hub on this machine, and its failures |
 
-// A test that cannot read its own files has nothing better to do than to panic.
+// A test that cannot read its own files can only panic.
 #![allow(clippy::unwrap_used)]
 
 mod binary;

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::binary::repository;
 use crate::command::Ddpm;
 
-/// A network and a run as small as they get: a step takes some 10 ms and has everything in it.
+/// The smallest useful network and run: a step takes some 10 ms and contains everything.
 pub const TINY: &str = r#"
 [run]
 name = "tiny"
@@ -164,7 +164,7 @@ impl Place {
         self.names("runs/tiny/checkpoints")
     }
 
-    /// Every file below a folder with its bytes, except `LOCK`, which tells who came last.
+    /// Every file below a folder with its bytes, except `LOCK`, which names the last process.
     #[track_caller]
     pub fn files(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
         let mut files = BTreeMap::new();
@@ -179,8 +179,8 @@ impl Place {
         files
     }
 
-    /// The lines of `runs/tiny/metrics.jsonl` without `timing`, which no two runs share. Numbers are written as the
-    /// shortest text that reads back to the same bits, so equal lines mean equal bits.
+    /// The lines of `runs/tiny/metrics.jsonl` without `timing`, which differs in every run. Numbers are written as the shortest
+    /// text that reads back to the same bits, so equal lines mean equal bits.
     #[track_caller]
     pub fn metrics(&self) -> Vec<String> {
         let without_timing = |line: &str| {
@@ -192,8 +192,8 @@ impl Place {
     }
 }
 
-/// Asserts that the runs in two places came to the same: checkpoints (weights, averages, moments, state), pictures and
-/// metrics, to the bit.
+/// Asserts that the runs in two places have equal results to the bit: checkpoints (weights, averages, moments, state), pictures
+/// and metrics.
 #[track_caller]
 pub fn assert_same_run(a: &Place, b: &Place) {
     assert_eq!(a.metrics(), b.metrics());

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use crate::command::Finished;
 
-/// How often something is looked at that may have happened.
+/// The interval between two checks of a condition.
 const POLL: Duration = Duration::from_micros(200);
 
-/// See the module. Dropped, it is killed.
+/// See the module. It is killed when dropped.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -122,7 +122,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It has usually ended; there is nobody to tell if not.
+        // It has usually ended; an error cannot be reported here.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -60,7 +60,7 @@ fn a_checkpoint_of_another_model_is_refused_with_what_differs() {
     let other = wide.path(OLDER);
     let refused = narrow.train().arg("--run-dir").arg("runs/new").arg("--resume").arg(other.clone()).fails_with(2);
     refused.stderr_has("model.block_out_channels: [32, 32] in the checkpoint, [16, 16] now");
-    // The state says this model and the tensors are of that one: whoever mixed them resealed the manifest.
+    // The state describes one model and the tensors belong to another: the manifest was resealed after they were mixed.
     for file in ["model.safetensors", "ema-0.9.safetensors", "ema-0.99.safetensors", "optimizer.safetensors"] {
         std::fs::copy(other.join(file), narrow.path(NEWEST).join(file)).unwrap();
     }

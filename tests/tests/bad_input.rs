@@ -1,5 +1,5 @@
-//! Whatever is wrong with what `ddpm` is given: the right exit code, a message that says what to do, as text and as JSON
-//! (`fails_with` asks for both), and nothing lost that was written before.
+//! Every kind of bad input to `ddpm` gives the right exit code and a message that says what to do, as text and as JSON
+//! (`fails_with` checks both), and destroys nothing that was written before.
 #![allow(clippy::unwrap_used)]
 
 use ddpm_tests::fixtures::{image_folder, png, read_safetensors};
@@ -179,7 +179,7 @@ fn labels_that_do_not_fit_the_model_are_refused() {
 
 #[test]
 fn a_read_only_place_is_refused() {
-    // No user may create anything there, not even root.
+    // No user can create anything there, not even root.
     let run = fresh_run(&[]);
     run.train()
         .arg("--run-dir")

@@ -1,4 +1,4 @@
-//! Every command: its document for machines, its words for people, and what it leaves behind.
+//! Every command: its JSON document, its text, and the files it leaves.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
@@ -274,8 +274,8 @@ fn bench_measures_sampling_reading_and_operations() {
     let data = place.ddpm("bench data tiny.toml --repeat 2").json();
     assert_fields(&data, "images_per_s, bytes_per_s, workers, median_batch_ms");
     // A line for each as soon as it is timed, then all of them.
-    let told = place.ddpm("bench ops tiny.toml --repeat 1 --device cpu --json").succeeds().stdout;
-    let mut lines: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let stdout = place.ddpm("bench ops tiny.toml --repeat 1 --device cpu --json").succeeds().stdout;
+    let mut lines: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let document = lines.pop().unwrap();
     assert_fields(&document, "device, precision, batch_size, ops");
     let ops = document["ops"].as_array().unwrap();
@@ -376,8 +376,8 @@ fn a_reader_that_goes_away_is_no_panic() {
 fn config_check_tells_the_parameters_of_a_model_whose_data_is_missing() {
     let place = fresh_run(&[]);
     let check = place.ddpm("config check tiny.toml --set data.source=nowhere");
-    let told = check.run().has_code(3).stdout_has("a run cannot start with this data").stdout_has("parameters");
-    told.stderr_has("error: data.source = nowhere: no such file or folder").stderr_has("help: ");
+    let checked = check.run().has_code(3).stdout_has("a run cannot start with this data").stdout_has("parameters");
+    checked.stderr_has("error: data.source = nowhere: no such file or folder").stderr_has("help: ");
     let written = check.arg("--json").run().has_code(3);
     written.expect(written.stderr.is_empty(), "the error once, on stdout");
     let document = written.json();

@@ -147,7 +147,7 @@ fn the_first_loss_of_a_fine_tuning_is_that_of_diffusers() {
     let metrics: Value = serde_json::from_str(place.text("runs/mine/metrics.jsonl").lines().next().unwrap()).unwrap();
     let (got, want) = (metrics["loss"].as_f64().unwrap(), expected["loss"].as_f64().unwrap());
     assert!((got / want - 1.0).abs() < 1e-4, "{got}, diffusers {want}");
-    // From then on it is a run as any other: what it was trained with is settled.
+    // From then on it is a run like any other: its training data is fixed.
     train(2).succeeds().resumes_at(1);
     train(3).set("train.lr=1e-3").fails_with(2).stderr_has("the configuration has changed").stderr_has("train.lr");
     place.ddpm("export runs/mine --to tuned --samples 0").succeeds();

@@ -1,4 +1,4 @@
-//! Folders that are no model of ours, and places that are taken: refused by name, with nothing left behind.
+//! Folders that are not a supported model, and places that are taken: refused by name, with nothing left behind.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -55,7 +55,7 @@ fn pickles_are_not_read_and_the_message_says_why() {
 fn a_config_that_this_version_cannot_run_is_refused_by_key_and_value() {
     let unet = "unet/config.json";
     let scheduler = "scheduler/scheduler_config.json";
-    for (file, key, value, told) in [
+    for (file, key, value, message) in [
         (unet, "down_block_types", json!(["SkipDownBlock2D", "DownBlock2D"]), "SkipDownBlock2D"),
         (unet, "time_embedding_type", json!("fourier"), "random Fourier features of the noise level"),
         (unet, "up_block_types", json!(["UpBlock2D", "SkipUpBlock2D"]), "the blocks of score-based models"),
@@ -84,7 +84,7 @@ fn a_config_that_this_version_cannot_run_is_refused_by_key_and_value() {
     ] {
         let place = published();
         change(&place, &format!("theirs/{file}"), key, value);
-        place.ddpm("import theirs --to x").fails_with(6).stderr_has("theirs").stderr_has(told);
+        place.ddpm("import theirs --to x").fails_with(6).stderr_has("theirs").stderr_has(message);
         assert!(!place.exists("x"), "{key}");
     }
 }
@@ -107,11 +107,11 @@ fn keys_that_change_nothing_are_accepted() {
 
 #[test]
 fn weights_that_do_not_fit_are_refused_by_key() {
-    let refused = |edit: &dyn Fn(&mut Vec<NamedTensor>), told: &[&str]| {
+    let refused = |edit: &dyn Fn(&mut Vec<NamedTensor>), messages: &[&str]| {
         let place = published();
         edit_weights(&place, edit);
         let failed = place.ddpm("import theirs --to x").fails_with(6).stderr_has("diffusion_pytorch_model.safetensors");
-        told.iter().fold(failed, |failed, told| failed.stderr_has(told));
+        messages.iter().fold(failed, |failed, message| failed.stderr_has(message));
         assert!(!place.exists("x"));
     };
     refused(&|tensors| tensors.retain(|tensor| tensor.0 != "conv_in.bias"), &["`conv_in.bias` is missing", "[8]"]);
@@ -192,7 +192,7 @@ fn models_that_cannot_be_trained_here_are_refused_at_the_import() {
     assert!(!place.exists("x"));
 }
 
-/// A folder from the hub is somebody else's: of its record nothing is taken that names a device, a place or an address.
+/// A folder from the hub belongs to someone else: nothing of its record that names a device, a place or an address is used.
 #[test]
 fn the_record_of_a_folder_sets_no_device_place_or_address_and_no_impossible_value() {
     let run = trained_run(&["train.steps=2", "sample.every=0"]);

@@ -25,8 +25,8 @@ fn assert_has(output: &str, expected: &[&str]) {
     assert!(!output.contains("panicked"), "{output}");
 }
 
-/// A disk of 2.3 MB holds one checkpoint of 1.5 MB, but not two. Mounting one takes a user namespace; where the system
-/// allows none (some containers), `a_limit_on_file_sizes_is_survived_too` is what is left.
+/// A disk of 2.3 MB holds one checkpoint of 1.5 MB, but not two. Mounting one needs a user namespace; where the system allows
+/// none (some containers), only `a_limit_on_file_sizes_is_survived_too` tests this.
 #[test]
 fn a_full_disk_does_not_end_a_run_and_later_saves_succeed() {
     let namespace = ["unshare", "--user", "--map-root-user", "--mount"];
@@ -60,8 +60,8 @@ fn a_full_disk_does_not_end_a_run_and_later_saves_succeed() {
     assert!(run.read(&format!("roomy/{weights}")) == whole.read(&format!("runs/tiny/{weights}")));
 }
 
-/// What a quota or `ulimit -f` does: single files cannot grow. Works for any user; the signal that comes with it is ignored,
-/// as it is under systemd.
+/// As with a quota or `ulimit -f`, single files cannot grow. This works for any user; the signal that comes with it is ignored,
+/// as under systemd.
 #[test]
 fn a_limit_on_file_sizes_is_survived_too() {
     let run = trained_run(&["train.steps=10"]);

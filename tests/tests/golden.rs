@@ -1,4 +1,4 @@
-//! Recorded losses: what a change to the numbers anywhere between a pixel and a weight shows in.
+//! Recorded losses: they show a change of the numbers anywhere between a pixel and a weight.
 //!
 //! `DDPM_RECORD_GOLDEN=1 cargo test -p ddpm-tests --test golden` records them anew; that belongs to a change that is meant
 //! to change numbers, and to no other.
@@ -9,9 +9,9 @@ use std::fs;
 use ddpm_tests::{Place, fresh_run, repository};
 use serde_json::Value;
 
-/// Processors and thread counts add in another order and round products once or twice: 1e-7 of a sum, of which 50 steps
-/// of training made at most 5e-7 of the loss (baseline, AVX2 and AVX-512; 1, 2 and 7 threads). Small mistakes make much
-/// more: a learning rate 1 % off 2e-2, clipping 1 % off 2e-3, a forgotten weight decay of 0.01 still 9e-4.
+/// Other processors and thread counts add in another order and round products once or twice: 1e-7 of a sum, which 50 steps of
+/// training turned into at most 5e-7 of the loss (baseline, AVX2 and AVX-512; 1, 2 and 7 threads). Small mistakes change it
+/// much more: a learning rate 1 % off 2e-2, clipping 1 % off 2e-3, a forgotten weight decay of 0.01 still 9e-4.
 const TOLERANCE: f64 = 1e-4;
 
 fn grey() -> Place {

@@ -1,11 +1,11 @@
 //! What a user sees when a GPU's memory is full. The program must be built for GPUs and find one, or the emulator:
 //! `DDPM_TEST_BINARY=target/debug/ddpm CUDA_LIB_DIRS=... cargo test -p ddpm-tests --test gpu -- --ignored`
-//! (`scripts/check-cuda` does that). Memory is made scarce by the emulator, so what is about that passes over on a real one.
+//! (`scripts/check-cuda` does that). The emulator makes memory scarce, so tests of that are skipped on a real GPU.
 #![allow(clippy::unwrap_used)]
 
 use ddpm_tests::{Ddpm, Place, assert_fields, fresh_run};
 
-/// Bytes of the emulated GPU: scratch space is 32 MiB, the tiny network with all that belongs to it less than one.
+/// Memory of the emulated GPU in bytes: scratch space is 32 MiB, the tiny network with all its state less than one.
 const MEMORY: &str = "GPU_EMULATOR_MEMORY";
 const TOO_LITTLE: &str = "36000000";
 
@@ -60,8 +60,8 @@ fn what_is_turned_off_on_a_gpu_is_told_and_an_unknown_word_is_a_usage_problem() 
         let failed = with(command, "flash,grpah").fails_with(2);
         failed.stderr_has("DDPM_GPU_OFF: found `grpah`, expected any of graph, flash, fuse, bgradb");
         let warning = "warning: DDPM_GPU_OFF=graph,fuse: the GPU computes without these";
-        let told = with(command, "fuse,graph").succeeds().stderr_has(warning);
-        assert_eq!(told.stderr.matches("DDPM_GPU_OFF").count(), 1, "{}", told.stderr);
+        let ended = with(command, "fuse,graph").succeeds().stderr_has(warning);
+        assert_eq!(ended.stderr.matches("DDPM_GPU_OFF").count(), 1, "{}", ended.stderr);
         on_gpu(&place, command).succeeds().stderr_lacks("DDPM_GPU_OFF");
     }
     let doctor = |words: &str| {
@@ -78,6 +78,6 @@ fn what_is_turned_off_on_a_gpu_is_told_and_an_unknown_word_is_a_usage_problem() 
 fn a_cudnn_that_fails_is_told_once_and_ends_no_run() {
     let run = fresh_run(&[]);
     let train = on_gpu(&run, "train tiny.toml --max-steps 2").env("GPU_EMULATOR_CUDNN_FAULT", "heuristics:4000");
-    let told = train.succeeds().stderr_has("warning: cuDNN failed at a convolution").stderr_has("4000");
-    assert_eq!(told.stderr.matches("cuDNN failed").count(), 1, "{}", told.stderr);
+    let ended = train.succeeds().stderr_has("warning: cuDNN failed at a convolution").stderr_has("4000");
+    assert_eq!(ended.stderr.matches("cuDNN failed").count(), 1, "{}", ended.stderr);
 }

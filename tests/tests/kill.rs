@@ -1,4 +1,4 @@
-//! SIGKILL at any instant loses nothing but time: started again until done, the run ends as if it had never stopped.
+//! SIGKILL at any time loses only time: restarted until done, the run ends as if it had never stopped.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -23,15 +23,15 @@ const SETTINGS: [&str; 8] = [
     "train.lr=1e-4",
 ];
 
-/// When to kill. Steps are counted in the metrics, not in time, so that the test asks the same of a fast machine and of
-/// a slow one, and the run cannot end before the last kill.
+/// When to kill. Steps are counted in the metrics, not in time, so that the test is the same on a fast and on a slow machine,
+/// and the run cannot end before the last kill.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
-    /// So long after the start, which may be before the first step.
+    /// After this time from the start, which may be before the first step.
     Starting(Duration),
-    /// So long after so many steps (in threes, as logged).
+    /// After this time from so many steps (in threes, as logged).
     Stepping(usize, Duration),
-    /// So long after a save has begun.
+    /// After this time from the start of a save.
     Saving(Duration),
 }
 
@@ -57,7 +57,7 @@ impl Moment {
                 delay
             }
             Self::Saving(delay) => {
-                // A leftover of an earlier kill goes at the start: only what appears after it is a save.
+                // A leftover of an earlier kill is removed at the start: only a directory that appears later is a save.
                 running.wait_for_stderr("to step 160");
                 running.wait_until(|| is_saving(run));
                 delay
@@ -95,7 +95,7 @@ fn a_run_killed_at_twenty_random_moments_equals_one_that_was_not_to_the_bit() {
     assert!(starts(&run.path("runs/tiny/run.json")) > KILLS as usize / 2);
 }
 
-/// How many starts `run.json` knows of: all that came as far as to record themselves.
+/// How many starts `run.json` lists: all that came far enough to be recorded.
 fn starts(record: &Path) -> usize {
     let record: serde_json::Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
     1 + record["restarts"].as_array().unwrap().len()

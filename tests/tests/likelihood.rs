@@ -1,4 +1,4 @@
-//! Learned variances, importance sampling of t, and bits per dimension, as a user meets them.
+//! Learned variances, importance sampling of t, and bits per dimension, as a user sees them.
 #![allow(clippy::unwrap_used)]
 
 use ddpm_tests::fixtures::{image_folder, png, read_safetensors};

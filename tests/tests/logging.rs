@@ -1,4 +1,4 @@
-//! What a run says while it goes on: on stderr, in `log.jsonl`, and as a trace.
+//! A run's messages: on stderr, in `log.jsonl`, and as a trace.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;

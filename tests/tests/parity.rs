@@ -85,7 +85,7 @@ fn largest<'a>(values: impl IntoIterator<Item = &'a f32>) -> f32 {
     values.into_iter().fold(0.0, |largest, value| largest.max(value.abs()))
 }
 
-/// Queries, keys and values as one layer: the bias of the keys cancels in the softmax, so its own gradient is rounding.
+/// Queries, keys and values as one layer: the bias of the keys cancels in the softmax, so its own gradient is rounding error.
 fn layer(key: &str) -> String {
     ["to_q", "to_k", "to_v"].iter().fold(key.to_owned(), |key, part| key.replace(part, "qkv"))
 }
@@ -95,7 +95,7 @@ fn diffusers_networks_give_diffusers_numbers_through_the_command_line() {
     let place = empty_place();
     let fixtures = fixtures();
     assert!(fixtures.len() >= 25, "some fixtures are gone");
-    // A network of 6 channels in and 3 out is no diffusion model; the library's own test runs it.
+    // A network of 6 channels in and 3 out is no diffusion model; the model crate's own test runs it.
     let channels = |fixture: &Fixture, key: &str| fixture.config[key].as_u64().unwrap();
     let is_model = |fixture: &&Fixture| {
         let (inputs, outputs) = (channels(fixture, "in_channels"), channels(fixture, "out_channels"));

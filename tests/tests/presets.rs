@@ -1,4 +1,4 @@
-//! Every file in `configs/` means what it says, and those whose data is here train.
+//! Every file in `configs/` gives the stated network, and those whose data is shipped train.
 #![allow(clippy::unwrap_used)]
 
 use ddpm_tests::Place;

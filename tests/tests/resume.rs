@@ -1,4 +1,4 @@
-//! The same command goes on, and the result is that of a run that never stopped.
+//! The same command resumes, and the result is that of a run that never stopped.
 #![allow(clippy::unwrap_used)]
 
 use ddpm_tests::fixtures::{image_folder, reseal};
@@ -6,7 +6,7 @@ use ddpm_tests::{Place, assert_same_run, fresh_run, trained_run};
 
 #[test]
 fn a_run_in_two_parts_equals_a_run_in_one_to_the_bit() {
-    // 13 is no multiple of any cadence: half a window of metrics has to survive too.
+    // 13 is no multiple of any cadence: the means since the last logged step must survive too.
     let settings = ["sample.every=10", "checkpoint.keep_every=10"];
     let parts = fresh_run(&settings);
     for steps in [13, 20, 40] {
@@ -136,7 +136,7 @@ fn a_run_directory_may_be_moved_and_its_config_used_again() {
         .resumes_at(10);
 }
 
-/// As a checkpoint looks that an older program wrote: it lacks keys that came later, and so has another hash.
+/// A checkpoint as an older version wrote it: it lacks newer keys, and so has another hash.
 #[test]
 fn a_run_goes_on_under_a_program_that_knows_more_keys() {
     let run = trained_run(&["train.steps=10"]);
@@ -147,7 +147,7 @@ fn a_run_goes_on_under_a_program_that_knows_more_keys() {
     run.write(&format!("{checkpoint}/state.json"), state.to_string());
     reseal(&run.path(checkpoint));
     run.train().set("train.steps=12").succeeds().resumes_at(10);
-    // A key that is there and differs is still refused.
+    // A key that is present and differs is still refused.
     run.train()
         .set("train.steps=14")
         .set("model.mid_block_scale_factor=2")

@@ -1,4 +1,4 @@
-//! Samplers, latents, and what their pictures show.
+//! Samplers, latents, and their pictures.
 #![allow(clippy::unwrap_used)]
 
 use ddpm_tests::fixtures::{image_folder, read_safetensors};

@@ -115,7 +115,7 @@ fn schedule_noises_real_images_and_says_whether_t_is_large_enough() {
     assert_eq!(short.json()["large_enough"], false);
     short.succeeds().stdout_has("T = 50 is not large enough").stdout_has("raise diffusion.num_train_timesteps");
 
-    // Pixels are enough: labels beyond the model's classes do not matter.
+    // Only pixels matter: labels beyond the model's classes are ignored.
     let few = schedule("--data builtin:fashion10k --num 4 --at 5,3,5 --steps 10");
     let few = few.env("DDPM_MODEL__NUM_CLASS_EMBEDS", "3").json();
     let timesteps: Vec<_> = few["noised"].as_array().unwrap().iter().map(|row| row["t"].as_u64().unwrap()).collect();

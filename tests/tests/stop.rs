@@ -68,7 +68,7 @@ fn a_signal_during_a_picture_does_not_wait_for_it_and_the_next_start_draws_it() 
 
 #[test]
 fn a_second_ctrl_c_ends_at_once() {
-    // A step of some seconds, so that the first signal is still waiting for its end.
+    // A step of some seconds, so that the run is still in it when the second signal comes.
     let run = fresh_run(&["data.image_size=64", "train.batch_size=256", "train.micro_batch=16", "log.every=1"]);
     let mut running = run.train().spawn();
     running.wait_for_stderr("step 1/");

@@ -84,7 +84,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// The file of `--trace`, where the command has it and it is given.
+    /// The file of `--trace`, if it was given.
     pub fn trace(&self) -> Option<&Path> {
         match self {
             Self::Train(args) => args.trace.as_deref(),
@@ -131,7 +131,7 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
-    /// `--set`, and the options that stand for a key.
+    /// The settings from `--set` and from the options that stand for a key.
     pub fn settings(&self) -> Vec<Setting> {
         let setting = |key: &str, value: String| Setting { key: key.to_owned(), value };
         let device = self.device.map(|device| setting("run.device", device.to_string()));
@@ -232,7 +232,7 @@ pub struct CheckArgs {
 }
 
 impl CheckArgs {
-    /// `--set`, and the option that stands for a key.
+    /// The settings from `--set` and from the option that stands for a key.
     pub fn settings(&self) -> Vec<Setting> {
         let device = self.device.map(|device| Setting { key: "run.device".to_owned(), value: device.to_string() });
         self.set.iter().cloned().chain(device).collect()

@@ -11,7 +11,7 @@ use super::args::{BenchArgs, BenchKind};
 use super::output::{Align, Output, Table};
 use crate::failure::Failure;
 
-/// Measures, and prints a table.
+/// Measures and prints a table.
 pub(super) fn run(args: &BenchArgs, output: &Output) -> Result<(), Failure> {
     let plan = TrainPlan::new(&Resolved::load(&args.config, &args.settings())?)?;
     match args.what {

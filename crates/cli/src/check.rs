@@ -1,7 +1,7 @@
-//! `ddpm config check`: what a run would need, before it begins.
+//! `ddpm config check`: estimates what a run would need, before it begins.
 //!
-//! It answers on a machine that has neither the data nor the memory of the run: the data's error comes after everything
-//! else, and what cannot be measured here is foretold.
+//! It also works on a machine that has neither the data nor the memory for the run: the data's error comes last, and costs that
+//! cannot be measured here are estimated.
 
 use std::time::Duration;
 
@@ -21,43 +21,43 @@ use crate::listen::format_duration;
 
 /// Steps to measure, after two to warm up: some seconds for a model this machine can train.
 const MEASURED_STEPS: usize = 3;
-/// Bytes of a line of `metrics.jsonl` with its TensorBoard events, and of a picture; rough, and small beside the rest.
+/// Bytes of a line of `metrics.jsonl` with its TensorBoard events, and of a picture; rough values, small beside the rest.
 const LOG_LINE_BYTES: u64 = 1500;
 const PICTURE_BYTES: u64 = 500_000;
 
 /// The document of `config check`.
 #[derive(Debug, Serialize)]
 struct Needs {
-    /// Numbers that training changes.
+    /// Number of trainable parameters.
     parameters: u64,
     /// Named tensors in a file.
     tensors: usize,
-    /// The most memory that a step takes, where the system tells it.
+    /// The peak memory of a step, where the system reports it.
     memory_bytes: Option<u64>,
-    /// On a GPU, what `memory_bytes` was expected to be.
+    /// On a GPU, the value estimated for `memory_bytes`.
     estimated_bytes: Option<u64>,
-    /// What a step takes on a GPU, whether there is one or not.
+    /// Memory of a step on a GPU, whether there is one or not.
     gpu: GpuNeeds,
-    /// What its activations take with gradient checkpointing.
+    /// Memory of its activations with gradient checkpointing.
     gpu_checkpointed_bytes: u64,
-    /// One checkpoint.
+    /// Size of a checkpoint.
     checkpoint_bytes: u64,
-    /// All that a finished run leaves, and one checkpoint that is being replaced.
+    /// Size of a finished run, with one checkpoint that is being replaced.
     disk_bytes: u64,
-    /// Median of some real steps, or what few images foretell.
+    /// Median of some real steps, or an extrapolation from few images.
     step_ms: f64,
-    /// All steps of the run; pictures and checkpoints come on top.
+    /// Time of all steps of the run, without pictures and checkpoints.
     eta_s: f64,
-    /// How `step_ms` and `memory_bytes` are known.
+    /// How `step_ms` and `memory_bytes` were obtained.
     measured: Measured,
-    /// Images of the source, where it can be opened.
+    /// Number of images in the source, if it can be opened.
     images: Option<usize>,
     /// How often each image is seen.
     epochs: Option<f64>,
     warnings: Vec<Warning>,
 }
 
-/// Checks a configuration and says what a run would need.
+/// Checks a configuration and reports what a run would need.
 pub(super) fn check(args: &CheckArgs, output: &Output) -> Result<Outcome, Failure> {
     let plan = TrainPlan::new(&Resolved::load(&args.config, &args.settings())?)?;
     let unet = UNet::new(&plan.config().model)?;
@@ -111,7 +111,7 @@ fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Result<
     })
 }
 
-/// The most checkpoints that exist at once: an old one goes only after a newer one was verified.
+/// The most checkpoints that exist at once: an old one is removed only after a newer one was verified.
 fn checkpoints_at_once(plan: &TrainPlan) -> u64 {
     let (checkpoint, steps) = (&plan.config().checkpoint, plan.config().train.steps);
     let written = plan.checkpoint_cadence().count(steps).saturating_add(1);

@@ -34,7 +34,7 @@ fn unknown_preset(name: &str) -> Failure {
         .hint(format!("the presets are\n{}", table.render().trim_end()))
 }
 
-/// Writes a preset into a file that must not exist yet: somebody's own settings may be in it.
+/// Writes a preset into a file that must not exist yet: it could hold the user's own settings.
 fn write_new(path: &Path, preset: &Preset) -> Result<(), Failure> {
     let written = fs::File::create_new(path).and_then(|mut file| file.write_all(preset.text.as_bytes()));
     written.map_err(|error| match error.kind() {
@@ -55,7 +55,7 @@ pub(super) fn show(args: &ShowArgs, output: &Output) -> Result<(), Failure> {
     output.result(&document, || show_text(&entries))
 }
 
-/// One TOML section after the other; a value that somebody set is followed by where.
+/// Prints one TOML section after another; a value that was set is followed by its origin.
 fn show_text(entries: &[Entry]) -> String {
     let mut table = Table::new(&[Align::Left, Align::Left, Align::Left]);
     let mut section = "";

@@ -24,7 +24,7 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<(), Failure
     let total = source.len();
     tracing::debug!("reading {}", source.describe());
     let inspection = ddpm_data::inspect(source.as_ref(), 0, &|done| {
-        // A source that takes long is worth a word now and then.
+        // A source that takes long to read needs progress messages.
         if done % 16_384 == 0 {
             tracing::info!(done, total, "{done} of {total} images");
         }

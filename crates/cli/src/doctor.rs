@@ -1,7 +1,7 @@
-//! `ddpm doctor`: what this machine has, and what to do about what it lacks.
+//! `ddpm doctor`: reports what this machine has, and what to do about what is missing.
 //!
-//! A build for GPUs asks NVIDIA's libraries themselves (`gpu`); any other looks for them as files (`files`) and loads none. Of
-//! the hub's token only the presence is told.
+//! A build for GPUs calls NVIDIA's libraries (`gpu`); any other looks for their files (`files`) and loads none. It reports only
+//! whether the hub's token is present.
 
 #[cfg_attr(feature = "cuda", path = "doctor/gpu.rs")]
 #[cfg_attr(not(feature = "cuda"), path = "doctor/files.rs")]
@@ -20,21 +20,21 @@ use serde_json::json;
 use super::{Align, Output, Table};
 use crate::failure::Failure;
 
-/// Below this a run is likely to meet a full disk.
+/// With less free space a run is likely to fill the disk.
 const LITTLE_DISK: u64 = 2 << 30;
-/// How something stands.
+/// The state of an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Status {
     /// It is there.
     Found,
-    /// It is not, and nothing needs it.
+    /// It is missing, but not needed.
     Absent,
-    /// It is not as it should be.
+    /// There is a problem with it.
     Problem,
 }
 
-/// One thing that was looked at.
+/// An item that was checked.
 #[derive(Clone, Debug, Serialize)]
 struct Finding {
     name: &'static str,
@@ -58,7 +58,7 @@ impl Finding {
     }
 }
 
-/// Looks at everything and reports.
+/// Checks everything and reports.
 pub(super) fn run(output: &Output) -> Result<(), Failure> {
     let hub = Settings::from_environment();
     let mut findings = vec![cpu(), vectors(), memory(), disk()];
@@ -89,7 +89,7 @@ fn cpu() -> Finding {
     Finding::found("CPU", format!("{model}, {cores} cores available, {} threads used", rayon::current_num_threads()))
 }
 
-/// The instructions that the kernels were chosen for.
+/// The instruction set that the kernels use.
 fn vectors() -> Finding {
     let level = simd::level();
     let detail = format!("the kernels use {}", level.name());

@@ -15,7 +15,7 @@ use super::places::{Kind, Place, prepare};
 use super::{Align, Output, Table};
 use crate::failure::{Failure, Outcome};
 
-/// Terms below this are drawn as this: a logarithm has no zero.
+/// Smaller terms are drawn at this value: a logarithmic axis has no zero.
 const LOWEST: f64 = 1e-12;
 
 /// The document of `eval nll`.
@@ -28,7 +28,7 @@ struct Document<'a> {
     plot: Option<&'a Path>,
 }
 
-/// Evaluates, and prints the bound with its parts.
+/// Evaluates and prints the bound with its parts.
 pub(super) fn nll(args: &NllArgs, output: &Output) -> Result<Outcome, Failure> {
     let device = args.device.open()?;
     let model = Model::open(&args.model, args.raw, &device)?.with_variance(args.variance)?;
@@ -51,7 +51,7 @@ pub(super) fn nll(args: &NllArgs, output: &Output) -> Result<Outcome, Failure> {
     let nll = nll?;
     let (data, plot) = (images.describe(), args.plot.as_deref());
     let document = |plot| Document { nll: &nll, model: &model.origin, data: &data, plot };
-    // What took hours is told even where its picture cannot be written.
+    // A result that took hours is printed even if its picture cannot be written.
     match plot.map_or(Ok(()), |path| write_plot(&nll, path)) {
         Ok(()) => output.result(&document(plot), || text(&nll, &data, plot)).map(|()| Outcome::Done),
         Err(failure) => output.result_and_failure(&document(None), || text(&nll, &data, None), &failure),
@@ -90,7 +90,7 @@ fn text(nll: &Nll, data: &str, plot: Option<&Path>) -> String {
     text
 }
 
-/// The terms over t. The bits come from few of the steps, so most panels are logarithmic.
+/// Plots the terms over t. The bits come from few of the steps, so most panels are logarithmic.
 fn plot(nll: &Nll) -> RgbImage {
     let log = |values: &[f64]| values.iter().map(|value| value.max(LOWEST).log10()).collect::<Vec<_>>();
     let sum_to_t = nll.vb.iter().scan(0.0, |sum, bits| {

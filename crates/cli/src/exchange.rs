@@ -25,7 +25,7 @@ pub(super) fn export(args: &ExportArgs, output: &Output) -> Result<(), Failure> 
     })
 }
 
-/// Makes a run directory of a diffusers folder.
+/// Makes a run directory from a diffusers folder.
 pub(super) fn import(args: &ImportArgs, output: &Output) -> Result<(), Failure> {
     let (checkpoint, config) = exchange::import(&args.folder, &args.to)?;
     let config_file = args.to.join("config.toml");

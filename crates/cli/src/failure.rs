@@ -1,7 +1,7 @@
 //! How a command ends when it cannot do what was asked: one [`Failure`] with an exit code, a message, its causes and a hint.
 //!
-//! Every error of the crates below becomes a `Failure` at the edge of a command: its kind an exit code, its text a message,
-//! and what to type is added (`hints`). Only here is decided how it looks on a terminal and in JSON, so that all errors
+//! Every error of the crates below becomes a `Failure` at the edge of a command: its kind becomes an exit code, its text the
+//! message, and `hints` adds what to type. Only this module decides how it looks on a terminal and in JSON, so that all errors
 //! look alike. The codes are part of the interface: scripts rely on them.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -79,7 +79,7 @@ impl From<TrainError> for Failure {
     }
 }
 
-/// What any of the crates below fails with.
+/// An error of any of the crates below.
 macro_rules! from_errors {
     ($($error:ty),+) => {$(
         impl From<$error> for Failure {
@@ -107,14 +107,14 @@ impl From<ExitCode> for std::process::ExitCode {
     }
 }
 
-/// How a command ended that has nothing more to tell.
+/// How a command ended that has no failure left to report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// What was asked is done: exit code 0.
+    /// The command succeeded: exit code 0.
     Done,
     /// Stopped by a signal or a time limit with a checkpoint written: exit code 75.
     Stopped,
-    /// There was a result to show, but also a failure, which was told beside it: its exit code.
+    /// There was a result, and also a failure that was reported with it: its exit code.
     Failed(ExitCode),
 }
 
@@ -135,7 +135,7 @@ pub struct Failure {
     pub code: ExitCode,
     /// What went wrong: the file, the key, what was found, what was expected.
     pub message: String,
-    /// What led to it, outermost first.
+    /// Its causes, outermost first.
     pub causes: Vec<String>,
     /// What to do about it.
     pub hint: Option<String>,
@@ -147,12 +147,12 @@ impl Failure {
         Self { code, message: message.into(), causes: Vec::new(), hint: None }
     }
 
-    /// A failure that says what an error says, with the chain of its sources as causes.
+    /// A failure with an error's message, and the chain of its sources as causes.
     pub fn from_error(code: ExitCode, error: &(dyn Error + 'static)) -> Self {
         Self { causes: chain(error.source()), ..Self::new(code, error.to_string()) }
     }
 
-    /// A failure with an own message, caused by `error`.
+    /// A failure with its own message, caused by `error`.
     pub fn caused_by(code: ExitCode, message: impl Into<String>, error: &(dyn Error + 'static)) -> Self {
         Self { causes: chain(Some(error)), ..Self::new(code, message) }
     }
@@ -188,13 +188,13 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What the panic hook last heard.
+/// The last panic that the hook recorded.
 static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);
 
-/// Takes panics off stderr and remembers the last one for [`after_panic`].
+/// Stops panics from printing to stderr and records the last one for [`after_panic`].
 ///
-/// Parsers of other people run where a panic is caught and becomes an ordinary error; the standard message would
-/// frighten without reason.
+/// Third-party parsers run where a panic is caught and becomes an ordinary error; the standard message would alarm for no
+/// reason.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         let mut text = panic.to_string();

@@ -17,10 +17,10 @@ use crate::failure::{ExitCode, Failure};
 
 type Tensors = HashMap<String, Tensor>;
 
-/// What to do about an input file that is not as it should be.
+/// What to do about an invalid input file.
 const WANTED: &str = "`ddpm forward --help` lists the tensors and their shapes";
 
-/// What the input file holds, in our layout.
+/// The input file's tensors, in our layout.
 struct Input {
     /// `[N, H, W, C]`.
     sample: Tensor,

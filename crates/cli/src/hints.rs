@@ -1,4 +1,4 @@
-//! What to type about an error, and the options that its message is about: what the crates below do not know.
+//! Adds to an error what the crates below do not know: what to type about it, and the options that its message is about.
 
 use ddpm_data::DataError;
 use ddpm_kernels::KernelError;
@@ -9,7 +9,7 @@ use ddpm_train::Error;
 use ddpm_train::config::DeviceError;
 use serde_json::{Map, Value};
 
-/// What a model may be.
+/// What may stand for a model on the command line.
 const MODELS: &str = "name a run directory (runs/NAME), a checkpoint (runs/NAME/checkpoints/step-...), \
                       a diffusers folder or hf://owner/name";
 
@@ -74,7 +74,7 @@ pub(crate) fn of_event(hint: &str, fields: &Map<String, Value>) -> Option<String
     (hint == "push-later").then(|| format!("`ddpm push {}` sends what is left", shell::quoted(run)))
 }
 
-/// Where the hint does not depend on what the error says.
+/// Hints that do not depend on the error's fields.
 fn simple(error: &Error) -> Option<&'static str> {
     Some(match error {
         Error::Diverged { .. } => {
@@ -131,7 +131,7 @@ fn model(error: &ModelError) -> Option<String> {
     Some(hint.to_owned())
 }
 
-/// For whoever measures and does not train.
+/// The hints for a command that measures and does not train.
 fn unfit(error: &DataError) -> Option<String> {
     let hint = match error {
         DataError::Unreadable { .. } => "repair it or take it out: an image cannot be judged by another in its place",

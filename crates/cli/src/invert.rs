@@ -1,4 +1,4 @@
-//! `ddpm sample --invert`: images to latents and back, by deterministic DDIM, and how much of them came back.
+//! `ddpm sample --invert`: images to latents and back, by deterministic DDIM, with the error of the reconstruction.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -30,7 +30,7 @@ struct Document<'a> {
     error: Error,
 }
 
-/// How far what came back is from what went in, in the range [-1, 1]; and what the latents look like.
+/// How far the reconstructed images are from the originals, in the range [-1, 1]; and statistics of the latents.
 #[derive(Clone, Copy, Serialize)]
 struct Error {
     mse: f64,
@@ -42,14 +42,14 @@ struct Error {
     latent_variance: f64,
 }
 
-/// Images, their latents and what the latents give, `[N, H, W, C]` each.
+/// Images, their latents and the reconstructed images, `[N, H, W, C]` each.
 struct RoundTrip {
     images: Tensor,
     latents: Tensor,
     returned: Tensor,
 }
 
-/// Inverts, draws again, and tells the error.
+/// Inverts, draws again, and reports the error.
 pub(super) fn run(
     args: &SampleArgs,
     source: &str,

@@ -1,12 +1,12 @@
-//! The program `ddpm`: from the command line to a result on stdout and an exit code. What is known of arguments, terminals,
-//! signals and exit codes is known here.
+//! The program `ddpm`: from the command line to a result on stdout and an exit code. Only this crate knows arguments,
+//! terminals, signals and exit codes.
 //!
 //! | module | what |
 //! | --- | --- |
 //! | [`args`] | the whole command line |
-//! | [`failure`], `hints` | exit codes; how an error is told, and what to type about it |
+//! | [`failure`], `hints` | exit codes; how an error is reported, and what to type about it |
 //! | [`output`] | results as text or JSON |
-//! | `listen` | what the crates say, on stderr, in `log.jsonl` and in a trace |
+//! | `listen` | the crates' messages, on stderr, in `log.jsonl` and in a trace |
 //! | `signals` | what signals ask a run for |
 //! | the others | a command each, or a part of one |
 
@@ -65,11 +65,11 @@ pub fn main() -> std::process::ExitCode {
     }
 }
 
-/// The command, with everybody listening who was asked to.
+/// Runs the command with all its listeners.
 fn listened(command: Command, output: &Output, screen: &Arc<Screen>, shown: Shown) -> Result<Outcome, Failure> {
     let trace = Trace::create(command.trace())?;
     listen(screen, shown, &trace);
-    // Nothing of what the command held is used afterwards, so it cannot be seen half changed.
+    // The command's values are not used afterwards, so no half-changed value can be seen.
     let outcome = catch_unwind(AssertUnwindSafe(|| dispatch(command, output)));
     trace.finish();
     outcome.unwrap_or_else(|_| Err(after_panic()))
@@ -96,7 +96,7 @@ fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
     Ok(Outcome::Done)
 }
 
-/// `--help` and `--version`, which are no errors, and command lines that are.
+/// Handles `--help` and `--version`, which are no errors, and invalid command lines.
 fn not_a_command(error: &clap::Error) -> std::process::ExitCode {
     let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     // The command line did not parse, so `--json` is looked for by hand.
@@ -104,7 +104,7 @@ fn not_a_command(error: &clap::Error) -> std::process::ExitCode {
     if json && !asked_for {
         Output::new(true, &Arc::new(Screen::stderr()), false).failure(&usage_failure(error));
     } else {
-        // Fails only when nobody reads.
+        // Fails only if the stream is closed.
         let _ = error.print();
     }
     if asked_for { std::process::ExitCode::SUCCESS } else { ExitCode::Usage.into() }

@@ -1,8 +1,8 @@
-//! Where the words of a command go: results on stdout (text, or one JSON document), everything else as `tracing` events to
-//! whoever listens (`listen`), which is stderr at least.
+//! Where a command's output goes: results to stdout (text, or one JSON document), everything else as `tracing` events to the
+//! listeners (`listen`), at least to stderr.
 //!
-//! A reader that goes away (`ddpm schedule ... | head`) must not end a command with a panic, so writing to a closed
-//! pipe is silently given up.
+//! A reader that closes the pipe (`ddpm schedule ... | head`) must not end a command with a panic, so errors of writing to it
+//! are ignored.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ struct ResultAndError<'a, T> {
     error: Value,
 }
 
-/// What the global options ask for, and stderr.
+/// The global options' settings, and stderr.
 #[derive(Clone, Debug)]
 pub struct Output {
     json: bool,
@@ -32,7 +32,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Results in JSON or as text; `progress` of long work is shown or not.
+    /// Prints results in JSON or as text; `progress`: whether to show the progress of long work.
     pub(crate) fn new(json: bool, screen: &Arc<Screen>, progress: bool) -> Self {
         Self { json, screen: Arc::clone(screen), progress }
     }
@@ -42,7 +42,7 @@ impl Output {
         print(&if self.json { in_json(document)? } else { text() })
     }
 
-    /// Prints a part of a result that is there before the rest: a line on stdout with `--json`, else nothing.
+    /// Prints a part of a result that is ready before the rest: a line on stdout with `--json`, else nothing.
     pub fn piece<T: Serialize>(&self, document: &T) -> Result<(), Failure> {
         if self.json { print(&in_json(document)?) } else { Ok(()) }
     }
@@ -62,7 +62,7 @@ impl Output {
         Ok(Outcome::Failed(failure.code))
     }
 
-    /// Shows how far some work of `total` pieces is, on stderr; not with `-q`.
+    /// Shows the progress of work with `total` pieces, on stderr; not with `-q`.
     pub(crate) fn counter(&self, total: usize, unit: &'static str) -> Counter {
         Counter::new(Some(&self.screen).filter(|_| self.progress), total as u64, unit)
     }
@@ -70,7 +70,7 @@ impl Output {
     /// Shows a failure: as JSON on stdout with `--json`, else on stderr.
     pub fn failure(&self, failure: &Failure) {
         if self.json {
-            // If stdout fails, the exit code is all that is left to tell.
+            // If stdout fails, only the exit code can report it.
             let _ = write_stdout(&failure.document().to_string());
             return;
         }
@@ -89,7 +89,7 @@ fn print(text: &str) -> Result<(), Failure> {
     write_stdout(text).map_err(|error| Failure::caused_by(ExitCode::Other, "stdout cannot be written", &error))
 }
 
-/// Writes a line to stdout, and gives up quietly when nobody reads.
+/// Writes a line to stdout; a closed stdout is ignored.
 fn write_stdout(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match writeln!(stdout, "{}", text.trim_end_matches('\n')).and_then(|()| stdout.flush()) {
@@ -104,7 +104,7 @@ pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
-/// On which side of its column a cell stands.
+/// The alignment of a cell in its column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
     /// For words.
@@ -124,7 +124,7 @@ impl Table {
         self.rows.push(cells.iter().map(|cell| cell.to_string()).collect());
     }
 
-    /// The text: two spaces between columns, no space at the ends of lines.
+    /// The table as text: two spaces between columns, no space at the ends of lines.
     pub fn render(&self) -> String {
         let widths: Vec<usize> = (0..self.columns.len()).map(|column| self.width(column)).collect();
         let mut text = String::new();

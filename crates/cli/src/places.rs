@@ -1,22 +1,22 @@
-//! Where a command's files go: settled before hours are spent on what is to be in them.
+//! Where a command's files go: checked before hours are spent on their contents.
 
 use std::fs;
 use std::path::Path;
 
 use crate::failure::{ExitCode, Failure};
 
-/// A file that a command is to write.
+/// A file that a command will write.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
     /// The option that names it.
     pub(super) option: &'static str,
-    /// What the user gave it.
+    /// The user's value for it.
     pub(super) path: &'a Path,
-    /// What is written there.
+    /// The kind of output.
     pub(super) kind: Kind,
 }
 
-/// What is written at a place.
+/// Kinds of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// One picture.
@@ -34,7 +34,7 @@ pub(super) fn wants_grid(out: &Path) -> bool {
     has_extension(out, "png") && !out.is_dir()
 }
 
-/// Makes the folders that `places` need, and refuses names that cannot be.
+/// Makes the folders that `places` need, and refuses invalid names.
 ///
 /// # Errors
 /// Exit code 2 for a name that does not fit its kind, or two files of one name; 1 for a folder that cannot be made.

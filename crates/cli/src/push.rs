@@ -12,7 +12,7 @@ use super::args::PushArgs;
 use super::output::Output;
 use crate::failure::{ExitCode, Failure};
 
-/// Makes the folder, sends it, and says where it is.
+/// Makes the folder, sends it, and prints where it is.
 pub(super) fn run(args: &PushArgs, output: &Output) -> Result<(), Failure> {
     if !cfg!(feature = "hub") {
         let message = format!("push {}: this program was built without the feature `hub`", args.model.display());
@@ -76,7 +76,7 @@ fn publication(args: &PushArgs, model: &Model, measured: Option<Measured>) -> Re
     Ok(Publication { target: Target { repo, revision, private }, samples, epsilon_only, licence, measured })
 }
 
-/// What goes, or went.
+/// The files to send, or that were sent.
 struct Sent {
     files: Vec<String>,
     bytes: u64,

@@ -1,4 +1,4 @@
-//! `ddpm runs`: what runs there are, and how far they are.
+//! `ddpm runs`: lists runs and their progress.
 
 use std::path::Path;
 use std::time::Duration;

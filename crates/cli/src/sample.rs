@@ -16,15 +16,15 @@ use super::places::{Kind, Place, prepare, wants_grid};
 use super::trajectory::Trajectory;
 use crate::failure::{ExitCode, Failure};
 
-/// DDIM's and DPM-Solver's steps where none are asked for.
+/// The default number of steps of DDIM and DPM-Solver.
 const DDIM_STEPS: usize = 50;
 const DPM_STEPS: usize = 20;
-/// Guidance beyond this has long left the range of images.
+/// The largest guidance weight: images are out of range long before it.
 const MOST_GUIDANCE: f64 = 1000.0;
 /// A row of an interpolation.
 const MOST_COLUMNS: usize = 16;
 
-/// Draws images and writes them; with `--invert`, turns given ones into latents and back.
+/// Draws images and writes them; with `--invert`, turns given images into latents and back.
 pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
     let device = args.device.open()?;
     let model = Model::open(&args.model, args.raw, &device)?.with_variance(args.variance)?;
@@ -118,7 +118,7 @@ fn check_page(args: &SampleArgs, num: usize, model: &Model, layout: Layout) -> R
     Ok(())
 }
 
-/// The sampler, with defaults for what was not chosen. A respacing brings its own number of steps.
+/// The sampler's settings, with defaults for missing options. A respacing has its own number of steps.
 fn sampler(args: &SampleArgs, timesteps: usize) -> SamplerConfig {
     let spacing = args.spacing.clone().unwrap_or_else(|| args.sampler.default_spacing());
     let default_steps = match args.sampler {
@@ -130,7 +130,7 @@ fn sampler(args: &SampleArgs, timesteps: usize) -> SamplerConfig {
     SamplerConfig { sampler: args.sampler, steps: args.steps.or(default_steps), eta: args.eta, spacing }
 }
 
-/// Where the images begin. Between two seeds everything but the latent must stay the same.
+/// Where the images begin. An interpolation between two seeds must change only the latent.
 fn start(args: &SampleArgs, model: &Model) -> Result<Start, Failure> {
     let Some(&[a, b]) = args.interpolate.as_deref() else { return Ok(Start::Seed(args.seed)) };
     let refuse = |message: String, hint: &str| Err(Failure::new(ExitCode::Usage, message).hint(hint));

@@ -19,7 +19,7 @@ use crate::failure::Failure;
 
 /// Rows of the table; a schedule of more steps is shown at that many, evenly spread.
 const ROWS: usize = 21;
-/// Images that are noised unless a number is given; of 32x32 they have a million values or more.
+/// The default number of images to noise; at 32x32 they have a million values or more.
 const IMAGES: usize = 1000;
 
 /// The document of `schedule`.
@@ -31,8 +31,8 @@ struct Document<'a> {
     noising: Option<&'a Noising>,
 }
 
-/// Shows the schedule of a configuration, respaced where steps are asked for; noises images with the schedule of the
-/// training where there are any.
+/// Shows the schedule of a configuration, respaced if steps are given; noises images, if any are given, with the schedule of
+/// the training.
 pub(super) fn run(args: &ScheduleArgs, output: &Output) -> Result<(), Failure> {
     let config = config_of(&args.config)?;
     let trained = Schedule::new(&config.diffusion)?;
@@ -60,7 +60,7 @@ pub(super) fn run(args: &ScheduleArgs, output: &Output) -> Result<(), Failure> {
     })
 }
 
-/// What the images of `source` become.
+/// Noises the images of `source`.
 fn noise(source: &str, args: &ScheduleArgs, config: &TrainConfig, output: &Output) -> Result<Noising, Failure> {
     let process = DiffusionProcess::new(&config.diffusion)?;
     let timesteps = noising::timesteps(process.schedule(), &args.at)?;
@@ -89,7 +89,7 @@ fn tables(visited: &Schedule, kept: &[Timestep]) -> Value {
     })
 }
 
-/// A config file, with the environment over it; or what a run directory, a checkpoint in one, or a diffusers folder says.
+/// The settings of a config file with the environment, or those of a run directory, a checkpoint in one, or a diffusers folder.
 fn config_of(named: &Path) -> Result<TrainConfig, Failure> {
     let path = &locate(named)?.path;
     if is_diffusers_folder(path) {
@@ -137,7 +137,7 @@ fn spread(count: usize) -> Vec<usize> {
     (0..rows).map(|row| row * (count - 1) / (rows - 1).max(1)).collect()
 }
 
-/// Four digits and an exponent, of one width: `1.000e-04`.
+/// Four digits and an exponent, always of the same width: `1.000e-04`.
 fn scientific(value: f64) -> String {
     let text = format!("{value:.3e}");
     match text.split_once('e') {
@@ -157,7 +157,7 @@ fn ending(trained: &Schedule) -> String {
     )
 }
 
-/// The table of what images become, and the verdict on T.
+/// The table of the noised images, and the verdict on T.
 fn noising_text(noising: &Noising, source: &str, trained: &Schedule) -> String {
     let mut table = Table::new(&[Align::Right; 6]);
     table.row(&[&"t", &"image", &"mean", &"variance", &"neighbour corr.", &"KS distance"]);

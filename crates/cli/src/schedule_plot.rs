@@ -28,14 +28,14 @@ pub(super) fn plot(schedule: &Schedule, visited: Option<&Vec<Timestep>>) -> Resu
     Ok(page.into_picture())
 }
 
-/// One image at several t, from clear to noise.
+/// One image at several t, from clean to noise.
 fn strip(page: &mut Page, schedule: &Schedule) -> Result<(), Failure> {
     let image = example_image()?;
     page.heading("x_t of one image", [MARGIN, STRIP_TOP - 12]);
     let gap = (PAGE[0] as i32 - 2 * 20 - STRIP as i32 * STRIP_SIDE as i32) / (STRIP as i32 - 1);
     let mut shown = None;
     for place in 0..STRIP {
-        // Most of the change is early, so the first places stand closer together.
+        // Most of the change is early, so the first timesteps are closer together.
         let t = place * place * (schedule.len() - 1) / (STRIP - 1).pow(2);
         if shown == Some(t) {
             continue;

@@ -12,10 +12,10 @@ use signal_hook::flag;
 
 use crate::failure::{ExitCode, Failure};
 
-/// What signals from now on ask for.
+/// Installs the handlers; returns the requests that signals set from now on.
 ///
 /// # Errors
-/// The system refuses a signal handler.
+/// A signal handler cannot be installed.
 pub(crate) fn requests() -> Result<Requests, Failure> {
     let requests = Requests::default();
     let register = |signal, flag: &Arc<AtomicBool>| flag::register(signal, Arc::clone(flag));

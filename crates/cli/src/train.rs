@@ -15,7 +15,7 @@ use crate::failure::{ExitCode, Failure, Outcome};
 use crate::listen::format_duration;
 use crate::signals;
 
-/// Trains, and says where everything is.
+/// Trains, and prints where everything is.
 pub(super) fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure> {
     if args.dry_run {
         return dry_run(args, output);
@@ -26,7 +26,7 @@ pub(super) fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure>
     Ok(if summary.stopped.is_some() { Outcome::Stopped } else { Outcome::Done })
 }
 
-/// What the command line asks of a run, which signals may stop from now on.
+/// A run's options from the command line; from now on signals may stop the run.
 fn options(args: &TrainArgs) -> Result<RunOptions, Failure> {
     Ok(RunOptions {
         resume: args.resume.clone(),
@@ -37,14 +37,14 @@ fn options(args: &TrainArgs) -> Result<RunOptions, Failure> {
     })
 }
 
-/// Everything once, in a directory that goes away: the same code as a real run, with other numbers.
+/// Does everything once, in a temporary directory: the same code as a real run, with other numbers.
 fn dry_run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure> {
     let dir = tempfile::tempdir()
         .map_err(|error| Failure::caused_by(ExitCode::Other, "cannot make a temporary directory", &error))?;
     let setting = |key: &str, value: String| Setting { key: key.to_owned(), value };
     let mut settings = args.settings();
     settings.push(setting("run.dir", dir.path().join("run").display().to_string()));
-    // Nobody wants a model of one step on the hub.
+    // A model of one step must not go to the hub.
     settings.push(setting("hub.repo", "\"\"".to_owned()));
     settings.push(setting("log.every", "1".to_owned()));
     settings.push(setting("sample.num", "1".to_owned()));
@@ -54,7 +54,7 @@ fn dry_run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure> {
     // The checkpoint is read back and verified where it is written; a second start reads it as a resume would.
     train(&plan, &options()?)?;
     let again = options()?;
-    // All that it would say has been said.
+    // Everything it would print was printed already.
     let summary = tracing::subscriber::with_default(NoSubscriber::new(), || train(&plan, &again))?;
     let seconds = summary.elapsed.as_secs_f64();
     output.result(&json!({"status": "done", "dry_run": true, "step": summary.step, "seconds": seconds}), || {
@@ -75,7 +75,7 @@ fn document(summary: &Summary) -> serde_json::Value {
     })
 }
 
-/// The command as it was given.
+/// The command as it was typed.
 fn this_command() -> Vec<String> {
     std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect()
 }

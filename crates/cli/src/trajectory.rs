@@ -1,4 +1,4 @@
-//! The picture of `ddpm sample --trajectory`: what the network saw behind the noise, from the first step to the last.
+//! The picture of `ddpm sample --trajectory`: the network's predictions from the first step to the last.
 
 use ddpm_train::Error;
 use ddpm_train::drawing::{Glimpse, Images};
@@ -8,23 +8,23 @@ use image::RgbImage;
 
 use crate::failure::Failure;
 
-/// Images whose way is shown, and the stages of each.
+/// Number of images shown, and of stages for each.
 const ROWS: usize = 8;
 const COLUMNS: usize = 12;
 
 /// Collects the stages of the first images.
 pub(super) struct Trajectory {
     rows: usize,
-    /// The steps that are shown, ascending.
+    /// The steps to show, ascending.
     shown: Vec<usize>,
     /// The step and first image of the glimpse that comes next.
     next: (usize, usize),
-    /// For each row its stages, one after the other.
+    /// The stages of each row, one after another.
     stages: Vec<Vec<u8>>,
 }
 
 impl Trajectory {
-    /// Of `num` images drawn in `steps` steps.
+    /// A trajectory of `num` images drawn in `steps` steps.
     pub(super) fn new(num: usize, steps: usize) -> Self {
         let columns = steps.min(COLUMNS);
         let shown = (0..columns).map(|column| column * (steps - 1) / (columns - 1).max(1)).collect();
@@ -32,7 +32,7 @@ impl Trajectory {
         Self { rows, shown, next: (0, 0), stages: vec![Vec::new(); rows] }
     }
 
-    /// Takes in the next step of a batch.
+    /// Adds the next step of a batch.
     pub(super) fn add(&mut self, glimpse: &Glimpse<'_>) -> Result<(), Error> {
         let step = if glimpse.first == self.next.1 { self.next.0 } else { 0 };
         self.next = (step + 1, glimpse.first);

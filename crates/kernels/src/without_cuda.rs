@@ -1,6 +1,5 @@
-//! The names of `cuda` in a build without it, so that whoever uses a GPU where there is one needs no second version of its code.
-//! There is no GPU here: [`Gpu::of`] refuses every device, and nobody can have any of these types, so that the compiler leaves
-//! out what would be done with them.
+//! The names of `cuda` in a build without it, so that code that uses a GPU needs no second version. There is no GPU here:
+//! [`Gpu::of`] refuses every device, and no value of these types can exist, so the compiler removes the code that uses them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,30 +18,30 @@ pub type Choices = BTreeMap<String, (usize, usize)>;
 #[derive(Debug)]
 pub enum Gpu {}
 
-/// Work that was recorded.
+/// Recorded work.
 #[derive(Debug)]
 pub enum Recording {}
 
-/// A place in what is queued.
+/// A mark in the queued work.
 #[derive(Debug)]
 pub enum Mark {}
 
-/// Numbers on their way to a GPU.
+/// A copy of inputs to a GPU.
 #[derive(Debug)]
 pub enum Upload {}
 
-/// Results on their way back.
+/// A copy of results back to the host.
 #[derive(Debug)]
 pub enum Download {}
 
 /// A GPU's memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// What a new tensor could take.
+    /// Memory that a new tensor could take.
     pub free: u64,
-    /// What our tensors and scratch space take.
+    /// Memory of our tensors and scratch space.
     pub used: u64,
-    /// All of it.
+    /// Total memory.
     pub total: u64,
 }
 
@@ -86,7 +85,7 @@ impl Gpu {
         match *self {}
     }
 
-    /// Gives back what nobody uses.
+    /// Frees unused memory.
     pub fn give_back_unused(&self) -> Result<()> {
         match *self {}
     }
@@ -111,12 +110,12 @@ impl Gpu {
         match *self {}
     }
 
-    /// Only algorithms that give the same bits every time.
+    /// Uses only algorithms that give the same bits every time.
     pub fn set_deterministic(&self, _on: bool) {
         match *self {}
     }
 
-    /// Products of f32 on tensor cores.
+    /// Computes f32 products on tensor cores.
     pub fn set_tf32(&self, _on: bool) {
         match *self {}
     }
@@ -126,7 +125,7 @@ impl Gpu {
         match *self {}
     }
 
-    /// The algorithms to take.
+    /// Sets the algorithms to use.
     pub fn choose(&self, _choices: Choices) {
         match *self {}
     }
@@ -138,7 +137,7 @@ impl Gpu {
 }
 
 impl Recording {
-    /// Queues all of it once more.
+    /// Queues the recorded work again.
     pub fn replay(&mut self) -> Result<()> {
         match *self {}
     }
@@ -153,7 +152,7 @@ impl Mark {
 
 impl Upload {
     /// # Errors
-    /// None: there is no `gpu` to ask.
+    /// Never called: there is no `gpu`.
     pub fn new(gpu: &Arc<Gpu>, _shapes: &[(DType, Vec<usize>)]) -> Result<Self> {
         match **gpu {}
     }
@@ -171,12 +170,12 @@ impl Upload {
 
 impl Download {
     /// # Errors
-    /// None: there is no `gpu` to ask.
+    /// Never called: there is no `gpu`.
     pub fn new(gpu: &Arc<Gpu>, _lens: &[usize]) -> Result<Self> {
         match **gpu {}
     }
 
-    /// Steps whose results were asked for and not yet read.
+    /// Steps whose results were requested and not yet read.
     pub fn pending(&self) -> usize {
         match *self {}
     }

@@ -1,12 +1,12 @@
-//! What the loss and the diffusion process add to a training step: steps with and without them, in turn.
+//! The cost of the loss and the diffusion process in a training step: steps with and without them, in turn.
 //!
 //! ```sh
 //! cargo bench -p ddpm-train --bench process_share
 //! ```
-//! 'With' is a step as `training/step.rs` makes it: choose t, draw noise, noise the images, run the network, compute the
-//! loss and its gradient, go back, update. 'Without' runs the same network back and forth on a ready x_t with a ready
-//! gradient. The ratio is taken pair by pair, so that a machine whose speed drifts does not matter; as it is still noisier
-//! than what is to be measured, the time spent in process and loss is also taken directly, within the steps.
+//! 'With' is a step as `training/step.rs` makes it: choose t, draw noise, noise the images, run the network, compute the loss
+//! and its gradient, go back, update. 'Without' runs the same network back and forth on a ready x_t with a ready gradient. The
+//! ratio is taken pair by pair, so that a drift of the machine's speed does not matter. It is still noisier than the difference
+//! to be measured, so the time of process and loss is also measured directly, within the steps.
 
 use std::error::Error;
 use std::path::Path;
@@ -132,7 +132,7 @@ impl Step {
         })
     }
 
-    /// Milliseconds of a whole step, and of them those in process and loss.
+    /// Milliseconds of a whole step, and of process and loss in it.
     fn with(&mut self) -> Result<[f64; 2]> {
         let start = Instant::now();
         self.number += 1;

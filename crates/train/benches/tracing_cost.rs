@@ -1,11 +1,11 @@
-//! What the spans of a step cost beside the step: when nobody listens, and when those listen who always do in a run (stderr and
-//! `log.jsonl`, which take no spans of phases).
+//! The cost of a step's spans compared with the step: without a listener, and with those of every run (stderr and `log.jsonl`,
+//! which take no spans of phases).
 //!
 //! ```sh
 //! cargo bench -p ddpm-train --bench tracing_cost
 //! ```
 //! The spans are those of a step of the loop with one micro-batch (`training/events.rs`): too short to be seen in the time of
-//! steps, so they are timed by themselves, very often, and set against a step of the quick start.
+//! steps, so they are timed alone, many times, and compared with a step of the quick start.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -27,7 +27,7 @@ const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/quickst
 const STEPS: u64 = 200_000;
 const ROUNDS: usize = 5;
 
-/// Takes what is said and does nothing with it.
+/// A listener that does nothing.
 struct Silent;
 
 impl<S: Subscriber> Layer<S> for Silent {}
@@ -40,18 +40,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let plan = TrainPlan::new(&Resolved::load(Path::new(CONFIG), &[])?)?;
     let step_ms = measure_step(&plan, 10)?.median_ms;
     println!("configs/quickstart.toml, {} threads: a step takes {step_ms:.1} ms", rayon::current_num_threads());
-    let tell = |who: &str, times: [f64; ROUNDS]| {
+    let print = |who: &str, times: [f64; ROUNDS]| {
         let (least, most) = (times.iter().copied().fold(f64::MAX, f64::min), times.iter().copied().fold(0.0, f64::max));
         let share = 100.0 * most * 1e-6 / step_ms;
         println!("{who}: {least:.0} to {most:.0} ns for the spans of a step, at most {share:.6} % of it");
     };
-    tell("nobody listens", spans_of_steps());
+    print("no listener", spans_of_steps());
     let ours = |level| Targets::new().with_target("ddpm", level).with_target("tracing_cost", level);
     let listening =
         registry().with(Silent.with_filter(ours(LevelFilter::INFO))).with(Silent.with_filter(ours(LevelFilter::DEBUG)));
-    tell("stderr and a log listen", tracing::subscriber::with_default(listening, spans_of_steps));
+    print("stderr and a log", tracing::subscriber::with_default(listening, spans_of_steps));
     let traced = registry().with(Silent.with_filter(ours(LevelFilter::TRACE)));
-    tell("somebody takes every span", tracing::subscriber::with_default(traced, spans_of_steps));
+    print("a listener for every span", tracing::subscriber::with_default(traced, spans_of_steps));
     Ok(())
 }
 

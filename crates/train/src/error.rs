@@ -1,7 +1,7 @@
-//! What can go wrong, each case with its [`Kind`]: callers act upon the kind, and a binary makes an exit code of it and adds
+//! The errors of this crate, each with its [`Kind`]: callers act on the kind, and a binary turns it into an exit code and adds
 //! what to type.
 //!
-//! Errors of the crates below pass through as they are. An own case holds what was found, as fields; its text names the
+//! Errors of the crates below pass through unchanged. The other cases hold what was found, as fields; their messages name the
 //! place, what was found and what was expected.
 
 mod chain;
@@ -27,7 +27,7 @@ use crate::report::ReportError;
 pub use chain::chain;
 pub(crate) use chain::in_one_line;
 
-/// What led to an error, whatever it is.
+/// The cause of an error, of any type.
 pub type Cause = Box<dyn StdError + Send + Sync>;
 
 /// An error of this crate.
@@ -43,22 +43,22 @@ pub enum Error {
     /// Data that cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// A diffusion process that cannot be.
+    /// Invalid settings of the diffusion process.
     #[error(transparent)]
     Diffusion(#[from] DiffusionError),
-    /// What the network, the optimizer or a kernel refused.
+    /// An error of the network, the optimizer or a kernel.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// A run directory that cannot be used.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// A checkpoint that is none, or cannot be written.
+    /// A path that is no checkpoint, or a checkpoint that cannot be written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// A picture or a log that was not written.
     #[error(transparent)]
     Report(#[from] ReportError),
-    /// What the hub did not do.
+    /// An error of the hub.
     #[error(transparent)]
     Hub(Box<HubError>),
 
@@ -75,21 +75,21 @@ pub enum Error {
     NetworkTooLarge {
         /// How many.
         parameters: usize,
-        /// Bytes, in words.
+        /// The bytes, as text.
         needed: String,
         /// Which memory.
         whose: &'static str,
-        /// Bytes that there are, in words.
+        /// The memory there is, as text.
         room: String,
     },
     /// A step does not fit into the GPU's memory.
     #[error("{message}")]
     StepTooLarge {
-        /// With how many images, what it needs, what there is.
+        /// The number of images, the memory it needs, and the memory there is.
         message: String,
         /// What would fit.
         advice: Option<String>,
-        /// What was refused.
+        /// The allocation that failed.
         #[source]
         cause: Box<ModelError>,
     },
@@ -103,7 +103,7 @@ pub enum Error {
         /// Pixels.
         width: usize,
     },
-    /// Whoever asked for the work called it off.
+    /// The caller cancelled the work.
     #[error("called off")]
     Cancelled,
 
@@ -114,7 +114,7 @@ pub enum Error {
         config: PathBuf,
         /// The checkpoint.
         checkpoint: PathBuf,
-        /// What is another value now.
+        /// The keys that differ.
         changes: Vec<Change>,
     },
     /// A checkpoint of other data.
@@ -122,7 +122,7 @@ pub enum Error {
     OtherData {
         /// The checkpoint.
         checkpoint: PathBuf,
-        /// What the configuration names now.
+        /// The data that the configuration names now.
         source_now: String,
     },
     /// A file of a checkpoint that does not fit the network.
@@ -139,7 +139,7 @@ pub enum Error {
     AllDamaged {
         /// The directory of the checkpoints.
         dir: PathBuf,
-        /// Each, and why not.
+        /// Each checkpoint, and why it is not good.
         skipped: Vec<String>,
     },
     /// A run without a good checkpoint.
@@ -147,7 +147,7 @@ pub enum Error {
     NoCheckpoint {
         /// The directory of the checkpoints.
         dir: PathBuf,
-        /// Those that are damaged, and how.
+        /// The damaged ones, and how they are damaged.
         skipped: Vec<String>,
     },
     /// A run whose checkpoints would be overwritten.
@@ -157,13 +157,13 @@ pub enum Error {
         run_dir: PathBuf,
         /// The newest of its checkpoints.
         newest: u64,
-        /// Where the run was to go on from; none for the start.
+        /// Where the run was to resume from; `None` for the beginning.
         from: Option<u64>,
     },
-    /// What is no checkpoint to go on from.
+    /// A path that is no checkpoint to resume from.
     #[error("{}: {what}", path.display())]
     NotACheckpoint {
-        /// What was named.
+        /// The path that was given.
         path: PathBuf,
         /// What it is.
         what: &'static str,
@@ -182,7 +182,7 @@ pub enum Error {
         /// The run directory.
         run_dir: PathBuf,
     },
-    /// The last steps are lost.
+    /// The last checkpoint could not be written, so the newest steps are lost.
     #[error("step {step} could not be saved; the same command goes on from {}", place(*saved))]
     Unsaved {
         /// The last step.
@@ -193,7 +193,7 @@ pub enum Error {
         #[source]
         cause: CheckpointError,
     },
-    /// An error, and besides it something else that went wrong.
+    /// An error, and a second one beside it.
     #[error("{error}")]
     Besides {
         /// The error.
@@ -202,12 +202,12 @@ pub enum Error {
         besides: String,
     },
 
-    /// What is no model.
+    /// A path that is no model.
     #[error("{}: {what}", path.display())]
     NotAModel {
-        /// What was named.
+        /// The path that was given.
         path: PathBuf,
-        /// What it is, or lacks.
+        /// What it is instead, or what it lacks.
         what: String,
     },
     /// A model's file that cannot be read here.
@@ -217,14 +217,14 @@ pub enum Error {
         message: String,
         /// What to do about the file.
         advice: String,
-        /// What led to it.
+        /// The cause.
         #[source]
         cause: Option<Cause>,
     },
     /// Weights in a format that is not read.
     #[error(transparent)]
     Weights(CheckpointError),
-    /// A model whose own settings no run can have.
+    /// A model with settings that no run can use.
     #[error(transparent)]
     ForeignConfig(Box<ConfigError>),
     /// `hf://...` that names nothing.
@@ -249,7 +249,7 @@ pub enum Error {
     NoWeights {
         /// Its name.
         model: String,
-        /// The weights that it has instead.
+        /// The weights that it has.
         pickle: Option<String>,
     },
     /// A place that holds something already.
@@ -257,7 +257,7 @@ pub enum Error {
     Taken {
         /// The place.
         path: PathBuf,
-        /// What is there.
+        /// What is there already.
         what: &'static str,
     },
     /// A model without a variance head to leave out.
@@ -280,14 +280,14 @@ pub enum Error {
         #[source]
         cause: io::Error,
     },
-    /// A document of measurements that is none.
+    /// An invalid document of measurements.
     #[error("{}: {what}", path.display())]
     Measurements {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         what: &'static str,
-        /// What led to it.
+        /// The cause.
         #[source]
         cause: Option<Cause>,
     },
@@ -302,7 +302,7 @@ pub enum Error {
         /// Of which data.
         data: String,
     },
-    /// Images by which a model cannot be judged.
+    /// Images on which a model cannot be evaluated.
     #[error(transparent)]
     Unfit(DataError),
     /// A timestep that the schedule does not have.
@@ -321,7 +321,7 @@ pub enum Error {
     Other {
         /// What.
         message: String,
-        /// What led to it.
+        /// The cause.
         #[source]
         cause: Option<Cause>,
     },
@@ -336,7 +336,7 @@ fn place(saved: Option<u64>) -> String {
 }
 
 impl Error {
-    /// What led to it, outermost first.
+    /// Its causes, outermost first.
     pub fn causes(&self) -> Vec<String> {
         match self {
             Self::Changed { changes, .. } => changes
@@ -358,7 +358,7 @@ impl Error {
         Self::Other { message: message.into(), cause: None }
     }
 
-    /// For `map_err`: `message`, caused by an error.
+    /// For `map_err`: an error with `message` and a cause.
     pub(crate) fn caused<E: Into<Cause>>(message: impl Into<String>) -> impl FnOnce(E) -> Self {
         move |cause| Self::Other { message: message.into(), cause: Some(cause.into()) }
     }

@@ -1,20 +1,20 @@
-//! Trains diffusion models: what stands behind the binary `ddpm`.
+//! Trains diffusion models: the library behind the binary `ddpm`.
 //!
 //! | module | what |
 //! | --- | --- |
 //! | [`config`] | from a TOML file to a plan that cannot be wrong |
 //! | [`training`] | the step, and the life of a run |
 //! | [`drawing`] | images from a model |
-//! | `engine` | where work is done over and over: a CPU, or a GPU that records and replays it |
-//! | [`measuring`] | how fast and how large those are |
+//! | `engine` | runs repeated work on a CPU, or on a GPU, which records and replays it |
+//! | [`measuring`] | time and memory of training and drawing |
 //! | [`eval`] | how good a model is |
 //! | [`exchange`] | models from and to files: a run's, diffusers', the hub's |
 //! | [`publish`] | a model on its way to the hub |
 //! | [`report`] | progress, pictures, plots, TensorBoard |
 //! | [`weights`] | weights in a checkpoint's files |
-//! | [`noise`], [`pixels`] | standard normals, by Philox; bytes to numbers and back |
-//! | [`memory`] | memory of a device, there and used |
-//! | [`error`] | what can go wrong, and of which kind it is |
+//! | [`noise`], [`pixels`] | standard normals, by Philox; bytes to a network's numbers and back |
+//! | [`memory`] | a device's memory: total and used |
+//! | [`error`] | the errors and their kinds |
 
 pub mod config;
 pub mod drawing;

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 /// images nor how they are batched changes it.
 ///
 /// # Errors
-/// Candle's own.
+/// Candle's errors.
 pub fn normals(philox: Philox, step: u64, first_position: usize, dims: &[usize]) -> Result<Tensor, ModelError> {
     let mut noise = vec![0.0; dims.iter().product()];
     let image: usize = dims.iter().skip(1).product();

@@ -1,4 +1,4 @@
-//! Bytes to the numbers a network sees, and back; and those numbers as PyTorch lays them out.
+//! Converts bytes to a network's numbers and back, and those numbers to PyTorch's layout.
 
 use candle_core::{Device, Tensor};
 use ddpm_model::ModelError;
@@ -23,7 +23,7 @@ pub fn to_bytes(images: &Tensor) -> Result<Vec<u8>, ModelError> {
 /// `[N, H, W, C]` as `[N, C, H, W]`, PyTorch's layout.
 ///
 /// # Errors
-/// Candle's own.
+/// Candle's errors.
 pub fn to_nchw(images: &Tensor) -> Result<Tensor, ModelError> {
     Ok(images.permute((0, 3, 1, 2))?.contiguous()?)
 }

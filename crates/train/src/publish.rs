@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::error::Error;
 use crate::exchange::{ExportOptions, Exported, Measured, Model, export};
 
-/// Where a model is published, and what goes with it.
+/// Where a model is published, with what.
 #[derive(Clone, Debug)]
 pub struct Publication {
     /// Where.
@@ -24,8 +24,8 @@ pub struct Publication {
     pub measured: Option<Measured>,
 }
 
-/// The spool of `model`: the one that waits already, if it is of this model, else a new one; `progress` is told how many
-/// samples are drawn.
+/// The spool of `model`: the one that already waits, if it belongs to this model, else a new one; `progress` gets the number of
+/// drawn samples.
 ///
 /// # Errors
 /// As [`Spool::open`] and [`export`].
@@ -45,7 +45,7 @@ pub fn spool_of(model: &Model, publication: &Publication, progress: &mut dyn FnM
     })
 }
 
-/// Where the spools of a model's pushes are: in its run, if it has one.
+/// The directory of a model's spools: in its run, if it has one.
 fn root_of(origin: &Path) -> PathBuf {
     match RunPaths::of_checkpoint(origin).filter(|(run, _)| run.config().is_file()) {
         Some((run, _)) => run.uploads(),

@@ -33,8 +33,8 @@ pub(crate) fn untrained_files(params: &Params, ema_decays: &[f64]) -> Result<Vec
 /// The configuration a checkpoint was made under.
 ///
 /// # Errors
-/// It holds none that this version understands.
-pub fn checkpoint_config(checkpoint: &Checkpoint) -> Result<TrainConfig, Error> {
+/// It holds no configuration that this version understands.
+pub(crate) fn checkpoint_config(checkpoint: &Checkpoint) -> Result<TrainConfig, Error> {
     let value = checkpoint.state.extra.get(CONFIG).cloned().unwrap_or(Value::Null);
     serde_json::from_value(value).map_err(|error| does_not_fit(checkpoint, "state.json (config)", error))
 }
@@ -43,7 +43,7 @@ pub fn checkpoint_config(checkpoint: &Checkpoint) -> Result<TrainConfig, Error> 
 ///
 /// # Errors
 /// The file is not there or does not fit the network.
-pub fn read_params(checkpoint: &Checkpoint, file: &str, unet: &UNet, device: &Device) -> Result<Params, Error> {
+pub(crate) fn read_params(checkpoint: &Checkpoint, file: &str, unet: &UNet, device: &Device) -> Result<Params, Error> {
     let tensors = checkpoint.tensors(file)?;
     let flat = flat_from_tensors(unet.layout(), &tensors, "").map_err(|error| does_not_fit(checkpoint, file, error))?;
     Ok(Params::from_vec(unet.layout(), flat, device)?)

@@ -61,7 +61,7 @@ class Modules(unittest.TestCase):
         self.assertIn("attention::gpu_a: not done: not done after 3 s", record["why"])
 
     def test_what_is_explained_is_no_failure_and_is_shown_with_its_values(self):
-        message = "bf16, checkpointing true: peak 1234567, foretold 1000000"
+        message = "bf16, checkpointing true: peak 1234567, estimated 1000000"
         with unittest.mock.patch.object(explained, "HARMLESS", [(r"^attention::", r"peak \d+", "a card's pieces are larger")]):
             record = self.run_attention(fail={"attention::gpu_b": message})
         self.assertEqual(record["status"], "explained")
@@ -113,8 +113,8 @@ class Explained(unittest.TestCase):
         return explained.judged(test, message)["status"]
 
     def test_only_the_known_harmless_failures_are_explained(self):
-        foretold, bytes_left = "memory::gpu_a_steps_memory_is_what_was_foretold", "memory::gpu_a_step_that_cannot_fit_says_what_it_takes"
-        self.assertEqual(self.status(foretold, "f32, checkpointing false: peak 120, foretold 100"), "explained")
+        estimated, bytes_left = "memory::gpu_a_steps_memory_is_what_was_estimated", "memory::gpu_a_step_that_cannot_fit_says_what_it_takes"
+        self.assertEqual(self.status(estimated, "f32, checkpointing false: peak 120, estimated 100"), "explained")
         self.assertEqual(self.status(bytes_left, "called `Result::unwrap()` on DriverError(CUDA_ERROR_OUT_OF_MEMORY)"), "explained")
         training = "training::gpu_training_is_the_cpus"
         self.assertEqual(self.status(training, "f32 []: weights are off by 0.00018"), "explained")
@@ -122,7 +122,7 @@ class Explained(unittest.TestCase):
         self.assertEqual(self.status(training, "bf16 []: weights are off by 0.00018"), "failed")
         self.assertEqual(self.status(training, "f32 []: step 1: 0.5, on the CPU 0.25"), "failed")
         self.assertEqual(self.status("attention::gpu_a", "CUDA_ERROR_OUT_OF_MEMORY"), "failed")
-        self.assertEqual(self.status(foretold, "CUDA_ERROR_ILLEGAL_ADDRESS"), "failed")
+        self.assertEqual(self.status(estimated, "CUDA_ERROR_ILLEGAL_ADDRESS"), "failed")
 
 
 class Reading(unittest.TestCase):

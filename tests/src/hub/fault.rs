@@ -1,4 +1,4 @@
-//! What goes wrong.
+//! The faults of the test hub.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ enum Kind {
     Damaged,
 }
 
-/// What happens to a request, and to how many of them.
+/// What happens to requests, and to how many of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
     pub(super) route: Route,
@@ -53,7 +53,7 @@ impl Fault {
         Self { route, kind: Kind::Status(status, None), skipped: 0, times: usize::MAX }
     }
 
-    /// Every request of this route is refused for so many seconds, it says.
+    /// Every request of this route is refused, with the advice to wait for so many seconds.
     pub fn busy(route: Route, seconds: u64) -> Self {
         Self { route, kind: Kind::Status(429, Some(seconds)), skipped: 0, times: usize::MAX }
     }
@@ -83,7 +83,7 @@ impl Fault {
         Self { route, kind: Kind::StatusAfter(status), skipped: 0, times: usize::MAX }
     }
 
-    /// Half of the bytes come, as if that were all.
+    /// Half of the bytes come, as if they were all.
     pub fn short(route: Route) -> Self {
         Self { route, kind: Kind::Short, skipped: 0, times: usize::MAX }
     }
@@ -93,19 +93,19 @@ impl Fault {
         Self { route, kind: Kind::Damaged, skipped: 0, times: usize::MAX }
     }
 
-    /// So often, and then no more.
+    /// Limits the fault to so many requests.
     #[must_use]
     pub fn times(self, times: usize) -> Self {
         Self { times, ..self }
     }
 
-    /// Not the first so many.
+    /// Spares the first so many requests.
     #[must_use]
     pub fn after_first(self, skipped: usize) -> Self {
         Self { skipped, ..self }
     }
 
-    /// Counts a request: whether it fails, and what is left of the fault.
+    /// Counts a request and returns whether it fails.
     pub(super) fn count(self) -> (bool, Option<Self>) {
         if self.skipped > 0 {
             return (false, Some(Self { skipped: self.skipped - 1, ..self }));
@@ -114,7 +114,7 @@ impl Fault {
         (true, Some(Self { times: left, ..self }).filter(|_| left > 0))
     }
 
-    /// Instead of serving the request, where that is the fault.
+    /// Replaces the serving of a request, if that is the fault.
     pub(super) async fn before(self) -> Option<Response> {
         match self.kind {
             Kind::Status(status, seconds) => Some(refusal(status, seconds)),
@@ -124,7 +124,7 @@ impl Fault {
         }
     }
 
-    /// Instead of the answer of a request that was served.
+    /// Replaces the answer to a request that was served.
     pub(super) async fn instead_of(self, answer: Response) -> Response {
         match self.kind {
             Kind::DropAfter => break_connection(),

@@ -1,11 +1,11 @@
-//! A hub on this machine: what huggingface.co answers to the requests of `ddpm`, and the ways in which it can fail.
+//! A hub on this machine: it answers the requests of `ddpm` as huggingface.co does, and can fail in many ways.
 //!
 //! | module | what |
 //! | --- | --- |
 //! | `store` | repositories, branches, commits, files |
 //! | `routes` | the requests, over HTTP |
 //! | `xet` | large files, put together again from what the upload library wrote |
-//! | `fault` | what goes wrong, where, how often |
+//! | `fault` | faults: which, where, how often |
 
 mod fault;
 mod routes;
@@ -29,7 +29,7 @@ pub const TOKEN: &str = "hf_of_the_tests";
 /// Seconds of silence that commands wait for it: more than a busy machine needs for an answer.
 const PATIENCE: &str = "20";
 
-/// The same where there is silence on purpose.
+/// The same for a hub that is silent on purpose.
 const IMPATIENCE: &str = "1.5";
 
 /// See the module. It goes with the value.
@@ -41,7 +41,7 @@ pub struct FakeHub {
     runtime: Option<Runtime>,
 }
 
-/// What the requests see and change.
+/// The state that requests read and change.
 #[derive(Debug)]
 struct Shared {
     state: Mutex<store::State>,
@@ -69,14 +69,14 @@ impl FakeHub {
         Self { address, timeout: PATIENCE, shared, runtime: Some(runtime) }
     }
 
-    /// The same, whose commands wait for no more than a moment.
+    /// The same, with commands that wait only briefly.
     #[must_use]
     pub fn impatient(mut self) -> Self {
         self.timeout = IMPATIENCE;
         self
     }
 
-    /// The variables of a command that talks to it as nobody.
+    /// The environment variables of a command that uses it without a token.
     pub fn environment(&self) -> [(&'static str, String); 2] {
         [("HF_ENDPOINT", self.endpoint()), ("DDPM_HUB_TIMEOUT", self.timeout.to_owned())]
     }
@@ -86,17 +86,17 @@ impl FakeHub {
         format!("http://{}", self.address)
     }
 
-    /// A command that talks to it, with its token.
+    /// A command that uses it, with its token.
     pub fn ddpm(&self, place: &Place, line: &str) -> Ddpm {
         self.without_token(place, line).env("HF_TOKEN", TOKEN)
     }
 
-    /// A command that talks to it as nobody.
+    /// A command that uses it without a token.
     pub fn without_token(&self, place: &Place, line: &str) -> Ddpm {
         self.environment().iter().fold(place.ddpm(line), |command, (name, value)| command.env(name, value))
     }
 
-    /// Lets the next requests of a route fail.
+    /// Makes the next requests of a route fail.
     pub fn fails(&self, fault: Fault) -> &Self {
         self.shared.faults.lock().unwrap().push(fault);
         self
@@ -107,12 +107,12 @@ impl FakeHub {
         self.shared.faults.lock().unwrap().clear();
     }
 
-    /// Large files are to be sent there instead.
+    /// Sends large files there instead.
     pub fn stores_at(&self, url: Option<&str>) {
         self.state().storage = url.map(str::to_owned);
     }
 
-    /// It takes large files as a hub without xet storage does.
+    /// Makes it take large files as a hub without xet storage does.
     pub fn has_no_xet(&self) {
         self.state().has_xet = false;
     }

@@ -77,7 +77,7 @@ impl Shared {
         }
     }
 
-    /// Looks something up in a repository that the asker may see.
+    /// Looks something up in a repository that the client may see.
     fn read<T>(&self, name: &str, headers: &HeaderMap, look: impl FnOnce(&Repo) -> T) -> Result<T, Response> {
         let state = self.state.lock().unwrap();
         match state.repos.get(name) {
@@ -103,7 +103,7 @@ fn no_revision() -> Response {
     refuse(StatusCode::NOT_FOUND, "RevisionNotFound", "Invalid rev id")
 }
 
-/// Serves a request, or does to it what the test wants.
+/// Serves a request, or applies the test's fault to it.
 async fn serve(hub: &Shared, route: Route, work: impl AsyncFnOnce() -> Answer) -> Response {
     let fault = hub.fault(route);
     if let Some(fault) = fault

@@ -24,7 +24,7 @@ impl Default for State {
 /// A repository.
 #[derive(Clone, Debug)]
 pub struct Repo {
-    /// Only for those who have the token.
+    /// Visible only with the token.
     pub private: bool,
     /// Commits, oldest first.
     pub branches: BTreeMap<String, Vec<Commit>>,
@@ -68,7 +68,7 @@ impl Repo {
         self.commit(branch, message, files.collect());
     }
 
-    /// A commit; a file that is none is removed.
+    /// Adds a commit; a file that is `None` is removed.
     pub(super) fn commit(&mut self, branch: &str, message: &str, changes: Vec<(String, Option<File>)>) -> String {
         let commits = self.branches.get_mut(branch).unwrap();
         let mut files = commits.last().map(|commit| commit.files.clone()).unwrap_or_default();
@@ -119,7 +119,7 @@ impl File {
         }
     }
 
-    /// What names the content: a header of `resolve`.
+    /// The name of the content: a header of `resolve`.
     pub(super) fn etag(&self) -> String {
         match self {
             Self::Small(_) => self.git_sha1(),

@@ -17,7 +17,7 @@ pub(super) fn has(folder: &Path, sha256: &str) -> bool {
     hash_of(folder, sha256).is_some()
 }
 
-/// The bytes whose SHA-256 is `sha256`. Not while a push still runs: the folder then is the library's alone.
+/// The bytes whose SHA-256 is `sha256`. Not to be called while a push runs: the library then owns the folder.
 pub(super) async fn read(folder: &Path, sha256: &str, size: u64) -> Vec<u8> {
     let hash = hash_of(folder, sha256).unwrap();
     let to = tempfile::NamedTempFile::new().unwrap();
@@ -36,7 +36,7 @@ pub(super) fn endpoint(folder: &Path) -> String {
     format!("local://{}", folder.display())
 }
 
-/// The storage's own name for a file: the shards tell.
+/// The storage's own name for a file, from the shards.
 fn hash_of(folder: &Path, sha256: &str) -> Option<String> {
     let sha256 = MerkleHash::from_hex(sha256).ok()?;
     files(folder).into_iter().filter(|path| path.extension().is_some_and(|end| end == "mdb")).find_map(|shard| {

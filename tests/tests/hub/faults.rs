@@ -8,7 +8,7 @@ use ddpm_tests::{Finished, Place};
 
 use super::{COMMITS, PUSH, failing_place, spools};
 
-/// No failure takes longer: some silences, and the pauses between attempts.
+/// No failure takes longer than this: some time-outs, and the pauses between attempts.
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// The push succeeds in spite of the fault, with one commit.
@@ -131,7 +131,7 @@ fn a_connection_that_breaks_before_the_commit_is_tried_again() {
 #[test]
 fn a_commit_nobody_knows_of_is_found_by_the_next_push() {
     let (place, hub) = failing_place();
-    // Served, but neither the answer nor a look at the repository comes through.
+    // The request is served, but neither the answer nor a later query of the repository comes through.
     hub.fails(Fault::drop_after(Route::Commit)).fails(Fault::status(Route::Revision, 503).after_first(2));
     hub.ddpm(&place, PUSH).run().has_code(7).stderr_has("the connection broke");
     assert_eq!(spools(&place), ["me--clothes"]);

@@ -27,7 +27,7 @@ fn failing_place() -> (Place, FakeHub) {
     (place, hub.impatient())
 }
 
-/// The pushes that wait, of models that are no run's.
+/// The waiting pushes of models that belong to no run.
 fn spools(place: &Place) -> Vec<String> {
     let mut names = place.names(".cache/ddpm/hub");
     names.retain(|name| name != "LOCK");

@@ -1,4 +1,4 @@
-//! `hf://owner/name` wherever a model is taken.
+//! `hf://owner/name` wherever a model is accepted.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ fn pushed() -> (Place, FakeHub) {
     (place, hub)
 }
 
-/// What is in the cache under a name that somebody might believe.
+/// The cache's contents under final names, which a user would trust.
 fn blobs(place: &Place) -> Vec<String> {
     place.names(&format!("{CACHE}/blobs"))
 }
@@ -28,8 +28,8 @@ fn what_was_pushed_comes_back_to_the_byte() {
     let run = trained_run(&["train.steps=2", "checkpoint.every=0", "sample.every=0"]);
     let hub = FakeHub::start();
     hub.ddpm(&run, "push runs/tiny --repo me/clothes --samples 2").succeeds();
-    let told = hub.ddpm(&run, "sample hf://me/clothes --num 1 --steps 2").succeeds();
-    let _ = told.stderr_has("hf://me/clothes: fetching 5 files");
+    let sampled = hub.ddpm(&run, "sample hf://me/clothes --num 1 --steps 2").succeeds();
+    let _ = sampled.stderr_has("hf://me/clothes: fetching 5 files");
     let commit = hub.repo("me/clothes").unwrap().branches["main"][1].id.clone();
     let pulled = files(&run, &format!("{CACHE}/snapshots/{commit}"));
     let sent = hub.files("me/clothes");
@@ -119,14 +119,14 @@ fn the_cache_is_where_python_has_it() {
 
 #[test]
 fn a_body_that_is_short_or_wrong_is_fetched_again_or_refused_and_never_kept() {
-    for (fault, told) in
+    for (fault, message) in
         [(Fault::short(Route::Resolve), "bytes came"), (Fault::damaged(Route::Resolve), "another hash")]
     {
         let (place, hub) = pushed();
         let hub = hub.impatient();
         let sample = hub.ddpm(&place, "sample hf://me/clothes --num 1 --steps 2");
         hub.fails(fault);
-        sample.fails_with(7).stderr_has(told).stderr_has("expected ").stderr_has("nothing of it is kept");
+        sample.fails_with(7).stderr_has(message).stderr_has("expected ").stderr_has("nothing of it is kept");
         assert_eq!(blobs(&place), [""; 0]);
         hub.recovers();
         hub.fails(fault.times(2));
@@ -137,7 +137,7 @@ fn a_body_that_is_short_or_wrong_is_fetched_again_or_refused_and_never_kept() {
 
 #[test]
 fn a_silent_or_broken_download_ends_in_time() {
-    for (fault, told) in [
+    for (fault, message) in [
         (Fault::stall(Route::Resolve), "was silent for 1.5 s"),
         (Fault::drop(Route::Resolve), "the connection broke"),
         (Fault::status(Route::Resolve, 503), "the hub answered 503"),
@@ -146,7 +146,7 @@ fn a_silent_or_broken_download_ends_in_time() {
         let hub = hub.impatient();
         hub.fails(fault);
         let start = Instant::now();
-        let failed = hub.ddpm(&place, "sample hf://me/clothes").run().has_code(7).stderr_has(told);
+        let failed = hub.ddpm(&place, "sample hf://me/clothes").run().has_code(7).stderr_has(message);
         failed.expect(start.elapsed() < Duration::from_secs(15), "an end in time");
         assert_eq!(blobs(&place), [""; 0]);
     }

@@ -1,4 +1,4 @@
-//! What a push sends, and what it refuses.
+//! The contents of a push, and its refusals.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
@@ -62,8 +62,8 @@ fn what_was_measured_is_on_the_card() {
     hub.ddpm(&place, &format!("{PUSH} --metrics nll.json")).succeeds();
     let card = hub.files("me/clothes").into_iter().find(|(path, _)| path == "README.md").unwrap().1;
     let bits = serde_json::from_str::<serde_json::Value>(&nll).unwrap()["bits_per_dim"].as_f64().unwrap();
-    let told = format!("## Quality\n\n{bits:.4} +- ");
-    assert!(String::from_utf8_lossy(&card).contains(&told), "{told} in {}", String::from_utf8_lossy(&card));
+    let quality = format!("## Quality\n\n{bits:.4} +- ");
+    assert!(String::from_utf8_lossy(&card).contains(&quality), "{quality} in {}", String::from_utf8_lossy(&card));
     for text in ["", "{}", "[1]", r#"{"bits_per_dim":"few"}"#] {
         place.write("bad.json", text);
         let refused = hub.ddpm(&place, &format!("{PUSH} --metrics bad.json")).fails_with(2);
@@ -183,7 +183,7 @@ fn the_doctor_says_where_the_token_is_and_never_what_it_is() {
     wrong.stdout_has("DDPM_HUB_TIMEOUT = soon: expected seconds");
 }
 
-/// A storage for large files that refuses everything, and what it was asked.
+/// A storage for large files that refuses every request, and records it.
 fn refusing_storage() -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

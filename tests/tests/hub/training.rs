@@ -1,4 +1,4 @@
-//! Uploads during training: beside the loop, and never in its way.
+//! Uploads during training: beside the loop, without delaying it.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ fn checkpoints_are_pushed_as_they_come_and_the_last_one_for_certain() {
     let (run, hub) = (run(), FakeHub::start());
     train(&run, &hub).succeeds().stderr_has("step 40 pushed: ");
     let messages = hub.messages("me/clothes", "main");
-    // The one of step 20 may have been overtaken.
+    // The push of step 20 may have been replaced by a newer one.
     assert!((2..=3).contains(&messages.len()), "{messages:?}");
     assert_eq!(messages.last().unwrap(), "tiny at step 40 (ddpm 0.1.0)");
     assert!(hub.repo("me/clothes").unwrap().private);

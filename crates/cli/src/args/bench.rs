@@ -32,7 +32,7 @@ pub struct BenchArgs {
 }
 
 impl BenchArgs {
-    /// `--set`, and the option that stands for a key.
+    /// The settings from `--set` and from the option that stands for a key.
     pub fn settings(&self) -> Vec<Setting> {
         let device = self.device.map(|device| Setting { key: "run.device".to_owned(), value: device.to_string() });
         self.set.iter().cloned().chain(device).collect()

@@ -77,7 +77,7 @@ pub struct PushArgs {
     pub device: DeviceChoice,
 }
 
-/// The hub's names of licences are words like this; anything else would not be one line of the card's head.
+/// The hub's licence names are words of this form; anything else would not fit on one line of the card's front matter.
 fn licence(text: &str) -> Result<String, String> {
     let plain = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-.".contains(letter);
     if !text.is_empty() && text.len() <= 64 && text.chars().all(plain) {

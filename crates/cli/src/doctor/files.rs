@@ -1,4 +1,4 @@
-//! NVIDIA's driver and libraries as files, in a build that has no use for them: what a GPU would find here.
+//! NVIDIA's driver and libraries as files, in a build that does not use them: what a build for GPUs would find.
 
 use std::env;
 use std::fs;
@@ -18,7 +18,7 @@ const LIBRARY_FOLDERS: [&str; 8] = [
     "/usr/lib/wsl/lib",
 ];
 
-/// Driver, libraries, and what this build makes of them.
+/// Driver, libraries, and whether this build can use them.
 pub(super) fn findings() -> Vec<Finding> {
     let driver = driver();
     let has_gpu = driver.status == Status::Found;

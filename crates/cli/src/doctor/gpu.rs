@@ -1,4 +1,4 @@
-//! NVIDIA's driver and libraries, asked: in a build that uses them.
+//! NVIDIA's driver and libraries, by calling them, in a build for GPUs.
 
 use ddpm_kernels::cuda::survey::{GpuFacts, survey};
 use ddpm_kernels::cuda::switches::{Off, VARIABLE};
@@ -28,7 +28,7 @@ pub(super) fn findings() -> Vec<Finding> {
     findings
 }
 
-/// What the environment turns off; nothing where that is nothing.
+/// The features that the environment turns off, if any.
 fn turned_off() -> Option<Finding> {
     match Off::from_environment() {
         Ok(off) if off.is_empty() => None,

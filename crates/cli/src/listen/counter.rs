@@ -1,4 +1,4 @@
-//! Progress of work that is counted and is no run: a bar on a terminal, now and then a line elsewhere.
+//! Progress of counted work other than a run: a bar on a terminal, elsewhere a line now and then.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,12 +8,12 @@ use indicatif::ProgressBar;
 use super::progress::format_duration;
 use super::screen::Screen;
 
-/// Without a terminal there is a line after each so long a time.
+/// Without a terminal, the time between two lines.
 const BETWEEN_LINES: Duration = Duration::from_secs(20);
 
 /// See the module.
 pub(crate) struct Counter {
-    /// Nothing is shown without.
+    /// `None`: nothing is shown.
     display: Option<Display>,
     unit: &'static str,
     total: u64,
@@ -27,7 +27,7 @@ struct Display {
 }
 
 impl Counter {
-    /// Of `total` pieces of work, each called a `unit`; without a screen nobody sees it.
+    /// A counter of `total` pieces of work, each called a `unit`; without a screen it shows nothing.
     pub(crate) fn new(screen: Option<&Arc<Screen>>, total: u64, unit: &'static str) -> Self {
         let started = Instant::now();
         let display =
@@ -35,7 +35,7 @@ impl Counter {
         Self { display, unit, total, started }
     }
 
-    /// `done` pieces are done; `status` is what is known so far.
+    /// Shows that `done` pieces are done; `status` is the result so far.
     pub(crate) fn set(&mut self, done: u64, status: &str) {
         let Self { unit, total, started, display } = self;
         let Some(display) = display else { return };

@@ -1,4 +1,4 @@
-//! What an event or a span says: a message for a person, values by name for a program.
+//! The contents of an event or a span: a message for a person, values by name for a program.
 
 use std::error::Error;
 use std::fmt::Debug;
@@ -10,7 +10,7 @@ use tracing::span::{Attributes, Record};
 
 use crate::hints;
 
-/// Names a hint of [`hints::of_event`]; what it stands for takes its place as [`HELP`].
+/// Names a hint of [`hints::of_event`], whose text replaces it as [`HELP`].
 const HINT: &str = "hint";
 /// What to do about it.
 const HELP: &str = "help";
@@ -79,7 +79,7 @@ impl Fields {
     }
 }
 
-/// Numbers that are not finite become null, JSON having no word for them.
+/// Numbers that are not finite become null, because JSON cannot represent them.
 impl Visit for Fields {
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.insert(field, value.into());

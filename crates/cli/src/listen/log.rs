@@ -1,7 +1,7 @@
-//! `log.jsonl` of a run: a line for each event, from the run's span on until it is left. Warnings from before, while the run
-//! had no directory yet, come first.
+//! `log.jsonl` of a run: a line for each event within the run's span. Warnings from before, while the run had no directory yet,
+//! come first.
 //!
-//! A log that cannot be written ends no run: it is said once, and lines not yet written are tried again.
+//! A log that cannot be written does not end the run: there is one warning, and missing lines are tried again.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,18 +25,18 @@ use super::screen::{Label, Screen};
 pub(super) struct LogLayer {
     screen: Arc<Screen>,
     state: Mutex<State>,
-    /// Steps that it has done.
+    /// Number of finished steps.
     step: AtomicU64,
 }
 
-/// Warnings beyond these are not kept for a run that has not begun.
+/// The most warnings that are kept for a run that has not begun.
 const EARLY: usize = 100;
 
 enum State {
-    /// What was said so far.
+    /// The lines so far.
     Before(Vec<Value>),
     During(Log),
-    /// Over, or never to be.
+    /// The log has ended, or will never begin.
     Closed,
 }
 
@@ -70,7 +70,7 @@ impl LogLayer {
         }
     }
 
-    /// On the screen alone: the log is what cannot be written.
+    /// Only on the screen, because the log cannot be written.
     fn complain(&self, error: &RunError) {
         let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
         let text = format!("{error}{cause}; training goes on\n  help: {}", error.help());
@@ -111,7 +111,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
         }
     }
 
-    /// Others may still hold the span, but whoever leaves the run gives up its directory.
+    /// Others may still hold the span, but the run's directory is released when the span is left.
     fn on_exit(&self, id: &Id, context: Context<'_, S>) {
         if context.metadata(id).is_some_and(|metadata| metadata.name() == RUN) {
             *self.state() = State::Closed;
@@ -120,7 +120,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let target = event.metadata().target();
-        // The progress is in metrics.jsonl.
+        // Progress is in metrics.jsonl.
         if target == PROGRESS {
             return;
         }
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_cannot_be_opened_is_told_and_no_more() {
+    fn a_log_that_cannot_be_opened_is_reported_and_no_more() {
         let page = Page::default();
         logging(&page, || {
             let _run = tracing::info_span!(RUN, log = "/nowhere/log.jsonl", step = 0_u64).entered();

@@ -1,14 +1,14 @@
-//! Who listens to what the crates say. They emit `tracing` events and spans; here is decided where those go:
+//! The listeners. The crates emit `tracing` events and spans; this module decides where they go:
 //!
-//! | module | what becomes of it |
+//! | module | output |
 //! | --- | --- |
 //! | [`terminal`] | lines and a progress bar on stderr, as `-v`, `-q` and `RUST_LOG` want |
 //! | [`log`] | `log.jsonl` of a run |
 //! | [`trace`] | with `--trace FILE`, every span, for Perfetto |
 //! | [`screen`], [`progress`], [`counter`] | stderr itself; the progress of a run, and of any other long work |
-//! | [`fields`] | what an event says, taken apart |
+//! | [`fields`] | the fields of an event |
 //!
-//! Levels: WARN is what is not as it should be, INFO what a person wants to know, DEBUG what only `-v` shows, TRACE a span that
+//! Levels: WARN is for problems, INFO for what a person wants to know, DEBUG for what only `-v` shows, TRACE for spans that
 //! only `--trace` takes. `log.jsonl` takes all but the last.
 
 pub(crate) mod counter;
@@ -36,7 +36,7 @@ use self::trace::{TraceFile, TraceLayer};
 use crate::failure::{ExitCode, Failure};
 use crate::places::{Kind, Place, prepare};
 
-/// How the targets of this program's crates begin.
+/// The common prefix of the targets of this program's crates.
 const OURS: &str = "ddpm";
 /// The environment variable that says what the terminal shows.
 const VARIABLE: &str = "RUST_LOG";
@@ -45,7 +45,7 @@ const VARIABLE: &str = "RUST_LOG";
 #[derive(Clone, Debug)]
 pub(crate) struct Shown {
     targets: Targets,
-    /// Why `RUST_LOG` is left aside, if it is.
+    /// Why `RUST_LOG` is ignored, if it is.
     complaint: Option<String>,
 }
 
@@ -69,7 +69,7 @@ impl Shown {
         Self { targets, complaint }
     }
 
-    /// From the environment.
+    /// The settings from the environment.
     pub(crate) fn from_environment(verbosity: i16) -> Self {
         Self::new(verbosity, std::env::var(VARIABLE).ok().as_deref())
     }
@@ -80,14 +80,14 @@ impl Shown {
     }
 }
 
-/// The file of `--trace`, opened: dropped or not, it holds what was said so far.
+/// The opened file of `--trace`: it holds the events so far, whether this was dropped or not.
 pub(crate) struct Trace(Option<Arc<TraceFile>>);
 
 impl Trace {
     /// Creates the file, if one is asked for.
     ///
     /// # Errors
-    /// It cannot be written, which is better said now than after hours: as [`prepare`], or exit code 1.
+    /// It cannot be written, which is better reported now than after hours: as [`prepare`], or exit code 1.
     pub(crate) fn create(path: Option<&Path>) -> Result<Self, Failure> {
         let Some(path) = path else { return Ok(Self(None)) };
         prepare(&[Place { option: "--trace", path, kind: Kind::Trace }])?;
@@ -99,7 +99,7 @@ impl Trace {
         Ok(Self(Some(Arc::new(file))))
     }
 
-    /// Writes what waits; a disk that refuses is warned about.
+    /// Writes buffered events; a failed write causes a warning.
     pub(crate) fn finish(&self) {
         if let Some(error) = self.0.as_ref().and_then(|file| file.finish()) {
             tracing::warn!("the trace is not whole: {error}");
@@ -107,7 +107,7 @@ impl Trace {
     }
 }
 
-/// From now on everybody is heard.
+/// Installs the listeners.
 pub(crate) fn listen(screen: &Arc<Screen>, shown: Shown, trace: &Trace) {
     let ours = |level| Targets::new().with_target(OURS, level);
     let mut layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = vec![
@@ -117,7 +117,7 @@ pub(crate) fn listen(screen: &Arc<Screen>, shown: Shown, trace: &Trace) {
     if let Some(file) = &trace.0 {
         layers.push(TraceLayer::new(file).with_filter(ours(LevelFilter::TRACE)).boxed());
     }
-    // Fails only where somebody listens already, as in a test that runs beside others.
+    // Fails only if there are listeners already, as in a test that runs beside others.
     let _ = tracing::subscriber::set_global_default(registry().with(layers));
     if let Some(complaint) = shown.complaint {
         tracing::warn!("{complaint}: it is left aside");
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rust_log_that_makes_no_sense_is_told_and_left_aside() {
+    fn a_rust_log_that_makes_no_sense_is_reported_and_left_aside() {
         let shown = Shown::new(0, Some("ddpm=loud"));
         assert!(shown.progress() && shown.complaint.is_some_and(|text| text.starts_with("RUST_LOG")));
     }

@@ -19,20 +19,20 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Of a run that has done `first` of `total` steps.
+    /// The progress of a run that has done `first` of `total` steps.
     pub(super) fn new(screen: &Arc<Screen>, first: u64, total: u64) -> Self {
         let bar = screen.show_bar(first, total);
         Self { screen: Arc::clone(screen), bar, total, first, started: Instant::now() }
     }
 
-    /// So many steps are done.
+    /// Shows that `steps` steps are done.
     pub(super) fn step(&self, step: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(step);
         }
     }
 
-    /// A step was logged.
+    /// Shows a logged step.
     pub(super) fn logged(&self, fields: &Fields) {
         let step = fields.count("step").unwrap_or_default();
         let status = status(fields, self.eta(step));
@@ -42,7 +42,7 @@ impl Progress {
         }
     }
 
-    /// Time left at the mean pace of this process; none is known before its first step.
+    /// Time left at the mean pace of this process; unknown before its first step.
     fn eta(&self, step: u64) -> Option<Duration> {
         let done = step.checked_sub(self.first).filter(|done| *done > 0)?;
         let left = self.total.saturating_sub(step) as f64;

@@ -1,4 +1,4 @@
-//! stderr: what it can show, and whole lines above the bar that may stand there.
+//! stderr: its capabilities, and whole lines above a progress bar.
 
 use std::fmt;
 use std::io::{IsTerminal, Write, stderr};
@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// How to write to stderr, decided once at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Terminal {
-    /// A person watches: lines may be redrawn.
+    /// It is a terminal: lines may be redrawn.
     pub(crate) interactive: bool,
     /// Colour may be used.
     pub(crate) colour: bool,
@@ -29,7 +29,7 @@ impl Terminal {
     }
 }
 
-/// What begins a line that is not just information.
+/// The label at the start of a warning or an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Label {
     /// In yellow.
@@ -50,12 +50,12 @@ struct State {
 }
 
 impl Screen {
-    /// stderr as it is.
+    /// The process's stderr.
     pub(crate) fn stderr() -> Self {
         Self::new(Terminal::detect(), Box::new(stderr()))
     }
 
-    /// Anything that takes bytes.
+    /// Any writer.
     pub(crate) fn new(terminal: Terminal, out: Box<dyn Write + Send>) -> Self {
         Self { terminal, state: Mutex::new(State { out, bar: None }) }
     }
@@ -72,7 +72,7 @@ impl Screen {
         }
     }
 
-    /// Writes a line that begins with a label, in its colour where colours show.
+    /// Writes a line that begins with a label, coloured if colours are allowed.
     pub(crate) fn labelled(&self, label: Label, text: &str) {
         let (word, colour) = match label {
             Label::Warning => ("warning:", 33),
@@ -85,7 +85,7 @@ impl Screen {
         }
     }
 
-    /// Shows a bar below the lines from now on, where somebody watches; returns it.
+    /// Shows a bar below the lines from now on, if this is a terminal; returns it.
     pub(crate) fn show_bar(&self, first: u64, total: u64) -> Option<ProgressBar> {
         if !self.terminal.interactive {
             return None;
@@ -95,7 +95,7 @@ impl Screen {
         Some(bar)
     }
 
-    /// Leaves the bar as it stands and goes on below it.
+    /// Leaves the bar in its last state and continues below it.
     pub(crate) fn leave_bar(&self) {
         let bar = self.lock().bar.take();
         if let Some(bar) = bar {
@@ -105,7 +105,7 @@ impl Screen {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn clear_bar(&self) {
         let bar = self.lock().bar.take();
         if let Some(bar) = bar {
@@ -141,7 +141,7 @@ pub(super) mod testing {
 
     use super::*;
 
-    /// What a screen without a person shows.
+    /// The output of a screen that is no terminal.
     #[derive(Clone, Default)]
     pub(in super::super) struct Page(Arc<Mutex<Vec<u8>>>);
 

@@ -58,7 +58,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for TerminalLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
         match metadata.target() {
-            // The end of the command tells it, with what to do about it.
+            // The end of the command reports it, with what to do about it.
             FAILURE => {}
             PROGRESS => {
                 if let Some(progress) = &*self.progress() {
@@ -77,7 +77,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for TerminalLayer {
     }
 }
 
-/// The message with what to do about it; of other people's crates, which say much in fields, all of it.
+/// The message with what to do about it; for other crates, which put much into fields, all fields too.
 fn text(target: &str, fields: &Fields) -> String {
     if !target.starts_with(OURS) {
         let values: String = fields.values.iter().map(|(name, value)| format!(" {name}={value}")).collect();
@@ -96,7 +96,7 @@ mod tests {
     use super::super::screen::testing::Page;
     use super::*;
 
-    /// What a screen shows of all that `say` says.
+    /// What a screen shows of the events of `say`.
     fn shown(verbosity: i16, say: impl FnOnce()) -> String {
         let page = Page::default();
         let layer = TerminalLayer::new(&page.screen()).with_filter(Shown::new(verbosity, None).targets);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_peoples_crates_say_is_told_apart() {
+    fn what_other_peoples_crates_say_is_kept_apart() {
         let page = Page::default();
         let layer = TerminalLayer::new(&page.screen());
         tracing::subscriber::with_default(registry().with(layer), || {

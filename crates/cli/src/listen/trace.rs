@@ -2,9 +2,8 @@
 //! `chrome://tracing` open.
 //!
 //! Each time a span is entered and left is one complete event (`"ph": "X"`) on the line of its thread, with its fields as
-//! `args`; what is said is an instant (`"ph": "i"`). The file ends with its closing bracket after every write, so it is JSON
-//! whenever the process ends; what was said since the last write, at most a second or 32 KiB, is lost with a process that
-//! is killed.
+//! `args`; a message is an instant (`"ph": "i"`). The file ends with its closing bracket after every write, so it is JSON
+//! whenever the process ends; a killed process loses the events since the last write, at most a second or 32 KiB.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -43,11 +42,11 @@ pub(super) struct TraceFile {
 #[derive(Debug)]
 struct State {
     file: File,
-    /// Where the closing bracket stands.
+    /// Offset of the closing bracket.
     end: u64,
     waiting: String,
     written: Instant,
-    /// Why nothing is written any more.
+    /// Why writing has stopped.
     failed: Option<io::Error>,
 }
 
@@ -63,7 +62,7 @@ impl TraceFile {
         Ok(Self { start, state: Mutex::new(state) })
     }
 
-    /// Writes what waits; why anything was not, if this was not told yet.
+    /// Writes buffered events; returns why that failed, if this was not reported yet.
     pub(super) fn finish(&self) -> Option<io::Error> {
         let mut state = self.lock();
         state.write();
@@ -86,7 +85,7 @@ impl TraceFile {
         }
     }
 
-    /// The number of the calling thread, whose name is written when it comes first.
+    /// The number of the calling thread; writes the thread's name the first time.
     fn thread(&self) -> u64 {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         thread_local!(static THREAD: Cell<Option<u64>> = const { Cell::new(None) });
@@ -112,7 +111,8 @@ impl Drop for TraceFile {
 }
 
 impl State {
-    /// Puts what waits, and the bracket behind it, over the bracket: in one write, which no signal can halve.
+    /// Overwrites the closing bracket with the buffered events and a new bracket, in one write, which no signal can interrupt
+    /// halfway.
     fn write(&mut self) {
         self.written = Instant::now();
         if self.waiting.is_empty() || self.failed.is_some() {
@@ -121,7 +121,7 @@ impl State {
         let bytes = self.waiting.len() as u64;
         self.waiting.push_str(TAIL);
         if let Err(error) = self.file.write_all_at(self.waiting.as_bytes(), self.end) {
-            // A full disk: what stood there before has room.
+            // If the disk is full, the old contents still have room.
             let _ = self.file.write_all_at(TAIL.as_bytes(), self.end);
             let _ = self.file.set_len(self.end + TAIL.len() as u64);
             self.failed = Some(error);
@@ -141,7 +141,7 @@ fn event(name: &str, phase: &str, thread: u64, further: Value) -> String {
     event.to_string()
 }
 
-/// Microseconds, to the nanosecond: a span ends not a hair later than the one around it.
+/// Microseconds, exact to the nanosecond, so that a span never ends later than the one around it.
 fn microseconds(time: Duration) -> Value {
     let nanoseconds = time.as_nanos();
     let text = format!("{}.{:03}", nanoseconds / 1000, nanoseconds % 1000);
@@ -153,7 +153,7 @@ pub(super) struct TraceLayer {
     file: Arc<TraceFile>,
 }
 
-/// What is kept with a span.
+/// The data kept with a span.
 struct Kept {
     fields: Map<String, Value>,
     entered: Duration,
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_refuses_leaves_the_file_whole_and_is_told_once() {
+    fn a_disk_that_refuses_leaves_the_file_whole_and_is_reported_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace.json");
         let file = TraceFile::create(&path).unwrap();

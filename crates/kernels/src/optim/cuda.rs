@@ -10,19 +10,19 @@ use crate::error::{KernelError, Result};
 
 const NORM: &str = "gradient_norm";
 const STEP: &str = "adamw";
-/// Numbers of a step's factors.
+/// Count of a step's factors.
 pub(super) const FACTORS: usize = 10 + MAX_AVERAGES;
 /// Threads of a block that adds squares.
 const THREADS: u32 = 256;
 
-/// Where the step's settings, state and factors lie, which the norm's kernel reads and writes.
+/// Addresses of the step's settings, state and factors, which the norm's kernel reads and writes.
 struct Judgement {
     settings: Address,
     state: Address,
     factors: Address,
 }
 
-/// A gradient in f32, of which a part may lie in 16 bits elsewhere.
+/// A gradient in f32, a part of which may be stored elsewhere in 16 bits.
 struct Gradient<'a> {
     buffer: &'a FlatBuffer,
     narrow: Option<&'a NarrowPart>,
@@ -43,7 +43,7 @@ impl Gradient<'_> {
     }
 }
 
-/// Everything the step's kernel takes; averages and the copy for computing may be missing.
+/// The arguments of the step's kernel; averages and the 16-bit copy may be missing.
 struct StepAddresses<'a> {
     parameters: Address,
     gradients: Gradient<'a>,
@@ -98,7 +98,8 @@ pub(super) fn write_state(state: &Tensor, words: &[f64]) -> Result<()> {
     write(&*Gpu::of(state.device())?, OP, state, words)
 }
 
-/// Queues the norm of the gradient, which makes factors of settings and state, and the step that reads them.
+/// Queues two kernels: the gradient's norm, which also computes the factors from settings and state, and the step that reads
+/// them.
 pub(super) fn judged_step(
     state: &Tensor,
     factors: &Tensor,
@@ -148,7 +149,7 @@ pub(super) fn adamw_step(factors: Factors, buffers: &AdamWBuffers<'_>) -> Result
     queue_step(&gpu, &step)
 }
 
-/// The averages' addresses; those that are missing have none.
+/// The averages' addresses; missing averages have the address 0.
 fn addresses(gpu: &Gpu, averages: &[&FlatBuffer]) -> Result<[Address; MAX_AVERAGES]> {
     check_count(averages.len())?;
     let mut addresses = [Address::NONE; MAX_AVERAGES];

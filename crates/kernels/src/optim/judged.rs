@@ -1,15 +1,15 @@
-//! An optimizer step that is decided where it is taken, so that on a GPU it can be part of a captured graph.
+//! An optimizer step whose outcome is decided on the device, so that on a GPU it can be part of a captured graph.
 //!
-//! A step is told its settings ([`StepSettings`]) as numbers where the network computes. The norm of the gradient and they become
-//! factors there, which the pass over the parameters reads; on a GPU nothing of it is known to the host, which never waits. What
-//! goes on from step to step ([`StepState`]) lies there too:
+//! A step reads its settings ([`StepSettings`]) as numbers on the device. There they are combined with the gradient's norm into
+//! factors, which the pass over the parameters reads; on a GPU the host knows none of these values and never waits for them.
+//! The state that continues from step to step ([`StepState`]) is there too:
 //!
-//! - A gradient that is not finite changes nothing. Without a dynamic loss scale that ends the training: the step's number is
-//!   kept, and no later step changes anything either, until [`JudgedStep::set_state`]. So the host may look rarely. A loss that is
-//!   not finite needs no look of its own: its gradient is not finite either.
+//! - A gradient that is not finite changes nothing. Without a dynamic loss scale it ends the training: the step's number is
+//!   kept, and no later step changes anything either, until [`JudgedStep::set_state`]. So the host may check rarely. A loss
+//!   that is not finite needs no separate check: its gradient is not finite either.
 //! - With a dynamic loss scale (f16; Micikevicius et al. 2018, section 3.2) the step is skipped and the scale halved; after
 //!   2,000 steps without that it is doubled. A skipped step does not count for the moments' bias. Only when the scale is down
-//!   to 1 is a gradient that is not finite the network's own doing, and ends the training as above.
+//!   to 1 is the network itself the cause of a gradient that is not finite, which then ends the training as above.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -24,19 +24,19 @@ pub(super) const OP: &str = "optimizer step";
 
 /// Moving averages that a GPU's step can keep.
 pub const MAX_AVERAGES: usize = 4;
-/// Numbers of a step's settings before the averages' decays.
+/// Count of a step's settings before the averages' decays.
 const BEFORE_DECAYS: usize = 7;
-/// Numbers of a step's state.
+/// Count of the numbers of a step's state.
 const STATE: usize = 6;
-/// The loss scale's changes, as in `cuda/optim.cu`.
+/// How the loss scale changes, as in `cuda/optim.cu`.
 const GROWTH: f64 = 2.0;
 const BACKOFF: f64 = 0.5;
 const GROWTH_INTERVAL: u64 = 2000;
-/// Below the first a gradient that is not finite is no fault of the scale; the second ends the growth.
+/// At or below the first, the scale is not the cause of a gradient that is not finite; the second limits the growth.
 const LEAST_LOSS_SCALE: f64 = 1.0;
 const MOST_LOSS_SCALE: f64 = 1_073_741_824.0;
 
-/// What the host says about a step.
+/// The settings of a step, from the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepSettings {
     /// Learning rate of this step.
@@ -56,8 +56,8 @@ pub struct StepSettings {
 }
 
 impl StepSettings {
-    /// The numbers of a step that keeps so many averages, as [`JudgedStep::step`] takes them. A GPU has room for
-    /// [`MAX_AVERAGES`], of which not all must be there.
+    /// The settings of a step with so many averages as a tensor for [`JudgedStep::step`]. A GPU has room for [`MAX_AVERAGES`],
+    /// of which not all must be used.
     pub fn len(averages: usize) -> usize {
         BEFORE_DECAYS + averages.max(MAX_AVERAGES)
     }
@@ -71,7 +71,7 @@ impl StepSettings {
         words
     }
 
-    /// What [`words`](Self::words) wrote for so many averages.
+    /// The inverse of [`words`](Self::words) for so many averages.
     fn from_words(words: &[f64], averages: usize) -> Result<Self> {
         let &[lr, beta1, beta2, eps, weight_decay, clip_grad_norm, step, ref decays @ ..] = words else {
             let (found, expected) = (vec![words.len()], vec![Self::len(averages)]);
@@ -82,7 +82,7 @@ impl StepSettings {
     }
 }
 
-/// What goes on from step to step.
+/// The state that continues from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepState {
     /// What the loss is multiplied by before its gradient is taken.
@@ -100,7 +100,7 @@ pub struct StepState {
 }
 
 impl StepState {
-    /// For formats whose range needs no loss scale.
+    /// The state for formats whose range needs no loss scale.
     pub fn unscaled() -> Self {
         Self { loss_scale: 1.0, dynamic: false, steady_steps: 0, skipped: 0, diverged: None, norm: 0.0 }
     }
@@ -119,7 +119,7 @@ impl StepState {
     /// The state from the numbers of [`JudgedStep::state_tensor`].
     ///
     /// # Errors
-    /// Another number of them.
+    /// Their count is wrong.
     pub fn from_numbers(numbers: &[f64]) -> Result<Self> {
         let &[loss_scale, dynamic, steady_steps, skipped, diverged, norm] = numbers else {
             let (found, expected) = (vec![numbers.len()], vec![STATE]);
@@ -137,7 +137,7 @@ impl StepState {
 }
 
 impl StepState {
-    /// Takes in the norm of the scaled gradient; the update to make, if the step may change anything.
+    /// Updates the state with the norm of the scaled gradient; returns the update to apply, if the step may change anything.
     fn judge(&mut self, settings: &StepSettings, scaled_norm: f64) -> Option<AdamW> {
         if self.diverged.is_some() {
             return None;
@@ -178,7 +178,7 @@ pub struct StepBuffers<'a> {
     pub parameters: &'a FlatBuffer,
     /// Their gradients, of the scaled loss.
     pub gradients: &'a FlatBuffer,
-    /// What of them is in 16 bits elsewhere.
+    /// The part of them that is stored elsewhere in 16 bits.
     pub narrow: Option<&'a NarrowPart>,
     /// First moment.
     pub exp_avg: &'a FlatBuffer,
@@ -190,20 +190,20 @@ pub struct StepBuffers<'a> {
     pub compute: Option<&'a Tensor>,
 }
 
-/// A step's memory, where the network computes.
+/// A step's memory on the device.
 #[derive(Debug)]
 pub struct JudgedStep {
     state: Tensor,
-    /// What a GPU makes of settings and norm.
+    /// The factors that a GPU computes from settings and norm.
     #[cfg(feature = "cuda")]
     factors: Tensor,
 }
 
 impl JudgedStep {
-    /// The memory of a training on `device` that begins or goes on with `state`.
+    /// The memory of a training on `device` that begins or continues with `state`.
     ///
     /// # Errors
-    /// A device whose memory is full.
+    /// The device's memory is full.
     pub fn new(device: &Device, state: &StepState) -> Result<Self> {
         Ok(Self {
             state: Tensor::from_slice(&state.words(), STATE, device)?,
@@ -212,20 +212,20 @@ impl JudgedStep {
         })
     }
 
-    /// The state, f64; its first number is the loss scale, which a loss reads there.
+    /// The state, f64; its first number is the loss scale, which the loss reads.
     pub fn state_tensor(&self) -> &Tensor {
         &self.state
     }
 
-    /// The state, read back; on a GPU this waits for all that is queued.
+    /// Reads the state back; on a GPU this waits for all queued work.
     ///
     /// # Errors
-    /// Something queued before has failed.
+    /// Work queued before has failed.
     pub fn state(&self) -> Result<StepState> {
         StepState::from_numbers(&self.state.to_vec1::<f64>()?)
     }
 
-    /// Overwrites the state in place, where graphs that were captured find it: after a divergence, or on resuming.
+    /// Overwrites the state in place, where captured graphs read it: after a divergence, or on resuming.
     ///
     /// # Errors
     /// The driver fails.
@@ -237,12 +237,12 @@ impl JudgedStep {
         }
     }
 
-    /// The norm of the gradient, and the step that it allows; on a GPU two launches, and nothing on the host depends on either.
-    /// `settings` are [`StepSettings::words`], f64, where the network computes.
+    /// Computes the gradient's norm and makes the step that it allows; on a GPU these are two launches, and nothing on the host
+    /// depends on them. `settings` are [`StepSettings::words`], f64, on the device.
     ///
     /// # Errors
-    /// Buffers of different lengths, settings of another number of averages, a device without this operation; on a GPU also more
-    /// than [`MAX_AVERAGES`] averages, or a copy that is neither bf16 nor f16.
+    /// The buffers have different lengths, the settings are for another number of averages, or the device does not have this
+    /// operation; on a GPU also if there are more than [`MAX_AVERAGES`] averages, or the copy is neither bf16 nor f16.
     pub fn step(&self, settings: &Tensor, buffers: &StepBuffers<'_>) -> Result<()> {
         buffers.check()?;
         check::shape(OP, "settings", settings, &[StepSettings::len(buffers.averages.len())])?;

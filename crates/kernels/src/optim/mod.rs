@@ -4,7 +4,8 @@
 //! The pass is bound by memory: it reads parameter, gradient and both moments once and writes three of them, plus a read and a
 //! write per average. A pass per quantity would triple that.
 //!
-//! A training's steps are judged where they are taken, so that a GPU's can be queued whole: see [`JudgedStep`].
+//! Training uses [`JudgedStep`], which decides on the device whether a step is made, so that a GPU's step can be queued as a
+//! whole.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -93,7 +94,7 @@ pub fn clipping(limit: f64, norm: f64) -> f64 {
 /// One step: `m`, `v`, the parameters and the averages are updated in place.
 ///
 /// # Errors
-/// A device without this operation.
+/// The device does not have this operation.
 pub fn adamw_step(adamw: &AdamW, buffers: &AdamWBuffers<'_>) -> Result<()> {
     let factors = Factors::new(adamw);
     match buffers.parameters.device() {
@@ -107,7 +108,7 @@ pub fn adamw_step(adamw: &AdamW, buffers: &AdamWBuffers<'_>) -> Result<()> {
 /// The Euclidean norm of all elements; NaN or infinity if any of them is. On a GPU this waits for it.
 ///
 /// # Errors
-/// A device without this operation.
+/// The device does not have this operation.
 pub fn norm(buffer: &FlatBuffer) -> Result<f64> {
     match buffer.device() {
         Device::Cpu => cpu::norm(buffer),

@@ -1,4 +1,4 @@
-//! The whole bound of an image, step by step (Ho et al. 2020, eq. 5): `eval nll`.
+//! The bound of an image, step by step (Ho et al. 2020, eq. 5), for `eval nll`.
 //!
 //! ```text
 //! -log2 p(x_0) <= sum_t L_t + L_T           per dimension
@@ -14,7 +14,7 @@ use super::{DiffusionError, DiffusionProcess, Timestep};
 /// The bound of each image: bits per dimension of each step, and the errors behind them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BitsPerDim {
-    /// `L_T`: what is left of the image in x_T.
+    /// `L_T`: the information about the image that is left in x_T.
     pub prior: f64,
     /// `L_t` for each of the process' steps.
     pub vb: Vec<f64>,
@@ -25,7 +25,7 @@ pub struct BitsPerDim {
 }
 
 impl BitsPerDim {
-    /// Of each image, `x_start` `[N, H, W, C]` in [-1, 1], what needs no network: the prior, and room for the steps.
+    /// For each image of `x_start`, `[N, H, W, C]` in [-1, 1]: the prior term, which needs no network, and room for the steps.
     ///
     /// # Errors
     /// Candle's own.
@@ -35,7 +35,7 @@ impl BitsPerDim {
         Ok(prior_bits(process, x_start)?.into_iter().map(empty).collect())
     }
 
-    /// Notes the terms of a step.
+    /// Stores the terms of a step.
     pub fn set(&mut self, index: usize, terms: &BoundTerms) {
         self.vb[index] = terms.vb;
         self.mse[index] = terms.mse;

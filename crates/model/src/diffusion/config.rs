@@ -1,7 +1,7 @@
 //! The `[diffusion]` and `[loss]` tables of a config file, under diffusers' names.
 //!
-//! Plain data with defaults in one place. `validate` says by name what cannot work; [`DiffusionProcess::new`] and
-//! [`Loss::new`] call it, so a process or a loss that exists is a valid one.
+//! Plain data with defaults in one place. `validate` refuses invalid values by name; [`DiffusionProcess::new`] and
+//! [`Loss::new`] call it, so every process and every loss is valid.
 //!
 //! [`DiffusionProcess::new`]: super::DiffusionProcess::new
 //! [`Loss::new`]: super::Loss::new
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DiffusionError;
 
-/// Tables of f64 are built for every timestep; no published model has a tenth of this.
+/// The largest T, since tables of f64 are built for every timestep; no published model has a tenth of this.
 const MAX_TRAIN_TIMESTEPS: usize = 1_000_000;
 
 /// The noise schedule and what the network predicts.
@@ -106,7 +106,7 @@ impl VarianceType {
 }
 
 impl DiffusionConfig {
-    /// Refuses values that cannot make a noise schedule.
+    /// Refuses values that give no valid noise schedule.
     pub fn validate(&self) -> Result<(), DiffusionError> {
         if !(1..=MAX_TRAIN_TIMESTEPS).contains(&self.num_train_timesteps) {
             return Err(DiffusionError::setting(
@@ -199,7 +199,7 @@ pub enum TimestepSamplerKind {
 }
 
 impl LossConfig {
-    /// Refuses values, and combinations with `diffusion`, that cannot work.
+    /// Refuses invalid values, and invalid combinations with `diffusion`.
     pub fn validate(&self, diffusion: &DiffusionConfig) -> Result<(), DiffusionError> {
         self.validate_variance(diffusion.variance_type)?;
         self.validate_weights()?;

@@ -6,7 +6,7 @@ use ddpm_kernels::KernelError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DiffusionError {
-    /// A setting has a value that cannot work.
+    /// A setting has an invalid value.
     #[error("{key} = {found}: expected {expected}")]
     Setting {
         /// The setting's full name, as in the config file or on the command line.

@@ -1,8 +1,8 @@
-//! What training minimises, with its gradient by the network's output.
+//! What training minimises, with its gradient with respect to the network's output.
 //!
-//! A kind of loss is a few numbers for each sample ([`SampleConstants`]): what the prediction should be, and how much its
-//! squared error and the bound's term count. The loss of those, with its gradient, is
-//! [`loss_and_grad`](ddpm_kernels::ops::diffusion::loss_and_grad)'s, on a CPU as on a GPU; the tape starts from that gradient.
+//! A kind of loss is a few numbers for each sample ([`SampleConstants`]): the target of the prediction, and the weights of its
+//! squared error and of the bound's term. From these [`loss_and_grad`](ddpm_kernels::ops::diffusion::loss_and_grad) computes
+//! the loss with its gradient, on a CPU and on a GPU; the tape starts from that gradient.
 
 use candle_core::Tensor;
 use ddpm_kernels::ops::diffusion::{Noise, NoisyImages, SampleConstants, loss_and_grad};
@@ -10,13 +10,13 @@ use ddpm_kernels::ops::diffusion::{Noise, NoisyImages, SampleConstants, loss_and
 use super::process::{check_count, check_dims};
 use super::{DiffusionConfig, DiffusionError, DiffusionProcess, LossConfig, LossKind, PredictionType, Timestep};
 
-/// A loss that fits its process.
+/// A loss that was checked against its process.
 #[derive(Clone, Debug)]
 pub struct Loss {
     config: LossConfig,
 }
 
-/// A micro-batch of N samples and what the network made of it. Images are `[N, H, W, C]`.
+/// A micro-batch of N samples and the network's output for it. Images are `[N, H, W, C]`.
 #[derive(Clone, Copy, Debug)]
 pub struct LossInputs<'a> {
     /// The network's output; `[N, H, W, 2 C]` where it learns the variance.
@@ -29,7 +29,7 @@ pub struct LossInputs<'a> {
     pub noise: &'a Tensor,
     /// One weight for each sample, from the timestep sampler.
     pub weights: &'a [f32],
-    /// The number of samples in the whole batch, of which these N are a part: the divisor of the mean.
+    /// The number of samples in the whole batch, which contains these N: the divisor of the mean.
     pub global_batch: usize,
 }
 
@@ -47,13 +47,13 @@ pub struct LossValue {
 }
 
 impl Loss {
-    /// The loss of `config` for a process of `diffusion`; an error where they do not fit.
+    /// The loss of `config` for a process with the settings `diffusion`; an error if they do not fit together.
     pub fn new(config: &LossConfig, diffusion: &DiffusionConfig) -> Result<Self, DiffusionError> {
         config.validate(diffusion)?;
         Ok(Self { config: config.clone() })
     }
 
-    /// Whether the bound is part of it.
+    /// Whether the bound is part of the loss.
     pub fn has_bound(&self) -> bool {
         self.config.kind.has_bound()
     }
@@ -61,7 +61,7 @@ impl Loss {
     /// The loss of every sample, and the gradient of their weighted mean.
     ///
     /// # Errors
-    /// Inputs that do not fit together, or as [`constants`](Self::constants).
+    /// The inputs do not fit together, or an error of [`constants`](Self::constants).
     pub fn compute(&self, process: &DiffusionProcess, inputs: &LossInputs<'_>) -> Result<LossValue, DiffusionError> {
         const NAME: &str = "loss";
         self.fits(process)?;
@@ -78,12 +78,12 @@ impl Loss {
         Ok(LossValue { per_sample, mse, vlb: self.has_bound().then_some(bits), grad: loss.grad })
     }
 
-    /// What noise and loss of every sample depend on: its timestep `t`, its weight from the timestep sampler, and the number
-    /// of samples in the whole batch.
+    /// The constants for the noise and the loss of every sample, from its timestep `t`, its weight from the timestep sampler,
+    /// and the number of samples in the whole batch.
     ///
     /// # Errors
-    /// A timestep the process has not, a weight too many or too few, a whole batch smaller than this part of it, or a process
-    /// of other settings than `new` saw: it could lack the variance channels that the bound reads.
+    /// The process does not have a timestep, the number of weights is wrong, the whole batch is smaller than this part of it,
+    /// or the process has other settings than those given to `new`: it could lack the variance channels that the bound reads.
     pub fn constants(
         &self,
         process: &DiffusionProcess,
@@ -112,7 +112,7 @@ impl Loss {
         self.config.validate(process.config())
     }
 
-    /// `mse_weight * mse + bound_weight * L_t` at `t`, `scale` times of it in what is minimised.
+    /// The constants of `mse_weight * mse + bound_weight * L_t` at `t`, which the minimised sum contains `scale` times.
     fn sample(&self, process: &DiffusionProcess, t: Timestep, scale: f64) -> Result<SampleConstants, DiffusionError> {
         let constants = process.constants(t)?;
         let (config, index) = (&self.config, t.index());

@@ -1,9 +1,10 @@
-//! The last losses at each timestep, and how often each t should be drawn for them (Nichol & Dhariwal 2021, section 3.3).
+//! The last losses at each timestep, and the probability of drawing each t that follows from them (Nichol & Dhariwal 2021,
+//! section 3.3).
 //!
-//! The bound's terms differ by orders of magnitude over t, so with uniform draws a few samples make most of the gradient's
+//! The bound's terms differ by orders of magnitude over t, so with uniform draws a few samples cause most of the gradient's
 //! noise. Drawing t in proportion to `sqrt(E[L_t^2])`, eq. 18, and weighting each loss by `1 / (T p_t)` leaves the expected
-//! gradient as it is and makes its variance small. `E[L_t^2]` is the mean over the last ten losses at t; until every t has
-//! ten, t is drawn uniformly.
+//! gradient as it is and makes its variance small. `E[L_t^2]` is the mean over the last ten losses at t; until every t has ten,
+//! t is drawn uniformly.
 //!
 //! With it the choice of t depends on the past, so it is part of a checkpoint. Losses are kept in f32, as they are stored,
 //! so that a resumed run goes on with the same bits.
@@ -12,7 +13,7 @@ use super::{DiffusionError, Timestep};
 
 /// Losses kept for each t.
 const LENGTH: usize = 10;
-/// The share of draws that stays uniform, so that every t is drawn now and then.
+/// The fraction of draws that stays uniform, so that every t is drawn now and then.
 const UNIFORM_SHARE: f64 = 0.001;
 
 /// See the module.
@@ -35,10 +36,10 @@ impl LossHistory {
         }
     }
 
-    /// The history that [`losses`](Self::losses) and [`counts`](Self::counts) were taken from.
+    /// Restores a history from its [`losses`](Self::losses) and [`counts`](Self::counts).
     ///
     /// # Errors
-    /// Lengths that contradict each other, a count above the kept number, or a loss that is not finite.
+    /// The lengths contradict each other, a count is above the kept number, or a loss is not finite.
     pub fn from_parts(losses: Vec<f32>, counts: &[f32]) -> Result<Self, DiffusionError> {
         let valid_count = |count: &f32| (0.0..=LENGTH as f32).contains(count) && count.fract() == 0.0;
         let valid = losses.len() == counts.len() * LENGTH
@@ -89,7 +90,7 @@ impl LossHistory {
         self.update_probabilities();
     }
 
-    /// The timestep at `uniform` in [0, 1) and what its loss is multiplied by; `None` while the history is not full.
+    /// The timestep for `uniform` in [0, 1) and its loss's weight; `None` while the history is not full.
     pub(super) fn draw(&self, uniform: f64) -> Option<(usize, f64)> {
         let last = self.cumulative.len().checked_sub(1)?;
         let t = self.cumulative.partition_point(|&sum| sum <= uniform).min(last);

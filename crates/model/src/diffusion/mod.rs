@@ -1,4 +1,4 @@
-//! The diffusion process: noise schedules, what a network learns from them, and how images are sampled.
+//! The diffusion process: noise schedules, losses, and samplers.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -10,8 +10,8 @@
 //! | `loss` | what training minimises, with its gradient |
 //! | `respacing`, `samplers` | which timesteps a sampler visits, and what it does there |
 //!
-//! The arithmetic on the values of an image is an operation, [`ddpm_kernels::ops::diffusion`]; this module computes the
-//! coefficients of each timestep for it.
+//! [`ddpm_kernels::ops::diffusion`] does the arithmetic on pixels; this module computes the coefficients of each timestep for
+//! it.
 //!
 //! Sources: Ho et al. 2020 (DDPM, arXiv 2006.11239), Nichol & Dhariwal 2021 (improved DDPM, 2102.09672), Song et al.
 //! 2020 (DDIM, 2010.02502), Lu et al. 2022 (DPM-Solver++, 2211.01095), Salimans & Ho 2022 (v-prediction, 2202.00512),

@@ -1,4 +1,4 @@
-//! The forward process q, its posterior, and what a network's output says about them.
+//! The forward process q, its posterior, and what a network's output means for them.
 //!
 //! Tensors are `[N, H, W, C]` with one timestep for each of the N samples. Equation numbers are those of Ho et al.
 //! 2020 (arXiv 2006.11239) unless another paper is named.
@@ -8,7 +8,7 @@ use ddpm_kernels::ops::diffusion::{Noise, NoisyImages, SampleConstants, q_sample
 
 use super::{DiffusionConfig, DiffusionError, LogVariance, PredictionType, Schedule, Timestep, VarianceType};
 
-/// A noise schedule together with the meaning of the network's output.
+/// A noise schedule and the meaning of the network's output.
 #[derive(Clone, Debug)]
 pub struct DiffusionProcess {
     config: DiffusionConfig,
@@ -62,7 +62,7 @@ impl DiffusionProcess {
     /// bound change.
     ///
     /// # Errors
-    /// The variance is learned, or should become so: the network's output channels decide that.
+    /// The variance is learned, or the new one would be: the network's output channels decide that.
     pub fn with_fixed_variance(&self, variance_type: VarianceType) -> Result<Self, DiffusionError> {
         if [self.config.variance_type, variance_type].contains(&VarianceType::LearnedRange) {
             let expected = "fixed_small or fixed_large, and only beside a model that does not learn its variance";
@@ -74,7 +74,7 @@ impl DiffusionProcess {
         Ok(process)
     }
 
-    /// The settings the process was made from.
+    /// The settings that the process was made from.
     pub fn config(&self) -> &DiffusionConfig {
         &self.config
     }
@@ -89,10 +89,10 @@ impl DiffusionProcess {
         Ok(self.network_timesteps[self.schedule.checked(t)?])
     }
 
-    /// What an image's noise and its term of the bound depend on at `t`.
+    /// The constants of an image's noise and of its term of the bound at `t`.
     ///
     /// # Errors
-    /// A timestep that the process does not have.
+    /// The process does not have the timestep.
     pub fn constants(&self, t: Timestep) -> Result<SampleConstants, DiffusionError> {
         let (schedule, t) = (&self.schedule, self.schedule.checked(t)?);
         let ((signal, noise), x_start) = (self.signal_and_noise(t), self.x_start_in_prediction(t));
@@ -112,7 +112,7 @@ impl DiffusionProcess {
         })
     }
 
-    /// Those of several samples.
+    /// The constants of several samples.
     pub(super) fn constants_at(&self, t: &[Timestep]) -> Result<Vec<SampleConstants>, DiffusionError> {
         t.iter().map(|&t| self.constants(t)).collect()
     }
@@ -198,7 +198,7 @@ impl DiffusionProcess {
         }
     }
 
-    /// Where log of p's variance can lie at index `t`.
+    /// The range of the log of p's variance at index `t`.
     pub(super) fn log_variance_range(&self, t: usize) -> LogVarianceRange {
         let small = self.schedule.posterior_log_variance_clipped()[t];
         let (lower, width) = match self.config.variance_type {

@@ -1,8 +1,8 @@
 //! Which timesteps a sampler visits when it takes fewer than T steps.
 //!
-//! Two families of names are understood: diffusers' `leading`, `trailing` and `linspace`, which need a number of steps
-//! beside them, and improved DDPM's respacing, which holds its own: `"250"`, `"10,15,20"` (one count for each equal
-//! section of `0..T`, least noisy first) or `"ddim50"`. Halves are rounded to even, as in the Python originals.
+//! There are two families of names: diffusers' `leading`, `trailing` and `linspace`, which need a number of steps, and improved
+//! DDPM's respacings, which contain it: `"250"`, `"10,15,20"` (one count for each equal section of `0..T`, least noisy first)
+//! or `"ddim50"`. Halves are rounded to even, as in the Python originals.
 
 use std::fmt;
 use std::str::FromStr;
@@ -37,7 +37,7 @@ impl Spacing {
     /// `steps` is how many; by default all of them, or as many as a respacing says.
     ///
     /// # Errors
-    /// Where more steps are asked for than there are, none, or another number than the respacing's own.
+    /// `steps` is 0, more than there are, or not the respacing's own number.
     pub fn kept_timesteps(
         &self,
         steps: Option<usize>,

@@ -1,4 +1,4 @@
-//! The noise schedule: every table that depends on t alone, in f64 and in the order of the derivation.
+//! The noise schedule: every table that depends on t alone, in f64, in the order of the derivation.
 //!
 //! Values are cast to the tensors' type once, where they are used. Equation numbers are those of Ho et al. 2020
 //! (arXiv 2006.11239) unless another paper is named.
@@ -7,16 +7,16 @@ use serde::Serialize;
 
 use super::{BetaSchedule, DiffusionConfig, DiffusionError, Timestep};
 
-/// Betas above this would all but erase the image in one step (Nichol & Dhariwal 2021, after eq. 17).
+/// Betas above this would almost erase the image in one step (Nichol & Dhariwal 2021, after eq. 17).
 const MAX_COSINE_BETA: f64 = 0.999;
 
-/// The natural logarithm of a variance; the type keeps it from being taken for a variance or a standard deviation.
+/// The natural logarithm of a variance; the type prevents confusion with a variance or a standard deviation.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize)]
 #[serde(transparent)]
 pub struct LogVariance(pub f64);
 
 impl LogVariance {
-    /// That of a variance.
+    /// The logarithm of a variance.
     pub fn of(variance: f64) -> Self {
         Self(variance.ln())
     }

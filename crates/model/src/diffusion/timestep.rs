@@ -15,7 +15,7 @@ use super::{DiffusionError, LossConfig, LossHistory, TimestepSamplerKind};
 pub struct Timestep(usize);
 
 impl Timestep {
-    /// `index` as a timestep of a schedule of `num_train_timesteps` steps; an error where it is not below that.
+    /// `index` as a timestep of a schedule of `num_train_timesteps` steps; an error if it is not below that.
     pub fn new(index: usize, num_train_timesteps: usize) -> Result<Self, DiffusionError> {
         if index >= num_train_timesteps {
             return Err(DiffusionError::Timestep { found: index, num_train_timesteps });
@@ -38,13 +38,13 @@ impl fmt::Display for Timestep {
 /// The timesteps of a (micro-)batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DrawnTimesteps {
-    /// One for each sample.
+    /// One timestep for each sample.
     pub timesteps: Vec<Timestep>,
-    /// What each sample's loss is multiplied by, so that the mean stays that of a uniform t.
+    /// The weight of each sample's loss, so that the mean stays that of a uniform t.
     pub weights: Vec<f32>,
 }
 
-/// Draws t for training: uniformly, where every weight is 1, or more often where the loss is large.
+/// Draws t for training: uniformly, with every weight 1, or more often where the loss is large.
 #[derive(Clone, Debug)]
 pub struct TimestepSampler {
     philox: Philox,
@@ -84,7 +84,7 @@ impl TimestepSampler {
         }
     }
 
-    /// The losses observed so far, where draws depend on them: part of a run's state.
+    /// The losses observed so far, if draws depend on them: part of a run's state.
     pub fn history(&self) -> Option<&LossHistory> {
         self.history.as_ref()
     }
@@ -92,7 +92,7 @@ impl TimestepSampler {
     /// Continues from the losses that another run observed.
     ///
     /// # Errors
-    /// The history is that of a schedule of another length.
+    /// The history belongs to a schedule of another length.
     pub fn restore(&mut self, history: LossHistory) -> Result<(), DiffusionError> {
         if history.num_train_timesteps() != self.num_train_timesteps {
             return Err(DiffusionError::Shape {

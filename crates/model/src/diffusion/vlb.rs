@@ -1,7 +1,7 @@
 //! The variational bound on the likelihood, term by term (Ho et al. 2020, eq. 5), in bits per dimension.
 //!
 //! - `L_t`: a divergence of two Gaussians, at t = 0 the discretised decoder; computed in [`ddpm_kernels::ops::diffusion`];
-//! - the prior term `L_T`: KL(q(x_T | x_0) || N(0, I)), which nothing can learn.
+//! - the prior term `L_T`: KL(q(x_T | x_0) || N(0, I)), which does not depend on the network.
 //!
 //! Bits per dimension are nats, averaged over an image's values, over ln 2.
 
@@ -20,12 +20,12 @@ pub struct BoundTerms {
     pub vb: f64,
     /// Squared error of the predicted x_0.
     pub xstart_mse: f64,
-    /// Squared error of the eps that belongs to that x_0: `snr_t` times as much, since x_t is the same.
+    /// Squared error of the eps that belongs to that x_0: `snr_t` times the error of x_0, since x_t is the same.
     pub mse: f64,
 }
 
 impl BoundTerms {
-    /// At `t`, one of the process'.
+    /// The terms at `t`, a timestep of the process.
     pub fn new(process: &DiffusionProcess, t: Timestep, vb: f64, xstart_mse: f64) -> Self {
         Self { vb, xstart_mse, mse: process.schedule().snr()[t.index()] * xstart_mse }
     }

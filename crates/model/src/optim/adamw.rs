@@ -26,7 +26,7 @@ pub struct AdamWConfig {
 }
 
 impl AdamWConfig {
-    /// The numbers of step `step`, the first of which is 1, for a gradient of this norm.
+    /// The settings of step `step`, counted from 1, for a gradient of this norm.
     pub(crate) fn step(&self, lr: f64, step: u64, grad_norm: f64) -> AdamW {
         AdamW {
             lr,
@@ -49,7 +49,7 @@ pub struct Average {
     pub params: Params,
 }
 
-/// Both moments, the averages and the number of steps taken.
+/// Both moments, the averages and the number of finished steps.
 #[derive(Clone, Debug)]
 pub struct Optimizer {
     config: AdamWConfig,
@@ -61,7 +61,7 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// A fresh optimizer for `params`; the averages start as copies of them.
+    /// A new optimizer for `params`; the averages start as copies of them.
     pub fn new(config: AdamWConfig, params: &Params) -> Result<Self> {
         let averages = config
             .ema_decays
@@ -72,7 +72,7 @@ impl Optimizer {
         Ok(Self { config, layout: params.layout().clone(), exp_avg: zeros()?, exp_avg_sq: zeros()?, averages, step: 0 })
     }
 
-    /// An optimizer that goes on after `step` steps.
+    /// An optimizer that continues after `step` steps.
     pub fn restore(
         config: AdamWConfig,
         params: &Params,
@@ -107,12 +107,12 @@ impl Optimizer {
         &self.averages
     }
 
-    /// Where each parameter lies.
+    /// The layout of the parameters.
     pub fn layout(&self) -> &Arc<ParamLayout> {
         &self.layout
     }
 
-    /// Counts the step about to be taken, and says what it is to be done with.
+    /// Counts the next step and returns its settings.
     pub fn count_step(&mut self, lr: f64) -> StepSettings {
         self.step += 1;
         let warm_up = ema_warm_up(self.step);
@@ -127,15 +127,15 @@ impl Optimizer {
         }
     }
 
-    /// Takes back what [`count_step`](Self::count_step) counted from the step of this number on: they changed nothing.
+    /// Undoes [`count_step`](Self::count_step) for the steps from this number on, which changed nothing.
     pub fn uncount_from(&mut self, number: u64) {
         self.step = self.step.min(number.saturating_sub(1));
     }
 
-    /// One step down the gradient, with the settings in `settings` at the time it runs; see [`JudgedStep::step`].
+    /// One step down the gradient, with the values in `settings` at the time it runs; see [`JudgedStep::step`].
     ///
     /// # Errors
-    /// As there. A gradient that is not finite is none: the state of `judged` says so, and nothing is changed.
+    /// As there. A gradient that is not finite is no error: nothing is changed, and the state of `judged` records it.
     pub fn step(
         &self,
         judged: &JudgedStep,
@@ -158,7 +158,7 @@ impl Optimizer {
     }
 }
 
-/// The largest decay after `n` steps: an average of few steps must forget its start.
+/// The largest decay after `n` steps: early on, an average must forget its start.
 pub(crate) fn ema_warm_up(n: u64) -> f64 {
     (1.0 + n as f64) / (10.0 + n as f64)
 }
@@ -171,7 +171,7 @@ mod tests {
     use candle_core::Device;
     use ddpm_kernels::optim::StepState;
 
-    /// A step of which the host knows everything.
+    /// A step whose values the host all knows.
     fn step(optimizer: &mut Optimizer, params: &Params, gradients: &mut Gradients, lr: f64) -> StepState {
         let judged = JudgedStep::new(&Device::Cpu, &StepState::unscaled()).unwrap();
         let settings = Tensor::new(optimizer.count_step(lr).words(), &Device::Cpu).unwrap();

@@ -1,4 +1,4 @@
-//! How a run's numbers are rounded: the format of activations, and what a GPU's libraries may do to them.
+//! How a run's numbers are rounded: the format of activations, and what precision a GPU's libraries may use.
 
 use candle_core::{DType, Device};
 use ddpm_kernels::KernelError;
@@ -6,11 +6,11 @@ use ddpm_kernels::cuda::Gpu;
 
 use super::types::{OptimConfig, Precision};
 
-/// Has `device` compute as `train` says from here on; the format of the activations. A CPU computes in f32, always alike.
+/// Sets the arithmetic of `device` as `train` says; returns the format of the activations. A CPU always computes in f32.
 ///
 /// # Errors
-/// A GPU that cannot be used.
-pub fn set_arithmetic(train: &OptimConfig, device: &Device) -> Result<DType, KernelError> {
+/// The GPU cannot be used.
+pub(crate) fn set_arithmetic(train: &OptimConfig, device: &Device) -> Result<DType, KernelError> {
     if !device.is_cpu() {
         let gpu = Gpu::of(device)?;
         gpu.set_deterministic(train.deterministic);

@@ -1,4 +1,5 @@
-//! What a run cannot have. One sentence per case: the place, the key, what was found, what was expected, what to do.
+//! Refuses values that a run cannot use. Each message has one sentence: the place, the key, what was found, what was expected,
+//! what to do.
 
 use std::fmt::Display;
 
@@ -205,7 +206,7 @@ impl<'a> Checks<'a> {
         if ok { Ok(()) } else { Err(self.impossible(key, format!("{key} = {found}: expected {expected}"), help)) }
     }
 
-    /// Bounds that nobody needs to exceed; beyond them a run ends for want of memory before it can say why.
+    /// Bounds that no real run exceeds; beyond them a run would run out of memory before it could say why.
     fn at_most(&self, key: &str, found: usize, limit: usize) -> Result<(), ConfigError> {
         self.require(key, found, found <= limit, &format!("at most {limit}"), "is there a digit too many?")
     }

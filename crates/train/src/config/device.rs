@@ -1,4 +1,4 @@
-//! The device a run is to use, decided once.
+//! The device that a run uses, chosen once.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use candle_core::Device;
 use ddpm_kernels::{KernelError, cuda};
 use ddpm_run::Kind;
 
-/// What `run.device` and `--device` may name.
+/// The values of `run.device` and `--device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// The first GPU if this build can use one, else the CPU.
@@ -45,8 +45,8 @@ impl fmt::Display for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// Whether this ends on the CPU.
-    pub fn is_cpu(self) -> bool {
+    /// Whether this means the CPU.
+    pub(crate) fn is_cpu(self) -> bool {
         match self {
             Self::Auto => !cuda::is_there(),
             Self::Cpu => true,
@@ -57,7 +57,7 @@ impl DeviceChoice {
     /// Opens the device.
     ///
     /// # Errors
-    /// This build has no CUDA, there is no such GPU, or the environment turns off what is not there.
+    /// This build has no CUDA, there is no such GPU, or the environment turns off an unknown feature.
     pub fn open(self) -> Result<Device, DeviceError> {
         match self {
             Self::Cuda(number) => open_cuda(number),
@@ -77,7 +77,7 @@ pub enum DeviceError {
         /// The GPU that was named.
         number: usize,
     },
-    /// The environment turns off what is not there.
+    /// The environment turns off an unknown feature.
     #[error(transparent)]
     Setting(KernelError),
     /// There is no such GPU, or it does not answer.

@@ -1,13 +1,13 @@
-//! What can be wrong with a configuration. Each text names the place, the key, what was found and what was expected.
+//! Errors of a configuration. Each message names the place, the key, what was found and what was expected.
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// Where a value comes from, the weakest first.
+/// Where a value comes from, in order of rising precedence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody set it.
+    /// The default: it was not set.
     Default,
     /// A line of the config file, counted from 1.
     File {
@@ -93,7 +93,7 @@ pub enum ConfigError {
         /// What to do about it.
         help: Option<String>,
     },
-    /// Values of the right type that a run cannot have.
+    /// Values of the right type that a run cannot use.
     #[error("{place}: {message}")]
     Impossible {
         /// Where the value was set, as [`Origin`] is written; of a default, the config file.
@@ -120,7 +120,7 @@ impl ConfigError {
 
 /// The whole text, as a user sees it.
 #[cfg(test)]
-pub(super) fn told(error: &ConfigError) -> String {
+pub(super) fn shown(error: &ConfigError) -> String {
     let cause = std::error::Error::source(error).map(|cause| format!("\n  cause: {cause}")).unwrap_or_default();
     let help = error.help().map(|help| format!("\n  help: {}", help.replace('\n', "\n        ")));
     format!("error: {error}{cause}{}", help.unwrap_or_default())

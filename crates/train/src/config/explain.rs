@@ -1,4 +1,4 @@
-//! Turns what serde says about a value into what a user can act upon.
+//! Turns serde's errors about a value into errors that a user can act on.
 
 use ddpm_model::unet::unsupported;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use super::error::{ConfigError, Origin};
 use super::schema;
 use super::toml_source::to_toml;
 
-/// From here on two keys are alike enough to ask whether the other one was meant; they are short.
+/// From this similarity on, a key is suggested for a misspelt one; keys are short.
 const SIMILAR_KEYS: f64 = 0.6;
 /// The same for values. `SkipDownBlock2D` (0.73) is not a misspelt `AttnDownBlock2D`.
 const SIMILAR_NAMES: f64 = 0.75;
@@ -56,8 +56,8 @@ fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>, least: f64
         .map(|(_, candidate)| candidate)
 }
 
-/// The error for a value that its key does not take. `complaint` is serde's; `about_names` is what serde says about a
-/// string there, which lists the names where the key takes names.
+/// The error for a value that its key does not accept. `complaint` is serde's message; `about_names` is its message for a
+/// string there, which lists the names if the key takes names.
 pub(super) fn type_error(
     key: &str,
     found: &Value,

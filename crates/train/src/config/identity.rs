@@ -1,8 +1,8 @@
-//! What makes two configurations the same run: every key that can change a result, and no other.
+//! Decides whether two configurations are the same run: by every key that can change a result, and no other.
 //!
-//! A run may be resumed with more steps, other pictures, another device or more workers; with another learning rate
-//! or network it would be another run. `micro_batch` and `gradient_checkpointing` give the same update and may follow
-//! the memory there is.
+//! A run may be resumed with more steps, other pictures, another device or more workers; with another learning rate or network
+//! it would be a different run. `micro_batch` and `gradient_checkpointing` do not change the update, so they may be adapted to
+//! the memory.
 
 use serde_json::{Map, Value, json};
 
@@ -10,10 +10,10 @@ use super::schema;
 use super::toml_source::to_toml;
 use super::types::TrainConfig;
 
-/// Sections of which nothing can change the past.
+/// Sections whose keys cannot change past results.
 const FREE_SECTIONS: [&str; 4] = ["checkpoint", "sample", "log", "hub"];
 
-/// Keys of other sections that cannot change the past. Data may move: a checkpoint knows it by its fingerprint.
+/// Keys of other sections that cannot change past results. Data may move: a checkpoint identifies it by its fingerprint.
 const FREE_KEYS: [&str; 13] = [
     "run.name",
     "run.dir",
@@ -41,13 +41,13 @@ pub struct Change {
     pub new: String,
 }
 
-/// The hash of all keys that can change the past, in hexadecimal.
+/// The hash of all keys that can change past results, in hexadecimal.
 pub fn config_hash(config: &TrainConfig) -> String {
     let binding: Map<String, Value> = binding_values(config).collect();
     blake3::hash(Value::Object(binding).to_string().as_bytes()).to_hex().to_string()
 }
 
-/// The keys that can change the past and differ, in the order of the sections. Empty exactly when the hashes agree.
+/// The differing keys that can change past results, in the order of the sections. Empty exactly when the hashes agree.
 pub fn diff(old: &TrainConfig, new: &TrainConfig) -> Vec<Change> {
     binding_values(old)
         .zip(binding_values(new))

@@ -1,6 +1,6 @@
-//! Defaults, file, environment and command line, one over the other, with the origin of every value.
+//! Merges defaults, file, environment and command line, and records the origin of every value.
 //!
-//! Each assignment is put into the document alone and the whole is read again, so that an error is always that of one
+//! Assignments are added one at a time, and the whole document is read again each time, so that an error always belongs to one
 //! key, whose line or variable is known. There are some eighty keys: this costs less than a millisecond.
 
 use std::collections::BTreeMap;
@@ -70,7 +70,7 @@ impl Resolved {
         Self::load_with(path, std::env::vars_os(), settings)
     }
 
-    /// Reads a config file alone: the one a run directory keeps, whatever the environment says today.
+    /// Reads only a config file, such as the one that a run directory keeps, without the environment.
     ///
     /// # Errors
     /// As [`Resolved::load`].
@@ -113,8 +113,8 @@ impl Resolved {
         Ok(resolved)
     }
 
-    /// A configuration that was made, not read, and will be that of `path`.
-    pub fn from_config(path: &Path, config: TrainConfig) -> Self {
+    /// A configuration that was built, not read, and is to be written to `path`.
+    pub(crate) fn from_config(path: &Path, config: TrainConfig) -> Self {
         Self { config, path: path.to_owned(), origins: BTreeMap::new() }
     }
 
@@ -160,7 +160,7 @@ impl Resolved {
     }
 }
 
-/// The text of a config file, which is a few kilobytes: whatever is longer was not meant.
+/// The text of a config file. It is a few kilobytes; a much longer file was named by mistake.
 fn read_limited(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     fs::File::open(path)?.take(MAX_CONFIG_BYTES + 1).read_to_string(&mut text)?;
@@ -198,7 +198,7 @@ impl Layers {
         Ok(())
     }
 
-    /// Takes variables of the form `DDPM_SECTION__KEY`; others that begin with `DDPM_` are none of its business.
+    /// Reads variables of the form `DDPM_SECTION__KEY`; other variables that begin with `DDPM_` are ignored.
     fn add_environment(
         &mut self,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -216,7 +216,7 @@ impl Layers {
         Ok(())
     }
 
-    /// A value from outside a file: what it means as TOML, or else the text itself.
+    /// A value from outside a file: parsed as TOML, or else the text itself.
     fn add_text(&mut self, key: &str, text: &str, origin: Origin) -> Result<(), ConfigError> {
         self.assign(key, &[parse_value(text), Value::String(text.to_owned())], origin)
     }
@@ -246,7 +246,7 @@ impl Layers {
         Err(type_error(key, &readings[0], &complaints[0], any_name.as_deref(), &origin))
     }
 
-    /// The whole configuration with one more value, or what serde says against it.
+    /// The whole configuration with one more value, or serde's error.
     fn attempt(&mut self, section: &str, name: &str, value: &Value) -> Result<TrainConfig, String> {
         self.document[section][name] = value.clone();
         TrainConfig::deserialize(&self.document).map_err(|error| error.to_string())

@@ -1,11 +1,11 @@
-//! From what a user wrote to what a run may believe.
+//! From a user's configuration to a checked plan.
 //!
 //! ```text
 //! defaults < file < environment < command line  ->  Resolved { TrainConfig, origins }  ->  TrainPlan
 //! ```
 //! - [`types`]: plain structs, one per section, with every default.
 //! - [`Resolved`]: the layers merged, each value with its [`Origin`]; unknown keys and wrong types are refused here.
-//! - [`TrainPlan`]: built once; whoever holds one holds values that go together.
+//! - [`TrainPlan`]: built once; its values are checked, alone and against each other.
 //! - [`config_hash`] and [`diff`]: whether a checkpoint belongs to a configuration.
 
 mod arithmetic;
@@ -22,7 +22,7 @@ mod toml_source;
 pub mod types;
 mod write;
 
-pub use arithmetic::set_arithmetic;
+pub(crate) use arithmetic::set_arithmetic;
 pub use device::{DeviceChoice, DeviceError};
 pub use error::{ConfigError, Origin};
 pub use identity::{Change, config_hash, diff};

@@ -1,4 +1,4 @@
-//! What a run may believe: built once from a [`Resolved`] configuration, after every check.
+//! The checked plan of a run: built once from a [`Resolved`] configuration, after every check.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub struct Cadence(u64);
 
 impl Cadence {
     /// `every = 0`.
-    pub const NEVER: Self = Self(0);
+    pub(crate) const NEVER: Self = Self(0);
 
     /// Every `every` steps; 0: never.
     pub fn new(every: u64) -> Self {
@@ -42,7 +42,7 @@ impl Cadence {
     }
 }
 
-/// Something that works but is probably not meant.
+/// A setting that works but is probably a mistake.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Warning {
     /// The key.
@@ -65,7 +65,7 @@ impl TrainPlan {
     /// Checks a configuration.
     ///
     /// # Errors
-    /// The first value that a run cannot have, with a value that it could have.
+    /// The first value that a run cannot use, with a valid one.
     pub fn new(resolved: &Resolved) -> Result<Self, ConfigError> {
         let checks = Checks::new(resolved);
         let device = checks.device()?;
@@ -79,7 +79,7 @@ impl TrainPlan {
         Ok(Self { resolved: resolved.clone(), device, shape, hash, warnings })
     }
 
-    /// The values, each in its range.
+    /// The values, each in its valid range.
     pub fn config(&self) -> &TrainConfig {
         &self.resolved.config
     }
@@ -104,7 +104,7 @@ impl TrainPlan {
         self.device
     }
 
-    /// What goes into the network and comes out.
+    /// Shape of the network's input and output.
     pub fn image_shape(&self) -> ImageShape {
         self.shape
     }
@@ -115,7 +115,7 @@ impl TrainPlan {
         OpenOptions { format: data.format, split: Some(data.split.clone()).filter(|split| !split.is_empty()) }
     }
 
-    /// The number of classes the network is told, if it is told any.
+    /// The number of classes that the network is conditioned on, if any.
     pub fn classes(&self) -> Option<usize> {
         self.config().model.num_class_embeds
     }
@@ -130,7 +130,7 @@ impl TrainPlan {
         Share::whole(self.config().train.batch_size)
     }
 
-    /// Images computed at once, where the config says so.
+    /// Images computed at once, if the config sets them.
     pub fn micro_batch(&self) -> Option<NonZeroUsize> {
         NonZeroUsize::new(self.config().train.micro_batch)
     }
@@ -140,12 +140,12 @@ impl TrainPlan {
         Some(self.config().train.clip_grad_norm).filter(|&norm| norm > 0.0)
     }
 
-    /// When a checkpoint is written, apart from the end.
+    /// When checkpoints are written, apart from the last one.
     pub fn checkpoint_cadence(&self) -> Cadence {
         Cadence::new(self.config().checkpoint.every)
     }
 
-    /// When pictures are drawn, apart from the end.
+    /// When pictures are drawn, apart from the last one.
     pub fn sample_cadence(&self) -> Cadence {
         Cadence::new(self.config().sample.every)
     }
@@ -155,12 +155,12 @@ impl TrainPlan {
         Cadence::new(self.config().log.every)
     }
 
-    /// The hash of all keys that can change the past; see [`config_hash`].
+    /// The hash of all keys that can change past results; see [`config_hash`].
     pub fn config_hash(&self) -> &str {
         &self.hash
     }
 
-    /// What works but is probably not meant.
+    /// Settings that work but are probably mistakes.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }

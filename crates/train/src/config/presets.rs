@@ -14,7 +14,7 @@ pub struct Preset {
     pub text: &'static str,
 }
 
-/// All of them, the one for newcomers first. The last four are published models, under the papers' settings.
+/// All presets, the one for newcomers first. The last four are published models, with the papers' settings.
 pub const PRESETS: [Preset; 6] = [
     Preset {
         name: "quickstart",
@@ -90,13 +90,13 @@ mod tests {
         TrainPlan::new(&Resolved::from_layers(Path::new(&path), preset.text, [], &[]).unwrap()).unwrap()
     }
 
-    /// The published models are for GPUs: where there is none, their precision is warned about, and nothing else.
+    /// The published models are for GPUs: without one, their precision causes the only warning.
     #[test]
     fn every_shipped_config_makes_a_plan_without_warnings() {
         for preset in &PRESETS {
             let plan = plan(preset);
-            let amiss: Vec<_> = plan.warnings().iter().filter(|warning| warning.key != "train.precision").collect();
-            assert!(amiss.is_empty(), "{}: {amiss:?}", preset.name);
+            let wrong: Vec<_> = plan.warnings().iter().filter(|warning| warning.key != "train.precision").collect();
+            assert!(wrong.is_empty(), "{}: {wrong:?}", preset.name);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Which keys a configuration may have, asked of the types themselves.
+//! The keys of a configuration, derived from the types themselves.
 
 use ddpm_model::fields::field_names;
 

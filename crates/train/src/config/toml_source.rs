@@ -53,14 +53,14 @@ fn collect(
     Ok(())
 }
 
-/// A value as one would write it in a file; what is no TOML value is a string, so that quotes can be left out.
+/// A value as written in a file; text that is no TOML value is a string, so that quotes can be left out.
 pub(super) fn parse_value(text: &str) -> Value {
     let text = text.trim();
     let parsed = DeValue::parse(text).ok().and_then(|value| to_json(value.get_ref()).ok());
     parsed.unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
-/// JSON for what configurations are made of; dates and numbers that JSON lacks are refused.
+/// A TOML value as JSON; dates and numbers that JSON lacks are refused.
 fn to_json(value: &DeValue<'_>) -> Result<Value, String> {
     match value {
         DeValue::String(text) => Ok(Value::String(text.to_string())),
@@ -88,7 +88,7 @@ fn float_to_json(digits: &str) -> Result<Value, String> {
     number.map(Value::Number).ok_or_else(|| format!("{digits}: not a finite number"))
 }
 
-/// A value as one would write it in a TOML file; nothing (an unset optional key) is `"none"`.
+/// A value as written in a TOML file; an unset optional key is `"none"`.
 pub fn to_toml(value: &Value) -> String {
     match value {
         Value::Null => "\"none\"".to_owned(),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_syntax_error_is_told_with_its_line() {
+    fn a_syntax_error_is_reported_with_its_line() {
         let error = parse_file("[train]\nlr = \n").unwrap_err();
         assert_eq!(error.line, 2, "{error:?}");
     }

@@ -1,7 +1,7 @@
-//! What a user may write: one plain struct per section, each key with its default, here and nowhere else.
+//! The configuration as a user writes it: one plain struct per section. Defaults are set only here.
 //!
-//! Nothing is checked here beyond types; [`TrainPlan`](super::TrainPlan) turns a config into what a run may believe.
-//! `every = 0` means never, everywhere. `[model]`, `[diffusion]` and `[loss]` are defined beside the code they set up.
+//! Only types are checked here; [`TrainPlan`](super::TrainPlan) checks the values. `every = 0` means never, everywhere.
+//! `[model]`, `[diffusion]` and `[loss]` are defined beside the code they set up.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -38,8 +38,8 @@ pub struct TrainConfig {
 }
 
 impl TrainConfig {
-    /// Classes of the images that the model can tell apart, 0 for an unconditional one: its embeddings, less the one
-    /// for "no class" that `loss.label_dropout` needs.
+    /// The number of image classes that the model knows, 0 for an unconditional model: its embeddings, less the one for "no
+    /// class" that `loss.label_dropout` needs.
     pub fn model_classes(&self) -> usize {
         let none = usize::from(self.loss.label_dropout > 0.0);
         self.model.num_class_embeds.map_or(0, |embeds| embeds.saturating_sub(none))

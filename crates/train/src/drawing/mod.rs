@@ -2,8 +2,8 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `pictures` | what is asked for, and what comes of it; always from the same noise |
-//! | `walk` | that way, step by step |
+//! | `pictures` | requests for images, and the images; always from the same noise |
+//! | `walk` | the way from noise to images, step by step |
 
 mod pictures;
 mod walk;

@@ -2,7 +2,7 @@
 //! its own, so neither the number of images nor the size of a batch changes it, and the pictures of a run can be
 //! compared.
 //!
-//! The way from noise to an image is `walk`'s.
+//! `walk` takes the steps from noise to an image.
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::noise::normals;
 use crate::pixels::to_bytes;
 
-/// Images computed at once where nobody chose: enough for every core, few enough for little memory.
+/// Images computed at once by default: enough for every core, few enough for little memory.
 pub const BATCH: usize = 16;
 
 /// A model to draw from.
@@ -33,14 +33,14 @@ pub struct Painter<'a> {
     pub process: &'a DiffusionProcess,
 }
 
-/// What to draw.
+/// A request for images.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
     /// How many images.
     pub num: usize,
-    /// How.
+    /// The sampler's settings.
     pub sampler: &'a SamplerConfig,
-    /// Where they begin.
+    /// Where the images begin.
     pub start: Start,
     /// The classes, taken in turn; none for an unconditional model.
     pub classes: Option<Vec<u32>>,
@@ -50,7 +50,7 @@ pub struct Request<'a> {
     pub batch_size: usize,
 }
 
-/// The noise that images come out of.
+/// The noise that images start from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// Image `k` from the `k`-th noise of this seed.
@@ -75,33 +75,33 @@ pub struct Images {
     pub pixels: Vec<u8>,
     /// `[N, H, W, C]`.
     pub shape: [usize; 4],
-    /// Images with a value that is not a number, which shows as black.
+    /// Number of images with a value that is not a number, which is drawn black.
     pub not_finite: usize,
 }
 
-/// What the network saw behind some of the images, on the way to them.
+/// The network's prediction for some of the images, during drawing.
 #[derive(Clone, Copy, Debug)]
 pub struct Glimpse<'a> {
     /// The number of the first of these images.
     pub first: usize,
     /// The timestep.
     pub t: Timestep,
-    /// The predicted x_0, `[n, H, W, C]`; where it was computed, so that a GPU is waited for only by who reads it.
+    /// The predicted x_0, `[n, H, W, C]`, on the device, so that only a caller that reads it waits for the GPU.
     pub x_start: &'a Tensor,
 }
 
-/// Who looks on while images are drawn.
+/// The caller's hooks while images are drawn.
 pub struct Onlooker<'a> {
-    /// Told the number of finished images.
+    /// Gets the number of finished images.
     pub progress: &'a mut dyn FnMut(usize),
-    /// Asked before every pass through the network whether to go on; if not, drawing ends with [`Error::Cancelled`].
+    /// Called before every pass through the network: whether to go on. If not, drawing ends with [`Error::Cancelled`].
     pub proceed: &'a dyn Fn() -> bool,
-    /// Shown what the network sees.
+    /// Gets the network's predictions.
     pub glimpse: &'a mut dyn FnMut(Glimpse<'_>) -> Result<(), Error>,
 }
 
 impl Painter<'_> {
-    /// Draws, or gives up with `None` once `is_over`, which is asked before every pass through the network.
+    /// Draws, or gives up with `None` once `is_over`, which is called before every pass through the network.
     ///
     /// # Errors
     /// As [`Self::draw`].
@@ -117,12 +117,12 @@ impl Painter<'_> {
     /// Draws.
     ///
     /// # Errors
-    /// A sampler that does not fit the process or a class that does not exist; [`Error::Cancelled`], and what `onlooker` returns.
+    /// The sampler does not fit the process, or a class does not exist; [`Error::Cancelled`], and the errors of `onlooker`.
     pub fn draw(&self, request: &Request<'_>, onlooker: &mut Onlooker<'_>) -> Result<Images, Error> {
         self.prepare(request)?.draw(onlooker)
     }
 
-    /// What can be made ready before the first image.
+    /// Prepares everything that does not depend on the image.
     ///
     /// # Errors
     /// As [`Self::draw`].
@@ -133,7 +133,7 @@ impl Painter<'_> {
     /// The network's output at one t for all images.
     ///
     /// # Errors
-    /// A class that does not exist.
+    /// A class does not exist.
     pub fn denoise(&self, x_t: &Tensor, t: Timestep, labels: Option<&[u32]>) -> Result<Tensor, Error> {
         let timesteps = vec![t.index() as f32; x_t.dims()[0]];
         let mut tape = Tape::inference(self.params);
@@ -166,7 +166,7 @@ impl Request<'_> {
     }
 }
 
-/// A request with what is ready for it. Drawn again it gives the same images, on a GPU by the steps that were recorded.
+/// A prepared request. Each time it draws the same images; a GPU replays the recorded steps.
 #[derive(Debug)]
 pub struct Drawing<'a> {
     request: &'a Request<'a>,
@@ -200,7 +200,7 @@ fn count_not_finite(images: &Tensor) -> Result<usize, ModelError> {
     Ok(images.iter().filter(|image| image.iter().any(|value| !value.is_finite())).count())
 }
 
-/// Memory for all images, asked for before hours are spent on them.
+/// Memory for all images, allocated before hours are spent on them.
 fn room_for(shape: [usize; 4]) -> Result<Vec<u8>, Error> {
     let mut pixels = Vec::new();
     let bytes = shape.iter().try_fold(1usize, |bytes, &size| bytes.checked_mul(size));

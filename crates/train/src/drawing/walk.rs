@@ -1,9 +1,9 @@
-//! The way from noise to images: Algorithm 2 of Ho et al. 2020, for whichever sampler, a step at a time.
+//! The way from noise to images: Algorithm 2 of Ho et al. 2020, for every sampler, a step at a time.
 //!
-//! x_t stays where the network computes from its first noise to the last step. A step is the network (twice where a class guides)
-//! and one pass of the sampler, which makes its noise itself; what differs from step to step is small: t and what the sampler
-//! makes of it. On a GPU a step is one upload and one replay, and the host, at most some steps ahead, waits for nothing but the
-//! last. All memory is asked for where a full one is told as such, so that whoever keeps some can give it back.
+//! x_t stays on the network's device from its first noise to the last step. A step is a pass of the network (two with guidance)
+//! and a pass of the sampler, which makes its noise itself; only t and the sampler's constants differ from step to step. On a
+//! GPU a step is one upload and one replay, and the host, at most some steps ahead, waits only for the last. All memory is
+//! allocated where a failure is reported as full memory, so that a caller that keeps some can free it.
 
 use std::ops::Range;
 
@@ -18,13 +18,13 @@ use super::pictures::{Glimpse, Onlooker, Painter, Request, Start};
 use crate::engine::{Clock, Engine, Inputs, Phase, Slots};
 use crate::error::Error;
 
-/// A way that can be walked for one batch of images after the other.
+/// A prepared walk, for one batch of images after another.
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
     painter: Painter<'a>,
     request: &'a Request<'a>,
     steps: Vec<(Timestep, SamplerConstants)>,
-    /// Images computed at once: as many as were asked for, or a few less to make all batches alike.
+    /// Images computed at once: as many as were requested, or a few less so that all batches have one size.
     batch_size: usize,
     state: SamplerState,
     engine: Engine,
@@ -32,19 +32,19 @@ pub(super) struct Walk<'a> {
     step: Slots<StepInputs>,
 }
 
-/// x_T, where it is not the sampler that makes it: f32 `[N, H, W, C]`.
+/// x_T, if the sampler does not make it: f32 `[N, H, W, C]`.
 #[derive(Debug)]
 struct StartInputs(Option<Tensor>);
 
-/// What is a step's own. N images.
+/// The inputs of one step. N images.
 #[derive(Debug)]
 struct StepInputs {
-    /// What the sampler does, f64 `[SamplerConstants::WORDS]`.
+    /// The sampler's constants, f64 `[SamplerConstants::WORDS]`.
     constants: Tensor,
-    /// Whose noise it is.
+    /// What the noise is drawn for: step and image.
     place: Tensor,
     condition: Condition,
-    /// Labels that say "none", where a class guides; `[N]`.
+    /// Labels of the class "none", with guidance; `[N]`.
     none: Option<Tensor>,
 }
 
@@ -67,7 +67,7 @@ impl Inputs for StepInputs {
 
 impl<'a> Walk<'a> {
     /// # Errors
-    /// A sampler that does not fit the process, a class that does not exist, or a GPU without room.
+    /// The sampler does not fit the process, a class does not exist, or the GPU's memory is full.
     pub(super) fn new(painter: Painter<'a>, request: &'a Request<'a>) -> Result<Self, Error> {
         let device = painter.params.buffer().device();
         let weight = request.guidance.map_or(0.0, |guidance| guidance.weight);
@@ -93,7 +93,7 @@ impl<'a> Walk<'a> {
     /// The `count` images from number `first` on, on the CPU.
     ///
     /// # Errors
-    /// A full memory; [`Error::Cancelled`], and what `onlooker` returns.
+    /// Memory is full; [`Error::Cancelled`], and the errors of `onlooker`.
     pub(super) fn draw(&mut self, first: usize, count: usize, onlooker: &mut Onlooker<'_>) -> Result<Tensor, Error> {
         let n = self.engine.computed(count, self.batch_size);
         if self.state.x_t().dims().first() != Some(&n) {
@@ -121,13 +121,13 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Of `n` images.
+/// The labels of `n` images.
 fn shape(painter: &Painter<'_>, n: usize) -> [usize; 4] {
     let image = painter.unet.image_shape();
     [n, image.size, image.size, image.in_channels]
 }
 
-/// x_T of `n` images from number `first` on, where the sampler does not make it.
+/// x_T of `n` images from number `first` on, if the sampler does not make it.
 fn start_inputs(painter: &Painter<'_>, request: &Request<'_>, first: usize, n: usize) -> Result<StartInputs, Error> {
     match request.start {
         Start::Seed(_) => Ok(StartInputs(None)),
@@ -135,7 +135,7 @@ fn start_inputs(painter: &Painter<'_>, request: &Request<'_>, first: usize, n: u
     }
 }
 
-/// What the `number`-th step, to `t`, is told of `images`.
+/// The inputs of the `number`-th step, at `t`, for `images`.
 fn step_inputs(
     painter: &Painter<'_>,
     request: &Request<'_>,
@@ -156,7 +156,7 @@ fn step_inputs(
     })
 }
 
-/// A line of Algorithm 2.
+/// One iteration of Algorithm 2's loop.
 fn step(
     painter: Painter<'_>,
     request: &Request<'_>,

@@ -1,7 +1,7 @@
-//! Where the phases of work begin and end: the one place that knows, for times and for traces.
+//! Where the phases of work begin and end: the one place that knows it, for timing and for traces.
 //!
-//! The work says when a phase begins, which ends the one before. On a CPU the host's clock says how long it was, and the phase is
-//! a span; on a GPU marks are queued, if times were asked for.
+//! The work says when a phase begins, which ends the phase before. On a CPU the host's clock times the phase, and the phase is
+//! a span; on a GPU marks are queued, if times were requested.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use tracing::span::EnteredSpan;
 pub(crate) enum Phase {
     /// Noise, network and loss.
     Forward,
-    /// The tape, played back.
+    /// The backward pass.
     Backward,
     /// Clipping, AdamW and the averages.
     Optimizer,
@@ -36,7 +36,7 @@ impl Phase {
 pub struct Phases {
     /// Noise, network and loss.
     pub forward: Duration,
-    /// The tape, played back.
+    /// The backward pass.
     pub backward: Duration,
     /// Clipping, AdamW and the averages.
     pub optimizer: Duration,
@@ -46,19 +46,19 @@ pub struct Phases {
 #[derive(Debug)]
 pub(crate) struct Clock {
     by: By,
-    /// The phase that is on, where anybody cares.
+    /// The current phase.
     phase: Option<Phase>,
 }
 
 #[derive(Debug)]
 enum By {
-    Nobody,
+    None,
     Host {
         since: Instant,
         phases: Phases,
         span: Option<EnteredSpan>,
     },
-    /// Where each phase begins, and at last where the last one ends.
+    /// A mark where each phase begins, and one where the last phase ends.
     Gpu {
         gpu: Arc<Gpu>,
         marks: Vec<(Option<Phase>, Mark)>,
@@ -66,9 +66,9 @@ enum By {
 }
 
 impl Clock {
-    /// Of work that nobody times.
+    /// A clock that measures nothing.
     pub(crate) fn stopped() -> Self {
-        Self { by: By::Nobody, phase: None }
+        Self { by: By::None, phase: None }
     }
 
     pub(super) fn of_host() -> Self {
@@ -79,7 +79,7 @@ impl Clock {
         Self { by: By::Gpu { gpu: gpu.clone(), marks: Vec::new() }, phase: None }
     }
 
-    /// Here `phase` begins, and the one before ends.
+    /// Begins `phase`, which ends the one before.
     ///
     /// # Errors
     /// The driver refuses a mark.
@@ -87,7 +87,7 @@ impl Clock {
         self.change(Some(phase))
     }
 
-    /// Here a phase ends, and what follows is of none.
+    /// Ends the current phase; what follows belongs to none.
     ///
     /// # Errors
     /// As [`begin`](Self::begin).
@@ -98,7 +98,7 @@ impl Clock {
     fn change(&mut self, phase: Option<Phase>) -> Result<(), KernelError> {
         let ended = std::mem::replace(&mut self.phase, phase);
         match &mut self.by {
-            By::Nobody => {}
+            By::None => {}
             By::Host { since, phases, span } => {
                 let now = Instant::now();
                 phases.add(ended, now - std::mem::replace(since, now));
@@ -111,14 +111,14 @@ impl Clock {
         Ok(())
     }
 
-    /// The work is done: the times, where they were taken. Waits for a GPU's.
+    /// Ends the work and returns the times, if they were taken. Waits for those of a GPU.
     ///
     /// # Errors
-    /// Something queued before has failed.
+    /// Work queued before has failed.
     pub(super) fn stop(mut self) -> Result<Option<Phases>, KernelError> {
         self.end()?;
         match self.by {
-            By::Nobody => Ok(None),
+            By::None => Ok(None),
             By::Host { phases, .. } => Ok(Some(phases)),
             By::Gpu { marks, .. } => {
                 let mut phases = Phases::default();
@@ -133,7 +133,7 @@ impl Clock {
 }
 
 impl Phases {
-    /// All of it.
+    /// The sum of all phases.
     pub(crate) fn total(&self) -> Duration {
         self.forward + self.backward + self.optimizer
     }

@@ -1,19 +1,19 @@
-//! Where work is done over and over with other numbers: the training's step, a sampler's step, a timestep of an evaluation.
+//! Runs the same work repeatedly on different inputs: a training step, a sampler's step, a timestep of an evaluation.
 //!
-//! Whoever has such work writes it once, against tensors, and does not ask where they lie. What changes from time to time is a
-//! struct with a named field for each tensor ([`Inputs`]): it is handed to [`Slots::send`], and comes back as it lies where the
-//! network computes. Then [`Engine::run`] does the work, and [`Results`] bring numbers back.
+//! The caller writes such work once, with tensors, for every device. The tensors that change from run to run are the named
+//! fields of a struct ([`Inputs`]): [`Slots::send`] takes it and returns the same struct on the network's device. Then
+//! [`Engine::run`] does the work, and [`Results`] copy numbers back.
 //!
-//! - On a CPU the work is done now, on the very tensors that were handed over, and its results are there at once.
-//! - On a GPU the tensors are copied in one piece to places that they keep. The work is queued as it is the first time, which
-//!   finds the fastest algorithms for its shapes; the second time it is recorded, and from then on it is one upload and one
+//! - On a CPU the work is done now, on the same tensors that were passed in, and its results are available at once.
+//! - On a GPU the tensors are copied in one piece to fixed addresses. The first run is queued operation by operation, which
+//!   finds the fastest algorithms for its shapes; the second run is recorded, and from then on a run is one upload and one
 //!   replay. Results are read some runs later ([`Engine::most_pending`]), so that the host never waits for them.
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`slots`] | the numbers on their way there |
-//! | [`recorded`] | a GPU's way: as it is, recorded, replayed |
-//! | [`results`] | the numbers on their way back |
+//! | [`slots`] | inputs on their way to the device |
+//! | [`recorded`] | how a GPU runs: operation by operation, recorded, replayed |
+//! | [`results`] | results on their way back |
 //! | [`clock`] | where the phases of the work begin and end |
 
 pub(crate) mod clock;
@@ -34,7 +34,7 @@ use self::recorded::Recorded;
 pub(crate) use self::results::Results;
 pub(crate) use self::slots::{Inputs, Slots};
 
-/// Work that an engine does; must be the same each time: same shapes, same memory.
+/// Work that an engine does; it must be the same each time: same shapes, same memory.
 pub(crate) type Work<'a> = dyn FnMut(&mut Clock) -> Result<(), ModelError> + 'a;
 
 /// See the module.
@@ -44,7 +44,7 @@ pub(crate) struct Engine {
     phases: Option<Phases>,
 }
 
-/// How work is done.
+/// How work is run.
 #[derive(Debug)]
 enum Way {
     Now,
@@ -52,27 +52,27 @@ enum Way {
 }
 
 impl Engine {
-    /// For work on `device`.
+    /// An engine for work on `device`.
     ///
     /// # Errors
-    /// A GPU that refuses.
+    /// The GPU cannot be used.
     pub(crate) fn new(device: &Device) -> Result<Self, KernelError> {
         let way = if device.is_cpu() { Way::Now } else { Way::Recorded(Box::new(Recorded::new(Gpu::of(device)?))) };
         Ok(Self { way, phases: None })
     }
 
-    /// Room for inputs of the formats and shapes of `like`.
+    /// Slots for inputs with the types and shapes of `like`.
     ///
     /// # Errors
-    /// A GPU without room.
+    /// The GPU's memory is full.
     pub(crate) fn slots<I: Inputs>(&self, like: &I) -> Result<Slots<I>, ModelError> {
         Slots::new(self.gpu(), like)
     }
 
-    /// The way back of these tensors, f64, which the work writes.
+    /// Results in these tensors, f64, which the work writes.
     ///
     /// # Errors
-    /// No page-locked memory.
+    /// Page-locked memory cannot be allocated.
     pub(crate) fn results(&self, tensors: Vec<Tensor>) -> Result<Results, KernelError> {
         Results::new(self.gpu(), tensors)
     }
@@ -84,7 +84,7 @@ impl Engine {
         }
     }
 
-    /// Runs whose results need not be read yet.
+    /// The most runs whose results may still be unread.
     pub(crate) fn most_pending(&self) -> usize {
         match self.way {
             Way::Now => 0,
@@ -92,10 +92,10 @@ impl Engine {
         }
     }
 
-    /// How many of `num` are best computed at once, at most `most`.
+    /// How many of `num` images are best computed at once, at most `most`.
     ///
-    /// A recording is of one size. So there all batches are alike, and the last one may compute some of which nobody asks, rather
-    /// than to find algorithms for another size.
+    /// A recording has one batch size. So on a GPU all batches have the same size, and the last one may compute more images
+    /// than are needed, which is cheaper than finding algorithms for another size.
     pub(crate) fn batch_size(&self, num: usize, most: usize) -> usize {
         let most = most.clamp(1, num.max(1));
         match self.way {
@@ -104,7 +104,7 @@ impl Engine {
         }
     }
 
-    /// How many are computed where the last of the batches of `batch_size` has only `count`.
+    /// How many images are computed for a last batch of only `count`, after batches of `batch_size`.
     pub(crate) fn computed(&self, count: usize, batch_size: usize) -> usize {
         match self.way {
             Way::Now => count,
@@ -112,15 +112,15 @@ impl Engine {
         }
     }
 
-    /// Does `work`: now, or as what was recorded.
+    /// Does `work`: now, or by replaying its recording.
     ///
     /// # Errors
-    /// The work's own, or a GPU without room for a recording.
+    /// The work's own errors, or no memory for a recording.
     pub(crate) fn run(&mut self, work: &mut Work<'_>) -> Result<(), ModelError> {
         if self.will_replay() { self.replay(work) } else { self.run_as_it_is(work) }
     }
 
-    /// Whether the next run is a recording's, or to be recorded.
+    /// Whether the next run will be recorded or replayed.
     pub(crate) fn will_replay(&self) -> bool {
         match &self.way {
             Way::Now => false,
@@ -131,7 +131,7 @@ impl Engine {
     /// Does `work` operation by operation.
     ///
     /// # Errors
-    /// The work's own.
+    /// The work's own errors.
     pub(crate) fn run_as_it_is(&mut self, work: &mut Work<'_>) -> Result<(), ModelError> {
         let mut clock = match &mut self.way {
             Way::Now => Clock::of_host(),
@@ -146,10 +146,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Replays `work`, which is recorded first where it is not.
+    /// Replays `work`; records it first if that was not done yet.
     ///
     /// # Errors
-    /// The work's own, or no room for what it allocates: then nothing of it has run.
+    /// The work's own errors, or no memory for its allocations: then no part of it has run.
     pub(crate) fn replay(&mut self, work: &mut Work<'_>) -> Result<(), ModelError> {
         self.phases = None;
         match &mut self.way {
@@ -158,18 +158,18 @@ impl Engine {
         }
     }
 
-    /// Waits for all that is queued.
+    /// Waits until all queued work is done.
     ///
     /// # Errors
-    /// Something of it has failed.
+    /// Some of it has failed.
     pub(crate) fn finish(&self) -> Result<(), KernelError> {
         self.gpu().map_or(Ok(()), |gpu| gpu.synchronize())
     }
 
-    /// Gives back all memory that is kept for later, a recording's too; whether there was a recording.
+    /// Frees all memory that is kept for later use, also a recording's; returns whether there was a recording.
     ///
     /// # Errors
-    /// Something queued before has failed.
+    /// Work queued before has failed.
     pub(crate) fn give_back_memory(&mut self) -> Result<bool, KernelError> {
         match &mut self.way {
             Way::Now => Ok(false),
@@ -184,23 +184,24 @@ impl Engine {
         }
     }
 
-    /// Has the phases of the next run timed, where they are not anyway: on a GPU that run is queued as it is and waited for.
+    /// Times the phases of the next run. On a CPU they are always timed; on a GPU that run is queued operation by operation,
+    /// and the host waits for it.
     pub(crate) fn time_next_run(&mut self) {
         if let Way::Recorded(recorded) = &mut self.way {
             recorded.time_next_run();
         }
     }
 
-    /// Where the time of the last run went; none where nobody could see it.
+    /// The times of the last run's phases, if they were taken.
     pub(crate) fn phases(&self) -> Option<Phases> {
         self.phases
     }
 }
 
-/// Shows `work` to a profiler that waits for it, where there is one: on a GPU.
+/// Marks `work` for a profiler; only on a GPU.
 ///
 /// # Errors
-/// The work's own; the driver refuses.
+/// The work's own errors; the driver refuses.
 pub(crate) fn profiled<T, E: From<KernelError>>(device: &Device, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     if device.is_cpu() { work() } else { Gpu::of(device)?.profiled(work) }
 }

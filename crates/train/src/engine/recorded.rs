@@ -1,5 +1,5 @@
-//! Work on a GPU: queued as it is the first time, which finds the fastest algorithms for its shapes, recorded the second time and
-//! replayed from then on.
+//! Work on a GPU: the first run is queued operation by operation, which finds the fastest algorithms for its shapes; the second
+//! is recorded, and later ones are replayed.
 
 use std::sync::Arc;
 
@@ -33,12 +33,12 @@ impl Recorded {
         !self.timed && self.gpu.records() && (self.recording.is_some() || self.unrecorded == 0)
     }
 
-    /// The clock of a run as it is.
+    /// The clock of a run that is queued operation by operation.
     pub(super) fn clock(&mut self) -> Clock {
         if self.timed { Clock::of_gpu(&self.gpu) } else { Clock::stopped() }
     }
 
-    /// The work was queued as it is.
+    /// To be called when a run was queued operation by operation.
     pub(super) fn ran(&mut self) {
         self.unrecorded = self.unrecorded.saturating_sub(1);
         self.timed = false;

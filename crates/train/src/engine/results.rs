@@ -1,4 +1,4 @@
-//! Numbers on their way back to the host.
+//! Results on their way back to the host.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use ddpm_kernels::KernelError;
 use ddpm_kernels::cuda::{Download, Gpu};
 
-/// What work writes and somebody wants to know: some tensors, f64, that keep their places.
+/// The results that work writes for the host: some f64 tensors at fixed addresses.
 #[derive(Debug)]
 pub(crate) struct Results {
     tensors: Vec<Tensor>,
@@ -16,7 +16,7 @@ pub(crate) struct Results {
 
 #[derive(Debug)]
 enum Back {
-    /// Read at once, oldest first.
+    /// Results that were read at once, oldest first.
     Now(VecDeque<Vec<Vec<f64>>>),
     Later(Download),
 }
@@ -35,10 +35,10 @@ impl Results {
         &self.tensors[number]
     }
 
-    /// Asks for the results of the run before.
+    /// Requests the results of the last run.
     ///
     /// # Errors
-    /// A GPU that fails.
+    /// The GPU fails.
     pub(crate) fn ask(&mut self) -> Result<(), KernelError> {
         match &mut self.back {
             Back::Now(read) => {
@@ -50,7 +50,7 @@ impl Results {
         }
     }
 
-    /// Runs whose results were asked for and not yet read.
+    /// Number of runs whose results were requested and not yet read.
     pub(crate) fn pending(&self) -> usize {
         match &self.back {
             Back::Now(read) => read.len(),
@@ -58,10 +58,10 @@ impl Results {
         }
     }
 
-    /// The oldest results that were asked for and not yet read, by tensor; waits for them.
+    /// The oldest requested results that were not read yet, by tensor; waits for them.
     ///
     /// # Errors
-    /// The GPU fails: what was queued before may have failed too.
+    /// The GPU fails; the cause may be work that was queued before.
     pub(crate) fn read(&mut self) -> Result<Option<Vec<Vec<f64>>>, KernelError> {
         match &mut self.back {
             Back::Now(read) => Ok(read.pop_front()),

@@ -1,4 +1,4 @@
-//! Numbers on their way to where the network computes.
+//! Inputs on their way to the network's device.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -7,16 +7,17 @@ use candle_core::Tensor;
 use ddpm_kernels::cuda::{Gpu, Upload};
 use ddpm_model::ModelError;
 
-/// What changes from run to run: a struct of tensors.
+/// The inputs that change from run to run: a struct of tensors.
 pub(crate) trait Inputs: Sized {
-    /// The same struct with what `f` makes of each tensor, in an order that is always the same.
+    /// The same struct with the result of `f` for each tensor, always in the same order.
     ///
     /// # Errors
     /// Those of `f`.
     fn map(&self, f: &mut dyn FnMut(&Tensor) -> Result<Tensor, ModelError>) -> Result<Self, ModelError>;
 }
 
-/// Where inputs of one kind go. On a GPU they keep their places for as long as this lives, and must not be used longer.
+/// The destination of one kind of inputs. On a GPU their addresses are valid as long as this lives, and they must not be used
+/// longer.
 #[derive(Debug)]
 pub(crate) struct Slots<I> {
     upload: Option<Upload>,
@@ -30,11 +31,11 @@ impl<I: Inputs> Slots<I> {
         Ok(Self { upload: gpu.map(|gpu| Upload::new(gpu, &shapes)).transpose()?, of: PhantomData })
     }
 
-    /// Hands over `inputs`, tensors on the host; the same where the network computes. A GPU waits for nothing, and neither does
-    /// the host, unless it is too far ahead.
+    /// Copies `inputs`, tensors on the host, to the network's device and returns them there. The GPU does not wait, and the
+    /// host waits only if it is too far ahead.
     ///
     /// # Errors
-    /// On a GPU: other tensors than there is room for, or a driver that fails.
+    /// On a GPU: the tensors do not fit the slots, or the driver fails.
     pub(crate) fn send(&mut self, inputs: I) -> Result<I, ModelError> {
         let Some(upload) = &mut self.upload else { return Ok(inputs) };
         upload.send(&tensors(&inputs)?.iter().collect::<Vec<_>>())?;

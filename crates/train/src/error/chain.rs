@@ -1,8 +1,8 @@
-//! An error and what led to it, as texts.
+//! An error and its causes, as text.
 
 use std::error::Error;
 
-/// An error and what led to it, in one line.
+/// An error and its causes, in one line.
 pub(crate) fn in_one_line(error: &(dyn Error + 'static)) -> String {
     chain(Some(error)).join(": ")
 }
@@ -29,7 +29,7 @@ mod tests {
     use std::io;
 
     #[test]
-    fn a_cause_that_repeats_its_source_is_told_once() {
+    fn a_cause_that_repeats_its_source_is_reported_once() {
         #[derive(Debug, thiserror::Error)]
         #[error("reading: {0}")]
         struct Repeats(#[source] io::Error);

@@ -52,8 +52,8 @@ impl Error {
         }
     }
 
-    /// Whether less at once may succeed.
-    pub fn is_full_memory(&self) -> bool {
+    /// Whether computing less at once may succeed.
+    pub(crate) fn is_full_memory(&self) -> bool {
         self.kind() == Kind::Memory
     }
 }

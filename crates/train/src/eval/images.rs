@@ -1,4 +1,4 @@
-//! The images something is measured on: some of a source, as the network would see them.
+//! The images to measure on: a selection from a source, as the network sees them.
 
 use std::sync::Arc;
 
@@ -18,11 +18,11 @@ pub struct Selection<'a> {
     pub split: Option<&'a str>,
     /// How many; all where absent.
     pub num: Option<usize>,
-    /// Chooses which, where they are not all.
+    /// Seed of the choice, if not all are used.
     pub seed: u64,
 }
 
-/// Images of one size, cut in the middle and never mirrored, in an order that the seed decides.
+/// Images of one size, cropped at the centre and never mirrored, in an order that the seed decides.
 pub struct EvalImages {
     source: Arc<dyn Source>,
     settings: LoaderConfig,
@@ -34,7 +34,7 @@ pub struct EvalImages {
 pub struct EvalBatch {
     /// `[N, H, W, C]` in [-1, 1].
     pub x_start: Tensor,
-    /// Where the model has classes.
+    /// Labels, if the model has classes.
     pub labels: Option<Vec<u32>>,
     /// The number of the first of them among all the images.
     pub first: usize,
@@ -44,7 +44,7 @@ impl EvalImages {
     /// Opens the images that `selection` names, for a model of `config`.
     ///
     /// # Errors
-    /// Data that cannot be read, or fewer images than were asked for.
+    /// The data cannot be read, or has fewer images than were requested.
     pub fn open(selection: &Selection<'_>, config: &TrainConfig) -> Result<Self, Error> {
         let options = OpenOptions {
             format: Format::Auto,
@@ -64,7 +64,7 @@ impl EvalImages {
             crop: Crop::Center,
             flip: false,
             num_classes: config.data_classes(),
-            // Training may put another image in the place of an unreadable one; a measurement must not.
+            // Training may replace an unreadable image by another; a measurement must not.
             on_corrupt: OnCorrupt::Fail,
             max_corrupt: 0.0,
             workers: 0,
@@ -73,7 +73,7 @@ impl EvalImages {
         Ok(Self { source, settings, num })
     }
 
-    /// The same images without their labels, for what looks at pixels alone: then the data needs none either.
+    /// The same images without labels, for a measurement of pixels alone: then the data needs no labels.
     #[must_use]
     pub fn without_labels(mut self) -> Self {
         self.settings.num_classes = None;
@@ -100,15 +100,15 @@ impl EvalImages {
         self.num
     }
 
-    /// One line for a person.
+    /// The images described in one line, for a person.
     pub fn describe(&self) -> String {
         self.source.describe()
     }
 
-    /// The images, so many at a time.
+    /// The images in batches.
     ///
     /// # Errors
-    /// A batch is an error where its data cannot be read, or lacks the labels that the model needs.
+    /// A batch is an error if its data cannot be read, or lacks the labels that the model needs.
     pub fn batches(&self, batch_size: usize) -> Result<impl Iterator<Item = Result<EvalBatch, Error>>, Error> {
         let batch_size = batch_size.min(self.num).max(1);
         let share = Share::whole(batch_size);
@@ -118,7 +118,7 @@ impl EvalImages {
         Ok((0..num.div_ceil(batch_size)).map(move |k| {
             let batch = batcher.batch_at(k as u64).map_err(Error::Unfit)?;
             let first = k * batch_size;
-            // The last batch reaches beyond the last image.
+            // The last batch may reach beyond the last image.
             let count = batch_size.min(num - first);
             let [_, height, width, channels] = batch.shape;
             let bytes = &batch.images[..count * height * width * channels];

@@ -1,7 +1,7 @@
 //! The bound of a batch of images, a timestep at a time.
 //!
-//! The images are handed over once, as bytes; what differs from timestep to timestep is small. x_t is made where the network reads
-//! it, and one pass makes of the network's output the two numbers of each image.
+//! The images are copied to the device once, as bytes; only small inputs differ from timestep to timestep. x_t is computed on
+//! the device, and one pass turns the network's output into two numbers for each image.
 
 use std::time::Duration;
 
@@ -20,16 +20,16 @@ use crate::error::Error;
 use crate::exchange::Model;
 use crate::pixels::to_bytes;
 
-/// Numbers of an image at a timestep: its term of the bound, and the squared error of x_0.
-const TOLD: usize = 2;
+/// Results for each image at a timestep: its term of the bound, and the squared error of x_0.
+const RESULTS: usize = 2;
 
-/// Judges a model on images.
+/// Evaluates a model on images.
 pub(super) struct Judge<'a> {
     model: &'a Model,
     process: &'a DiffusionProcess,
     noise: Philox,
     steps: Vec<Step>,
-    /// Images judged at once.
+    /// Images evaluated at once.
     batch_size: usize,
     engine: Engine,
     batch: Slots<BatchInputs>,
@@ -38,26 +38,26 @@ pub(super) struct Judge<'a> {
     in_network: Option<Duration>,
 }
 
-/// A timestep of the process: its own number and the network's, and what it makes of images.
+/// A timestep of the process: its own number, the network's, and its constants.
 struct Step {
     t: Timestep,
     network_t: Timestep,
     constants: SampleConstants,
 }
 
-/// What is the same at every timestep.
+/// The inputs that are the same at every timestep.
 struct BatchInputs {
     /// u8 `[N, H, W, C]`.
     images: Tensor,
-    /// `[N]`, as the network takes them, where it has classes.
+    /// `[N]`, as the network takes them, if it has classes.
     labels: Option<Tensor>,
 }
 
-/// What is a timestep's own.
+/// The inputs of one timestep.
 struct StepInputs {
     /// f64 `[N, SampleConstants::WORDS]`.
     samples: Tensor,
-    /// Whose noise it is.
+    /// What the noise is drawn for: timestep and image.
     place: Tensor,
     /// `[N]`.
     timesteps: Tensor,
@@ -76,7 +76,7 @@ impl Inputs for StepInputs {
 }
 
 impl Step {
-    /// What it is told of `n` images from number `first` on.
+    /// The inputs for `n` images from number `first` on.
     fn inputs(&self, n: usize, first: usize) -> Result<StepInputs, ModelError> {
         let t = self.network_t.index();
         Ok(StepInputs {
@@ -88,10 +88,10 @@ impl Step {
 }
 
 impl<'a> Judge<'a> {
-    /// Of `model` by `process` on `images`, at most `batch_size` at once, with this noise.
+    /// Evaluates `model` with `process` on `images`, at most `batch_size` at once, with this noise.
     ///
     /// # Errors
-    /// A GPU without room.
+    /// The GPU's memory is full.
     pub(super) fn new(
         model: &'a Model,
         process: &'a DiffusionProcess,
@@ -113,11 +113,11 @@ impl<'a> Judge<'a> {
         let pixels = vec![0; batch_size * image.size * image.size * image.in_channels];
         let t = schedule.timestep(0)?;
         let any = Step { t, network_t: t, constants: SampleConstants::default() };
-        let told = Tensor::zeros((batch_size, TOLD), DType::F64, device).map_err(ModelError::from)?;
+        let results = Tensor::zeros((batch_size, RESULTS), DType::F64, device).map_err(ModelError::from)?;
         Ok(Self {
             batch: engine.slots(&batch_inputs(model, pixels, labels.as_deref(), batch_size)?)?,
             step: engine.slots(&any.inputs(batch_size, 0)?)?,
-            results: engine.results(vec![told])?,
+            results: engine.results(vec![results])?,
             in_network: Some(Duration::ZERO),
             model,
             process,
@@ -128,32 +128,32 @@ impl<'a> Judge<'a> {
         })
     }
 
-    /// Images judged at once.
+    /// Images evaluated at once.
     pub(super) fn batch_size(&self) -> usize {
         self.batch_size
     }
 
-    /// The time spent in the network, where that can be seen.
+    /// The time spent in the network, if it was measured.
     pub(super) fn in_network(&self) -> Option<Duration> {
         self.in_network
     }
 
-    /// The terms of every timestep, ascending, of every image in `batch`. `passed` is told of each pass through the network
-    /// that is done.
+    /// The terms of every timestep, ascending, of every image in `batch`. `passed` is called after each pass through the
+    /// network.
     ///
     /// # Errors
-    /// Labels that the model does not know or need; a full memory.
+    /// Labels are unknown, missing or not needed; memory is full.
     pub(super) fn evaluate(&mut self, batch: &EvalBatch, passed: &mut dyn FnMut()) -> Result<Vec<BitsPerDim>, Error> {
         let mut images = BitsPerDim::before_any_step(self.process, &batch.x_start)?;
         let n = self.engine.computed(images.len(), self.batch_size);
         let sent = self.batch.send(self.padded(batch, n)?)?;
-        // What a batch that failed has left.
+        // Discard the results of a batch that failed.
         while self.results.read()?.is_some() {}
         let mut read = 0;
         for number in 0..self.steps.len() {
             let inputs = self.step.send(self.steps[number].inputs(n, batch.first)?)?;
-            let (model, noise, told) = (self.model, self.noise, self.results.tensor(0));
-            self.engine.run(&mut |clock| pass(model, noise, &sent, &inputs, told, clock))?;
+            let (model, noise, results) = (self.model, self.noise, self.results.tensor(0));
+            self.engine.run(&mut |clock| pass(model, noise, &sent, &inputs, results, clock))?;
             self.results.ask()?;
             let phases = self.engine.phases();
             self.in_network = self.in_network.zip(phases).map(|(time, phases)| time + phases.forward);
@@ -168,19 +168,19 @@ impl<'a> Judge<'a> {
         Ok(images)
     }
 
-    /// Waits for the results of a step, the oldest that is pending.
+    /// Waits for the results of the oldest pending step.
     fn read(&mut self, number: usize, images: &mut [BitsPerDim]) -> Result<(), Error> {
         let Some(results) = self.results.read()? else {
             return Err(Error::other(format!("nothing was asked of timestep {number}")));
         };
-        let of_images = results.iter().flat_map(|numbers| numbers.chunks_exact(TOLD));
+        let of_images = results.iter().flat_map(|numbers| numbers.chunks_exact(RESULTS));
         for (image, of_image) in images.iter_mut().zip(of_images) {
             image.set(number, &BoundTerms::new(self.process, self.steps[number].t, of_image[0], of_image[1]));
         }
         Ok(())
     }
 
-    /// `n` images, the first of them those of `batch`. Those that it lacks are black, and of its first image's class.
+    /// `n` images that begin with those of `batch`. The rest are black, with the class of the first image.
     fn padded(&self, batch: &EvalBatch, n: usize) -> Result<BatchInputs, Error> {
         let conditional = self.model.config.data_classes().is_some();
         if batch.labels.is_some() != conditional {
@@ -204,13 +204,13 @@ fn batch_inputs(model: &Model, pixels: Vec<u8>, labels: Option<&[u32]>, n: usize
     Ok(BatchInputs { images, labels })
 }
 
-/// A timestep: x_t, the network, the bound, which `told` gets.
+/// One timestep: x_t, the network, and the bound, which is written to `results`.
 fn pass(
     model: &Model,
     noise: Philox,
     batch: &BatchInputs,
     inputs: &StepInputs,
-    told: &Tensor,
+    results: &Tensor,
     clock: &mut Clock,
 ) -> Result<(), ModelError> {
     let StepInputs { samples, place, timesteps } = inputs;
@@ -221,5 +221,5 @@ fn pass(
     let condition = Condition { timesteps: timesteps.clone(), labels: batch.labels.clone() };
     let output = model.unet.forward_at(&mut Tape::inference(&model.params), &x_t, &condition)?;
     clock.end()?;
-    Ok(copy(&bound(&noisy, output.value())?, &told.narrow(0, 0, timesteps.elem_count())?)?)
+    Ok(copy(&bound(&noisy, output.value())?, &results.narrow(0, 0, timesteps.elem_count())?)?)
 }

@@ -1,7 +1,7 @@
 //! Bits per dimension: the variational bound of held-out images, with its parts (Ho et al. 2020, section 3.4).
 //!
-//! Every image is seen at every timestep once, with noise that depends on (seed, t, image) alone: so two models are judged
-//! on the same noise, and neither the size of a batch nor the number of images changes one image's result, but for rounding.
+//! Every image is used at every timestep once, with noise that depends on (seed, t, image) alone. So two models are compared on
+//! the same noise, and neither the batch size nor the number of images changes one image's result, except for rounding.
 
 use std::time::Instant;
 
@@ -19,29 +19,29 @@ use crate::exchange::Model;
 pub struct Nll {
     /// The whole bound.
     pub bits_per_dim: f64,
-    /// Of that mean, from the spread over images; none for a single image.
+    /// The standard error of that mean, from the spread over images; none for a single image.
     pub standard_error: Option<f64>,
     /// L_T, in bits per dimension.
     pub prior: f64,
     /// L_t of each step, in bits per dimension.
     pub vb: Vec<f64>,
-    /// Mean squared error, at each step, of the eps that belongs to the clamped x_0: at the noisy end less than that of
+    /// Mean squared error, at each step, of the eps that belongs to the clamped x_0: at the noisy end it is less than that of
     /// the network's own eps.
     pub mse: Vec<f64>,
     /// Mean squared error of the predicted x_0 at each step.
     pub xstart_mse: Vec<f64>,
-    /// The bound of each image. Two models see the same images and noise, so the differences image by image tell more
-    /// than two standard errors.
+    /// The bound of each image. Two models get the same images and noise, so the differences image by image say more than two
+    /// standard errors.
     pub image_bits_per_dim: Vec<f64>,
     /// How many images.
     pub images: usize,
     /// How many timesteps.
     pub steps: usize,
-    /// The timesteps, as the network knows them.
+    /// The timesteps, as the network gets them.
     pub timesteps: Vec<usize>,
-    /// The time it took.
+    /// The duration.
     pub seconds: f64,
-    /// The share of that time in the network; on a GPU, which does all of it, not known.
+    /// The share of that time in the network; unknown on a GPU, which does all of the work.
     pub network_share: Option<f64>,
 }
 
@@ -56,11 +56,11 @@ pub struct NllRequest<'a> {
     pub seed: u64,
 }
 
-/// Evaluates `model` on `images`. `progress` is told the number of passes of a batch through the network so far, and the
-/// bits per dimension of the images that are done.
+/// Evaluates `model` on `images`. `progress` gets the number of passes of a batch through the network so far, and the bits per
+/// dimension of the finished images.
 ///
 /// # Errors
-/// Data that cannot be read, labels the model does not know: all of it is read once before the first pass.
+/// The data cannot be read, or has labels that the model does not know: all of it is read once before the first pass.
 pub fn evaluate(
     model: &Model,
     images: &EvalImages,
@@ -71,7 +71,7 @@ pub fn evaluate(
     let process = model.process.respaced(request.kept)?;
     let philox = Philox::new(request.seed, Purpose::Evaluation);
     let mut judge = Judge::new(model, &process, images, request.batch_size, philox)?;
-    // Reading takes seconds, the network hours; what cannot be judged is told before them.
+    // Reading takes seconds, the network hours; so unusable data is reported first.
     images.batches(judge.batch_size())?.try_for_each(|batch| batch.map(drop))?;
     let (mut sums, mut passes) = (Sums::new(request.kept.len()), 0);
     for batch in images.batches(judge.batch_size())? {
@@ -143,7 +143,7 @@ impl Sums {
     }
 }
 
-/// Of the mean of `values`; none for fewer than two.
+/// Standard error of the mean of `values`; none for fewer than two.
 fn standard_error(values: &[f64]) -> Option<f64> {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;

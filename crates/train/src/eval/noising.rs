@@ -1,8 +1,8 @@
 //! How fast images become noise, and whether T is large enough: `ddpm schedule --data`.
 //!
-//! Sampling begins with x ~ N(0, I), so training must have ended there: x_T of real images should not be told from it. The
-//! forward process needs no network, so this is measured before a run, on x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t)
-//! eps (Ho et al. 2020, eq. 4) itself:
+//! Sampling starts from x ~ N(0, I), so x_T of real images should be almost indistinguishable from it. The forward process
+//! needs no network, so this is measured before a run, on x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (Ho et al.
+//! 2020, eq. 4):
 //!
 //! | of the values of x_t | what it shows | for noise |
 //! | --- | --- | --- |
@@ -10,11 +10,11 @@
 //! | neighbour correlation | whether shapes are left: images are smooth, noise is not | 0 |
 //! | Kolmogorov-Smirnov distance | the largest difference between their distribution function and that of N(0, 1) | 0 |
 //!
-//! T is large enough where the distance at T - 1, the signal left and the prior term of the bound are all below their
-//! [limits](Condition). Published schedules that are not (Lin et al. 2023, arXiv 2305.08891) make models that cannot draw
+//! T is large enough if the distance at T - 1, the remaining signal and the prior term of the bound are all below their
+//! [limits](Condition). Published schedules that fail this (Lin et al. 2023, arXiv 2305.08891) make models that cannot draw
 //! very dark or very bright images.
 //!
-//! Noise depends on (seed, t, image) alone, as everywhere.
+//! As everywhere, noise depends on (seed, t, image) alone.
 
 use std::f64::consts::FRAC_1_SQRT_2;
 
@@ -30,20 +30,20 @@ use crate::config::MAX_TERMINAL_SIGNAL;
 use crate::error::Error;
 use crate::noise::normals;
 
-/// Values held at most: they are there twice, x_0 and x_t, 80 MB each. 6500 images of 32x32x3, 101 of 256x256x3.
+/// The most values held in memory: x_0 and x_t, 80 MB each. 6500 images of 32x32x3, 101 of 256x256x3.
 const MAX_VALUES: usize = 20_000_000;
-/// Images noised at once; it changes nothing but the size of what is allocated in between.
+/// Images noised at once; it changes only the size of temporary allocations.
 const BATCH: usize = 32;
 
 /// Smirnov's critical value of sqrt(n) KS at 1 % (Smirnov 1948): noise exceeds it once in a hundred times.
 const KS_CRITICAL: f64 = 1.63;
-/// With many values even a harmless distance is significant. This one is that of noise whose mean is 0.025 instead of 0
-/// (0.025 times the density at 0, 0.4): of images of mean 0.5, with the largest usual signal.
+/// With many values even a harmless distance is significant. This limit is the distance of noise whose mean is 0.025 instead of
+/// 0 (0.025 times the density at 0, 0.4): of images of mean 0.5, with the largest usual signal.
 const KS_HARMLESS: f64 = 0.01;
-/// Bits per dimension are published with two decimals: below this the prior is not seen in them.
+/// Bits per dimension are published with two decimals: a prior term below this does not show in them.
 const MAX_PRIOR_BITS: f64 = 0.01;
 
-/// Of all values of all images.
+/// Statistics over all values of all images.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ValueStatistics {
     /// Their mean.
@@ -67,46 +67,46 @@ pub struct Noised {
     pub values: ValueStatistics,
 }
 
-/// One thing that must be small for T to be large enough.
+/// One quantity that must be small for T to be large enough.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Condition {
-    /// What.
+    /// Its name.
     pub quantity: &'static str,
-    /// How large it is.
+    /// Its value.
     pub value: f64,
-    /// How large it may be.
+    /// Its limit.
     pub limit: f64,
 }
 
 impl Condition {
-    /// Whether it is small enough.
+    /// Whether the value is small enough.
     pub fn holds(&self) -> bool {
         self.value <= self.limit
     }
 }
 
-/// What was measured; the fields of the JSON document.
+/// The measurement; the fields of the JSON document.
 #[derive(Clone, Debug, Serialize)]
 pub struct Noising {
     /// How many images.
     pub images: usize,
-    /// The images themselves, x_0: what a model's samples are compared with.
+    /// The images themselves, x_0, for comparison with a model's samples.
     pub images_statistics: ValueStatistics,
     /// Ascending in t.
     pub noised: Vec<Noised>,
     /// The prior term of the bound, L_T = KL(q(x_T | x_0) || N(0, I)): mean over the images.
     pub prior_bits_per_dim: f64,
-    /// What the verdict rests on.
+    /// The conditions behind the verdict.
     pub conditions: [Condition; 3],
     /// The verdict on T: all conditions hold.
     pub large_enough: bool,
 }
 
-/// The timesteps to look at, ascending and distinct: `at`, or where that is empty a choice from all of the schedule; and
-/// always the last one, for the verdict is about it.
+/// The timesteps to measure, ascending and distinct: `at`, or if that is empty a choice from the whole schedule; and always the
+/// last one, which the verdict is about.
 ///
 /// # Errors
-/// A timestep that the schedule does not have.
+/// A timestep is not in the schedule.
 pub fn timesteps(schedule: &Schedule, at: &[usize]) -> Result<Vec<Timestep>, Error> {
     let (count, last) = (schedule.len(), schedule.len() - 1);
     // Most of the change is early.
@@ -124,18 +124,18 @@ pub fn timesteps(schedule: &Schedule, at: &[usize]) -> Result<Vec<Timestep>, Err
     Ok(timesteps)
 }
 
-/// As many of `images` as there is memory for; at least one.
+/// As many of `images` as may be held in memory; at least one.
 #[must_use]
 pub fn affordable(images: EvalImages) -> EvalImages {
     let count = MAX_VALUES / images.image_len().max(1);
     images.at_most(count)
 }
 
-/// Measures `images`, and x_t of them at each of `timesteps`, which [`timesteps`] gave. `progress` is told how many of these
-/// are done.
+/// Measures `images`, and x_t of them at each of `timesteps`, which [`timesteps`] gave. `progress` gets the number of finished
+/// timesteps.
 ///
 /// # Errors
-/// Data that cannot be read.
+/// The data cannot be read.
 pub fn measure(
     process: &DiffusionProcess,
     images: &EvalImages,
@@ -172,7 +172,7 @@ pub fn measure(
     Ok(Noising { images: images.len(), images_statistics, noised, prior_bits_per_dim, conditions, large_enough })
 }
 
-/// How far from N(0, 1) the values of x_T may be: as far as noise is by chance, or as does no harm.
+/// The largest allowed distance of x_T's values from N(0, 1): that of real noise by chance, or a harmless one.
 fn ks_limit(values: usize) -> f64 {
     (KS_CRITICAL / (values as f64).sqrt()).max(KS_HARMLESS)
 }
@@ -183,7 +183,7 @@ fn x_t(process: &DiffusionProcess, batch: &EvalBatch, t: Timestep, philox: Philo
     Ok(process.q_sample(&batch.x_start, &vec![t; dims[0]], &noise)?)
 }
 
-/// Of all values of what `of` makes of each batch.
+/// Statistics of all values that `of` computes from each batch.
 fn statistics(
     batches: &[EvalBatch],
     of: impl Fn(&EvalBatch) -> Result<Tensor, Error>,
@@ -204,7 +204,7 @@ fn append(values: &mut Vec<f32>, images: &Tensor) -> Result<[usize; 3], ModelErr
 }
 
 impl ValueStatistics {
-    /// Of images of `shape` `[H, W, C]`, one after the other; the values are left sorted.
+    /// Statistics of images of `shape` `[H, W, C]`, one after another; sorts the values.
     fn of(values: &mut [f32], shape: [usize; 3]) -> Self {
         let (len, n): (usize, _) = (shape.iter().product(), values.len() as f64);
         let mean = sum_over_images(values, len, |image| image.iter().map(|&x| f64::from(x)).sum()) / n;
@@ -219,20 +219,20 @@ impl ValueStatistics {
     }
 }
 
-/// The sum of `of` each image of `len` values; added in order, so that the number of threads does not change it.
+/// The sum of `of` over images of `len` values; added in order, so that the number of threads does not change it.
 fn sum_over_images(values: &[f32], len: usize, of: impl Fn(&[f32]) -> f64 + Sync + Send) -> f64 {
     let sums: Vec<f64> = values.par_chunks_exact(len).map(of).collect();
     sums.iter().sum()
 }
 
-/// Values of one channel that stand side by side, then those that stand one above the other.
+/// Pairs of neighbouring values in one channel: first side by side, then one above the other.
 fn neighbours(image: &[f32], [_, width, channels]: [usize; 3]) -> impl Iterator<Item = (f32, f32)> {
     let row = width * channels;
     let beside = image.chunks_exact(row).flat_map(move |row| row.iter().zip(&row[channels..]));
     beside.chain(image.iter().zip(&image[row..])).map(|(&a, &b)| (a, b))
 }
 
-/// How many there are in an image.
+/// The number of pairs in an image.
 fn pairs_of_neighbours([height, width, channels]: [usize; 3]) -> usize {
     channels * (height * (width - 1) + (height - 1) * width)
 }

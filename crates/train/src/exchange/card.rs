@@ -1,7 +1,7 @@
-//! README.md of an exported model: the model card of the hub, from facts alone.
+//! Writes README.md of an exported model, the hub's model card, from facts alone.
 //!
-//! The front matter is the hub's (<https://huggingface.co/docs/hub/model-cards>): it makes the page findable and says
-//! which library loads it.
+//! The front matter is the hub's (<https://huggingface.co/docs/hub/model-cards>): it makes the page searchable and names the
+//! library that loads the model.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::config::{Resolved, TrainConfig};
 /// How the samples on the card are drawn.
 const SAMPLE_STEPS: usize = 50;
 
-/// What the card tells.
+/// The contents of the card.
 pub(super) struct Card<'a> {
     pub(super) facts: Option<&'a Facts>,
     /// The network and the process in the folder.
@@ -28,7 +28,7 @@ pub(super) struct Card<'a> {
     pub(super) repo: Option<&'a str>,
     /// Its licence, as the hub names it.
     pub(super) licence: Option<&'a str>,
-    /// What was measured of it.
+    /// Its measured quality.
     pub(super) measured: Option<&'a Measured>,
 }
 
@@ -131,7 +131,7 @@ pub(super) fn sample_steps(timesteps: usize) -> usize {
     SAMPLE_STEPS.min(timesteps)
 }
 
-/// Whose the shipped images are (assets/README.md).
+/// The origin of the shipped images (assets/README.md).
 fn credit(source: &str) -> &'static str {
     match source {
         "builtin:fashion10k" => "The images are Fashion-MNIST by Zalando Research, MIT.\n",
@@ -151,7 +151,7 @@ fn front_matter(has_classes: bool, licence: Option<&str>) -> String {
 fn usage(unet: &UNetConfig, diffusion: &DiffusionConfig, repo: Option<&str>) -> String {
     let learned = unet.out_channels != unet.in_channels;
     let mut text = if unet.num_class_embeds.is_some() { format!("## Use\n\n{USE_CLASSES}") } else { USE.to_owned() };
-    // diffusers' DDIMScheduler knows no sigmoid schedule.
+    // diffusers' DDIMScheduler has no sigmoid schedule.
     let ddim_knows = diffusion.beta_schedule != BetaSchedule::Sigmoid;
     match (unet.num_class_embeds, learned) {
         (None, true) => text += USE_LEARNED,
@@ -177,7 +177,7 @@ fn usage(unet: &UNetConfig, diffusion: &DiffusionConfig, repo: Option<&str>) -> 
     text
 }
 
-/// Words of somebody else's file as words: on one line, and without Markdown or HTML in them.
+/// Text from someone else's file, made safe: on one line, and without Markdown or HTML.
 fn escaped(text: &str) -> String {
     let mut words = String::new();
     for letter in text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }) {
@@ -246,7 +246,7 @@ fn quality(measured: Option<&Measured>) -> String {
     )
 }
 
-/// A block of code, in a fence longer than any run of backticks in it, so that nothing in it ends it.
+/// A block of code, in a fence longer than any run of backticks in it, so that its text cannot end the block.
 fn fenced(language: &str, code: &str) -> String {
     let code = code.trim_end_matches('\n');
     let fence = "`".repeat(3.max(1 + code.split(|letter| letter != '`').map(str::len).max().unwrap_or(0)));

@@ -1,5 +1,5 @@
-//! diffusers' `config.json` and `scheduler_config.json`, as [`ddpm_model::diffusers`] reads them; here what it refuses
-//! becomes an error with the file and a way out.
+//! diffusers' `config.json` and `scheduler_config.json`, as [`ddpm_model::diffusers`] reads them; here a refusal becomes an
+//! error that names the file and what to do.
 
 use std::path::Path;
 
@@ -10,15 +10,15 @@ use serde_json::Value;
 
 use crate::error::Error;
 
-/// What a `UNet2DModel` config says, from the document that `path` holds.
+/// The network's settings from a `UNet2DModel` config, the document at `path`.
 ///
 /// # Errors
-/// The key that this version does not know or a value it does not have; another class of model.
+/// A key or a value is unknown to this version, or the config is of another class of model.
 pub(super) fn read_unet(path: &Path, document: &Value) -> Result<UNetConfig, Error> {
     diffusers::read_unet(document).map_err(|error| refused(path, &error))
 }
 
-/// What a scheduler config says of training.
+/// The training settings from a scheduler config.
 ///
 /// # Errors
 /// As [`read_unet`].

@@ -1,6 +1,6 @@
 //! `ddpm export`: a model as a folder that diffusers loads.
 //!
-//! Written beside the place it goes to and renamed at the end: a folder of that name is complete.
+//! The folder is written under a temporary name and renamed at the end: a folder of the final name is complete.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,31 +24,31 @@ use crate::weights::named_tensors;
 
 const SAMPLE_SEED: u64 = 0;
 
-/// What to export.
+/// The options of an export.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExportOptions<'a> {
     /// Leave the variance head out.
     pub epsilon_only: bool,
     /// Images on the card; 0: none.
     pub samples: usize,
-    /// Where on the hub it will be, for the commands on the card.
+    /// Its future name on the hub, for the commands on the card.
     pub repo: Option<&'a str>,
     /// The licence that the card states.
     pub licence: Option<&'a str>,
-    /// What was measured of it.
+    /// Its measured quality.
     pub measured: Option<&'a Measured>,
 }
 
-/// What was written.
+/// The result of an export.
 #[derive(Clone, Debug)]
 pub struct Exported {
     /// Its files, relative to the folder.
     pub files: Vec<PathBuf>,
-    /// All of them together.
+    /// The size of all files.
     pub bytes: u64,
 }
 
-/// Writes `model` into the new folder `to`; `progress` is told how many samples are drawn.
+/// Writes `model` into the new folder `to`; `progress` gets the number of drawn samples.
 ///
 /// # Errors
 /// `to` is taken or cannot be written, or the options do not fit the model.
@@ -95,10 +95,10 @@ pub fn export(
     Ok(Exported { files: files.into_iter().map(|(path, _)| path).collect(), bytes })
 }
 
-/// Refuses a place that holds something.
+/// Refuses a place that is taken.
 ///
 /// # Errors
-/// It does.
+/// It is taken.
 pub(super) fn refuse_taken(to: &Path) -> Result<(), Error> {
     let is_empty = fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_none());
     if is_empty || fs::symlink_metadata(to).is_err() {
@@ -108,13 +108,13 @@ pub(super) fn refuse_taken(to: &Path) -> Result<(), Error> {
     Err(Error::Taken { path: to.to_owned(), what })
 }
 
-/// The network and process as they go into the folder.
+/// The network and process as written into the folder.
 struct Shape {
     unet: UNetConfig,
     diffusion: DiffusionConfig,
     /// The variance head is left out.
     is_cut: bool,
-    /// Parameters that are left out with it.
+    /// Number of parameters that are left out with it.
     removed: usize,
 }
 
@@ -201,7 +201,7 @@ fn write_folder(to: &Path, files: &[(PathBuf, Vec<u8>)]) -> Result<(), Error> {
         sync_dir(parent)
     };
     write().map_err(|error| {
-        // The first error is the one to tell; what is left has a name that says so.
+        // The first error is the one to report; a leftover has a name that shows what it is.
         let _ = fs::remove_dir_all(&temporary);
         Error::Unwritable { path: to.to_owned(), cause: error }
     })

@@ -1,7 +1,7 @@
-//! What is known of a model's training: the card is written from this alone.
+//! The known facts about a model's training: the card is written from these alone.
 //!
-//! A diffusers folder says what a network is, not how it came to be. `ddpm.json` says that, in a folder; an imported
-//! checkpoint keeps it, so that whatever is exported again tells the same.
+//! A diffusers folder describes a network, not its training. `ddpm.json` in a folder describes the training; an imported
+//! checkpoint keeps it, so that a second export says the same.
 
 use std::path::Path;
 
@@ -32,34 +32,34 @@ pub struct Facts {
     pub loss: Option<f64>,
     /// The variance head was left out.
     pub epsilon_only: bool,
-    /// The command that began the run.
+    /// The command that started the run.
     #[serde(default)]
     pub command: Option<String>,
-    /// What the training started from, if not from random weights.
+    /// What the training started from, if not random weights.
     pub fine_tuned_from: Option<String>,
     /// The configuration of the training, without names and places of this machine.
     pub config: TrainConfig,
 }
 
-/// What an import remembers of the folder it came from.
+/// What an import records about its folder.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Imported {
     /// The folder, as it was named.
     pub source: String,
-    /// Its facts, if it had any.
+    /// The folder's facts, if it had any.
     pub facts: Option<Facts>,
 }
 
 impl Imported {
-    /// That of a checkpoint whose run began with an import.
+    /// The record in a checkpoint whose run began with an import.
     pub(crate) fn of(checkpoint: &Checkpoint) -> Option<Self> {
         serde_json::from_value(checkpoint.state.extra.get(IMPORTED)?.clone()).ok()
     }
 }
 
 impl Facts {
-    /// Of a checkpoint; none of an import that came without and has not been trained.
+    /// The facts of a checkpoint; none of an untrained import whose folder had none.
     pub(crate) fn of_checkpoint(checkpoint: &Checkpoint, config: &TrainConfig, weights: String) -> Option<Self> {
         let state = &checkpoint.state;
         let imported = Imported::of(checkpoint);
@@ -84,8 +84,8 @@ impl Facts {
         })
     }
 
-    /// Adds what the run of the checkpoint at `origin` knows besides, where there is one: the command that began it, and the
-    /// last loss that it logged up to the checkpoint.
+    /// Adds facts from the run of the checkpoint at `origin`, if there is one: the command that started it, and the last loss
+    /// that it logged up to the checkpoint.
     pub(crate) fn with_run(mut self, origin: &Path) -> Self {
         if let Some((run, step)) = RunPaths::of_checkpoint(origin)
             && step == self.step

@@ -1,4 +1,4 @@
-//! A diffusers folder, read and checked before anything believes it.
+//! Reads a diffusers folder and checks it before it is used.
 
 use std::collections::HashMap;
 use std::fs;
@@ -21,7 +21,7 @@ use crate::config::types::{DataConfig, DiffusionConfig, LossConfig};
 use crate::error::{Cause, Error};
 use crate::weights::flat_from_tensors;
 
-/// A config file of diffusers is a page; this bounds what a hostile one can make us read.
+/// A config file of diffusers has about a page; this bounds how much of a hostile one is read.
 const MAX_JSON_BYTES: u64 = 1 << 20;
 
 /// Beyond every published model, and small enough that products of them cannot overflow.
@@ -41,24 +41,24 @@ const MAX_LEVELS: usize = 12;
 pub struct Folder {
     /// The folder.
     pub path: PathBuf,
-    /// What a run of it would be configured as: its network and process, and of the rest what its facts say.
+    /// The configuration of a run with this model: its network and process, and the rest from its facts.
     pub config: TrainConfig,
-    /// How it was trained, if it tells.
+    /// How it was trained, if that is recorded.
     pub facts: Option<Facts>,
     weights: PathBuf,
     tensors: Vec<NamedTensor>,
 }
 
 impl Folder {
-    /// Whether `path` looks like one.
-    pub fn is_one(path: &Path) -> bool {
+    /// Whether `path` looks like such a folder.
+    pub(crate) fn is_one(path: &Path) -> bool {
         path.join(INDEX_FILE).is_file() || path.join(UNET_DIR).is_dir() || path.join(UNET_CONFIG).is_file()
     }
 
-    /// Reads the folder, and checks everything but the numbers themselves.
+    /// Reads the folder, and checks everything except the weights' values.
     ///
     /// # Errors
-    /// The file and the key that is missing, damaged, or beyond this version.
+    /// A file or a key is missing, damaged, or unknown to this version.
     pub fn read(path: &Path) -> Result<Self, Error> {
         if !path.is_dir() {
             let what = if path.exists() { "not a directory" } else { "no such directory" };
@@ -83,7 +83,7 @@ impl Folder {
     /// The network.
     ///
     /// # Errors
-    /// A configuration that cannot be.
+    /// The configuration is invalid.
     pub fn unet(&self) -> Result<UNet, Error> {
         UNet::new(&self.config.model).map_err(|error| self.impossible(&error))
     }
@@ -91,12 +91,12 @@ impl Folder {
     /// The diffusion process.
     ///
     /// # Errors
-    /// A schedule that cannot be.
+    /// The schedule is invalid.
     pub fn process(&self) -> Result<DiffusionProcess, Error> {
         DiffusionProcess::new(&self.config.diffusion).map_err(|error| self.impossible(&error))
     }
 
-    /// Our words for the key, and the folder it is wrong in.
+    /// Our message about the key, with the folder.
     fn impossible(&self, what: &dyn std::fmt::Display) -> Error {
         let advice = "this version cannot run such a model; run it with diffusers, or choose another one";
         Error::unreadable(&self.path, what, advice)
@@ -105,13 +105,13 @@ impl Folder {
     /// Its weights.
     ///
     /// # Errors
-    /// A tensor is missing, has another shape, or is not the network's.
+    /// A tensor is missing, has a wrong shape, or does not belong to the network.
     pub fn params(&self, unet: &UNet, device: &Device) -> Result<Params, Error> {
         let layout = unet.layout();
         let refuse = |what: String| Error::unreadable(&self.weights, what, MISMATCH);
         let held: HashMap<&str, &[usize]> =
             self.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice())).collect();
-        // Shapes before room is taken: a hostile config could ask for any amount.
+        // Shapes are checked before memory is allocated: a hostile config could ask for any amount.
         let expected: HashMap<String, Vec<usize>> = layout.specs().iter().flat_map(ParamSpec::file_shapes).collect();
         for (key, shape) in layout.specs().iter().flat_map(ParamSpec::file_shapes) {
             match held.get(key.as_str()) {
@@ -152,7 +152,7 @@ fn modern(mut tensor: NamedTensor) -> NamedTensor {
     tensor
 }
 
-/// The folder's own word for what it is, where it has one.
+/// Checks which class the folder says it is, if it says so.
 fn check_index(path: &Path) -> Result<(), Error> {
     let index = path.join(INDEX_FILE);
     if !index.is_file() {
@@ -168,7 +168,7 @@ fn check_index(path: &Path) -> Result<(), Error> {
     Err(Error::unreadable(&index, what, "only unconditional and class-conditional pixel models are read"))
 }
 
-/// Where a part's config is: in its folder, or beside `model_index.json` as in the first published models.
+/// The path of a part's config: in its folder, or beside `model_index.json` as in the first published models.
 fn part_dir(path: &Path, part: &str, file: &str) -> Result<PathBuf, Error> {
     let own = path.join(part);
     [own.clone(), path.to_owned()].into_iter().find(|dir| dir.join(file).is_file()).ok_or_else(|| Error::NotAModel {
@@ -270,7 +270,7 @@ fn check_channels(
     Err(Error::unreadable(unet_path, what, advice))
 }
 
-/// The network and process of the folder; of the rest what its facts say, as far as it goes with them.
+/// The network and process of the folder; the rest from its facts, as far as it fits.
 fn configuration(unet: UNetConfig, diffusion: DiffusionConfig, facts: Option<&Facts>) -> TrainConfig {
     let mut config = facts.map(|facts| facts.config.clone()).unwrap_or_default();
     let learned = diffusion.variance_type == VarianceType::LearnedRange;

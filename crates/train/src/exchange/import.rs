@@ -1,8 +1,7 @@
 //! `ddpm import`: a diffusers folder as the start of a run.
 //!
-//! It writes what a run that has not made its first step would have saved: a checkpoint of step 0 with the weights, the
-//! averages equal to them and the optimizer's moments zero. Such a checkpoint belongs to no data yet, so what it was
-//! trained with may still be chosen: see `training::state`.
+//! It writes what a run would have saved before its first step: a checkpoint of step 0 with the weights, equal averages and
+//! zero moments. Such a checkpoint belongs to no data yet, so its training data can still be chosen: see `training::state`.
 
 use std::path::{Path, PathBuf};
 
@@ -18,10 +17,10 @@ use crate::config::{Resolved, TrainConfig, TrainPlan, config_hash};
 use crate::error::Error;
 use crate::weights::{CONFIG, untrained_files};
 
-/// Makes the run directory `to` of the folder or the model of the hub `from`; returns the checkpoint and the configuration.
+/// Makes the run directory `to` from `from`, a folder or a model on the hub; returns the checkpoint and the configuration.
 ///
 /// # Errors
-/// `from` is no model that this version can run, `to` is taken, or the hub does not give it.
+/// `from` is no model that this version can run, `to` is taken, or the hub cannot deliver it.
 pub fn import(from: &Path, to: &Path) -> Result<(PathBuf, TrainConfig), Error> {
     refuse_taken(to)?;
     let located = locate(from)?;
@@ -39,13 +38,13 @@ pub fn import(from: &Path, to: &Path) -> Result<(PathBuf, TrainConfig), Error> {
 
     let files = untrained_files(&params, &config.train.ema_decays)?;
     let run_dir = RunDir::open(to)?;
-    // The configuration last: without it nobody trains a run whose weights were not written.
+    // The configuration is written last: without it a run whose weights are missing cannot be trained.
     let saved = save(&run_dir.paths().checkpoints(), &Snapshot { files, state })?;
     run_dir.write_config(&Resolved::from_config(&run_dir.paths().config(), config.clone()).to_toml())?;
     Ok((saved.path, config))
 }
 
-/// What can be computed but not trained on images here is refused before anything is written.
+/// A network that can be computed but not trained on images is refused before anything is written.
 fn refuse_untrainable(from: &Path, config: &TrainConfig) -> Result<(), Error> {
     if config.model.class_embed_type.is_some() && config.model.num_class_embeds.is_none() {
         let what = "class_embed_type is set but num_class_embeds = null: expected the number of classes";
@@ -55,18 +54,18 @@ fn refuse_untrainable(from: &Path, config: &TrainConfig) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses settings of `ddpm.json` that no run can have.
+/// Refuses settings of `ddpm.json` that no run can use.
 fn check(from: &Path, config: &TrainConfig) -> Result<(), Error> {
     let mut config = config.clone();
-    // The user sets it for training.
+    // The user sets it before training.
     config.data.source = "images".to_owned();
     TrainPlan::new(&Resolved::from_config(&from.join(FACTS_FILE), config))
         .map(|_| ())
         .map_err(|error| Error::ForeignConfig(Box::new(error)))
 }
 
-/// A run of its own: other data, another name, and counting from 0. Of somebody else's run only what describes the
-/// training is taken, nothing that names a device, a place or an address.
+/// The configuration of a new run: other data, another name, and steps from 0. From someone else's run only the training's
+/// settings are taken, and nothing that names a device, a place or an address.
 fn configuration(theirs: TrainConfig, to: &Path) -> TrainConfig {
     let TrainConfig { data, model, diffusion, loss, train, .. } = theirs;
     let mut config = TrainConfig { model, diffusion, loss, train, ..TrainConfig::default() };

@@ -1,4 +1,4 @@
-//! What was measured of a model, for its card: the document of `ddpm eval nll --json`.
+//! A model's measured quality, for its card: the document of `ddpm eval nll --json`.
 
 use std::path::Path;
 
@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 use super::folder::read_limited;
 use crate::error::{Cause, Error};
 
-/// Bits per dimension; of the document only what a card shows.
+/// Bits per dimension; only the fields of the document that a card shows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// The bound.
     pub bits_per_dim: f64,
-    /// Of the mean over images, where there are two or more.
+    /// Standard error of the mean over images, if there are two or more.
     pub standard_error: Option<f64>,
     /// How many images.
     pub images: u64,
     /// How many timesteps.
     pub steps: u64,
-    /// Of which data.
+    /// The name of the data.
     pub data: String,
 }
 
@@ -26,7 +26,7 @@ impl Measured {
     /// Reads the document.
     ///
     /// # Errors
-    /// It cannot be read, or is another document.
+    /// It cannot be read, or is a different document.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let wrong = |what, cause: Option<Cause>| Error::Measurements { path: path.to_owned(), what, cause };
         let unread = |cause: Cause| wrong("cannot be read", Some(cause));

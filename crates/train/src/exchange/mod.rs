@@ -1,4 +1,4 @@
-//! Models to and from diffusers: a folder that `DDPMPipeline.from_pretrained` loads, and the way back.
+//! Models to and from diffusers: writes and reads a folder that `DDPMPipeline.from_pretrained` loads.
 //!
 //! ```text
 //! DIR/
@@ -18,10 +18,10 @@
 //! | --- | --- |
 //! | `config` | `[model]` and `[diffusion]` of diffusers' JSON, which the model's crate reads and writes |
 //! | `folder` | a folder, read and checked |
-//! | `facts` | what is known of a model's training |
+//! | `facts` | the known facts about a model's training |
 //! | `export`, `card` | the folder, written |
-//! | `measured` | what a card tells of a model's quality |
-//! | `model` | a trained model, whatever it is read from: a run, a checkpoint, a folder, the hub |
+//! | `measured` | a model's quality, for its card |
+//! | `model` | a trained model, read from a run, a checkpoint, a folder or the hub |
 //! | `import` | the folder as the start of a run |
 
 mod card;
@@ -60,7 +60,7 @@ const FACTS_FILE: &str = "ddpm.json";
 const CARD_FILE: &str = "README.md";
 const SAMPLES_FILE: &str = "samples.png";
 
-/// Whatever a folder is read from: in its sub-folders, or side by side as in the first published models.
+/// The files of a model: in sub-folders, or side by side as in the first published models.
 const MODEL_FILES: [&str; 8] = [
     INDEX_FILE,
     "unet/config.json",
@@ -80,14 +80,14 @@ const PICKLES: [&str; 3] = ["diffusion_pytorch_model.bin", "pytorch_model.bin", 
 pub struct Located {
     /// Where it is read from.
     pub path: PathBuf,
-    /// What it is called: the same, or its name on the hub with the commit.
+    /// Its name: the same path, or its name on the hub with the commit.
     pub name: PathBuf,
 }
 
-/// The place of what a user named; a model of the hub is fetched.
+/// The place of the model that a user named; a model on the hub is fetched.
 ///
 /// # Errors
-/// `hf://...` that is no name, or in a program without the hub; the hub does not give it.
+/// `hf://...` is no valid name, this program has no hub support, or the hub cannot deliver the model.
 pub fn locate(named: &Path) -> Result<Located, Error> {
     match named.to_str().filter(|text| text.starts_with(SCHEME)) {
         Some(text) => locate_on_hub(text),

@@ -29,7 +29,7 @@ pub struct Model {
     pub config: TrainConfig,
     /// The checkpoint, the diffusers folder or the commit on the hub it came from.
     pub origin: PathBuf,
-    /// What is known of its training.
+    /// The known facts about its training.
     pub facts: Option<Facts>,
 }
 
@@ -38,7 +38,7 @@ impl Model {
     /// hub; warns of newer checkpoints that are damaged. `raw` takes the weights of the last step, where there is a choice.
     ///
     /// # Errors
-    /// There is none, it cannot be read, or the hub does not give it.
+    /// There is none, it cannot be read, or the hub cannot deliver it.
     pub fn open(named: &Path, raw: bool, device: &Device) -> Result<Self, Error> {
         let Located { path, name } = locate(named)?;
         let path = path.as_path();
@@ -77,21 +77,21 @@ impl Model {
     }
 }
 
-/// Whether `path` is a model in diffusers' layout and none of ours.
+/// Whether `path` is a model in diffusers' layout and not one of our checkpoints.
 pub fn is_diffusers_folder(path: &Path) -> bool {
     Folder::is_one(path) && !RunPaths::new(path).checkpoints().is_dir() && !path.join(MANIFEST_FILE).is_file()
 }
 
 impl Model {
-    /// To draw from it.
+    /// A painter for this model.
     pub fn painter(&self) -> Painter<'_> {
         Painter { unet: &self.unet, params: &self.params, process: &self.process }
     }
 
-    /// Gives a model that does not learn its variance another one.
+    /// Changes the variance of a model that does not learn it.
     ///
     /// # Errors
-    /// It does learn it.
+    /// The model learns its variance.
     pub fn with_variance(mut self, variance: Option<VarianceType>) -> Result<Self, Error> {
         if let Some(variance) = variance {
             self.process = self.process.with_fixed_variance(variance)?;

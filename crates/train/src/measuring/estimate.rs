@@ -1,9 +1,8 @@
-//! What a training step of a run would take on this machine, told in less than a minute.
+//! An estimate of a run's training step on this machine, in less than a minute: time and memory.
 //!
-//! A step of a published model's whole batch can take minutes, and more memory than a laptop has. [`estimate_step`]
-//! makes steps of one and of two images first, and the whole batch only where those say that it is quick and small;
-//! otherwise it foretells the batch by a straight line. Grey images take the place of data that cannot be read: they
-//! cost the same.
+//! A step with the whole batch of a published model can take minutes, and more memory than a laptop has. [`estimate_step`]
+//! first makes steps of one and of two images. It makes a step of the whole batch only if that promises to be quick and small;
+//! otherwise it extrapolates linearly. Grey images replace data that cannot be read: they cost the same.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,35 +15,35 @@ use serde::Serialize;
 use super::step::{measure, milliseconds};
 use crate::config::{TrainPlan, Warning};
 use crate::error::Error;
-use crate::training::context::loader_config;
+use crate::training::setup::loader_config;
 use crate::training::trainer::Trainer;
 
-/// An estimate makes a step of the whole batch, several times, only where it promises to be shorter than this; and a
-/// longer step of one or two images is not warmed up.
+/// An estimate makes steps of the whole batch only if they promise to be shorter than this; a longer step of one or two images
+/// is not warmed up.
 const LONGEST_STEP_MS: f64 = 5e3;
-/// Images that are read to see whether the data can be.
+/// Images to read as a check that the data can be read.
 const TRIED_IMAGES: usize = 8;
 
-/// What a step of a run takes, as far as that can be told in less than a minute.
+/// The estimated cost of a step.
 #[derive(Debug)]
 pub struct StepEstimate {
     /// Time of a step, in milliseconds.
     pub step_ms: f64,
-    /// The most memory that a step takes, where the system tells it.
+    /// The peak memory of a step, where the system reports it.
     pub peak_bytes: Option<u64>,
-    /// How both are known.
+    /// How both were obtained.
     pub measured: Measured,
-    /// On a GPU, what its memory was expected to be.
+    /// On a GPU, the memory estimated beforehand.
     pub estimated_bytes: Option<u64>,
-    /// What to do where that is more memory than there is, or what was done.
+    /// If that is more memory than there is: what to do, or what was done.
     pub warning: Option<Warning>,
-    /// Images of the source, where it could be opened.
+    /// Number of images in the source, if it could be opened.
     pub images: Option<usize>,
-    /// Why the data cannot be read; grey images took its place.
+    /// Why the data cannot be read; grey images replaced it.
     pub data_error: Option<DataError>,
 }
 
-/// How an estimate is known.
+/// How an estimate was obtained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Measured {
@@ -54,12 +53,12 @@ pub enum Measured {
     Extrapolated,
 }
 
-/// Measures `repeat` training steps of `plan` where they take seconds, and foretells what a step would take where not. A GPU
-/// makes whole steps, and finds out itself what fits.
+/// Measures `repeat` training steps of `plan` if they take seconds, and otherwise extrapolates the cost of a step. A GPU makes
+/// whole steps, and finds how many images at once fit.
 ///
 /// # Errors
-/// A device that cannot be opened, a network whose weights alone are too large, a step that fails. Not data that cannot
-/// be read: see [`StepEstimate::data_error`].
+/// The device cannot be opened, the weights alone are too large, or a step fails. Unreadable data is no error: see
+/// [`StepEstimate::data_error`].
 pub fn estimate_step(plan: &TrainPlan, repeat: usize) -> Result<StepEstimate, Error> {
     let device = plan.device().open()?;
     let mut data = LenientData::open(plan);
@@ -67,19 +66,19 @@ pub fn estimate_step(plan: &TrainPlan, repeat: usize) -> Result<StepEstimate, Er
     if !device.is_cpu() {
         return measure_on_gpu(plan, &mut trainer, &device, repeat, data);
     }
-    let foretold = foretell(plan, &mut trainer)?;
+    let extrapolation = extrapolate(plan, &mut trainer)?;
     let batch_size = plan.config().train.batch_size;
     let at_once = plan.micro_batch().map_or(batch_size, usize::from);
     let total = memory::total();
-    let (step_ms, peak_bytes) = (foretold.step_ms(batch_size), foretold.peak_bytes(at_once));
-    // Half, because a line through two points may err, and other programs need memory too.
+    let (step_ms, peak_bytes) = (extrapolation.step_ms(batch_size), extrapolation.peak_bytes(at_once));
+    // Half, because a line through two points is inexact, and other programs need memory too.
     let small = step_ms < LONGEST_STEP_MS && fits(peak_bytes, total.map(|total| total / 2));
     let (step_ms, peak_bytes, measured, warning) = if small {
         data.start();
         let step = measure(plan, &mut trainer, &device, repeat, || Ok(data.next_batch()))?;
         (step.median_ms, step.peak_bytes, Measured::Batch, None)
     } else {
-        (step_ms, peak_bytes, Measured::Extrapolated, memory_warning(&foretold, at_once, total))
+        (step_ms, peak_bytes, Measured::Extrapolated, memory_warning(&extrapolation, at_once, total))
     };
     let images = data.images();
     Ok(StepEstimate { step_ms, peak_bytes, estimated_bytes: None, measured, warning, images, data_error: data.error })
@@ -106,7 +105,7 @@ fn measure_on_gpu(
     })
 }
 
-/// The data of a plan, or from its first error on grey images.
+/// The data of a plan, or grey images after its first error.
 struct LenientData<'a> {
     plan: &'a TrainPlan,
     source: Option<Arc<dyn Source>>,
@@ -115,7 +114,7 @@ struct LenientData<'a> {
 }
 
 impl<'a> LenientData<'a> {
-    /// Opens the source and reads some images; no thread runs yet that would slow down a step.
+    /// Opens the source and reads some images; it starts no thread yet, which would slow down a step.
     fn open(plan: &'a TrainPlan) -> Self {
         let mut data = Self { plan, source: None, loader: None, error: None };
         data.source = data.keep(ddpm_data::open(&plan.config().data.source, &plan.open_options()));
@@ -150,7 +149,7 @@ impl<'a> LenientData<'a> {
         grey_batch(self.plan, self.plan.config().train.batch_size)
     }
 
-    /// What `result` holds; its error is kept, if it is the first.
+    /// The value of `result`; its error is kept, if it is the first.
     fn keep<T>(&mut self, result: Result<T, DataError>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
@@ -162,7 +161,7 @@ impl<'a> LenientData<'a> {
     }
 }
 
-/// A batch of grey images, all of the first class where the model has classes.
+/// A batch of grey images, all of the first class if the model has classes.
 fn grey_batch(plan: &TrainPlan, images: usize) -> Batch {
     let (size, channels) = (plan.config().data.image_size, plan.config().data.channels);
     Batch {
@@ -173,7 +172,7 @@ fn grey_batch(plan: &TrainPlan, images: usize) -> Batch {
     }
 }
 
-/// What a step of a few images took.
+/// The measured cost of a step with few images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Probe {
     total_ms: f64,
@@ -198,11 +197,11 @@ impl Probe {
     }
 }
 
-/// Makes a step of one image and, unless that left too little memory or is the whole batch, one of two.
-fn foretell(plan: &TrainPlan, trainer: &mut Trainer) -> Result<Extrapolation, Error> {
+/// Makes a step of one image, and one of two unless memory is too small or the batch has only one.
+fn extrapolate(plan: &TrainPlan, trainer: &mut Trainer) -> Result<Extrapolation, Error> {
     let before = memory::resident();
     let one = Probe::new(plan, trainer, 1)?;
-    // Rather too much: the first step also touched the gradient and the moments for the first time.
+    // This overestimates: the first step also touched the gradient and the moments for the first time.
     let twice = one.peak_bytes.zip(before).map(|(peak, before)| peak.saturating_add(peak.saturating_sub(before)));
     let two = if plan.config().train.batch_size > 1 && fits(twice, memory::total()) {
         Probe::new(plan, trainer, 2)?
@@ -212,13 +211,13 @@ fn foretell(plan: &TrainPlan, trainer: &mut Trainer) -> Result<Extrapolation, Er
     Ok(Extrapolation::new(&one, &two))
 }
 
-/// Whether `bytes` are not more than `room`; yes where the system tells neither.
+/// Whether `bytes` fit into `room`; true if the system does not report one of them.
 fn fits(bytes: Option<u64>, room: Option<u64>) -> bool {
     bytes.zip(room).is_none_or(|(bytes, room)| bytes <= room)
 }
 
-/// Time and memory of a step as straight lines: `fixed_ms + n image_ms` for n images, and for n images at once
-/// `one_bytes + (n - 1) image_bytes`.
+/// Time and memory of a step as linear functions: `fixed_ms + n image_ms` for n images, and for n images at once `one_bytes +
+/// (n - 1) image_bytes`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Extrapolation {
     fixed_ms: f64,
@@ -228,8 +227,8 @@ struct Extrapolation {
 }
 
 impl Extrapolation {
-    /// The time is that of `two`, which uses the threads better than one image does; the memory that the second image
-    /// added is what each further one adds.
+    /// The time per image comes from `two`, which uses the threads better than one image does; each further image adds as much
+    /// memory as the second one did.
     fn new(one: &Probe, two: &Probe) -> Self {
         Self {
             fixed_ms: two.optimizer_ms,
@@ -248,19 +247,19 @@ impl Extrapolation {
         Some(self.one_bytes?.saturating_add(self.image_bytes.saturating_mul(more)))
     }
 
-    /// How many images at once stay within `bytes`, at least the one that was tried: the largest power of two, which
-    /// divides most batches. `None` where it is not known what an image takes.
+    /// How many images at once stay within `bytes`, at least one: the largest power of two, which divides most batches. `None`
+    /// if the memory of an image is unknown.
     fn at_once_within(&self, bytes: u64) -> Option<usize> {
         let more = bytes.saturating_sub(self.one_bytes?).checked_div(self.image_bytes)?;
         Some(1usize << more.saturating_add(1).ilog2())
     }
 }
 
-/// What to do where `at_once` images take more than the `total` memory of this machine.
-fn memory_warning(foretold: &Extrapolation, at_once: usize, total: Option<u64>) -> Option<Warning> {
-    let (needed, total) = foretold.peak_bytes(at_once).zip(total)?;
+/// Advice if `at_once` images take more than the `total` memory of this machine.
+fn memory_warning(extrapolation: &Extrapolation, at_once: usize, total: Option<u64>) -> Option<Warning> {
+    let (needed, total) = extrapolation.peak_bytes(at_once).zip(total)?;
     // A quarter of the memory is left to the loader, to the system and to the error of the line.
-    let fitting = foretold.at_once_within(total / 4 * 3)?;
+    let fitting = extrapolation.at_once_within(total / 4 * 3)?;
     (needed > total && fitting < at_once).then(|| {
         let (needed, total) = (format_bytes(needed), format_bytes(total));
         let message = format!(
@@ -281,38 +280,38 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     /// 10 ms for the optimizer and 20 ms an image; 4 GiB with one image and 2 GiB for each more.
-    fn foretold() -> Extrapolation {
+    fn extrapolation() -> Extrapolation {
         let one = Probe { total_ms: 35.0, optimizer_ms: 11.0, peak_bytes: Some(4 * GIB) };
         let two = Probe { total_ms: 50.0, optimizer_ms: 10.0, peak_bytes: Some(6 * GIB) };
         Extrapolation::new(&one, &two)
     }
 
     #[test]
-    fn a_whole_batch_is_foretold_from_one_and_two_images() {
-        let foretold = foretold();
-        assert_eq!((foretold.step_ms(2), foretold.step_ms(64)), (50.0, 1290.0));
-        assert_eq!((foretold.peak_bytes(1), foretold.peak_bytes(64)), (Some(4 * GIB), Some(130 * GIB)));
+    fn a_whole_batch_is_extrapolated_from_one_and_two_images() {
+        let extrapolation = extrapolation();
+        assert_eq!((extrapolation.step_ms(2), extrapolation.step_ms(64)), (50.0, 1290.0));
+        assert_eq!((extrapolation.peak_bytes(1), extrapolation.peak_bytes(64)), (Some(4 * GIB), Some(130 * GIB)));
     }
 
     #[test]
     fn more_memory_than_there_is_brings_a_warning_with_a_micro_batch_that_fits() {
-        let warning = memory_warning(&foretold(), 64, Some(32 * GIB)).unwrap();
+        let warning = memory_warning(&extrapolation(), 64, Some(32 * GIB)).unwrap();
         assert_eq!(warning.key, "train.micro_batch");
         assert_eq!(
             warning.message,
             "64 images at once would take about 130 GiB of memory, and this machine has 32 GiB: set \
              train.micro_batch = 8, which changes no update"
         );
-        assert!(memory_warning(&foretold(), 64, Some(5 * GIB)).unwrap().message.contains("micro_batch = 1,"));
-        assert_eq!(memory_warning(&foretold(), 8, Some(32 * GIB)), None, "it fits");
-        assert_eq!(memory_warning(&foretold(), 1, Some(GIB)), None, "there is nothing less");
-        assert_eq!(memory_warning(&foretold(), 64, None), None, "the system does not tell");
-        let flat = Extrapolation { image_bytes: 0, ..foretold() };
+        assert!(memory_warning(&extrapolation(), 64, Some(5 * GIB)).unwrap().message.contains("micro_batch = 1,"));
+        assert_eq!(memory_warning(&extrapolation(), 8, Some(32 * GIB)), None, "it fits");
+        assert_eq!(memory_warning(&extrapolation(), 1, Some(GIB)), None, "there is nothing less");
+        assert_eq!(memory_warning(&extrapolation(), 64, None), None, "the system does not tell");
+        let flat = Extrapolation { image_bytes: 0, ..extrapolation() };
         assert_eq!(memory_warning(&flat, 64, Some(GIB)), None, "fewer images would take no less");
     }
 
     #[test]
-    fn data_that_is_missing_is_replaced_and_told() {
+    fn data_that_is_missing_is_replaced_and_reported() {
         let data = "[data]\nsource = \"nowhere\"\nimage_size = 8\n";
         let text = format!("{data}[train]\nbatch_size = 3\n[model]\nnum_class_embeds = 2\n");
         let plan = TrainPlan::new(&Resolved::from_layers(Path::new("my.toml"), &text, [], &[]).unwrap()).unwrap();

@@ -1,9 +1,9 @@
-//! How fast and how large training and drawing are, measured or estimated before.
+//! Time and memory of training and drawing, measured or estimated.
 //!
 //! | module | what |
 //! | --- | --- |
 //! | [`step`] | how long a step takes |
-//! | [`estimate`] | the same, and its memory, where a whole step would take too long |
+//! | [`estimate`] | time and memory of a step that would take too long |
 //! | [`throughput`] | how fast images are drawn and read |
 //! | [`operations`] | how long each operation of the network takes |
 

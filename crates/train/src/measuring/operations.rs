@@ -1,9 +1,9 @@
-//! How long each operation of a network takes on its own: which ones there are, how often they run, and their times.
+//! Times each operation of a network on its own: its operations, how often they run, and their times.
 //!
-//! The tape writes down what would run on what if an image went through the network. Then each different operation is done again
-//! with operands of a whole micro-batch, forward and backward: on the CPU by the clock; on a GPU recorded several times over
-//! and replayed, between two marks, so that the host takes no part in it. There the same operands are used again and again,
-//! and those of small operations stay in the GPU's cache.
+//! The tape lists the operations of one image's pass through the network, with their shapes. Then each distinct operation runs
+//! with operands of a whole micro-batch, forward and backward. On the CPU the host's clock times it. On a GPU it is recorded
+//! several times and replayed between two marks, so that the host does not affect the time. There the same operands are used
+//! repeatedly, so those of small operations stay in the GPU's cache.
 
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ use super::step::{median, milliseconds};
 use crate::config::TrainPlan;
 use crate::config::set_arithmetic;
 use crate::error::Error;
-use crate::training::context::device_name;
+use crate::training::setup::device_name;
 
 /// How often an operation is recorded.
 const RECORDED: usize = 10;
@@ -31,18 +31,18 @@ pub struct Operations {
     pub precision: String,
     /// Images at once.
     pub batch_size: usize,
-    /// In the order of the forward pass.
+    /// The operations in the order of the forward pass.
     pub ops: Vec<TimedOperation>,
 }
 
-/// One of them.
+/// One operation.
 #[derive(Clone, Debug, Serialize)]
 pub struct TimedOperation {
     /// The operation and its direction.
     pub name: String,
-    /// What it works on.
+    /// The shapes of its operands.
     pub shape: String,
-    /// How often the network runs it in a pass over the batch.
+    /// How often the network runs it for a batch.
     pub count: usize,
     /// Median time of one run.
     pub ms: f64,
@@ -52,23 +52,23 @@ pub struct TimedOperation {
     pub flop: u64,
 }
 
-/// What is told while operations are timed.
+/// Progress while operations are timed.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress<'a> {
-    /// So many of so many are done.
+    /// How many are done, of how many.
     Done(usize, usize),
-    /// This one has just been.
+    /// This operation was just timed.
     Timed(&'a TimedOperation),
 }
 
-/// Times the operations of the network of `plan`, each `repeat` times; `tell` hears how far it is.
+/// Times the operations of the network of `plan`, each `repeat` times; `report` gets the progress.
 ///
 /// # Errors
-/// A device that cannot be opened, an operation that fails, what `tell` returns.
+/// The device cannot be opened, an operation fails, or `report` returns an error.
 pub fn measure_operations<E: From<Error>>(
     plan: &TrainPlan,
     repeat: usize,
-    tell: &mut dyn FnMut(Progress<'_>) -> Result<(), E>,
+    report: &mut dyn FnMut(Progress<'_>) -> Result<(), E>,
 ) -> Result<Operations, E> {
     let device = plan.device().open().map_err(Error::from)?;
     let config = plan.config();
@@ -78,7 +78,7 @@ pub fn measure_operations<E: From<Error>>(
     let counted = counted(sketch.operations().cloned());
     let mut ops = Vec::new();
     for (done, (operation, count)) in counted.iter().enumerate() {
-        tell(Progress::Done(done, counted.len()))?;
+        report(Progress::Done(done, counted.len()))?;
         let operation = operation.clone().of_samples(batch_size);
         let Runs { forward, backward } = operation.prepare(dtype, &device).map_err(Error::from)?;
         let mut add = |direction: &str, run: &Run, work: Work| -> Result<(), E> {
@@ -90,7 +90,7 @@ pub fn measure_operations<E: From<Error>>(
                 bytes: work.bytes,
                 flop: work.flop,
             };
-            tell(Progress::Timed(&timed))?;
+            report(Progress::Timed(&timed))?;
             ops.push(timed);
             Ok(())
         };
@@ -102,7 +102,7 @@ pub fn measure_operations<E: From<Error>>(
     Ok(Operations { device: device_name(&device), precision: dtype.as_str().to_owned(), batch_size, ops })
 }
 
-/// Each different one once, with how often it is there.
+/// Each distinct operation, with its count.
 fn counted(operations: impl Iterator<Item = Operation>) -> Vec<(Operation, usize)> {
     let mut counted: Vec<(Operation, usize)> = Vec::new();
     for operation in operations {
@@ -116,7 +116,7 @@ fn counted(operations: impl Iterator<Item = Operation>) -> Vec<(Operation, usize
 
 /// Milliseconds of one run.
 fn time(run: &Run, device: &Device, repeat: usize) -> Result<f64, Error> {
-    // The first one looks for the fastest algorithm.
+    // The first run finds the fastest algorithm.
     run()?;
     if !device.is_cpu() {
         return time_on_gpu(run, &*Gpu::of(device)?, repeat);

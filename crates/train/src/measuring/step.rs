@@ -1,8 +1,8 @@
-//! How long a training step takes on this machine, with real data and by phase.
+//! Times a training step on this machine, with real data and by phase.
 //!
-//! On a GPU a step is queued and replayed as a whole, so one step's time on the host says nothing. There, blocks of steps are
-//! timed until the results of the last are here; phases are timed by the GPU, in steps of their own that are queued
-//! operation by operation.
+//! On a GPU a step is queued and replayed as a whole, so the host's time for one step means nothing. There, blocks of steps are
+//! timed until the results of the last step arrive; the GPU times phases, in separate steps that are queued operation by
+//! operation.
 
 use std::time::{Duration, Instant};
 
@@ -16,19 +16,19 @@ use crate::config::TrainPlan;
 use crate::drawing::Painter;
 use crate::error::Error;
 use crate::memory;
-use crate::training::context::{device_name, loader_config, picture_request, sampler_config};
 use crate::training::gpu_memory::GpuEstimate;
 use crate::training::outcome::Phases;
+use crate::training::setup::{device_name, loader_config, picture_request, sampler_config};
 use crate::training::trainer::Trainer;
 
 /// Steps before counting: memory is allocated, caches and clocks warm up; on a GPU the step is also recorded.
 const WARM_UP: usize = 3;
-/// Of `repeat` steps, a GPU makes so many blocks, of which the median is taken; more if they would be longer than this.
+/// A GPU divides `repeat` steps into so many blocks and takes their median; into more blocks if they would be longer than this.
 const BLOCKS: usize = 3;
 const LONGEST_BLOCK: usize = 10;
-/// Steps whose phases a GPU times, after one that is not counted.
+/// Steps whose phases are timed on a GPU, after one that is not counted.
 const TIMED_STEPS: usize = 3;
-/// Steps of a picture: one to look for algorithms, one to record, and some to replay.
+/// Sampler steps of a picture: one to find algorithms, one to record, and some to replay.
 const PICTURE_STEPS: usize = 5;
 
 /// Time by phase, in milliseconds.
@@ -38,13 +38,13 @@ pub struct PhasesMs {
     pub data: f64,
     /// Noise, network and loss.
     pub forward: f64,
-    /// The tape, played back.
+    /// The backward pass.
     pub backward: f64,
     /// Clipping, AdamW and the averages.
     pub optimizer: f64,
 }
 
-/// How long a step takes that is waited for, in milliseconds.
+/// The time of a single step that the host waits for, in milliseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct SingleStepMs {
     /// Before a picture is drawn.
@@ -56,7 +56,7 @@ pub struct SingleStepMs {
 /// A measurement.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepMeasurement {
-    /// Of the network.
+    /// Number of the network's parameters.
     pub parameters: usize,
     /// Images per step.
     pub batch_size: usize,
@@ -66,28 +66,29 @@ pub struct StepMeasurement {
     pub device: String,
     /// Threads the kernels use.
     pub threads: usize,
-    /// Median of the steps; on a GPU, of the blocks of steps, per step. So are the next two.
+    /// Median time per step; on a GPU, of blocks of steps. The next two likewise.
     pub median_ms: f64,
     /// The fastest.
     pub min_ms: f64,
     /// The slowest.
     pub max_ms: f64,
-    /// At the median.
+    /// At the median time.
     pub images_per_s: f64,
-    /// Most memory in use at once so far: resident memory of the process, or on a GPU what tensors and scratch space took.
+    /// Peak memory so far: resident memory of the process, or on a GPU that of tensors and scratch space.
     pub peak_bytes: Option<u64>,
-    /// On a GPU, what the peak was expected to be.
+    /// On a GPU, the estimated peak.
     pub estimated_bytes: Option<u64>,
     /// Medians by phase.
     pub phases_ms: PhasesMs,
-    /// On a GPU, whether the memory of the recorded step is still there when a picture was drawn; none without room for one.
+    /// On a GPU, the times of a step before and after a picture: they show whether the recorded step survives it. None if there
+    /// is no memory for a picture.
     pub around_picture_ms: Option<SingleStepMs>,
 }
 
 /// Measures `repeat` training steps of `plan`, after a few to warm up.
 ///
 /// # Errors
-/// Data that cannot be read, a device that cannot be opened, a step that fails.
+/// The data cannot be read, the device cannot be opened, or a step fails.
 pub fn measure_step(plan: &TrainPlan, repeat: usize) -> Result<StepMeasurement, Error> {
     let device = plan.device().open()?;
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
@@ -148,13 +149,13 @@ pub(super) fn measure(
     })
 }
 
-/// A step by itself, and the first one after a picture of few steps, as a run draws them.
+/// Times a single step, and the first one after a picture of few sampler steps, as a run draws them.
 fn around_picture(
     plan: &TrainPlan,
     trainer: &mut Trainer,
     next_batch: &mut impl FnMut() -> Result<Batch, DataError>,
 ) -> Result<Option<SingleStepMs>, Error> {
-    // Steps that were timed by phases have left none recorded.
+    // Steps with timed phases were not recorded.
     Times::default().block(trainer, 1, next_batch)?;
     let mut times = Times::default();
     times.block(trainer, 1, next_batch)?;
@@ -181,14 +182,14 @@ fn draw_picture(plan: &TrainPlan, trainer: &Trainer) -> Result<(), Error> {
 struct Times {
     /// Milliseconds per step.
     steps: Vec<f64>,
-    /// For the data of a step.
+    /// Time spent waiting for a step's data.
     waits: Vec<Duration>,
     phases: Vec<Phases>,
     batch_size: usize,
 }
 
 impl Times {
-    /// Makes `steps` steps, until their results are here.
+    /// Makes `steps` steps and waits for their results.
     fn block(
         &mut self,
         trainer: &mut Trainer,
@@ -209,7 +210,7 @@ impl Times {
         Ok(())
     }
 
-    /// Puts phases that the GPU timed in the place of those that the host saw.
+    /// Replaces the phases that the host measured by those that the GPU measured.
     fn phases_of_gpu(
         &mut self,
         trainer: &mut Trainer,
@@ -217,7 +218,7 @@ impl Times {
     ) -> Result<(), Error> {
         self.phases.clear();
         for step in 0..=TIMED_STEPS {
-            // The last is the one that a profiler is shown: by then nothing is done for the first time.
+            // A profiler sees the last step, when nothing happens for the first time any more.
             let phases = trainer.time_step(next_batch()?, step == TIMED_STEPS)?;
             trainer.outcomes(true)?;
             if step > 0 {

@@ -1,4 +1,4 @@
-//! How many images a model draws and a data set gives in a second.
+//! Throughput: how many images a model draws, and how many a data set delivers, per second.
 
 use std::time::Instant;
 
@@ -14,14 +14,14 @@ use crate::config::set_arithmetic;
 use crate::drawing::{Glimpse, Onlooker, Painter, Request, Start};
 use crate::error::Error;
 use crate::memory;
-use crate::training::context::{device_name, loader_config, sampler_config};
+use crate::training::setup::{device_name, loader_config, sampler_config};
 
-/// What drawing images takes.
+/// The measured cost of drawing images.
 #[derive(Clone, Debug, Serialize)]
 pub struct SampleMeasurement {
-    /// At the median.
+    /// At the median time.
     pub images_per_s: f64,
-    /// Of all images from noise to bytes.
+    /// Median time of all images from noise to bytes.
     pub median_ms: f64,
     /// The fastest.
     pub min_ms: f64,
@@ -37,15 +37,15 @@ pub struct SampleMeasurement {
     pub precision: String,
     /// The device.
     pub device: String,
-    /// Most memory in use at once so far: resident memory of the process, or on a GPU what tensors and scratch space took.
+    /// Peak memory so far: resident memory of the process, or on a GPU that of tensors and scratch space.
     pub peak_bytes: Option<u64>,
 }
 
-/// Draws the pictures of `[sample]` `repeat` times, after once to warm up, all at once and by the weights that a run of
-/// `plan` begins with: how long a pass takes does not depend on them.
+/// Draws the pictures of `[sample]` `repeat` times, after once to warm up, all at once and with the weights that a run of
+/// `plan` begins with: they do not affect the time of a pass.
 ///
 /// # Errors
-/// A device that cannot be opened, a pass that fails.
+/// The device cannot be opened, or a pass fails.
 pub fn measure_sample(plan: &TrainPlan, repeat: usize) -> Result<SampleMeasurement, Error> {
     let (config, device) = (plan.config(), plan.device().open()?);
     let unet = UNet::new(&config.model)?;
@@ -64,10 +64,10 @@ pub fn measure_sample(plan: &TrainPlan, repeat: usize) -> Result<SampleMeasureme
     };
     let mut times = Vec::with_capacity(repeat);
     let mut drawing = painter.prepare(&request)?;
-    let nobody = &mut Onlooker { progress: &mut |_| (), proceed: &|| true, glimpse: &mut |_: Glimpse<'_>| Ok(()) };
+    let onlooker = &mut Onlooker { progress: &mut |_| (), proceed: &|| true, glimpse: &mut |_: Glimpse<'_>| Ok(()) };
     for repetition in 0..=repeat {
         let start = Instant::now();
-        drawing.draw(nobody)?;
+        drawing.draw(onlooker)?;
         if repetition > 0 {
             times.push(milliseconds(start.elapsed()));
         }
@@ -87,7 +87,7 @@ pub fn measure_sample(plan: &TrainPlan, repeat: usize) -> Result<SampleMeasureme
     })
 }
 
-/// What reading and decoding takes.
+/// The measured cost of reading and decoding.
 #[derive(Clone, Debug, Serialize)]
 pub struct DataMeasurement {
     /// Over all batches.
@@ -102,10 +102,10 @@ pub struct DataMeasurement {
     pub median_batch_ms: f64,
 }
 
-/// Takes `repeat` batches from the loader of `plan` as fast as it gives them, after those that it may have read ahead.
+/// Takes `repeat` batches from the loader of `plan` as fast as it delivers them, after those that it may have read ahead.
 ///
 /// # Errors
-/// Data that cannot be read.
+/// The data cannot be read.
 pub fn measure_data(plan: &TrainPlan, repeat: usize) -> Result<DataMeasurement, Error> {
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
     let config = loader_config(plan);

@@ -1,4 +1,4 @@
-//! What can go wrong when a run tells about itself.
+//! Errors of a run's reports.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ pub enum ReportError {
     /// The operating system refused.
     #[error("{}: cannot {action}", path.display())]
     Io {
-        /// The verb and its object.
+        /// What was being done: a verb and its object.
         action: &'static str,
         /// Where.
         path: PathBuf,
@@ -23,12 +23,12 @@ pub enum ReportError {
     /// A file of the run cannot be written.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// The bytes are not the picture they are said to be.
+    /// The bytes do not fit the picture's stated shape.
     #[error("picture: {found}, expected {expected}")]
     Picture {
         /// What was given.
         found: String,
-        /// What would do.
+        /// What was expected.
         expected: String,
     },
     /// The picture could not be turned into a PNG.

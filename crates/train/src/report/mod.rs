@@ -1,8 +1,8 @@
-//! What a run writes of itself: metrics for programs, pictures for people, events for TensorBoard. What it says goes
-//! elsewhere, as `tracing` events: [`events`](crate::training::events).
+//! A run's reports: metrics for programs, pictures for people, events for TensorBoard. Messages are `tracing` events:
+//! [`events`](crate::training::events).
 //!
-//! [`Reporter`] is what the loop talks to; it never fails a run, because metrics that cannot be written are no reason to
-//! stop training: the trouble is said once, and lines not yet written are tried again.
+//! The loop calls [`Reporter`]. It never fails a run, because metrics that cannot be written are no reason to stop training: it
+//! warns once, and tries again to write the missing lines.
 //!
 //! | module | writes |
 //! | --- | --- |

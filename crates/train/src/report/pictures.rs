@@ -8,7 +8,7 @@ use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage};
 
 use super::ReportError;
 
-/// The most pixels a picture may have: 400 MB of RGB is a mistake, not a picture.
+/// The most pixels of a picture: 400 MB of RGB is a mistake.
 const MAX_PIXELS: u64 = 1 << 27;
 
 /// Pictures are enlarged by a whole factor until an image's longer edge has about this many pixels.
@@ -17,7 +17,7 @@ const VISIBLE_EDGE: usize = 64;
 /// How a grid is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
-    /// Images in a row; `None` makes the grid as square as it gets.
+    /// Images in a row; `None` makes the grid as square as possible.
     pub columns: Option<usize>,
     /// Pixels of white around each image.
     pub margin: u32,
@@ -37,7 +37,7 @@ impl Layout {
         self.columns.unwrap_or_else(|| (count as f64).sqrt().ceil() as usize).clamp(1, count.max(1))
     }
 
-    /// Pixels of the page before a cell, whose image has this edge; before the one after the last, all of the page.
+    /// Offset in pixels of a cell on the page, whose image has this edge; for the cell after the last, the size of the page.
     fn start(&self, cell: usize, edge: usize) -> u64 {
         let margin = u64::from(self.margin);
         let pitch = (edge as u64).saturating_mul(u64::from(self.scale.max(1))).saturating_add(margin);
@@ -59,7 +59,7 @@ pub struct Png {
 /// Lays out `images`, bytes of shape `[N, H, W, C]` with C 1 or 3, row by row on white.
 ///
 /// # Errors
-/// The bytes do not fill the shape, there is nothing to show, C is something else, or the result would be enormous.
+/// The bytes do not fill the shape, there are no images, C is neither 1 nor 3, or the page would be too large.
 pub fn grid(images: &[u8], shape: [usize; 4], layout: Layout) -> Result<RgbImage, ReportError> {
     let [count, height, width, channels] = checked_shape(images, shape)?;
     let (page_width, page_height) = page_size(count, [height, width], layout)?;
@@ -79,10 +79,10 @@ pub fn grid(images: &[u8], shape: [usize; 4], layout: Layout) -> Result<RgbImage
     Ok(page)
 }
 
-/// Width and height of the page that [`grid`] makes of `count` images; to be asked before drawing them takes hours.
+/// Width and height of the page that [`grid`] makes of `count` images; to be called before drawing them takes hours.
 ///
 /// # Errors
-/// The page would be enormous.
+/// The page would be too large.
 pub fn page_size(count: usize, [height, width]: [usize; 2], layout: Layout) -> Result<(u32, u32), ReportError> {
     let columns = layout.columns_of(count);
     let (page_width, page_height) = (layout.start(columns, width), layout.start(count.div_ceil(columns), height));
@@ -92,7 +92,7 @@ pub fn page_size(count: usize, [height, width]: [usize; 2], layout: Layout) -> R
     Ok((page_width as u32, page_height as u32))
 }
 
-/// One image, bytes of shape `[H, W, C]`, as it is.
+/// One image, bytes of shape `[H, W, C]`, in its own size.
 ///
 /// # Errors
 /// As [`grid`].
@@ -103,7 +103,7 @@ pub fn single(image: &[u8], [height, width, channels]: [usize; 3]) -> Result<Rgb
 /// Encodes a picture; equal pictures give equal bytes.
 ///
 /// # Errors
-/// The encoder refuses.
+/// The encoder fails.
 pub fn encode(picture: &RgbImage) -> Result<Png, ReportError> {
     let (width, height) = picture.dimensions();
     let mut bytes = Vec::new();

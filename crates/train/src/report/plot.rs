@@ -1,4 +1,4 @@
-//! Curves over t on a white page, as PNG: plain panels with the numbers at their ends.
+//! Curves over t on a white page, as PNG: plain panels with numbers at the ends of their axes.
 
 use std::convert::Infallible;
 
@@ -11,11 +11,11 @@ use embedded_graphics::text::Text;
 use image::{Rgb, RgbImage};
 
 /// Inner size of a panel, in pixels.
-pub const PANEL: [u32; 2] = [300, 220];
+pub(crate) const PANEL: [u32; 2] = [300, 220];
 /// Room left of a panel for its numbers, in pixels.
 pub const MARGIN: i32 = 58;
 /// Top of the first row of panels, in pixels: below their titles.
-pub const PANEL_TOP: i32 = 60;
+pub(crate) const PANEL_TOP: i32 = 60;
 
 const INK: Rgb888 = Rgb888::new(40, 40, 40);
 const FRAME: Rgb888 = Rgb888::new(190, 190, 190);
@@ -37,7 +37,7 @@ pub struct Curve<'a> {
     pub marks: &'a [usize],
 }
 
-/// A picture to draw on; what falls outside is not drawn.
+/// A picture to draw on; pixels outside it are ignored.
 pub struct Page(RgbImage);
 
 impl OriginDimensions for Page {
@@ -142,7 +142,7 @@ fn panel_left(column: usize) -> i32 {
     MARGIN + column as i32 * (PANEL[0] as i32 + MARGIN)
 }
 
-/// A number beside an axis.
+/// Writes a number beside an axis.
 fn tick(value: f64) -> String {
     if value != 0.0 && value.abs() < 0.01 { format!("{value:.0e}") } else { format!("{value:.2}") }
 }
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn a_value_stands_above_its_timestep() {
         let [width, height] = PANEL.map(|edge| edge as i32);
-        // Flat from t = 0 to t = 3, a third of the axis; then it rises to its end.
+        // Flat from t = 0 to t = 3, a third of the axis; then it rises to the end.
         let blue = drawn(&[0.0, 0.0, 1.0], &[0, 3, 9]);
         assert!(blue(width / 3 - 3, height - 1) && !blue(width / 2, height - 1) && blue(width - 2, 1));
     }

@@ -8,7 +8,7 @@ use super::ReportError;
 use super::pictures::{self, Png};
 use super::tensorboard::EventWriter;
 
-/// What to report where.
+/// The options of a reporter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReporterOptions {
     /// Write `metrics.jsonl`.
@@ -19,7 +19,7 @@ pub struct ReporterOptions {
     pub first: u64,
 }
 
-/// Keeps what a run measures. Nothing it does can fail the run: what cannot be written is warned about once per kind.
+/// Writes a run's measurements. It never fails the run: it warns once per kind of file that cannot be written.
 #[derive(Debug)]
 pub struct Reporter {
     paths: RunPaths,
@@ -29,10 +29,10 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Opens the run's reports. What an earlier process reported after `options.first` goes: those steps come again.
+    /// Opens the run's reports. It removes what an earlier process reported after `options.first`: those steps are done again.
     ///
     /// # Errors
-    /// A file cannot be opened: at the start that is worth stopping for.
+    /// A file cannot be opened: at the start this is a reason to stop.
     pub fn open(run: &RunDir, options: ReporterOptions) -> Result<Self, ReportError> {
         let paths = run.paths().clone();
         truncate_after(&paths.metrics(), options.first)?;
@@ -42,7 +42,7 @@ impl Reporter {
         Ok(Self { paths, metrics, events, complained: Vec::new() })
     }
 
-    /// A step is logged.
+    /// Logs a step.
     pub fn metrics(&mut self, record: &MetricRecord) {
         let line = self.metrics.as_mut().map_or(Ok(()), |lines| lines.write(record).map_err(ReportError::from));
         self.complain("metrics.jsonl", line);
@@ -50,14 +50,14 @@ impl Reporter {
         self.complain("events", event);
     }
 
-    /// Makes the metrics durable. To be called before a checkpoint is written: a checkpoint that survives a power failure
-    /// must not be ahead of them.
+    /// Syncs the metrics to disk. To be called before a checkpoint is written: a checkpoint that survives a power failure must
+    /// not be newer than they are.
     pub fn sync(&mut self) {
         let synced = self.metrics.as_mut().map_or(Ok(()), |lines| lines.sync().map_err(ReportError::from));
         self.complain("metrics.jsonl", synced);
     }
 
-    /// A sample grid of `step`: a file in `samples/`, and an event.
+    /// Writes a sample grid of `step`: a file in `samples/`, and an event.
     pub fn samples(&mut self, step: u64, png: &Png) {
         let written = pictures::write(&self.paths.sample(step), png);
         self.complain("samples", written);
@@ -65,7 +65,7 @@ impl Reporter {
         self.complain("events", event);
     }
 
-    /// The resolved configuration of a start at `step`, for TensorBoard's text page; the indentation makes it code in
+    /// Writes the resolved configuration of a start at `step`, for TensorBoard's text page; the indentation makes it code in
     /// Markdown.
     pub fn config(&mut self, step: u64, resolved_toml: &str) {
         let markdown: String = resolved_toml.lines().map(|line| format!("    {line}\n")).collect();

@@ -4,9 +4,9 @@
 //! `rotate_right(crc, 15) + 0xa282ead8`, so that a file of checksums does not checksum to itself (TensorFlow,
 //! `tsl/lib/hash/crc32c.h`). The messages are those of `event.proto` and `summary.proto`, with the fields that are used.
 //!
-//! Scalars and images have the first, untyped forms (`simple_value`, `Image`), which every reader understands. Each start
-//! of a run writes its own file, headed by a session start at the first step to come: readers discard what an earlier,
-//! killed process reported from there on.
+//! Scalars and images have the older, untyped forms (`simple_value`, `Image`), which every reader understands. Each start of a
+//! run writes its own file, which begins with a session start at its first step: readers discard what an earlier, killed
+//! process reported from that step on.
 
 mod proto;
 
@@ -22,7 +22,7 @@ use super::ReportError;
 use super::pictures::Png;
 use proto::{Event, Image, PluginData, SessionLog, Summary, SummaryMetadata, Tensor, TensorShape, Value, event, value};
 
-/// What readers look for to know that session starts are meant.
+/// The version that makes readers respect session starts.
 const FILE_VERSION: &str = "brain.Event:2";
 
 /// Writes one event file.
@@ -107,7 +107,7 @@ impl EventWriter {
     }
 }
 
-/// A name that no other process chose, and that sorts by time as readers expect.
+/// A unique name that sorts by time as readers expect.
 fn create_file(dir: &Path) -> Result<(File, PathBuf), ReportError> {
     let mut attempt = 0;
     loop {
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// CRC-32C bit by bit, from its polynomial: shares nothing with the crate that the writer uses.
+    /// CRC-32C bit by bit, from its polynomial: independent of the crate that the writer uses.
     fn slow_masked_crc(bytes: &[u8]) -> u32 {
         let mut crc = u32::MAX;
         for byte in bytes {

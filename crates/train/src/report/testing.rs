@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ddpm_run::metrics::{MetricRecord, Timing};
 
-/// A record at `step` with values that do not end in binary.
+/// A record at `step` with values that are not exact in binary.
 pub(crate) fn record(step: u64) -> MetricRecord {
     MetricRecord {
         step,

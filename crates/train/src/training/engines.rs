@@ -1,8 +1,8 @@
 //! `engines.json` of a run: which algorithm of cuDNN and cuBLASLt was the fastest for each computation.
 //!
-//! The clock decides that, and not the same way every time; another algorithm sums in another order. So what was decided
-//! is written before each checkpoint, and a run that goes on from it on the same kind of GPU, with the same libraries,
-//! computes with the same algorithms: the same bits as if it had not stopped, and no time lost to look for them.
+//! The algorithms are timed, and timing does not always choose the same one; another algorithm sums in another order. So the
+//! choices are written before each checkpoint. A run that resumes from it on the same kind of GPU, with the same libraries,
+//! uses the same algorithms: it gives the same bits as if it had not stopped, and loses no time to a new search.
 
 use std::io;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// What was decided on a run's GPU, and what of it is in the file.
+/// The choices made on a run's GPU, and those already in the file.
 #[derive(Debug)]
 pub(super) struct Engines {
     gpu: Arc<Gpu>,
@@ -26,18 +26,18 @@ pub(super) struct Engines {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Content {
-    /// Whose algorithms they are: the numbers mean nothing to others.
+    /// The libraries whose algorithms they are: the numbers mean nothing to other libraries.
     proposers: String,
-    /// By computation: the number of the algorithm, and how many there were.
+    /// For each computation: the number of the algorithm, and how many there were.
     choices: Choices,
 }
 
 impl Engines {
-    /// Has the GPU of a run take what its file says, if it is about such a GPU; none where `device` is none. A file that
-    /// makes no sense is warned about: it costs no more than the time to look again.
+    /// Gives a run's GPU the choices in the run's file, if they were made on the same kind of GPU; `None` where `device` is not
+    /// a GPU. A file that cannot be understood causes a warning: it costs no more than the time of a new search.
     ///
     /// # Errors
-    /// A GPU that does not answer.
+    /// The GPU does not answer.
     pub(super) fn of_run(paths: &RunPaths, device: &Device) -> Result<Option<Self>, Error> {
         if !device.is_cuda() {
             return Ok(None);
@@ -55,7 +55,7 @@ impl Engines {
         Ok(Some(Self { gpu, path, written }))
     }
 
-    /// Writes what was decided since.
+    /// Writes the choices made since the last call.
     ///
     /// # Errors
     /// The file cannot be written.

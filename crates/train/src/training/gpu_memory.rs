@@ -1,8 +1,8 @@
-//! What a training step takes of a GPU's memory, told without a GPU; and what to do where that is more than there is.
+//! The GPU memory of a training step, estimated without a GPU; and what to do when it does not fit.
 //!
-//! The parts that last are counted: weights in f32 and once more in 16 bits, gradient, both moments, averages. Activations
-//! are those of [`Sketch::peak_bytes`]. What the driver and the libraries keep for themselves (the context, kernels; some
-//! 500 MiB) is not in it, as it is not in the peak that is measured.
+//! The parts that last are counted: weights in f32 and again in 16 bits, gradient, both moments, averages. Activations come
+//! from [`Sketch::peak_bytes`]. The memory that the driver and the libraries keep for themselves (the context, kernels; some
+//! 500 MiB) is not included, and neither is it in the measured peak.
 
 use ddpm_model::ModelError;
 use ddpm_model::tape::Sketch;
@@ -12,9 +12,9 @@ use serde::Serialize;
 
 use crate::config::types::{Precision, TrainConfig};
 
-/// The batch where the step reads it, and those that wait (`IN_FLIGHT` of the kernels).
+/// The batch that the step reads, and those that wait (`IN_FLIGHT` in `ddpm-kernels`).
 const BATCHES: usize = 1 + 4;
-/// Scratch space of cuBLASLt, and of most of cuDNN's engines; one that is faster for it may take more.
+/// Scratch space of cuBLASLt, and of most of cuDNN's engines; an engine that is faster with more may take more.
 const SCRATCH_BYTES: u64 = 32 << 20;
 
 /// A step's memory on a GPU, in bytes.
@@ -24,40 +24,40 @@ pub struct GpuNeeds {
     pub precision: Precision,
     /// Images computed at once.
     pub images: usize,
-    /// Whether blocks are computed again.
+    /// Whether activations are recomputed in the backward pass (gradient checkpointing).
     pub gradient_checkpointing: bool,
     /// Weights, their 16-bit copy, both moments and the averages.
     pub parameters_bytes: u64,
     /// The gradient.
     pub gradients_bytes: u64,
-    /// Activations, and their gradients on the way back.
+    /// Activations, and their gradients in the backward pass.
     pub activations_bytes: u64,
-    /// A batch of images, scratch space, and what sums wait in.
+    /// Batches of images, scratch space, and buffers of partial sums.
     pub workspace_bytes: u64,
-    /// All of it.
+    /// The total.
     pub total_bytes: u64,
 }
 
-/// What steps of a configuration would take.
+/// Estimates the memory of a configuration's steps.
 #[derive(Debug)]
 pub struct GpuEstimate<'a> {
     config: &'a TrainConfig,
-    /// Numbers of a flat buffer.
+    /// Length of a flat buffer.
     len: u64,
     sketch: Sketch,
 }
 
 impl<'a> GpuEstimate<'a> {
-    /// Walks through the network's shapes.
+    /// Computes the network's shapes.
     ///
     /// # Errors
-    /// A network that cannot be.
+    /// The network's settings are invalid.
     pub fn new(config: &'a TrainConfig) -> Result<Self, ModelError> {
         let unet = UNet::new(&config.model)?;
         Ok(Self { config, len: unet.layout().len() as u64, sketch: unet.sketch(true)? })
     }
 
-    /// Of a step as configured, `images` at once.
+    /// The memory of a step as configured, with `images` at once.
     pub fn of(&self, images: usize) -> GpuNeeds {
         self.needs(self.config.train.precision, images, self.config.train.gradient_checkpointing)
     }
@@ -91,14 +91,14 @@ impl<'a> GpuEstimate<'a> {
     }
 
     /// The largest power of two of images at once that stays within `bytes`.
-    pub fn images_within(&self, bytes: u64) -> Option<usize> {
+    pub(crate) fn images_within(&self, bytes: u64) -> Option<usize> {
         let fits = |images: &usize| self.of(*images).total_bytes <= bytes;
         let powers =
             (0..usize::BITS).map(|power| 1 << power).take_while(|&images| images <= self.config.train.batch_size);
         powers.take_while(fits).last()
     }
 
-    /// What would make a step of `images` at once fit into `bytes`: fewer of them, else what makes one of them smaller.
+    /// Advice on how a step with `images` at once fits into `bytes`: fewer images, or else less memory for each.
     pub fn advice(&self, images: usize, bytes: u64) -> String {
         if let Some(fewer) = self.images_within(bytes).filter(|&fewer| fewer < images) {
             return format!(
@@ -125,7 +125,7 @@ impl<'a> GpuEstimate<'a> {
 }
 
 impl GpuNeeds {
-    /// The sum and its parts, in words.
+    /// The total and its parts as text.
     pub fn describe(&self) -> String {
         let [total, lasting, activations, rest] = [
             self.total_bytes,

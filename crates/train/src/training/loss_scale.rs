@@ -1,7 +1,7 @@
 //! The loss scale of training in f16, to and from a checkpoint.
 //!
-//! It follows the gradients where they are computed, so the host learns of it only by reading it back; a run that goes on must go on with it,
-//! and with the number of skipped steps, which the moments' bias does not count.
+//! It is adjusted on the device, where the gradients are, so the host must read it back. A resumed run needs it, and also the
+//! number of skipped steps, which the bias correction of the moments does not count.
 
 use ddpm_kernels::optim::StepState;
 use serde::{Deserialize, Serialize};
@@ -28,7 +28,8 @@ impl Trainer {
         Ok(if state.dynamic { serde_json::to_value(saved).ok() } else { None })
     }
 
-    /// Goes on with what a checkpoint says, where this training has a loss scale; false if it says nothing that can be.
+    /// Restores the loss scale from a checkpoint, if this training has one; false if the checkpoint's value is missing or
+    /// invalid.
     pub(super) fn restore_loss_scale(&self, value: &Value) -> Result<bool, Error> {
         let Ok(LossScale { scale, steady_steps, skipped }) = LossScale::deserialize(value) else { return Ok(false) };
         if !(scale >= 1.0 && skipped <= self.steps_taken() && steady_steps <= self.steps_taken()) {

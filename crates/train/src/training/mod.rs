@@ -3,29 +3,29 @@
 //! | module | what |
 //! | --- | --- |
 //! | `step` | one optimizer step |
-//! | [`trainer`] | what a step reads and what became of it ([`outcome`]); `room`: what gives way where memory is full |
-//! | [`gpu_memory`] | what a step takes of a GPU's memory, told without one |
-//! | [`run`] | the life of a run; beside it `context` (what stays the same), [`resume`] (where it starts), `observe` (metrics, checkpoints, pictures) |
-//! | `engines`, `loss_scale` | which of a GPU's algorithms were the fastest, and f16's loss scale, kept beside a run |
+//! | [`trainer`] | a step's inputs and its [`outcome`]; `room`: what to give up when memory is full |
+//! | [`gpu_memory`] | the GPU memory of a step, estimated without a GPU |
+//! | [`run`] | the life of a run; beside it `setup` (what stays fixed), [`resume`] (where it starts), `observe` (metrics, checkpoints, pictures) |
+//! | `engines`, `loss_scale` | a GPU's fastest algorithms, and f16's loss scale: both are kept with a run |
 //! | [`state`] | a trainer to and from a checkpoint |
-//! | [`window`] | the means between two logged steps |
+//! | [`means`] | the means between two logged steps |
 //! | `upload` | pushes to the hub, beside the loop |
 //! | [`stop`] | when to stop before the end |
 //! | [`events`] | the names of spans and targets |
 
-pub(crate) mod context;
 mod engines;
 pub mod events;
 pub mod gpu_memory;
 mod loss_scale;
+pub mod means;
 mod observe;
 pub mod outcome;
 pub mod resume;
 mod room;
 pub mod run;
+pub(crate) mod setup;
 pub mod state;
 mod step;
 pub mod stop;
 pub mod trainer;
 mod upload;
-pub mod window;

@@ -1,4 +1,5 @@
-//! What watches a run: metrics, checkpoints, pictures, uploads. The loop calls [`Observers::after_step`] and knows no more.
+//! The observers of a run: metrics, checkpoints, pictures, uploads. The loop calls [`Observers::after_step`] and knows nothing
+//! else about them.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,15 +10,15 @@ use ddpm_run::metrics::Timing;
 use ddpm_run::{Phase, RunError, StatusFile};
 use tracing::Span;
 
-use super::context::{RunContext, picture_request, sampler_config};
 use super::engines::Engines;
 use super::events::PROGRESS;
+use super::means::Means;
 use super::outcome::StepOutcome;
+use super::setup::{RunSetup, picture_request, sampler_config};
 use super::state::Position;
 use super::stop::{StopReason, StopWatch};
 use super::trainer::Trainer;
 use super::upload::Uploader;
-use super::window::Window;
 use crate::config::Cadence;
 use crate::drawing::{Images, Painter, Request};
 use crate::error::{Error, Kind, in_one_line};
@@ -26,37 +27,37 @@ use crate::report::pictures::{Layout, encode, grid};
 
 /// See the module.
 pub(super) struct Observers<'a> {
-    context: &'a RunContext<'a>,
+    setup: &'a RunSetup<'a>,
     stop: &'a StopWatch,
-    /// Of the run: how many steps are done is recorded there.
+    /// The run's span, in which the number of finished steps is recorded.
     run: Span,
     reporter: Reporter,
     writer: Writer,
-    window: Window,
-    /// What the last step did whose results are there.
+    means: Means,
+    /// The outcome of the newest finished step.
     last: Option<StepOutcome>,
     clock: Clock,
     saved: Saved,
     longest: Longest,
     uploader: Option<Uploader>,
     status: StatusFile,
-    /// Whether a status that cannot be written has been warned about.
+    /// Whether a warning about a status that cannot be written was already given.
     status_failed: bool,
     engines: Option<Engines>,
 }
 
-/// How a run comes to its end.
+/// How a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// It has made its steps.
+    /// All its steps are done.
     Reached,
-    /// It was stopped before.
+    /// It was stopped early.
     Stopped(StopReason),
     /// It failed.
     Failed,
 }
 
-/// The longest of each kind so far: what must still fit in before a time limit.
+/// The longest durations so far, by kind: these must still fit in before a time limit.
 #[derive(Clone, Copy, Debug, Default)]
 struct Longest {
     step: Duration,
@@ -67,14 +68,14 @@ struct Longest {
 /// The newest good checkpoint: its step and its place.
 type Saved = Option<(u64, PathBuf)>;
 
-/// What is there when a run has ended.
+/// What a run leaves when it ends.
 #[derive(Clone, Debug)]
 pub(super) struct Ending {
     /// The newest good checkpoint.
     pub(super) checkpoint: Option<PathBuf>,
     /// The picture of the last step.
     pub(super) samples: Option<PathBuf>,
-    /// The last picture was given up for a signal or the time limit; the next start draws it.
+    /// The last picture was given up because of a signal or the time limit; the next start draws it.
     pub(super) interrupted: bool,
 }
 
@@ -101,35 +102,35 @@ impl Clock {
 }
 
 impl<'a> Observers<'a> {
-    /// `resumed` is the step and the place of the checkpoint that the run went on from.
+    /// `resumed` is the step and the path of the checkpoint that the run resumed from.
     ///
     /// # Errors
-    /// An environment in which nothing can be uploaded as asked.
+    /// The environment does not allow uploads as configured.
     pub(super) fn new(
-        context: &'a RunContext<'a>,
+        setup: &'a RunSetup<'a>,
         stop: &'a StopWatch,
         run: Span,
         reporter: Reporter,
-        window: Window,
+        means: Means,
         resumed: Saved,
         end: u64,
     ) -> Result<Self, Error> {
-        let config = &context.plan.config().checkpoint;
+        let config = &setup.plan.config().checkpoint;
         let retention = Retention { keep_last: config.keep_last, keep_every: config.keep_every };
-        let writer = Writer::new(context.run_dir.paths().checkpoints(), retention);
+        let writer = Writer::new(setup.run_dir.paths().checkpoints(), retention);
         let first = resumed.as_ref().map_or(0, |(step, _)| *step);
-        let clock = Clock::start(context.plan.images(first));
+        let clock = Clock::start(setup.plan.images(first));
         let (saved, longest) = (resumed, Longest::default());
-        let uploader = Uploader::start(context.plan.config(), context.run_dir.paths(), first)?;
-        let status = StatusFile::new(context.run_dir.paths().status(), first, end);
-        let engines = Engines::of_run(context.run_dir.paths(), context.device)?;
+        let uploader = Uploader::start(setup.plan.config(), setup.run_dir.paths(), first)?;
+        let status = StatusFile::new(setup.run_dir.paths().status(), first, end);
+        let engines = Engines::of_run(setup.run_dir.paths(), setup.device)?;
         Ok(Self {
-            context,
+            setup,
             stop,
             run,
             reporter,
             writer,
-            window,
+            means,
             last: None,
             clock,
             saved,
@@ -141,31 +142,31 @@ impl<'a> Observers<'a> {
         })
     }
 
-    /// How long another step, saving and the last picture may take.
+    /// How long one more step, a save and the last picture may take.
     pub(super) fn time_to_stop(&self) -> Duration {
         let Longest { step, save, picture } = self.longest;
         step + 2 * save + picture + Duration::from_secs(5)
     }
 
-    /// Draws the picture that was due with the checkpoint the run goes on from, if a kill came before it.
+    /// Draws the picture that was due at the checkpoint the run resumes from, if a kill prevented it.
     pub(super) fn catch_up(&mut self, trainer: &mut Trainer) -> Result<(), Error> {
-        let (step, paths) = (trainer.steps_taken(), self.context.run_dir.paths());
+        let (step, paths) = (trainer.steps_taken(), self.setup.run_dir.paths());
         let here = self.saved.as_ref().is_some_and(|(_, path)| path.starts_with(paths.checkpoints()));
-        if here && self.context.plan.sample_cadence().is_due(step) && !paths.sample(step).exists() {
+        if here && self.setup.plan.sample_cadence().is_due(step) && !paths.sample(step).exists() {
             self.draw(trainer)?;
         }
         Ok(())
     }
 
-    /// The loop waited for data.
+    /// Counts a wait for data.
     pub(super) fn waited(&mut self, wait: Duration) {
         self.clock.data_wait += wait;
     }
 
-    /// A step was made, or on a GPU queued; `trainer` has taken it already. What steps did is asked for only where it is
-    /// due, so that a GPU never waits for the host to look.
+    /// To be called after each step of `trainer`, which a GPU may only have queued. Outcomes are read only where they are due,
+    /// so that a GPU never waits for the host.
     pub(super) fn after_step(&mut self, trainer: &mut Trainer) -> Result<(), Error> {
-        let (step, plan) = (trainer.steps_taken(), self.context.plan);
+        let (step, plan) = (trainer.steps_taken(), self.setup.plan);
         let log = plan.log_cadence().is_due(step);
         let save = plan.checkpoint_cadence().is_due(step) || self.stop.takes_save_request();
         let draw = plan.sample_cadence().is_due(step);
@@ -176,7 +177,7 @@ impl<'a> Observers<'a> {
         self.check_status(written);
         if log && let Some(outcome) = &self.last {
             let images = plan.images(step);
-            let record = self.window.record(step, images, outcome, self.clock.timing(images));
+            let record = self.means.record(step, images, outcome, self.clock.timing(images));
             let Timing { images_per_s, data_wait, .. } = record.timing;
             tracing::info!(target: PROGRESS, step, loss = record.loss, images_per_s, data_wait);
             self.reporter.metrics(&record);
@@ -201,19 +202,19 @@ impl<'a> Observers<'a> {
         Ok(())
     }
 
-    /// Another phase of the run begins.
+    /// Records that another phase of the run begins.
     pub(super) fn enter(&mut self, phase: Phase) {
         let written = self.status.enter(phase);
         self.check_status(written);
     }
 
-    /// The run has ended in this way; `error` is why it failed.
+    /// Records how the run ended; `error` says why it failed.
     pub(super) fn ended(&mut self, phase: Phase, error: Option<&Error>) {
         let written = self.status.end(phase, error.map(|error| in_one_line(error)));
         self.check_status(written);
     }
 
-    /// A status that cannot be written ends no run, and is warned about once.
+    /// A status that cannot be written causes one warning and does not end the run.
     fn check_status(&mut self, written: Result<(), RunError>) {
         if let Err(error) = written
             && !std::mem::replace(&mut self.status_failed, true)
@@ -222,10 +223,10 @@ impl<'a> Observers<'a> {
         }
     }
 
-    /// Takes in what steps did; with `all`, also of those that are still being computed.
+    /// Adds the outcomes of finished steps; with `all`, also of those that are still being computed.
     fn take_outcomes(&mut self, trainer: &mut Trainer, all: bool) -> Result<(), Error> {
         for outcome in trainer.outcomes(all)? {
-            self.window.add(&outcome);
+            self.means.add(&outcome);
             self.longest.step = self.longest.step.max(outcome.phases.total());
             self.last = Some(outcome);
         }
@@ -237,7 +238,7 @@ impl<'a> Observers<'a> {
         if let Some(earlier) = self.submit(trainer)? {
             self.saved(earlier);
         }
-        if !self.context.plan.config().checkpoint.r#async
+        if !self.setup.plan.config().checkpoint.r#async
             && let Some(result) = self.writer.finish()
         {
             self.saved(result);
@@ -245,7 +246,7 @@ impl<'a> Observers<'a> {
         Ok(())
     }
 
-    /// Starts writing a checkpoint; what became of the one before, if nobody asked yet.
+    /// Starts writing a checkpoint; returns the result of the save before, if it was not read yet.
     fn submit(&mut self, trainer: &Trainer) -> Result<Option<Result<SaveOutcome, CheckpointError>>, Error> {
         self.reporter.sync();
         if let Some(Err(error)) = self.engines.as_mut().map(Engines::keep) {
@@ -253,16 +254,16 @@ impl<'a> Observers<'a> {
         }
         let span = tracing::debug_span!("snapshot", step = trainer.steps_taken()).entered();
         let snapshot = trainer.snapshot(&Position {
-            plan: self.context.plan,
-            data_fingerprint: self.context.source.fingerprint(),
-            data_len: self.context.source.len(),
-            window: &self.window,
+            plan: self.setup.plan,
+            data_fingerprint: self.setup.source.fingerprint(),
+            data_len: self.setup.source.len(),
+            means: &self.means,
         })?;
         span.exit();
         Ok(self.writer.submit(snapshot))
     }
 
-    /// Notes a save that ended; a failed one is warned about and tried again at the next.
+    /// Records the end of a save; a failed one causes a warning, and the next checkpoint is the next attempt.
     fn saved(&mut self, result: Result<SaveOutcome, CheckpointError>) {
         match result {
             Ok(outcome) => {
@@ -285,8 +286,9 @@ impl<'a> Observers<'a> {
         }
     }
 
-    /// Draws pictures from the moving average and shows them; gives up when the run is to stop, for that may take minutes
-    /// and the next start can do it as well; whether it came to an end. A GPU without room for pictures ends no run.
+    /// Draws pictures from the moving average and reports them; returns whether they were finished. It gives up when the run is
+    /// to stop, because drawing may take minutes and the next start can do it. A GPU without enough memory for pictures does
+    /// not end the run.
     fn draw(&mut self, trainer: &mut Trainer) -> Result<bool, Error> {
         let (start, step) = (Instant::now(), trainer.steps_taken());
         let _span = tracing::debug_span!("sample", step).entered();
@@ -308,10 +310,10 @@ impl<'a> Observers<'a> {
         Ok(true)
     }
 
-    /// The images of a picture: where a GPU's memory is full, after what the training keeps for itself is given back, and then
-    /// fewer at once.
+    /// The images of a picture. If the GPU's memory is full, it first frees the memory that the training keeps, and then draws
+    /// fewer images at once.
     fn paint(&self, trainer: &mut Trainer) -> Result<Option<Images>, Error> {
-        let config = self.context.plan.config();
+        let config = self.setup.plan.config();
         let sampler = sampler_config(config);
         let mut request = picture_request(config, &sampler);
         let paint = |trainer: &Trainer, request: &Request<'_>| {
@@ -334,7 +336,7 @@ impl<'a> Observers<'a> {
     /// end.
     ///
     /// # Errors
-    /// The last checkpoint could not be written: then the run is not safe, and that is what the caller must say.
+    /// The last checkpoint could not be written: the newest steps are lost, and the caller must report it.
     pub(super) fn finish(&mut self, trainer: &mut Trainer, end: End) -> Result<Ending, Error> {
         self.take_outcomes(trainer, true)?;
         if let Some(result) = self.writer.finish() {
@@ -342,7 +344,7 @@ impl<'a> Observers<'a> {
         }
         let step = trainer.steps_taken();
         if self.saved.as_ref().is_none_or(|(saved, _)| *saved != step) {
-            // Nothing is in flight any more, so a result here is already that of this save: it could not even begin.
+            // No save is running any more, so a result here already belongs to this save: it could not even begin.
             match self.submit(trainer)?.or_else(|| self.writer.finish()) {
                 Some(Err(error)) => return Err(self.unsaved(step, error)),
                 Some(ok) => self.saved(ok),
@@ -353,9 +355,9 @@ impl<'a> Observers<'a> {
             self.uploader.iter_mut().for_each(|uploader| uploader.push_last(step));
         }
         let picture = matches!(end, End::Reached | End::Stopped(StopReason::TimeLimit));
-        // A finished run that is started again has its last picture already, and would draw the same one.
-        let last = self.context.run_dir.paths().sample(step);
-        let wanted = picture && !last.exists() && self.context.plan.sample_cadence() != Cadence::NEVER;
+        // A finished run that is started again already has its last picture, and would draw the same one.
+        let last = self.setup.run_dir.paths().sample(step);
+        let wanted = picture && !last.exists() && self.setup.plan.sample_cadence() != Cadence::NEVER;
         let interrupted = wanted && !self.draw(trainer)?;
         if let Some(uploader) = self.uploader.take() {
             let stop = self.stop;

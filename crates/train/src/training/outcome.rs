@@ -1,13 +1,13 @@
-//! What a step did: losses by image, the gradient's norm, and where the time went.
+//! The outcome of a step: the loss of each image, the gradient's norm, and the time of each phase.
 
 use ddpm_model::diffusion::{DrawnTimesteps, Timestep};
 
 pub use crate::engine::Phases;
 
-/// What one step did.
+/// The outcome of one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepOutcome {
-    /// The loss of each image, weighted as the timestep sampler says.
+    /// The loss of each image, with the timestep sampler's weight.
     pub losses: Vec<f64>,
     /// The timestep of each image.
     pub timesteps: Vec<Timestep>,
@@ -23,11 +23,11 @@ pub struct StepOutcome {
     pub lr: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Where the time went.
+    /// The time of each phase.
     pub phases: Phases,
 }
 
-/// What came of some images: see [`StepOutcome`].
+/// The losses of some images: see [`StepOutcome`].
 pub(super) struct SampleLosses {
     pub(super) per_sample: Vec<f64>,
     pub(super) mse: Vec<f64>,
@@ -35,7 +35,7 @@ pub(super) struct SampleLosses {
 }
 
 impl StepOutcome {
-    /// Of a step at this learning rate, before any of its `images`.
+    /// The outcome of a step with this learning rate, before any of its `images` is added.
     pub(super) fn new(lr: f64, images: usize) -> Self {
         Self {
             losses: Vec::with_capacity(images),
@@ -50,7 +50,7 @@ impl StepOutcome {
         }
     }
 
-    /// Takes in the images that `drawn` was for, of a process of so many timesteps.
+    /// Adds the images that `drawn` belongs to; the process has `num_train_timesteps` timesteps.
     pub(super) fn take_in(&mut self, drawn: DrawnTimesteps, losses: SampleLosses, num_train_timesteps: usize) {
         self.losses.extend(losses.per_sample.iter().zip(&drawn.weights).map(|(l, w)| l * f64::from(*w)));
         self.quartiles.extend(drawn.timesteps.iter().map(|t| t.index() * 4 / num_train_timesteps));

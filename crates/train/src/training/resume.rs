@@ -1,22 +1,22 @@
-//! Where a run starts: anew, or from a checkpoint.
+//! Where a run starts: from the beginning, or from a checkpoint.
 
 use std::path::{Path, PathBuf};
 
 use ddpm_run::checkpoint::{Checkpoint, list, newest_good};
 use ddpm_run::{RunDir, RunPaths};
 
-use super::context::RunContext;
+use super::means::Means;
+use super::setup::RunSetup;
 use super::trainer::Trainer;
-use super::window::Window;
 use crate::config::TrainPlan;
 use crate::error::Error;
 
-/// Where a run goes on from.
+/// Where a run resumes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resume {
     /// The newest good checkpoint of the run directory, if there is one.
     Auto,
-    /// Start anew.
+    /// None: start from the beginning.
     Never,
     /// This checkpoint.
     From(PathBuf),
@@ -32,10 +32,10 @@ impl From<&str> for Resume {
     }
 }
 
-/// The checkpoint to go on from, if any, and why newer ones do not count.
+/// The checkpoint to resume from, if any, and why newer ones were skipped.
 ///
 /// # Errors
-/// There are checkpoints but no good one, or going on as asked would overwrite some.
+/// There are checkpoints but no good one, or the requested start would overwrite some.
 pub(super) fn choose_checkpoint(run_dir: &RunDir, resume: &Resume) -> Result<(Option<Checkpoint>, Vec<String>), Error> {
     let dir = run_dir.paths().checkpoints();
     let newest = list(&dir)?.first().map(|(step, _)| *step);
@@ -62,14 +62,14 @@ pub(super) fn choose_checkpoint(run_dir: &RunDir, resume: &Resume) -> Result<(Op
     }
 }
 
-/// Refuses to begin anew with a configuration that lies beside imported weights: who trains it means these weights, but
-/// a moved directory or another `--run-dir` would leave them behind without a word.
+/// Refuses to start from the beginning with a configuration that lies beside imported weights. A user who trains it means these
+/// weights, but a moved directory or another `--run-dir` would silently leave them behind.
 ///
 /// # Errors
 /// There is such an import.
 pub(super) fn refuse_to_leave_an_import(plan: &TrainPlan, resume: &Resume) -> Result<(), Error> {
     let beside = plan.path().parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // What cannot be listed is told by whoever opens it.
+    // A directory that cannot be listed is reported when it is opened.
     let newest = |root: &Path| list(&RunPaths::new(root).checkpoints()).ok()?.first().map(|(step, _)| *step);
     let run_dir = plan.run_dir();
     let same = beside.canonicalize().ok().is_some_and(|beside| run_dir.canonicalize().ok() == Some(beside));
@@ -79,7 +79,7 @@ pub(super) fn refuse_to_leave_an_import(plan: &TrainPlan, resume: &Resume) -> Re
     Err(Error::ImportLeft { config: plan.path().to_owned(), beside: beside.to_owned(), run_dir })
 }
 
-/// The checkpoint of `--resume PATH`; what is none is told apart from what is damaged.
+/// The checkpoint of `--resume PATH`. A path that is no checkpoint and a damaged checkpoint are different errors.
 fn open_named(path: &Path) -> Result<Checkpoint, Error> {
     let not_one = |what| Error::NotACheckpoint { path: path.to_owned(), what };
     if !path.is_dir() {
@@ -95,13 +95,10 @@ fn occupied(run_dir: &RunDir, newest: u64, from: Option<u64>) -> Error {
     Error::Occupied { run_dir: run_dir.paths().root().to_owned(), newest, from }
 }
 
-/// A trainer, fresh or from `checkpoint`, and the means it had begun.
-pub(super) fn start_or_go_on(
-    context: &RunContext<'_>,
-    checkpoint: Option<&Checkpoint>,
-) -> Result<(Trainer, Window), Error> {
+/// A trainer, new or from `checkpoint`, and the means since its last logged step.
+pub(super) fn start_or_go_on(setup: &RunSetup<'_>, checkpoint: Option<&Checkpoint>) -> Result<(Trainer, Means), Error> {
     match checkpoint {
-        Some(checkpoint) => Trainer::restore(context.plan, context.device, checkpoint, context.source.fingerprint()),
-        None => Ok((Trainer::new(context.plan, context.device)?, Window::default())),
+        Some(checkpoint) => Trainer::restore(setup.plan, setup.device, checkpoint, setup.source.fingerprint()),
+        None => Ok((Trainer::new(setup.plan, setup.device)?, Means::default())),
     }
 }

@@ -1,8 +1,8 @@
-//! A step where memory may be full: a GPU's, for on a CPU nobody says so.
+//! A step on a GPU whose memory may be full. On a CPU this cannot be detected.
 //!
-//! What is kept for later goes first: a recording, and what tensors that are gone have left. Then the step computes half as many
-//! images at once, for as long as nobody chose their number; the update is the same. A recording that does not fit costs speed
-//! alone: the steps go on as they are.
+//! The memory kept for later use is freed first: a recording, and blocks of dropped tensors. Then the step computes half as
+//! many images at once, unless the configuration sets their number; the update is the same. A recording that does not fit costs
+//! only speed: the steps are queued operation by operation.
 
 use ddpm_kernels::cuda::Gpu;
 use ddpm_model::ModelError;
@@ -23,22 +23,22 @@ const UNRECORDED: u64 = 1000;
 pub(super) struct Room {
     /// Whether the number of images computed at once may be made smaller.
     may_halve: bool,
-    /// To say what would fit.
+    /// For the advice on what would fit.
     config: TrainConfig,
-    /// What happened that a user should know.
+    /// Messages for the user.
     pub(super) notices: Vec<String>,
 }
 
 impl Room {
-    /// For the steps of `plan`.
+    /// A room for the steps of `plan`.
     pub(super) fn new(plan: &TrainPlan) -> Self {
         Self { may_halve: plan.micro_batch().is_none(), config: plan.config().clone(), notices: Vec::new() }
     }
 
-    /// Has `engine` make a step.
+    /// Makes a step on `engine`.
     ///
     /// # Errors
-    /// The step's own, or memory that suffices for no step.
+    /// The step's own errors, or too little memory for any step.
     pub(super) fn step(
         &mut self,
         engine: &mut Engine,
@@ -50,13 +50,13 @@ impl Room {
         }
         let mut replay = |engine: &mut Engine| engine.replay(&mut |clock| learner.step(inputs, clock));
         let mut replayed = replay(engine);
-        // What is in the way may only be kept for tensors that are gone, such as a picture's.
+        // The memory may only be held by blocks of dropped tensors, such as a picture's.
         if replayed.as_ref().is_err_and(ModelError::is_out_of_memory) && engine.give_back_memory()? {
             replayed = replay(engine);
         }
         match replayed {
             Err(error) if error.is_out_of_memory() => {
-                // Nothing of it has run: the driver looks for a recording's memory before it begins.
+                // No part of the step has run: the driver allocates a recording's memory before it starts.
                 engine.give_back_memory()?;
                 if !self.halve(learner) {
                     engine.pause_recording(UNRECORDED);
@@ -71,7 +71,7 @@ impl Room {
         }
     }
 
-    /// Makes a step as it is, with fewer images at once for as long as memory does not suffice.
+    /// Makes a step operation by operation, with fewer images at once as long as memory is too small.
     fn step_as_it_is(&mut self, engine: &mut Engine, learner: &mut Learner, inputs: &StepInputs) -> Result<(), Error> {
         let mut given_back = false;
         loop {
@@ -89,7 +89,8 @@ impl Room {
         }
     }
 
-    /// Goes on with half as many images at once, if there are two and nobody chose their number; whether it does.
+    /// Halves the number of images computed at once, if there are at least two and the configuration does not set their number;
+    /// returns whether it did.
     fn halve(&mut self, learner: &mut Learner) -> bool {
         if !self.may_halve || learner.micro_batch <= 1 {
             return false;
@@ -100,7 +101,7 @@ impl Room {
         true
     }
 
-    /// Why a step cannot be: what it needs, what there is, what would fit.
+    /// The error of a step that does not fit: the memory it needs, the memory there is, and what would fit.
     fn does_not_fit(&self, learner: &Learner, error: ModelError) -> Error {
         let (images, cause) = (learner.micro_batch, Box::new(error));
         let plural = if images == 1 { "" } else { "s" };
@@ -109,7 +110,8 @@ impl Room {
         let (Ok(room), Ok(estimate)) = (room, GpuEstimate::new(&self.config)) else {
             return Error::StepTooLarge { message, advice: None, cause };
         };
-        // Nothing of the step is left, so what is free is there for activations: what lasts has its place already.
+        // The failed step holds no memory any more, so all free memory can hold activations: the lasting parts are already
+        // allocated.
         let needs = estimate.of(images);
         let there = room.free + needs.total_bytes - needs.activations_bytes;
         message += &format!(

@@ -1,4 +1,4 @@
-//! The life of a run: take the directory, start or go on, step, save, stop.
+//! The life of a run: lock the directory, start or resume, step, save, stop.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use ddpm_run::memory::format_bytes;
 use ddpm_run::{Phase, RunDir, StartFacts};
 use tracing::Span;
 
-use super::context::{RunContext, device_name, loader_config};
 use super::events::{FAILURE, PROGRESS, RUN};
 use super::gpu_memory::GpuEstimate;
 use super::observe::{End, Observers};
 use super::resume::{Resume, choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
+use super::setup::{RunSetup, device_name, loader_config};
 use super::stop::{Requests, StopReason, StopWatch};
 use super::trainer::Trainer;
 use crate::config::TrainPlan;
@@ -22,33 +22,33 @@ use crate::error::{Error, Kind};
 use crate::memory;
 use crate::report::{Reporter, ReporterOptions};
 
-/// What a run is asked to do besides its plan.
+/// The options of a run beside its plan.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
-    /// Where to go on from.
+    /// Where to resume from.
     pub resume: Resume,
     /// End at this step.
     pub max_steps: Option<u64>,
     /// Save and stop before this many hours have passed.
     pub max_hours: Option<f64>,
-    /// The command, for the record.
+    /// The command, for `run.json`.
     pub command: Vec<String>,
-    /// What is asked of it from outside.
+    /// Requests that may come while it runs.
     pub requests: Requests,
 }
 
-/// What a run did.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Summary {
     /// The run directory.
     pub run_dir: PathBuf,
-    /// Steps taken in all.
+    /// Steps done in all.
     pub step: u64,
     /// Images seen in all.
     pub images: u64,
-    /// The time this process took.
+    /// The time that this process ran.
     pub elapsed: Duration,
-    /// Why it stopped early, if it did.
+    /// Why it stopped early, if so.
     pub stopped: Option<StopReason>,
     /// The newest checkpoint.
     pub checkpoint: Option<PathBuf>,
@@ -56,10 +56,10 @@ pub struct Summary {
     pub samples: Option<PathBuf>,
 }
 
-/// Trains as `plan` says, from the start or from where the run directory stands.
+/// Trains as `plan` says, from the beginning or from the run directory's newest checkpoint.
 ///
 /// # Errors
-/// Of any [`Kind`]; whatever was saved before stays.
+/// An error of any [`Kind`]; earlier checkpoints remain.
 pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let started = Instant::now();
     let stop = StopWatch::new(started, options.max_hours, options.requests.clone());
@@ -69,25 +69,25 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let run_dir = RunDir::open(plan.run_dir())?;
     let removed = remove_stale(&run_dir.paths().checkpoints(), run_dir.lock())?;
     let (checkpoint, skipped) = choose_checkpoint(&run_dir, &options.resume)?;
-    let context = RunContext { plan, run_dir: &run_dir, source, device: &device };
-    let (mut trainer, window) = start_or_go_on(&context, checkpoint.as_ref())?;
+    let setup = RunSetup { plan, run_dir: &run_dir, source, device: &device };
+    let (mut trainer, means) = start_or_go_on(&setup, checkpoint.as_ref())?;
     let first = trainer.steps_taken();
     let end = options.max_steps.unwrap_or(u64::MAX).min(plan.config().train.steps);
     // The loader checks its settings before anything is written.
-    let mut loader = Loader::start(Arc::clone(&context.source), loader_config(plan), first)?;
+    let mut loader = Loader::start(Arc::clone(&setup.source), loader_config(plan), first)?;
 
     let resolved = plan.resolved().to_toml();
     run_dir.write_config(&resolved)?;
     run_dir.record_start(StartFacts { step: first, device: device_name(&device), command: options.command.clone() })?;
-    let mut reporter = open_reporter(&context, first)?;
+    let mut reporter = open_reporter(&setup, first)?;
     let run = span_of_run(&run_dir, first, end).entered();
     reporter.config(first, &resolved);
     removed.iter().for_each(|name| tracing::warn!(name, "{name}: an unfinished save was removed"));
     skipped.iter().for_each(|skipped| tracing::warn!("{skipped}"));
-    announce(&context, &trainer, checkpoint.as_ref(), end);
+    announce(&setup, &trainer, checkpoint.as_ref(), end);
 
     let resumed = checkpoint.map(|checkpoint| (first, checkpoint.path));
-    let mut observers = Observers::new(&context, &stop, (*run).clone(), reporter, window, resumed, end)?;
+    let mut observers = Observers::new(&setup, &stop, (*run).clone(), reporter, means, resumed, end)?;
     observers.enter(Phase::Training);
     let looped = observers
         .catch_up(&mut trainer)
@@ -102,8 +102,8 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
             return Err(error);
         }
     };
-    // For information alone: the last checkpoint does not depend on it.
-    if let Err(error) = tell_peak(&context, &trainer) {
+    // For information only: the last checkpoint does not depend on it.
+    if let Err(error) = tell_peak(&setup, &trainer) {
         tracing::warn!("{error}");
     }
     let ending = observers
@@ -150,20 +150,24 @@ fn train_until(
     Ok(None)
 }
 
-/// How much of a GPU's memory the steps took, beside what was foretold.
-fn tell_peak(context: &RunContext<'_>, trainer: &Trainer) -> Result<(), Error> {
-    if let Some(peak) = memory::peak_on(context.device)?
-        && !context.device.is_cpu()
+/// Reports the peak GPU memory of the steps, beside the estimate.
+fn tell_peak(setup: &RunSetup<'_>, trainer: &Trainer) -> Result<(), Error> {
+    if let Some(peak) = memory::peak_on(setup.device)?
+        && !setup.device.is_cpu()
     {
-        let estimated = GpuEstimate::new(context.plan.config())?.of(trainer.images_at_once()).total_bytes;
-        let (told, expected) = (format_bytes(peak), format_bytes(estimated));
-        tracing::info!(peak_bytes = peak, estimated_bytes = estimated, "GPU memory: peak {told}, estimated {expected}");
+        let estimated = GpuEstimate::new(setup.plan.config())?.of(trainer.images_at_once()).total_bytes;
+        let (measured, expected) = (format_bytes(peak), format_bytes(estimated));
+        tracing::info!(
+            peak_bytes = peak,
+            estimated_bytes = estimated,
+            "GPU memory: peak {measured}, estimated {expected}"
+        );
     }
     Ok(())
 }
 
-/// Data that ended a run, a label or size that the configuration does not allow, or a GPU whose memory is full, is no reason
-/// to lose the steps since the last checkpoint; diverged weights are not saved.
+/// Whether to save after this error. A run that ends because of its data, of a label or size that the configuration does not
+/// allow, or of full GPU memory should not lose the steps since the last checkpoint; diverged weights are not saved.
 fn save_what_is_good(observers: &mut Observers<'_>, trainer: &mut Trainer, error: Error) -> Error {
     let good = matches!(error.kind(), Kind::Data | Kind::Setting | Kind::Device | Kind::Memory);
     if !good || trainer.steps_taken() == 0 {
@@ -178,10 +182,10 @@ fn save_what_is_good(observers: &mut Observers<'_>, trainer: &mut Trainer, error
     }
 }
 
-fn open_reporter(context: &RunContext<'_>, first: u64) -> Result<Reporter, Error> {
-    let log = &context.plan.config().log;
+fn open_reporter(setup: &RunSetup<'_>, first: u64) -> Result<Reporter, Error> {
+    let log = &setup.plan.config().log;
     let options = ReporterOptions { jsonl: log.jsonl, tensorboard: log.tensorboard, first };
-    Ok(Reporter::open(context.run_dir, options)?)
+    Ok(Reporter::open(setup.run_dir, options)?)
 }
 
 /// See [`events`](super::events).
@@ -190,13 +194,13 @@ fn span_of_run(run_dir: &RunDir, first: u64, total: u64) -> Span {
     tracing::info_span!(target: PROGRESS, RUN, %dir, log = %log.display(), rank = 0_u64, first, total, step = first)
 }
 
-fn announce(context: &RunContext<'_>, trainer: &Trainer, checkpoint: Option<&Checkpoint>, end: u64) {
-    context.source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
-    for warning in context.plan.warnings() {
+fn announce(setup: &RunSetup<'_>, trainer: &Trainer, checkpoint: Option<&Checkpoint>, end: u64) {
+    setup.source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
+    for warning in setup.plan.warnings() {
         tracing::warn!(key = warning.key, "{}: {}", warning.key, warning.message);
     }
     let parameters = trainer.unet().layout().parameters();
-    let (device, data) = (device_name(context.device), context.source.describe());
+    let (device, data) = (device_name(setup.device), setup.source.describe());
     let millions = parameters as f64 / 1e6;
     tracing::info!(parameters, device, data, "{millions:.2} M parameters on {device}; data: {data}");
     match checkpoint {
@@ -206,7 +210,7 @@ fn announce(context: &RunContext<'_>, trainer: &Trainer, checkpoint: Option<&Che
             tracing::info!(checkpoint = %path, end, "going on from {path} (step {step}) to step {end}{done}");
         }
         None => {
-            let dir = context.run_dir.paths().root().display();
+            let dir = setup.run_dir.paths().root().display();
             tracing::info!(%dir, end, "training to step {end} in {dir}");
         }
     }

@@ -1,7 +1,7 @@
 //! A trainer to and from a checkpoint.
 //!
-//! Weights, averages and moments travel as named tensors in PyTorch's layout; the rest is a few numbers. The resolved
-//! configuration is in the state too, so that a checkpoint alone is a model, and a refused resume can say what changed.
+//! Weights, averages and moments are named tensors in PyTorch's layout; the rest is a few numbers. The state also holds the
+//! resolved configuration, so that a checkpoint alone is a model, and a refused resume can say what changed.
 
 use candle_core::Device;
 use ddpm_model::diffusion::{DiffusionError, LossHistory};
@@ -13,8 +13,8 @@ use ddpm_run::checkpoint::{
 };
 use serde_json::Value;
 
+use super::means::Means;
 use super::trainer::{Trainer, adamw_config};
-use super::window::Window;
 use crate::config::{TrainPlan, diff};
 use crate::error::Error;
 use crate::exchange::{IMPORTED, Imported};
@@ -22,12 +22,12 @@ use crate::weights::{
     CONFIG, MOMENTS, checkpoint_config, does_not_fit, flat_from_tensors, named_tensors, read_params, weights_file,
 };
 
-const WINDOW: &str = "metrics_window";
+const MEANS: &str = "metrics_window";
 const LOSS_SCALE: &str = "loss_scale";
 const LOSSES: &str = "losses";
 const COUNTS: &str = "counts";
 
-/// What a snapshot says about the run besides the trainer's own state.
+/// What a snapshot records about the run beside the trainer's own state.
 #[derive(Clone, Copy, Debug)]
 pub struct Position<'a> {
     /// The plan.
@@ -37,7 +37,7 @@ pub struct Position<'a> {
     /// Number of images in the data.
     pub data_len: usize,
     /// Means since the last logged step.
-    pub window: &'a Window,
+    pub means: &'a Means,
 }
 
 impl Trainer {
@@ -67,27 +67,27 @@ impl Trainer {
         let mut state = State::new(step, images, epoch, hash, fingerprint);
         let json = |value: serde_json::Result<Value>| value.unwrap_or(Value::Null);
         state.extra.insert(CONFIG.to_owned(), json(serde_json::to_value(position.plan.config())));
-        state.extra.insert(WINDOW.to_owned(), json(serde_json::to_value(position.window)));
+        state.extra.insert(MEANS.to_owned(), json(serde_json::to_value(position.means)));
         if let Some(imported) = &self.imported {
             state.extra.insert(IMPORTED.to_owned(), json(serde_json::to_value(imported)));
         }
         state
     }
 
-    /// The trainer that `checkpoint` was made of, and the means it had begun.
+    /// The trainer that `checkpoint` was made from, and the means since its last logged step.
     ///
     /// # Errors
-    /// The configuration or the data is another, or the tensors do not fit the model.
+    /// The configuration or the data differs, or the tensors do not fit the model.
     pub fn restore(
         plan: &TrainPlan,
         device: &Device,
         checkpoint: &Checkpoint,
         data_fingerprint: &str,
-    ) -> Result<(Self, Window), Error> {
+    ) -> Result<(Self, Means), Error> {
         refuse_another_run(plan, checkpoint, data_fingerprint)?;
         let unet = UNet::new(&plan.config().model)?;
         if is_untrained(checkpoint) {
-            return Ok((Self::from_import(plan, device, checkpoint, unet)?, Window::default()));
+            return Ok((Self::from_import(plan, device, checkpoint, unet)?, Means::default()));
         }
         let layout = unet.layout().clone();
         let params = read_params(checkpoint, MODEL_FILE, &unet, device)?;
@@ -105,11 +105,11 @@ impl Trainer {
         });
         let step = checkpoint.state.step;
         let optimizer = Optimizer::restore(adamw_config(plan), &params, exp_avg?, exp_avg_sq?, averages, step)?;
-        let window = match checkpoint.state.extra.get(WINDOW) {
+        let means = match checkpoint.state.extra.get(MEANS) {
             Some(value) => {
                 serde_json::from_value(value.clone()).map_err(|error| does_not_fit(checkpoint, "state.json", error))?
             }
-            None => Window::default(),
+            None => Means::default(),
         };
         let mut trainer = Self::from_parts(plan, device, unet, &params, optimizer)?;
         trainer.imported = Imported::of(checkpoint);
@@ -124,11 +124,11 @@ impl Trainer {
                 .and_then(|history| trainer.timestep_sampler.restore(history))
                 .map_err(|error| does_not_fit(checkpoint, file, error))?;
         }
-        Ok((trainer, window))
+        Ok((trainer, means))
     }
 
-    /// The start of a run from imported weights: everything but them is as at the start of any run, so the optimizer and
-    /// the averages may be other ones than the import wrote down.
+    /// The start of a run from imported weights. Everything else is as at the start of any run, so the optimizer's settings and
+    /// the averages may differ from those that the import recorded.
     fn from_import(plan: &TrainPlan, device: &Device, checkpoint: &Checkpoint, unet: UNet) -> Result<Self, Error> {
         let params = read_params(checkpoint, MODEL_FILE, &unet, device)?;
         let optimizer = Optimizer::new(adamw_config(plan), &params)?;
@@ -138,7 +138,7 @@ impl Trainer {
     }
 }
 
-/// Whether a checkpoint is an import that no step has changed. Its configuration and data are still to be chosen.
+/// Whether a checkpoint is an import that no step has changed. Its configuration and data can still be chosen.
 fn is_untrained(checkpoint: &Checkpoint) -> bool {
     checkpoint.state.step == 0 && Imported::of(checkpoint).is_some()
 }
@@ -148,7 +148,7 @@ fn refuse_another_run(plan: &TrainPlan, checkpoint: &Checkpoint, data_fingerprin
     let untrained = is_untrained(checkpoint);
     let mut changes = Vec::new();
     if state.config_hash != plan.config_hash() {
-        // None if only the program has changed: keys that it did not know then have their defaults.
+        // No key differs if only the program has changed: keys that the older version did not know have their defaults.
         changes = diff(&checkpoint_config(checkpoint)?, plan.config());
         changes.retain(|change| !untrained || describes_weights(&change.key));
     }
@@ -163,7 +163,7 @@ fn refuse_another_run(plan: &TrainPlan, checkpoint: &Checkpoint, data_fingerprin
     Ok(())
 }
 
-/// Whether another value of a key would make the weights mean something else. Dropout is training alone.
+/// Whether another value of a key would change what the weights mean. Dropout affects only training.
 fn describes_weights(key: &str) -> bool {
     (key.starts_with("model.") || key.starts_with("diffusion.")) && key != "model.dropout"
 }
@@ -180,7 +180,7 @@ fn history_file(history: &LossHistory) -> TensorFile {
     TensorFile { name: TIMESTEP_SAMPLER_FILE.to_owned(), tensors }
 }
 
-/// A tensor that is missing reads as an empty one, which the history refuses.
+/// A missing tensor reads as an empty one, which the history refuses.
 fn read_history(tensors: Vec<NamedTensor>) -> Result<LossHistory, DiffusionError> {
     let [mut losses, mut counts] = [Vec::new(), Vec::new()];
     for tensor in tensors {

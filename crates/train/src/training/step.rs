@@ -1,8 +1,8 @@
 //! One optimizer step: Algorithm 1 of Ho et al. 2020, line by line in [`Learner::step`].
 //!
-//! Everything random is a function of the seed, the step and the image's place in the global batch, so a step needs nothing from
-//! the steps before it but the weights and the optimizer's state. All that changes from step to step are its [`StepInputs`]; they
-//! are made by the [`Trainer`](super::trainer::Trainer), and an [`engine`](crate::engine) brings them to where the step runs.
+//! Everything random is a function of the seed, the step and the image's place in the global batch, so a step needs nothing
+//! from the steps before it but the weights and the optimizer's state. Only its [`StepInputs`] change from step to step; the
+//! [`Trainer`](super::trainer::Trainer) makes them, and an [`engine`](crate::engine) copies them to the device.
 
 use std::ops::Range;
 
@@ -20,21 +20,21 @@ use ddpm_model::unet::{Condition, UNet};
 
 use crate::engine::{Clock, Inputs, Phase};
 
-/// Numbers of an image that a step tells: its loss, its mean squared error, its term of the bound.
-pub(super) const TOLD: usize = 3;
+/// Results of a step for each image: its loss, its mean squared error, its term of the bound.
+pub(super) const RESULTS: usize = 3;
 
-/// What a step reads besides what it changes. N images, this rank's share of the global batch.
+/// The inputs of a step. N images: this rank's share of the global batch.
 #[derive(Debug)]
 pub(super) struct StepInputs {
     /// u8 `[N, H, W, C]`.
     pub(super) images: Tensor,
-    /// What each image's t means to its noise and loss, f64 `[N, SampleConstants::WORDS]`.
+    /// The constants of each image's t, for its noise and loss: f64 `[N, SampleConstants::WORDS]`.
     pub(super) samples: Tensor,
     /// The same t, and labels where the network has classes, each `[N]`.
     pub(super) condition: Condition,
-    /// Whose noise and dropout it is: the step's number, and the place of the first image in the global batch.
+    /// What noise and dropout are drawn for: the step's number, and the place of the first image in the global batch.
     pub(super) place: Tensor,
-    /// The optimizer's.
+    /// The optimizer's settings.
     pub(super) settings: Tensor,
 }
 
@@ -51,12 +51,12 @@ impl Inputs for StepInputs {
 }
 
 impl StepInputs {
-    /// How many images.
+    /// The number of images.
     fn len(&self) -> usize {
         self.images.dims().first().copied().unwrap_or_default()
     }
 
-    /// Those of some of the images.
+    /// The inputs of some of the images.
     fn part(&self, images: &Range<usize>) -> Result<Self, ModelError> {
         let part = |tensor: &Tensor| Ok::<_, ModelError>(tensor.narrow(0, images.start, images.len())?);
         Ok(Self {
@@ -74,7 +74,7 @@ impl StepInputs {
     }
 }
 
-/// What a step computes with, and what it changes.
+/// The state that a step reads and changes.
 #[derive(Debug)]
 pub(super) struct Learner {
     pub(super) unet: UNet,
@@ -83,7 +83,7 @@ pub(super) struct Learner {
     pub(super) gradients: Gradients,
     /// Decides on each step, and keeps the loss scale.
     pub(super) judged: JudgedStep,
-    /// f64 `[N, TOLD]`, of the last step.
+    /// f64 `[N, RESULTS]` of the last step.
     pub(super) losses: Tensor,
     pub(super) noise: Philox,
     pub(super) seed: u64,
@@ -95,8 +95,8 @@ pub(super) struct Learner {
 }
 
 impl Learner {
-    /// One step: Algorithm 1 of Ho et al. 2020, a micro-batch at a time. The loss is the mean over the global batch, of which each
-    /// image's constants know the size.
+    /// One step: Algorithm 1 of Ho et al. 2020, a micro-batch at a time. The loss is the mean over the global batch, whose size
+    /// is part of each image's constants.
     pub(super) fn step(&mut self, inputs: &StepInputs, clock: &mut Clock) -> Result<(), ModelError> {
         self.gradients.reset();
         for first in (0..inputs.len()).step_by(self.micro_batch) {
@@ -119,7 +119,7 @@ impl Learner {
             clock.begin(Phase::Backward)?;
             tape.backward(output, loss.grad, &mut self.gradients)?;
         }
-        // Several ranks would take the mean of their gradients here.
+        // Several ranks would average their gradients here.
         clock.begin(Phase::Optimizer)?;
         self.optimizer.step(&self.judged, &inputs.settings, &self.params, &mut self.gradients)
     }

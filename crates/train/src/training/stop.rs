@@ -1,7 +1,7 @@
 //! When to stop before the end: a signal, or a time limit.
 //!
-//! A signal is a flag here: the caller sets it, from a handler of its own. The loop then finishes its step, saves and ends, or
-//! saves and goes on.
+//! Here a signal is a flag, which the caller sets from its own handler. The loop then finishes its step, saves and ends, or
+//! saves and continues.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,18 +25,18 @@ impl std::fmt::Display for StopReason {
     }
 }
 
-/// What a run is asked for from outside, at any time.
+/// Requests to a run, which may come at any time.
 #[derive(Clone, Debug, Default)]
 pub struct Requests {
-    /// To finish its step, save and end.
+    /// Finish the step, save and end.
     pub stop: Arc<AtomicBool>,
-    /// To save after its step, and go on; taken back when it has.
+    /// Save after the step and continue; cleared when that is done.
     pub save: Arc<AtomicBool>,
 }
 
-/// Watches for both.
+/// Watches for requests and for the time limit.
 #[derive(Debug)]
-pub struct StopWatch {
+pub(crate) struct StopWatch {
     requests: Requests,
     started: Instant,
     limit: Option<Duration>,
@@ -44,24 +44,24 @@ pub struct StopWatch {
 
 impl StopWatch {
     /// Starts watching; `max_hours` counts from `started`.
-    pub fn new(started: Instant, max_hours: Option<f64>, requests: Requests) -> Self {
+    pub(crate) fn new(started: Instant, max_hours: Option<f64>, requests: Requests) -> Self {
         let limit = max_hours.and_then(|hours| Duration::try_from_secs_f64(hours * 3600.0).ok());
         Self { requests, started, limit }
     }
 
-    /// Whether a save was asked for since this was asked last.
-    pub fn takes_save_request(&self) -> bool {
+    /// Whether a save was requested since the last call.
+    pub(crate) fn takes_save_request(&self) -> bool {
         self.requests.save.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether there is no time left for anything but saving.
-    pub fn is_over(&self) -> bool {
+    /// Whether only the time for saving is left.
+    pub(crate) fn is_over(&self) -> bool {
         self.reason(Duration::ZERO).is_some()
     }
 
     /// Whether to stop now; `ending` is how long another step, saving and the last picture may take, which the
     /// time limit includes.
-    pub fn reason(&self, ending: Duration) -> Option<StopReason> {
+    pub(crate) fn reason(&self, ending: Duration) -> Option<StopReason> {
         if self.requests.stop.load(Ordering::Relaxed) {
             return Some(StopReason::Signal);
         }

@@ -1,7 +1,7 @@
-//! A training between its steps: what a step is to read, and what became of it.
+//! A training between its steps: the inputs of the next step, and the outcomes of those before.
 //!
-//! The step itself (`step`) runs where the network computes, now or later (`engine`); here its timesteps and labels are drawn
-//! before, and its losses taken in after. Nothing but a full memory or a failure ever waits for a GPU.
+//! The step itself (`step`) runs on the device, now or later (`engine`). Before it, this module draws timesteps and labels;
+//! after it, it reads the losses. Only full memory or a failure makes it wait for a GPU.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,17 +21,17 @@ use ddpm_run::memory::format_bytes;
 
 use super::outcome::{Phases, SampleLosses, StepOutcome};
 use super::room::Room;
-use super::step::{Learner, StepInputs, TOLD};
+use super::step::{Learner, RESULTS, StepInputs};
 use crate::config::{TrainPlan, set_arithmetic};
 use crate::engine::{Engine, Results, Slots, profiled};
 use crate::error::Error;
 use crate::exchange::Imported;
 use crate::memory;
 
-/// Where f16's loss scale starts, as PyTorch's.
+/// The initial loss scale of f16, as in PyTorch.
 const FIRST_LOSS_SCALE: f64 = 65_536.0;
 
-/// The results of a step, by their numbers.
+/// The numbers of a step's result tensors.
 const LOSSES: usize = 0;
 const STATE: usize = 1;
 
@@ -50,11 +50,11 @@ pub struct Trainer {
     room: Room,
     /// Steps whose results have not been read, oldest first.
     pending: VecDeque<Pending>,
-    /// When the last step was made or queued.
+    /// When the last step was computed or queued.
     last: Instant,
-    /// What steps did that nobody has asked about.
+    /// Outcomes that were not yet returned.
     finished: VecDeque<StepOutcome>,
-    /// What the run was imported from; goes into every checkpoint.
+    /// What the run was imported from; every checkpoint records it.
     pub(super) imported: Option<Imported>,
 }
 
@@ -65,7 +65,7 @@ struct LabelDropout {
     none: u32,
 }
 
-/// A step that was made or queued.
+/// A step that was computed or queued.
 #[derive(Debug)]
 struct Pending {
     drawn: DrawnTimesteps,
@@ -74,10 +74,10 @@ struct Pending {
 }
 
 impl Trainer {
-    /// A fresh model for `plan` on `device`.
+    /// A new model for `plan` on `device`.
     ///
     /// # Errors
-    /// A setting or a device that cannot be.
+    /// A setting is invalid, or the device cannot be used.
     pub fn new(plan: &TrainPlan, device: &Device) -> Result<Self, Error> {
         let unet = UNet::new(&plan.config().model)?;
         require_room(unet.layout().len(), plan.config().train.ema_decays.len(), device)?;
@@ -128,7 +128,7 @@ impl Trainer {
         })
     }
 
-    /// Steps taken.
+    /// Steps done.
     pub fn steps_taken(&self) -> u64 {
         self.learner.optimizer.steps_taken()
     }
@@ -148,11 +148,11 @@ impl Trainer {
         self.learner.params.dtype()
     }
 
-    /// The weights that pictures are drawn with: the first moving average, or without one the raw weights; in the format
-    /// that the network computes in.
+    /// The weights to draw pictures with: the first moving average, or the raw weights if there is none; in the network's
+    /// number format.
     ///
     /// # Errors
-    /// A device that fails.
+    /// The device fails.
     pub fn sampling_params(&self) -> Result<Params, ModelError> {
         match self.learner.optimizer.averages().first() {
             Some(average) => average.params.computing_in(self.dtype()),
@@ -160,13 +160,12 @@ impl Trainer {
         }
     }
 
-    /// Learns from `batch`, the batch of this step: on a GPU by queueing what is to be computed. See
-    /// [`outcomes`](Self::outcomes).
+    /// Makes one step with `batch`; on a GPU the step is only queued. See [`outcomes`](Self::outcomes).
     ///
     /// # Errors
-    /// The loss or the gradient is not finite; the weights are then those of the step before.
+    /// The loss or the gradient is not finite; the weights are then those before the step.
     pub fn step(&mut self, batch: Batch) -> Result<(), Error> {
-        // A sampler that learns from the losses must have seen those of the step before.
+        // A sampler that learns from the losses needs those of the step before.
         let learns = self.timestep_sampler.history().is_some();
         self.read(if learns { 0 } else { self.engine.most_pending().saturating_sub(1) })?;
         let lr = self.lr.at(self.steps_taken());
@@ -178,17 +177,17 @@ impl Trainer {
             return Err(error);
         }
         self.results.ask()?;
-        // Where nobody sees the phases, the time since the step before tells at least how long one takes.
+        // Where phases are not timed, the time since the step before at least says how long a step takes.
         let unseen = Phases { forward: self.last.elapsed(), ..Phases::default() };
         self.last = Instant::now();
         self.pending.push_back(Pending { drawn, lr, phases: self.engine.phases().unwrap_or(unseen) });
         self.read(self.engine.most_pending())
     }
 
-    /// What the steps did since this was asked last, oldest first; with `all`, also those that a GPU is still computing.
+    /// The outcomes of the steps since the last call, oldest first; with `all`, also of those that a GPU is still computing.
     ///
     /// # Errors
-    /// As [`step`](Self::step), found out only now.
+    /// As [`step`](Self::step), detected only now.
     pub fn outcomes(&mut self, all: bool) -> Result<Vec<StepOutcome>, Error> {
         if all {
             self.read(0)?;
@@ -196,12 +195,12 @@ impl Trainer {
         Ok(self.finished.drain(..).collect())
     }
 
-    /// Learns from `batch` part by part; on a GPU, where a step's parts are not seen otherwise, operation by operation, waiting for
-    /// the times of its parts, and if `show` lets a profiler see the step. A host that is slower than the GPU makes them longer
-    /// than in a step that is replayed.
+    /// Makes one step with `batch` and times its phases. A GPU otherwise replays a step as a whole; here it runs operation by
+    /// operation, the host waits for the times, and with `show` a profiler sees the step. If the host is slower than the GPU,
+    /// the phases are longer than in a replayed step.
     pub(crate) fn time_step(&mut self, batch: Batch, show: bool) -> Result<Phases, Error> {
         self.read(0)?;
-        // A recording keeps its memory, and there may be none left for a step beside it.
+        // A recording keeps its memory, and there may not be enough left for a step beside it.
         self.give_back_memory()?;
         self.engine.time_next_run();
         let device = self.learner.params.buffer().device().clone();
@@ -214,25 +213,25 @@ impl Trainer {
         Ok(self.finished.back().map(|outcome| outcome.phases).unwrap_or_default())
     }
 
-    /// Gives back the memory that a GPU's recorded step keeps; the next step records it anew. Whether there was any.
+    /// Frees the memory of a GPU's recorded step; the next step is recorded again. Returns whether there was any.
     ///
     /// # Errors
     /// A step queued before has failed.
-    pub fn give_back_memory(&mut self) -> Result<bool, Error> {
+    pub(crate) fn give_back_memory(&mut self) -> Result<bool, Error> {
         Ok(self.engine.give_back_memory()?)
     }
 
-    /// Images computed at once: as configured, or as many as turned out to fit.
+    /// Images computed at once: as configured, or as many as fit.
     pub fn images_at_once(&self) -> usize {
         self.learner.micro_batch
     }
 
-    /// What happened that a user should know, since this was asked last.
+    /// Messages for the user since the last call.
     pub fn take_notices(&mut self) -> Vec<String> {
         std::mem::take(&mut self.room.notices)
     }
 
-    /// What the step that is to come reads of `batch`, and the timesteps it was drawn; counts that step.
+    /// The inputs of the next step, made from `batch`, and the timesteps drawn for it; counts that step.
     fn inputs(&mut self, batch: Batch, lr: f64) -> Result<(StepInputs, DrawnTimesteps), Error> {
         let (step, share, host) = (self.steps_taken(), self.learner.share, Device::Cpu);
         let shape = batch.shape;
@@ -252,7 +251,7 @@ impl Trainer {
         Ok((inputs()?, drawn))
     }
 
-    /// The labels, some of them dropped where guidance is to be learned.
+    /// The labels, some of them dropped where the model learns guidance.
     fn labels(&self, step: u64, labels: Option<Vec<u32>>) -> Option<Vec<u32>> {
         let mut labels = labels?;
         if let Some(dropout) = self.label_dropout {
@@ -266,8 +265,8 @@ impl Trainer {
         Some(labels)
     }
 
-    /// Reads the results of the oldest steps until `most` are left, waiting for them. Here alone losses come back: with several
-    /// ranks, those of all of them would come together here, before the timestep sampler learns from them.
+    /// Waits for and reads the results of the oldest steps until `most` are left. Losses come back only here: with several
+    /// ranks, the losses of all of them would be gathered here, before the timestep sampler learns from them.
     fn read(&mut self, most: usize) -> Result<(), Error> {
         while self.results.pending() > most {
             let Some(results) = self.results.read()? else { break };
@@ -279,14 +278,14 @@ impl Trainer {
         Ok(())
     }
 
-    /// What a step did.
+    /// The outcome of a step.
     fn outcome(&mut self, step: Pending, results: &[Vec<f64>]) -> Result<StepOutcome, Error> {
         let Pending { drawn, lr, phases } = step;
         let (losses, state) = (&results[LOSSES], StepState::from_numbers(&results[STATE])?);
         let n = drawn.timesteps.len();
-        let column = |at: usize| losses.iter().skip(at).step_by(TOLD).take(n).copied();
+        let column = |at: usize| losses.iter().skip(at).step_by(RESULTS).take(n).copied();
         if let Some(step) = state.diverged {
-            // Neither this one nor any that was queued behind it has changed anything.
+            // Neither this step nor any queued after it has changed anything.
             self.learner.optimizer.uncount_from(step);
             let what = match column(0).find(|loss| !loss.is_finite()) {
                 Some(loss) => format!("the loss is {loss}"),
@@ -303,7 +302,7 @@ impl Trainer {
     }
 }
 
-/// What the steps of `plan` compute with.
+/// The learner for the steps of `plan`.
 fn learner(
     plan: &TrainPlan,
     device: &Device,
@@ -321,7 +320,7 @@ fn learner(
     Ok(Learner {
         gradients: Gradients::new(unet.layout(), device)?,
         judged: JudgedStep::new(device, &state)?,
-        losses: Tensor::zeros((share.count(), TOLD), DType::F64, device).map_err(ModelError::from)?,
+        losses: Tensor::zeros((share.count(), RESULTS), DType::F64, device).map_err(ModelError::from)?,
         noise: Philox::new(config.run.seed, Purpose::Noise),
         seed: config.run.seed,
         share,
@@ -333,7 +332,7 @@ fn learner(
     })
 }
 
-/// Inputs as every step of `plan` has them, but for their numbers.
+/// Inputs with the shapes and types of every step of `plan`; the values do not matter.
 fn any_inputs(plan: &TrainPlan, learner: &Learner) -> Result<StepInputs, ModelError> {
     let (n, data, host) = (learner.share.count(), &plan.config().data, Device::Cpu);
     let labels = plan.classes().map(|_| vec![0; n]);
@@ -358,8 +357,8 @@ pub(super) fn adamw_config(plan: &TrainPlan) -> AdamWConfig {
     }
 }
 
-/// Refuses a network of which the machine, or the GPU, cannot even hold weights, gradient, moments and averages: a machine's
-/// kernel would hand out the memory all the same, and end some process when it is used.
+/// Refuses a network whose weights, gradient, moments and averages alone exceed the memory of the machine or the GPU: an
+/// operating system would grant the memory all the same, and kill some process when it is used.
 fn require_room(parameters: usize, averages: usize, device: &Device) -> Result<(), Error> {
     let needed = (parameters as u64).saturating_mul(size_of::<f32>() as u64 * (4 + averages as u64));
     match memory::room_on(device)? {

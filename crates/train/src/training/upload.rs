@@ -1,8 +1,8 @@
-//! Uploads beside the loop: one thread, which pushes the newest checkpoint and says what became of it. The loop hands over
-//! a step and never waits.
+//! Uploads beside the loop: one thread, which pushes the newest checkpoint and reports the result. The loop hands over a step
+//! and never waits.
 //!
-//! A hub that is slow or down costs the run nothing but warnings: what is not sent waits in `hub/` of the run directory,
-//! where a newer model takes its place and `ddpm push` finds it.
+//! A hub that is slow or down costs the run only warnings: a model that was not sent waits in `hub/` of the run directory,
+//! where a newer model replaces it and `ddpm push` finds it.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
@@ -19,11 +19,11 @@ use crate::error::Error;
 use crate::exchange::{CARD_SAMPLES, Model};
 use crate::publish::{Publication, spool_of};
 
-/// Names a hint of what to type: how to send what is left of the field `run`.
+/// Names a hint of what to type: how to send the model that waits in the run of the field `run`.
 const PUSH_LATER: &str = "push-later";
-/// Silences of the hub that the end of a run waits for at most: as many as one push can meet.
+/// The most time-outs of the hub that the end of a run waits for: as many as one push can meet.
 const WAITS: u32 = 10;
-/// How often a waiting end looks whether the run is to stop.
+/// How often the waiting end of a run checks whether it is to stop.
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// See the module.
@@ -34,23 +34,23 @@ pub(super) struct Uploader {
     run: PathBuf,
     /// The longest wait at the end of the run.
     patience: Duration,
-    /// The step of the last checkpoint that was looked at.
+    /// The step of the last checkpoint that was considered.
     seen: u64,
     /// The last step that was handed over.
     handed: Option<u64>,
-    /// Steps that were handed over and are not done with.
+    /// Steps that were handed over and not finished.
     pending: usize,
     steps: Sender<u64>,
     done: Receiver<()>,
-    /// It is not joined: a push that takes too long is left to end with the process.
+    /// It is not joined: a push that takes too long ends with the process.
     _thread: JoinHandle<()>,
 }
 
 impl Uploader {
-    /// Starts the thread, if `[hub]` asks for it; warns where nothing will come of it.
+    /// Starts the thread, if `[hub]` asks for it; warns if no upload can succeed.
     ///
     /// # Errors
-    /// An environment that cannot be.
+    /// The environment's settings are invalid.
     pub(super) fn start(config: &TrainConfig, run: &RunPaths, first: u64) -> Result<Option<Self>, Error> {
         let hub = &config.hub;
         let Ok(repo) = hub.repo.parse::<RepoName>() else { return Ok(None) };
@@ -94,7 +94,7 @@ impl Uploader {
         Ok(Some(uploader))
     }
 
-    /// A checkpoint of `step` is on the disk: hands it over, if a push is due.
+    /// Hands over the checkpoint of `step`, which is on the disk, if a push is due.
     pub(super) fn saved(&mut self, step: u64) {
         let passed = |step: u64| step.checked_div(self.every);
         if passed(step) > passed(self.seen) {
@@ -105,13 +105,13 @@ impl Uploader {
 
     fn hand_over(&mut self, step: u64) {
         self.handed = Some(step);
-        // A thread that has ended has said so.
+        // A thread that has ended has reported it.
         if self.steps.send(step).is_ok() {
             self.pending += 1;
         }
     }
 
-    /// Counts what was done since the last call.
+    /// Counts what was finished since the last call.
     pub(super) fn look(&mut self) {
         loop {
             match self.done.try_recv() {
@@ -127,14 +127,14 @@ impl Uploader {
         }
     }
 
-    /// The run has reached its end: its last model is to be pushed, if it is not on its way already.
+    /// At the end of the run: hands over its last model, unless that was done already.
     pub(super) fn push_last(&mut self, step: u64) {
         if self.handed != Some(step) {
             self.hand_over(step);
         }
     }
 
-    /// Waits for what was handed over, a bounded time and not when the run `is_over`; says what is left.
+    /// Waits for what was handed over, for a bounded time and not if the run `is_over`; reports what is left.
     pub(super) fn finish(mut self, is_over: &dyn Fn() -> bool) {
         let start = Instant::now();
         self.look();
@@ -152,14 +152,14 @@ impl Uploader {
     }
 }
 
-/// What the thread is to do.
+/// What the thread needs.
 struct Work<'a> {
     run: &'a Path,
     publication: Publication,
     settings: Settings,
 }
 
-/// The thread: pushes whenever a step was handed over, once for all that were meanwhile.
+/// The thread: pushes whenever a step was handed over; steps that come meanwhile share the next push.
 fn work(wanted: &Receiver<u64>, done: &Sender<()>, run: &Span, work: &Work<'_>) {
     while wanted.recv().is_ok() {
         let more = wanted.try_iter().count();
@@ -180,14 +180,14 @@ fn work(wanted: &Receiver<u64>, done: &Sender<()>, run: &Span, work: &Work<'_>) 
         if more > 0 {
             tracing::info!(models = more, "a newer model was pushed instead of the {more} before it");
         }
-        // One word for each step that was handed over; nobody listens when the run is over.
+        // One message for each step that was handed over; the receiver is gone when the run is over.
         if (0..=more).any(|_| done.send(()).is_err()) {
             return;
         }
     }
 }
 
-/// The newest checkpoint, and not a certain one: that may have been removed while an earlier push took its time.
+/// The newest checkpoint, and not that of a given step, which may have been removed during an earlier push.
 fn push_newest(work: &Work<'_>) -> Result<(Option<u64>, Pushed), Error> {
     // On the CPU: the memory of a device belongs to the training.
     let model = Model::open(work.run, false, &Device::Cpu)?;

@@ -1,4 +1,4 @@
-//! What `ddpm bench` measures on a GPU: that every time is there, not how long it is.
+//! What `ddpm bench` measures on a GPU: every time is present; its value is not checked.
 
 use ddpm_train::Error;
 use ddpm_train::config::TrainPlan;
@@ -34,7 +34,7 @@ fn gpu_steps_are_measured_in_blocks_and_by_phases() {
     assert!(single.before > 0.0 && single.after > 0.0, "{single:?}");
 }
 
-/// Needs the emulator, which counts what a profiler would see.
+/// Needs the emulator, which counts a profiler's events.
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_a_profiler_sees_one_step_and_nothing_that_is_done_once() {
@@ -69,13 +69,13 @@ fn gpu_sampling_is_measured() {
 #[ignore = "needs a GPU"]
 fn gpu_operations_are_measured_both_ways() {
     let (_, _turn) = gpu();
-    let mut told = 0;
-    let tell = &mut |progress: Progress<'_>| {
-        told += usize::from(matches!(progress, Progress::Timed(_)));
+    let mut timed = 0;
+    let report = &mut |progress: Progress<'_>| {
+        timed += usize::from(matches!(progress, Progress::Timed(_)));
         Ok(())
     };
-    let operations = measure_operations::<Error>(&tiny("bf16"), 1, tell).unwrap();
-    assert_eq!(told, operations.ops.len());
+    let operations = measure_operations::<Error>(&tiny("bf16"), 1, report).unwrap();
+    assert_eq!(timed, operations.ops.len());
     assert!(operations.ops.iter().all(|op| op.ms > 0.0 && op.bytes > 0), "{operations:?}");
     for name in ["conv2d forward", "conv2d backward", "attention backward", "group_norm forward"] {
         assert!(operations.ops.iter().any(|op| op.name == name), "{name}");

@@ -1,5 +1,5 @@
-//! What a step asks of the driver, counted by the emulator. A training step is one upload, one replay of a graph, two small
-//! copies back, and nothing that waits; a step of a sampler is one upload and one replay.
+//! A step's calls of the driver, counted by the emulator. A training step is one upload, one replay of a graph, two small
+//! copies back, and no wait; a step of a sampler is one upload and one replay.
 
 use std::cell::Cell;
 
@@ -51,9 +51,9 @@ fn gpu_a_step_is_one_upload_and_one_replay() {
     assert_eq!(count("api HtoD"), 1, "uploads");
     assert_eq!(count("api DtoD"), 1, "moves of what was uploaded");
     assert_eq!(count("api DtoH"), 2, "downloads");
-    // Without an event behind each copy the host would read and overwrite memory that is still being copied, and without two
-    // waits one stream what the other has not written or read yet. The other three are cudarc's, one for each host memory,
-    // for an event that is never recorded.
+    // Without an event after each copy the host would read and overwrite memory that is still being copied. Without two waits
+    // one stream would read or overwrite what the other has not written or read yet. The other three are cudarc's, one for each
+    // host memory, for an event that is never recorded.
     assert_eq!(count("api cuEventRecord"), 3, "events recorded");
     assert_eq!(count("api cuStreamWaitEvent"), 2 + 3, "streams that wait for each other");
     for name in ["kernel", "api cuMemAlloc", "api memset", "api sync", "api cudnn", "api cublasLt heuristics"] {
@@ -61,7 +61,7 @@ fn gpu_a_step_is_one_upload_and_one_replay() {
     }
 }
 
-/// Has biases' gradients summed on the way of their weights', whatever was faster: the emulator's clock knows no GPU.
+/// Fixes the way of summing biases' gradients, with their weights', whatever was faster: the emulator's timing is not a GPU's.
 fn sum_on_the_way(gpu: &Gpu) {
     let choices = gpu.choices().into_iter().filter(|(computation, _)| computation.starts_with("BiasGradient"));
     gpu.choose(choices.map(|(computation, (_, of))| (computation, (of - 1, of))).collect());
@@ -91,7 +91,7 @@ fn gpu_a_picture_leaves_the_recorded_step_its_memory() {
     assert_eq!(emulator.get("api graph launch"), 1);
 }
 
-/// Steps that are counted, after as many.
+/// Steps that are counted, after as many that are not.
 const COUNTED: i64 = 3;
 
 #[test]

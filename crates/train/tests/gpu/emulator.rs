@@ -7,7 +7,7 @@ unsafe extern "C" {
     fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
 }
 
-/// The emulator, if it is the emulator that runs.
+/// The emulator, if it is loaded.
 pub(crate) struct Emulator {
     reset: extern "C" fn(),
     get: extern "C" fn(*const c_char) -> c_long,
@@ -54,12 +54,12 @@ impl Emulator {
         (self.live_bytes)()
     }
 
-    /// Has allocations fail beyond so many bytes, or no more.
+    /// Makes allocations fail beyond so many bytes, or ends that.
     pub(crate) fn limit_memory(&self, bytes: Option<i64>) {
         set("GPU_EMULATOR_MEMORY", bytes.map(|bytes| bytes.to_string()).as_deref());
     }
 
-    /// Has cuDNN fail, `WHERE:CODE`, or no more.
+    /// Makes cuDNN fail, `WHERE:CODE`, or ends that.
     #[allow(dead_code, reason = "the model crate's tests have no use for it")]
     pub(crate) fn fail_cudnn(&self, fault: Option<&str>) {
         set("GPU_EMULATOR_CUDNN_FAULT", fault);

@@ -1,4 +1,4 @@
-//! What a run on a GPU keeps of the libraries' algorithms, and what it does with that when it goes on.
+//! The choices of algorithms that a run on a GPU stores, and their use when it resumes.
 
 use std::fs;
 use std::path::Path;
@@ -38,7 +38,7 @@ fn gpu_a_run_goes_on_with_the_algorithms_it_began_with() {
     let [unbroken, stopped, strange] = ["unbroken", "stopped", "strange"].map(|name| dir.path().join(name));
     run(&unbroken, 5);
     for other in [&stopped, &strange] {
-        // As if the clock had decided alike.
+        // As if the timing had given the same choice.
         fs::create_dir_all(other).unwrap();
         fs::copy(unbroken.join("engines.json"), other.join("engines.json")).unwrap();
     }
@@ -58,8 +58,8 @@ fn gpu_a_run_goes_on_with_the_algorithms_it_began_with() {
     assert_ne!(anew["proposers"], engines["proposers"]);
 
     fs::write(strange.join("engines.json"), "{").unwrap();
-    let ((), told) = hearing(|| run(&strange, 4));
-    let warned = told.iter().any(|text| text.contains("engines.json") && text.contains("looked for again"));
-    assert!(warned, "a damaged engines.json must be told: {told:?}");
+    let ((), warnings) = hearing(|| run(&strange, 4));
+    let warned = warnings.iter().any(|text| text.contains("engines.json") && text.contains("looked for again"));
+    assert!(warned, "a damaged engines.json must be reported: {warnings:?}");
     assert_eq!(losses(&strange).len(), 4);
 }

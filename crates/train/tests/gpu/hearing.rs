@@ -1,4 +1,4 @@
-//! What is said meanwhile.
+//! Collects warnings.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,7 @@ impl Visit for Ear {
     }
 }
 
-/// What `work` returns, and the warnings of this thread on the way.
+/// What `work` returns, and the warnings of this thread meanwhile.
 pub(crate) fn hearing<T>(work: impl FnOnce() -> T) -> (T, Vec<String>) {
     let ear = Ear::default();
     let result = tracing::subscriber::with_default(registry().with(ear.clone()), work);

@@ -1,7 +1,7 @@
-//! Training and sampling on a GPU against the same on the CPU; and what a step asks of the driver.
+//! Training and sampling on a GPU against the same on the CPU; and a step's calls of the driver.
 //!
-//! They need a GPU, or the emulator: `cargo test -p ddpm-train --features cuda --test gpu -- --ignored gpu`. What counts the
-//! driver's calls needs the emulator, which counts them, and passes over without it.
+//! They need a GPU, or the emulator: `cargo test -p ddpm-train --features cuda --test gpu -- --ignored gpu`. Tests that count
+//! the driver's calls need the emulator, and are skipped without it.
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -47,7 +47,7 @@ warmup_steps = 2
 ema_decays = [0.9, 0.99]
 "#;
 
-/// A GPU for one test at a time, for the driver's calls are counted and its memory is shared.
+/// A GPU for one test at a time, because the driver's calls are counted and its memory is shared.
 pub(crate) fn gpu() -> (Device, MutexGuard<'static, ()>) {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,7 +82,7 @@ pub(crate) fn batches(plan: &TrainPlan) -> Batcher {
     Batcher::new(source, loader).unwrap()
 }
 
-/// What so many steps did, and the trainer after them.
+/// The outcomes of so many steps, and the trainer after them.
 pub(crate) fn train(plan: &TrainPlan, device: &Device, steps: u64) -> (Vec<StepOutcome>, Trainer) {
     let mut trainer = Trainer::new(plan, device).unwrap();
     let batches = batches(plan);

@@ -1,4 +1,4 @@
-//! A GPU's memory: what a step takes of it against what was foretold, and what happens where it is full.
+//! A GPU's memory: a step's peak against the estimate, and what happens when it is full.
 
 use std::path::Path;
 
@@ -44,13 +44,13 @@ fn network(settings: &[(&str, &str)]) -> TrainPlan {
     plan(NETWORK, &[&[("data.image_size", size), ("train.batch_size", batch)], settings].concat())
 }
 
-/// Tensors that nobody needs, or the emulator's limit: what makes memory scarce while it lives.
+/// Makes memory scarce while it lives: unused tensors, or the emulator's limit.
 struct Scarcity(#[expect(dead_code, reason = "it is there")] Vec<Tensor>);
 
 const LIMIT: &str = "GPU_EMULATOR_MEMORY";
 
 impl Scarcity {
-    /// Leaves so many bytes to who comes next.
+    /// Leaves so many bytes free.
     fn leaving(gpu: &Gpu, device: &Device, bytes: u64) -> Self {
         gpu.give_back_unused().unwrap();
         let room = gpu.memory().unwrap();
@@ -59,7 +59,7 @@ impl Scarcity {
             unsafe { std::env::set_var(LIMIT, (room.used + bytes).to_string()) };
             return Self(Vec::new());
         }
-        // A driver has no piece as large as all that is free, and hands out multiples of 2 MiB.
+        // A driver cannot give all free memory in one piece, and allocates multiples of 2 MiB.
         let (mut taken, mut piece) = (Vec::new(), 1 << 30);
         while piece >= 2 << 20 {
             let free = gpu.memory().unwrap().free;
@@ -79,7 +79,7 @@ impl Drop for Scarcity {
     }
 }
 
-/// What a step with `images` at once takes beside scratch space, and half of what one more of their kind would.
+/// Memory of a step with `images` at once, without scratch space, and half of what one more image would take.
 fn enough_for(plan: &TrainPlan, images: usize) -> u64 {
     let estimate = GpuEstimate::new(plan.config()).unwrap();
     let needs = estimate.of(images);
@@ -102,11 +102,11 @@ fn weights(trainer: &Trainer) -> Vec<f32> {
     trainer.sampling_params().unwrap().buffer().to_vec().unwrap()
 }
 
-/// Within 10 %: a GPU's blocks are larger than what is asked for, and its cuDNN has scratch space of its own. Where the
-/// emulator skips the arithmetic (GPU_EMULATOR_SKIP), of Ho's CIFAR-10 model with a batch of 128.
+/// Within 10 %: a GPU's blocks are larger than what was requested, and its cuDNN has its own scratch space. Where the emulator
+/// skips the arithmetic (GPU_EMULATOR_SKIP), of Ho's CIFAR-10 model with a batch of 128.
 #[test]
 #[ignore = "needs a GPU"]
-fn gpu_a_steps_memory_is_what_was_foretold() {
+fn gpu_a_steps_memory_is_what_was_estimated() {
     let (device, _turn) = gpu();
     let gpu = Gpu::of(&device).unwrap();
     for (precision, checkpointing) in [("f32", "false"), ("f32", "true"), ("bf16", "false"), ("bf16", "true")] {
@@ -125,10 +125,10 @@ fn gpu_a_steps_memory_is_what_was_foretold() {
         drop(train(&plan, &device, 3));
         let peak = gpu.peak_memory().unwrap() - before;
         let needs = GpuEstimate::new(plan.config()).unwrap().of(plan.config().train.batch_size);
-        let foretold = needs.total_bytes - needs.workspace_bytes;
-        println!("{precision}, checkpointing {checkpointing}: peak {peak}, foretold {foretold}");
-        let off = (peak as f64 - foretold as f64).abs() / foretold as f64;
-        assert!(off < 0.1, "{precision}, checkpointing {checkpointing}: peak {peak}, foretold {foretold}");
+        let estimated = needs.total_bytes - needs.workspace_bytes;
+        println!("{precision}, checkpointing {checkpointing}: peak {peak}, estimated {estimated}");
+        let off = (peak as f64 - estimated as f64).abs() / estimated as f64;
+        assert!(off < 0.1, "{precision}, checkpointing {checkpointing}: peak {peak}, estimated {estimated}");
     }
 }
 
@@ -169,7 +169,7 @@ fn gpu_a_step_that_cannot_fit_says_what_it_takes_and_changes_nothing() {
     assert!(advice.unwrap().contains("model.block_out_channels narrower"), "{message}");
     assert_eq!(trainer.steps_taken(), 0);
     drop(scarcity);
-    // One image at a time from here on, which changes roundings alone.
+    // One image at a time from here on, which changes only roundings.
     let outcomes = go_on(&mut trainer, &plan, 0..3).unwrap();
     for (found, expected) in losses(&outcomes).iter().zip(losses(&expected)) {
         assert!((found - expected).abs() < 2e-2 * expected, "{found}, in one piece {expected}");
@@ -190,7 +190,7 @@ fn gpu_a_chosen_micro_batch_that_does_not_fit_is_refused_with_one_that_does() {
     let error = go_on(&mut trainer, &plan, 0..1).unwrap_err();
     assert_eq!(error.kind(), Kind::Memory);
     let Error::StepTooLarge { advice: Some(hint), .. } = error else { panic!("{error}") };
-    // The estimate knows the scratch space, which is taken already, only about.
+    // The estimate of the scratch space, which is already allocated, is rough.
     let fits = [all / 2, all / 4].map(|images| format!("set train.micro_batch = {images}, "));
     assert!(fits.iter().any(|fits| hint.starts_with(fits)), "{hint}");
 }
@@ -223,7 +223,7 @@ fn lasting(plan: &TrainPlan) -> u64 {
     needs.parameters_bytes + needs.gradients_bytes
 }
 
-/// The emulator alone can refuse a recording and nothing else.
+/// Only the emulator can refuse a recording and nothing else.
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_without_room_for_a_recording_steps_go_on_as_they_are() {
@@ -277,7 +277,7 @@ fn gpu_pictures_that_do_not_fit_at_once_leave_the_training_alone() {
     let (plan, options) = run_in(places[0].path());
     run(&plan, &options).unwrap();
     let (plan, options) = run_in(places[1].path());
-    // A run opens the GPU for itself, with scratch space and counters of its own.
+    // A run opens the GPU again, with its own scratch space and counters.
     let opened = GpuEstimate::new(plan.config()).unwrap().of(1).workspace_bytes + (1 << 18);
     let _scarcity = Scarcity::leaving(&gpu, &device, opened + enough_for(&plan, 1));
     let summary = run(&plan, &options).unwrap();

@@ -1,4 +1,4 @@
-//! Bits per dimension on a GPU against the same on the CPU, and what a timestep asks of the driver.
+//! Bits per dimension on a GPU against the same on the CPU, and a timestep's calls of the driver.
 
 use std::path::PathBuf;
 
@@ -42,7 +42,7 @@ fn images(model: &Model, num: usize) -> EvalImages {
     EvalImages::open(&selection, &model.config).unwrap()
 }
 
-/// So many images at once, at some of the timesteps; `progress` is told the number of passes.
+/// Evaluates at some of the timesteps, so many images at once; `progress` gets the number of passes.
 fn try_judge(
     model: &Model,
     images: &EvalImages,
@@ -54,7 +54,7 @@ fn try_judge(
     evaluate(model, images, &request, &mut |passes, _| progress(passes))
 }
 
-/// Of the first `num` images; and how often progress was told.
+/// The result for the first `num` images, and how often progress was reported.
 fn judge(model: &Model, num: usize, batch_size: usize) -> (Nll, usize) {
     let mut last = 0;
     let nll = try_judge(model, &images(model, num), batch_size, |passes| last = passes).unwrap();
@@ -85,7 +85,7 @@ fn gpu_bits_per_dim_are_the_cpus() {
     }
 }
 
-/// Not to the bit: for another number of images another algorithm may be the fastest.
+/// Not equal to the bit: for another number of images another algorithm may be the fastest.
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_an_images_bits_do_not_depend_on_the_others() {
@@ -126,7 +126,7 @@ fn gpu_a_timestep_is_one_upload_and_one_replay() {
 /// Needs the emulator, whose memory has the size that one says.
 #[test]
 #[ignore = "needs a GPU"]
-fn gpu_a_memory_too_small_for_an_evaluation_is_told() {
+fn gpu_a_memory_too_small_for_an_evaluation_is_reported() {
     let (device, _turn) = gpu();
     let Some(emulator) = Emulator::find() else { return };
     let model = model(&[], &device, DType::F32);

@@ -1,10 +1,10 @@
-//! What must change no bit of a training on a GPU: a stop on the way, and computing blocks again.
+//! A stop, and gradient checkpointing, change no bit of a training on a GPU.
 
 use ddpm_run::checkpoint::{Checkpoint, Snapshot, save};
 use ddpm_train::config::TrainPlan;
+use ddpm_train::training::means::Means;
 use ddpm_train::training::state::Position;
 use ddpm_train::training::trainer::Trainer;
-use ddpm_train::training::window::Window;
 
 use crate::{TINY, batches, gpu, plan, train};
 
@@ -13,11 +13,11 @@ fn settings(precision: &str) -> [(&str, &str); 3] {
 }
 
 fn snapshot(plan: &TrainPlan, trainer: &Trainer) -> Snapshot {
-    let window = Window::default();
-    trainer.snapshot(&Position { plan, data_fingerprint: "none", data_len: 10_000, window: &window }).unwrap()
+    let means = Means::default();
+    trainer.snapshot(&Position { plan, data_fingerprint: "none", data_len: 10_000, means: &means }).unwrap()
 }
 
-/// Weights, averages and moments as bits, by file and name, and what else is said about the state.
+/// Weights, averages and moments as bits, by file and name, and the rest of the state.
 fn everything(snapshot: &Snapshot) -> (Vec<(String, Vec<u32>)>, Option<serde_json::Value>) {
     let tensors = snapshot.files.iter().flat_map(|file| {
         file.tensors.iter().map(|t| (format!("{} {}", file.name, t.name), t.data.iter().map(|v| v.to_bits()).collect()))

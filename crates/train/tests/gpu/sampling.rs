@@ -1,4 +1,4 @@
-//! Images drawn on a GPU against images drawn on the CPU: what the network sees behind the noise at every step, and the bytes.
+//! Images drawn on a GPU against images drawn on the CPU: the predicted x_0 of every step, and the bytes.
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::philox::{Philox, Purpose};
@@ -16,7 +16,7 @@ const SAMPLERS: [(SamplerKind, f64); 4] =
 const CLASSES: &[(&str, &str)] = &[("model.num_class_embeds", "11"), ("loss.label_dropout", "0.3")];
 const LEARNED: &[(&str, &str)] = &[("diffusion.variance_type", "learned_range"), ("loss.kind", "hybrid")];
 
-/// A network that says something: a fresh one predicts zeros.
+/// A network with random output: a fresh one predicts zeros.
 pub(crate) struct Sketch {
     unet: UNet,
     weights: Vec<f32>,
@@ -47,7 +47,7 @@ pub(crate) fn sampler((sampler, eta): (SamplerKind, f64), steps: usize) -> Sampl
     SamplerConfig { sampler, eta, steps: Some(steps), spacing: sampler.default_spacing() }
 }
 
-/// Five images in batches of two: the last draws one that nobody sees.
+/// Five images in batches of two: the last batch draws one that is not used.
 pub(crate) fn request(sampler: &SamplerConfig) -> Request<'_> {
     Request { num: 5, sampler, start: Start::Seed(3), classes: None, guidance: None, batch_size: 2 }
 }
@@ -72,7 +72,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// f32: a network of this depth rounds in another order, and what it says goes through it again at every step.
+/// f32: a network of this depth rounds in another order, and its output passes through it again at every step.
 fn check(settings: &[(&str, &str)], dtype: DType, tolerance: f32, request: &Request<'_>) {
     let (device, _turn) = gpu();
     let sketch = Sketch::new(settings);
@@ -171,7 +171,7 @@ fn gpu_a_drawing_drawn_twice_or_given_up_gives_the_same_bits() {
 /// Needs the emulator, whose memory has the size that one says.
 #[test]
 #[ignore = "needs a GPU"]
-fn gpu_a_full_memory_is_told_and_nothing_stays_behind() {
+fn gpu_a_full_memory_is_reported_and_nothing_stays_behind() {
     let (device, _turn) = gpu();
     let Some(emulator) = Emulator::find() else { return };
     let (sketch, sampler) = (Sketch::new(&[]), sampler(SAMPLERS[1], 4));

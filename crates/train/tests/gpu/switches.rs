@@ -1,4 +1,4 @@
-//! What `DDPM_GPU_OFF` turns off: the plainer way computes the same, and is the one that is taken.
+//! What `DDPM_GPU_OFF` turns off: the plainer way is used, and computes the same.
 
 use candle_core::DType;
 use ddpm_kernels::cuda::Gpu;
@@ -11,7 +11,7 @@ use crate::emulator::Emulator;
 use crate::sampling::{Sketch, request, sampler};
 use crate::{TINY, gpu, plan, train};
 
-/// What must not be counted while a family is off, and what must instead.
+/// The counter that must stay zero while a family is off, and the one that must not.
 const FAMILIES: [(Family, &[&str], &str); 4] = [
     (Family::Graph, &["api capture", "api graph", "captured"], "kernel cudnn"),
     (
@@ -68,12 +68,12 @@ fn gpu_what_is_turned_off_is_not_taken_and_nothing_else_changes() {
             }
         }
         let off = painted.pixels.iter().zip(&images.pixels).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-        // As far as bf16 is from f32 in `sampling`.
+        // The tolerance of bf16 against f32 in `sampling`.
         assert!(off <= 26, "{family:?}: a byte is off by {off}");
     }
 }
 
-/// Where the arithmetic is not skipped, what is counted is also right: f32 knows no flash attention.
+/// Where the arithmetic is not skipped, the result is also right: f32 has no flash attention.
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_all_of_it_turned_off_trains_as_before() {

@@ -1,6 +1,6 @@
-//! The process on a CPU: an image a task, which makes its noise again wherever it is needed, as a GPU does. x_t is f32 and every
-//! product and sum of it is rounded; all that is judged is f64, summed in the order of the values, so that neither threads nor
-//! micro-batches change a bit.
+//! The process on a CPU: one task for each image. A task makes its noise again wherever it is needed, as a GPU does. x_t is
+//! f32, with every product and sum rounded; losses and bounds are f64, summed in the order of the values, so that neither
+//! threads nor micro-batches change a bit.
 
 use std::borrow::Cow;
 use std::f64::consts::LN_2;
@@ -14,7 +14,7 @@ use crate::buffer::{CpuSlice, cpu_slice, cpu_tensor, unwritten};
 use crate::error::{KernelError, Result};
 use crate::philox::Philox;
 
-/// A micro-batch, read.
+/// A micro-batch, read from its tensors.
 struct Batch<'a> {
     samples: Vec<SampleConstants>,
     pixels: Pixels<'a>,
@@ -40,7 +40,7 @@ struct Sample<'b> {
     noise: Cow<'b, [f32]>,
 }
 
-/// What a batch borrows: its images and its noise, where they are f32.
+/// The storage that a batch borrows: its images and its noise, if they are f32.
 fn borrowed<'a>(op: &'static str, images: &NoisyImages<'a>) -> Result<[Option<CpuSlice<'a>>; 2]> {
     let pixels = if images.images.dtype() == DType::U8 { None } else { Some(cpu_slice(op, images.images)?) };
     Ok([pixels, given(op, &images.noise)?])
@@ -82,7 +82,7 @@ impl<'a> Batch<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// `given` are the numbers of noise that is given.
+    /// `given` are the values of the noise, if it is given.
     pub(super) fn new(noise: &Noise<'_>, given: Option<&'a [f32]>) -> Result<Self> {
         Ok(match *noise {
             Noise::Drawn { stream, place, first_position } => {
@@ -93,7 +93,7 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// That of an image of so many values.
+    /// The noise of an image of so many values.
     pub(super) fn of(&self, image: usize, values: usize) -> Cow<'a, [f32]> {
         match self {
             Self::Drawn { stream, step, first } => {
@@ -165,7 +165,7 @@ impl Sample<'_> {
     }
 }
 
-/// What a pixel's output says of the variance of its channel `c`; without a second half, that it is the lower one.
+/// The variance of channel `c` from a pixel's output; without a second half of channels, the lower bound.
 fn variance_value(output: &[f32], channels: usize, c: usize) -> f64 {
     f64::from(output.get(channels + c).copied().unwrap_or(-1.0))
 }
@@ -181,7 +181,7 @@ impl SampleConstants {
         if self.decoder != 0.0 {
             return negative_log_likelihood(x_start, self.mean_coef1 * predicted + self.mean_coef2 * x_t, log_variance);
         }
-        // Both means hold the same x_t, so that only the two x_0 differ.
+        // Both means contain the same x_t, so only the two x_0 differ.
         normal_kl(self.mean_coef1 * (predicted - x_start), self.posterior_log_variance, log_variance)
     }
 }

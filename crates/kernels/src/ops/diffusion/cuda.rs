@@ -8,12 +8,12 @@ use crate::error::{KernelError, Result};
 
 /// Threads of a block, each of which takes four neighbouring values at a time.
 const THREADS: u32 = 256;
-/// Blocks of an image at most: the last one adds up what they found, one after the other.
+/// The most blocks of an image: the last one adds up their sums, one after another.
 const MOST_BLOCKS: usize = 64;
 /// Images of a launch.
 const MOST_IMAGES: usize = 65_535;
 
-/// The arguments every kernel of noisy images begins with.
+/// The first arguments of every kernel of noisy images.
 fn with_images<'g>(
     gpu: &Gpu,
     op: &'static str,
@@ -91,7 +91,7 @@ impl Judged {
         Ok(Self { n, values, channels, halves: halves as u32 })
     }
 
-    /// The arguments that every such kernel begins with.
+    /// The first arguments of every such kernel.
     fn launch<'g>(
         &self,
         gpu: &'g Gpu,
@@ -104,7 +104,7 @@ impl Judged {
         Ok(launch.arg(operand(gpu, op, model_output, dtype)?).arg(self.channels).arg(self.halves))
     }
 
-    /// The arguments that every such kernel ends with: where blocks leave their sums, and where the results belong.
+    /// The last arguments of every such kernel: the addresses of the blocks' sums and of the results.
     fn run(&self, gpu: &Gpu, op: &'static str, launch: Launch<'_>, results: &Tensor) -> Result<()> {
         let blocks = self.values.div_ceil(4 * THREADS as usize).min(MOST_BLOCKS);
         launch

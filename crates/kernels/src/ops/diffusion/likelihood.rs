@@ -1,4 +1,4 @@
-//! What an element costs in the variational bound, in nats, with its derivatives.
+//! The cost of an element in the variational bound, in nats, with its derivatives.
 //!
 //! - For t > 0, KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)): two Gaussians (Ho et al. 2020, eq. 5).
 //! - For t = 0 the decoder p(x_0 | x_1): a Gaussian discretised to the 256 values of an 8-bit image (eq. 13).
@@ -13,7 +13,7 @@ const EDGE: f64 = 0.999;
 /// Probabilities are kept above this, so that a hopeless mean costs 27.6 nats and not infinity.
 const MIN_PROBABILITY: f64 = 1e-12;
 
-/// A negative log-likelihood (or KL divergence) in nats and its derivatives by the model's mean and log variance.
+/// A negative log-likelihood (or KL divergence) in nats and its derivatives with respect to the model's mean and log variance.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Nats {
     pub(super) value: f64,

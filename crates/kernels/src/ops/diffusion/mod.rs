@@ -1,18 +1,18 @@
 //! The diffusion process: images to noisy ones, the loss of a network's output with its gradient, its term of the variational
 //! bound, a step of a sampler, and the sinusoids of time.
 //!
-//! What a timestep means is said in numbers ([`SampleConstants`], [`SamplerConstants`]), which the model crate makes of its
-//! schedule; here nobody knows a schedule, a kind of loss or a sampler by name. With `s` the constants of a sample:
+//! A timestep is described by numbers ([`SampleConstants`], [`SamplerConstants`]), which the model crate computes from its
+//! schedule; this module knows no schedule, kind of loss or sampler by name. With `s` the constants of a sample:
 //!
 //! ```text
 //! x_t      = s.signal x_0 + s.noise eps
 //! mse      = mean of (output - s.target_x_start x_0 - s.target_noise eps)^2
 //! loss     = s.mse_weight mse + s.bound_weight bits                    bits: L_t per dimension, where s.bound is not 0
 //! ```
-//! On a GPU each is one launch, and nothing of a step is known to the host when it is queued: the step's number and the
-//! constants are read from device memory, so that a captured graph can be replayed with others. The noise is a function of its
-//! place ([`Philox::fill_normal`]) and is made wherever it is needed, never stored: the launches move the images, and the
-//! network's output with its gradient, once.
+//! On a GPU each is one launch that depends on no value from the host: the step's number and the constants are read from device
+//! memory, so that a captured graph can be replayed with new ones. The noise is a function of its place
+//! ([`Philox::fill_normal`]) and is made wherever it is needed, never stored: the launches move the images, and the network's
+//! output with its gradient, once.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -28,9 +28,9 @@ use crate::check;
 use crate::error::{KernelError, Result};
 use crate::philox::Philox;
 
-/// What a sample's t means to its noise and its loss: a row of [`NoisyImages::samples`].
+/// The constants of a sample's t for its noise and its loss: a row of [`NoisyImages::samples`].
 ///
-/// The loss is `mse_weight * mse + bound_weight * bits`, where the bound's term in bits per dimension counts if `bound` is
+/// The loss is `mse_weight * mse + bound_weight * bits`, where the bound's term in bits per dimension counts only if `bound` is
 /// not zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -55,7 +55,7 @@ pub struct SampleConstants {
     pub decoder: f64,
     /// Factor of `x_t` in the `x_0` that a prediction stands for.
     pub x_start_x_t: f64,
-    /// Factor of the prediction in it.
+    /// Factor of the prediction in that `x_0`.
     pub x_start_prediction: f64,
     /// Factor of `x_0` in the mean of the posterior.
     pub mean_coef1: f64,
@@ -65,12 +65,12 @@ pub struct SampleConstants {
     pub posterior_log_variance: f64,
     /// The model's log variance at an output of -1.
     pub log_variance_lower: f64,
-    /// How much larger it is at an output of 1.
+    /// How much larger the log variance is at an output of 1.
     pub log_variance_width: f64,
 }
 
 impl SampleConstants {
-    /// Numbers of a sample.
+    /// Count of the numbers of a sample.
     pub const WORDS: usize = size_of::<Self>() / size_of::<f64>();
 
     /// The numbers in the order of the fields, as device memory holds them.
@@ -95,7 +95,7 @@ impl SampleConstants {
         ]
     }
 
-    /// What [`words`](Self::words) wrote.
+    /// The inverse of [`words`](Self::words).
     fn from_words(words: [f64; Self::WORDS]) -> Self {
         let [signal, noise, target_x_start, target_noise, mse_weight, scale, bound, bound_weight, rest @ ..] = words;
         let [decoder, x_start_x_t, x_start_prediction, mean_coef1, mean_coef2, rest @ ..] = rest;
@@ -120,29 +120,29 @@ impl SampleConstants {
         }
     }
 
-    /// Those of several samples as [`NoisyImages::samples`].
+    /// The constants of several samples as [`NoisyImages::samples`].
     ///
     /// # Errors
-    /// A device without room.
+    /// The device's memory is full.
     pub fn tensor(samples: &[Self], device: &Device) -> Result<Tensor> {
         let words: Vec<f64> = samples.iter().flat_map(Self::words).collect();
         Ok(Tensor::from_vec(words, (samples.len(), Self::WORDS), device)?)
     }
 }
 
-/// Whose noise it is: that of `step`, for images from number `first` on.
+/// What noise is drawn for: `step`, and images from number `first` on.
 pub fn place(step: u64, first: u64) -> [u32; 4] {
     [step as u32, (step >> 32) as u32, first as u32, (first >> 32) as u32]
 }
 
-/// A micro-batch of images and the noise they get, all where the network computes.
+/// A micro-batch of images and their noise, all on the device.
 #[derive(Clone, Copy, Debug)]
 pub struct NoisyImages<'a> {
-    /// `[N, H, W, C]`: u8, which stand for [-1, 1]; on a CPU also f32, as they are.
+    /// `[N, H, W, C]`: u8, which represents [-1, 1]; on a CPU also f32, used unchanged.
     pub images: &'a Tensor,
     /// [`SampleConstants::words`] of each, f64 `[N, SampleConstants::WORDS]`.
     pub samples: &'a Tensor,
-    /// What is added to them.
+    /// The noise added to them.
     pub noise: Noise<'a>,
 }
 
@@ -155,10 +155,10 @@ pub enum Noise<'a> {
         stream: Philox,
         /// [`place`] of the step and of the first image of all, u32 `[4]`.
         place: &'a Tensor,
-        /// Which the first image here is, counted from that one.
+        /// Number of the first image here, counted from that one.
         first_position: u64,
     },
-    /// These, f32 of the images' shape; on a CPU alone.
+    /// This tensor, f32 of the images' shape; only on a CPU.
     Given(&'a Tensor),
 }
 
@@ -172,7 +172,7 @@ impl Noise<'_> {
 }
 
 impl NoisyImages<'_> {
-    /// The number of images and of their values, if everything has its shape.
+    /// The number of images and of the values of each, if all shapes are right.
     fn check(&self, op: &'static str) -> Result<(usize, usize)> {
         let [n, height, width, channels] = check::dims(op, "images", self.images)?;
         check::shape(op, "samples", self.samples, &[n, SampleConstants::WORDS])?;
@@ -195,7 +195,7 @@ pub struct LossAndGrad {
 /// `x_t = signal x_0 + noise eps` `[N, H, W, C]` in `dtype`, where `x_0` are the images in [-1, 1].
 ///
 /// # Errors
-/// Tensors of other shapes or types than [`NoisyImages`] says, a device without this operation, or one whose memory is full.
+/// A tensor's shape or type is not as [`NoisyImages`] says, the device does not have this operation, or its memory is full.
 pub fn q_sample(images: &NoisyImages<'_>, dtype: DType) -> Result<Tensor> {
     const OP: &str = "diffusion_q_sample";
     images.check(OP)?;
@@ -208,10 +208,10 @@ pub fn q_sample(images: &NoisyImages<'_>, dtype: DType) -> Result<Tensor> {
 }
 
 /// The loss of `model_output` `[N, H, W, C]`, or `[N, H, W, 2C]` where the network learns the variance, with its gradient.
-/// `loss_scale`, an f64 where the network computes (the first number of a larger tensor will do), multiplies the gradient alone.
+/// `loss_scale`, an f64 on the device (or the first number of a larger tensor), multiplies only the gradient.
 ///
 /// # Errors
-/// As [`q_sample`], or an output of another shape.
+/// As [`q_sample`], or the output's shape is wrong.
 pub fn loss_and_grad(
     images: &NoisyImages<'_>,
     model_output: &Tensor,
@@ -227,9 +227,9 @@ pub fn loss_and_grad(
     }
 }
 
-/// What `model_output`, as in [`loss_and_grad`], says of each image: the bound's term in bits per dimension, then the mean
-/// squared error of the predicted `x_0`, which is clamped to [-1, 1] in both, as one does when judging a model and not when
-/// training it. f64 `[N, 2]`.
+/// For each image, from `model_output` as in [`loss_and_grad`]: the bound's term in bits per dimension, then the mean squared
+/// error of the predicted `x_0`. For both, `x_0` is clamped to [-1, 1], as is usual in evaluation but not in training. f64 `[N,
+/// 2]`.
 ///
 /// # Errors
 /// As [`loss_and_grad`].
@@ -251,7 +251,8 @@ pub fn bound(images: &NoisyImages<'_>, model_output: &Tensor) -> Result<Tensor> 
 /// must see the same rounding in training and in diffusers.
 ///
 /// # Errors
-/// An odd number of channels or none, a tensor that is no f32 row, a device without this operation or whose memory is full.
+/// The number of channels is odd or 0, the tensor is no f32 row, the device does not have this operation, or its memory is
+/// full.
 pub fn sinusoids(
     numbers: &Tensor,
     channels: usize,

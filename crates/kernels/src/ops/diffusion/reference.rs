@@ -36,8 +36,8 @@ fn mean_flat(x: &Tensor) -> Result<Tensor> {
     x.flatten_from(1)?.mean(D::Minus1)
 }
 
-/// The loss, the mean squared error and the bits of each sample, each `[N]`. Where only the variance learns from the bound,
-/// nothing of it flows to the prediction.
+/// The loss, the mean squared error and the bits of each sample, each `[N]`. Where only the variance learns from the bound, the
+/// bound has no gradient with respect to the prediction.
 pub fn losses(
     samples: &[SampleConstants],
     x_start: &Tensor,
@@ -59,7 +59,8 @@ pub fn losses(
     Ok([loss, mse, bits])
 }
 
-/// What [`bound`](super::bound) says of each image: the term in bits per dimension, and the squared error of x_0; each `[N]`.
+/// The results of [`bound`](super::bound) for each image: the term in bits per dimension, and the squared error of x_0; each
+/// `[N]`.
 pub fn bound(
     samples: &[SampleConstants],
     x_start: &Tensor,
@@ -150,7 +151,7 @@ pub fn sampler_step(
     let x_0 = ((x_t * step.x_start_x_t)? + (&prediction * step.x_start_prediction)?)?;
     let x_0 = if step.clip == 0.0 { x_0 } else { x_0.clamp(-1.0, 1.0)? };
     let mut mean = ((&x_0 * step.mean_x_start)? + (x_t * step.mean_x_t)?)?;
-    // A factor of zero leaves out what it would multiply, which may be nothing yet.
+    // A factor of zero skips its operand, which may not exist yet.
     for (factor, value) in [(step.mean_prediction, &prediction), (step.mean_previous, previous)] {
         mean = if factor == 0.0 { mean } else { (mean + (value * factor)?)? };
     }

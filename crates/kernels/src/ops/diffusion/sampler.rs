@@ -1,12 +1,12 @@
-//! A sampler: images on their way out of the noise, a step of all of them at once.
+//! A step of a sampler, for all images of a batch at once.
 //!
-//! Every sampler is linear in what a step knows, so a step is a few numbers ([`SamplerConstants`]) and nobody here knows a
-//! sampler by name. It is computed in f64 and rounded once: what a step loses goes through the network again at every later
-//! one. On a GPU it is one launch, which reads those numbers, and whose noise it is to make, from device memory: a captured step
-//! can be replayed as the next one.
+//! Every sampler is linear in its inputs, so a step is a few numbers ([`SamplerConstants`]), and this module knows no sampler
+//! by name. A step is computed in f64 and rounded once, because its rounding error passes through the network at every later
+//! step. On a GPU it is one launch, which reads those numbers, and the step and images to make noise for, from device memory: a
+//! captured step can be replayed as the next one.
 //!
-//! Moved per value on a GPU: x_t and the predicted x_0, f32, read and written; the network's output read and its next input written,
-//! in the format it computes in. That is 20 bytes beside a 16-bit network, against some MB that the network moves for it.
+//! A GPU moves for each value: x_t and the predicted x_0, f32, read and written; the network's output, read; its next input,
+//! written, both in the network's format. With a 16-bit network that is 20 bytes, against some MB that the network moves.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -19,7 +19,7 @@ use crate::check;
 use crate::error::{KernelError, Result};
 use crate::philox::Philox;
 
-/// What a step does to every image; all factors are of f64. With the prediction p, guided:
+/// The constants of a step, for every image; all factors are f64. With the prediction p, guided:
 ///
 /// ```text
 /// x_0      = x_start_x_t x_t + x_start_prediction p                                 clamped to [-1, 1] where clip is not 0
@@ -33,28 +33,28 @@ pub struct SamplerConstants {
     pub guidance: f64,
     /// Factor of `x_t` in the predicted `x_0`.
     pub x_start_x_t: f64,
-    /// Factor of the prediction in it.
+    /// Factor of the prediction in that `x_0`.
     pub x_start_prediction: f64,
     /// 1 where it is clamped to [-1, 1].
     pub clip: f64,
     /// Factor of the predicted `x_0` in the mean of the next `x_t`.
     pub mean_x_start: f64,
-    /// Factor of `x_t` in it.
+    /// Factor of `x_t` in that mean.
     pub mean_x_t: f64,
-    /// Factor of the prediction in it.
+    /// Factor of the prediction in that mean.
     pub mean_prediction: f64,
-    /// Factor in it of the `x_0` predicted at the step before.
+    /// Factor in that mean of the `x_0` predicted at the step before.
     pub mean_previous: f64,
     /// 1 where the step adds noise.
     pub noise: f64,
     /// Logarithm of the noise's variance, at an output of -1 where the network learns it.
     pub log_variance_lower: f64,
-    /// How much larger it is at an output of 1.
+    /// How much larger the log variance is at an output of 1.
     pub log_variance_width: f64,
 }
 
 impl SamplerConstants {
-    /// Numbers of a step.
+    /// Count of the numbers of a step.
     pub const WORDS: usize = size_of::<Self>() / size_of::<f64>();
 
     /// The numbers in the order of the fields, as device memory holds them.
@@ -74,7 +74,7 @@ impl SamplerConstants {
         ]
     }
 
-    /// What [`words`](Self::words) wrote.
+    /// The inverse of [`words`](Self::words).
     fn from_words(words: [f64; Self::WORDS]) -> Self {
         let [guidance, x_start_x_t, x_start_prediction, clip, rest @ ..] = words;
         let [mean_x_start, mean_x_t, mean_prediction, mean_previous, rest @ ..] = rest;
@@ -95,20 +95,20 @@ impl SamplerConstants {
     }
 }
 
-/// What a step is told, where the network computes.
+/// The inputs of a step, on the device.
 #[derive(Clone, Copy, Debug)]
 pub struct SamplerStep<'a> {
     /// [`SamplerConstants::words`], f64 `[SamplerConstants::WORDS]`.
     pub constants: &'a Tensor,
-    /// What it adds, where the constants say that it does.
+    /// The noise that it adds, if the constants say so.
     pub noise: Noise<'a>,
     /// The network's output, `[N, H, W, C]` or `[N, H, W, 2C]`, in its number format.
     pub output: &'a Tensor,
-    /// Its output without the class, where that is to guide.
+    /// Its output without the class, for guidance.
     pub unguided: Option<&'a Tensor>,
 }
 
-/// N images between noise and picture, in memory that keeps its place.
+/// N images between noise and picture, at fixed addresses.
 #[derive(Debug)]
 pub struct SamplerState {
     x_t: Tensor,
@@ -117,10 +117,10 @@ pub struct SamplerState {
 }
 
 impl SamplerState {
-    /// Room for images of this shape `[N, H, W, C]`, for a network that computes in `dtype`.
+    /// Memory for images of this shape `[N, H, W, C]`, for a network that computes in `dtype`.
     ///
     /// # Errors
-    /// A device without this operation or without memory, or a network that cannot compute so there.
+    /// The device does not have this operation, its memory is full, or a network cannot use this format there.
     pub fn new(shape: [usize; 4], dtype: DType, device: &Device) -> Result<Self> {
         const OP: &str = "sampler";
         let state = match device {
@@ -142,7 +142,7 @@ impl SamplerState {
         &self.x_t
     }
 
-    /// x_t as the network is shown it, in the format it computes in.
+    /// x_t as the network's input, in the network's format.
     pub fn input(&self) -> &Tensor {
         &self.input
     }
@@ -152,10 +152,10 @@ impl SamplerState {
         &self.x_start
     }
 
-    /// Begins: image `k` is the noise of step 0 and number `first + k`.
+    /// Starts from noise: image `k` is the noise of step 0 and number `first + k`.
     ///
     /// # Errors
-    /// The driver refuses.
+    /// The driver fails.
     pub fn begin(&self, noise: Philox, first: u64) -> Result<()> {
         match self.x_t.device() {
             #[cfg(feature = "cuda")]
@@ -164,10 +164,10 @@ impl SamplerState {
         }
     }
 
-    /// Begins at `x_t`, f32, of the shape of these images.
+    /// Starts from `x_t`, f32, of the shape of these images.
     ///
     /// # Errors
-    /// Another tensor, or the driver refuses.
+    /// The tensor does not fit, or the driver fails.
     pub fn begin_at(&self, x_t: &Tensor) -> Result<()> {
         const OP: &str = "sampler_begin";
         check::shape(OP, "x_t", x_t, self.x_t.dims())?;
@@ -178,10 +178,10 @@ impl SamplerState {
         }
     }
 
-    /// Makes of x_t the next one.
+    /// Computes the next x_t.
     ///
     /// # Errors
-    /// Tensors of other shapes or types than [`SamplerStep`] says, or the driver refuses.
+    /// A tensor's shape or type is not as [`SamplerStep`] says, or the driver fails.
     pub fn step(&self, step: &SamplerStep<'_>) -> Result<()> {
         const OP: &str = "sampler_step";
         check::shape(OP, "constants", step.constants, &[SamplerConstants::WORDS])?;

@@ -1,4 +1,4 @@
-//! DDIM (Song et al. 2020, arXiv 2010.02502): the same marginals as the forward process, with as much noise as wanted.
+//! DDIM (Song et al. 2020, arXiv 2010.02502): the same marginals as the forward process, with any amount of noise.
 
 use candle_core::Tensor;
 use ddpm_kernels::ops::diffusion::SamplerConstants;

@@ -1,8 +1,8 @@
 //! From noise to images: the reverse process, by one of several samplers.
 //!
-//! [`sample`] walks the visited timesteps from the noisiest down. A sampler says each of its steps in a few numbers
-//! ([`SamplerConstants`]); a new one is a file here and a variant of [`SamplerKind`]. What those do to images is
-//! [`SamplerState::step`]'s affair, on a CPU as on a GPU. [`invert`] walks the other way, from an image to its noise.
+//! [`sample`] visits the timesteps from the noisiest down. A sampler describes each of its steps by a few numbers
+//! ([`SamplerConstants`]); a new sampler is a file here and a variant of [`SamplerKind`]. [`SamplerState::step`] applies these
+//! numbers to images, on a CPU and on a GPU. [`invert`] goes the other way, from an image to its noise.
 
 mod ddim;
 mod ddpm;
@@ -34,8 +34,8 @@ pub enum SamplerKind {
 }
 
 impl SamplerKind {
-    /// The steps visited where nobody chose. A solver of second order gains from beginning at the noisiest timestep; the
-    /// others follow diffusers.
+    /// The default choice of steps. A second-order solver gains from starting at the noisiest timestep; the others follow
+    /// diffusers.
     pub fn default_spacing(self) -> Spacing {
         match self {
             Self::Ddpm | Self::Ddim => Spacing::Leading,
@@ -89,16 +89,16 @@ impl From<SamplerKind> for String {
 pub struct SamplerConfig {
     /// The sampler.
     pub sampler: SamplerKind,
-    /// How many timesteps to visit: all of them, or those of a respacing, where absent.
+    /// How many timesteps to visit; if absent, all of them or those of a respacing.
     pub steps: Option<usize>,
-    /// DDIM's noise: 0 none, 1 as much as ancestral sampling. 0 for the others, which have no such choice.
+    /// DDIM's noise: 0 none, 1 as much as ancestral sampling. It is 0 for the other samplers.
     pub eta: f64,
     /// Which timesteps to visit.
     pub spacing: Spacing,
 }
 
 impl SamplerConfig {
-    /// Checks the settings against a model of `num_train_timesteps`; the visited timesteps, ascending.
+    /// Checks the settings against a model of `num_train_timesteps`; returns the visited timesteps, ascending.
     pub fn kept_timesteps(&self, num_train_timesteps: usize) -> Result<Vec<Timestep>, DiffusionError> {
         if !(0.0..=1.0).contains(&self.eta) {
             return Err(DiffusionError::setting(
@@ -124,8 +124,8 @@ impl SamplerConfig {
     }
 }
 
-/// The steps of [`sample`] in their order: what the network is told, and what [`SamplerState::step`] then computes with. `guidance` is
-/// the weight of its unguided output, where it gets one.
+/// The steps of [`sample`] in their order: the timestep for the network, and the constants for [`SamplerState::step`].
+/// `guidance` is the weight of the unguided output, if there is one.
 ///
 /// # Errors
 /// As [`SamplerConfig::kept_timesteps`].
@@ -167,13 +167,13 @@ fn with_noise(mean: SamplerConstants, log_variance: LogVarianceRange) -> Sampler
 /// The network: `(x_t, t)` to its output. t is a timestep of the schedule it was trained on.
 pub type Denoise<'a, E> = dyn FnMut(&Tensor, Timestep) -> Result<Tensor, E> + 'a;
 
-/// Whoever looks on: `(t, predicted x_0)` after each pass through the network.
+/// An observer, called with `(t, predicted x_0)` after each pass through the network.
 pub type Observe<'a, E> = dyn FnMut(Timestep, &Tensor) -> Result<(), E> + 'a;
 
 /// Turns `x_t`, which is x_T ~ N(0, I) of shape `[N, H, W, C]`, into N images (in [-1, 1] where the model predicts such).
 ///
-/// `denoise(x_t, t)` is the network; t is a timestep of the schedule it was trained on, so of the unrespaced `process`.
-/// `noise(step)` gives the standard normals of step 0, 1, ..., shaped like `x_t`; it is not called for a step that
+/// `denoise(x_t, t)` is the network; t is a timestep of the schedule it was trained on, which is that of `process` before
+/// respacing. `noise(step)` gives the standard normals of step 0, 1, ..., shaped like `x_t`; it is not called for a step that
 /// needs none. Both may fail with an error of the caller's.
 pub fn sample<E: From<DiffusionError>>(
     process: &DiffusionProcess,
@@ -185,7 +185,7 @@ pub fn sample<E: From<DiffusionError>>(
     sample_observed(process, config, x_t, noise, denoise, &mut |_, _| Ok(()))
 }
 
-/// [`sample`], with an onlooker.
+/// [`sample`], with an observer.
 pub fn sample_observed<E: From<DiffusionError>>(
     process: &DiffusionProcess,
     config: &SamplerConfig,
@@ -196,7 +196,7 @@ pub fn sample_observed<E: From<DiffusionError>>(
 ) -> Result<Tensor, E> {
     let steps = sampler_constants(process, config, 0.0)?;
     let state = begun_at(&x_t)?;
-    // Stands for the noise of a step that has none.
+    // Placeholder for the noise of a step that has none.
     let still = x_t;
     for (step, (t, constants)) in steps.into_iter().enumerate() {
         let output = denoise(&kept(state.x_t())?, t)?;
@@ -214,7 +214,7 @@ fn begun_at(x_t: &Tensor) -> Result<SamplerState, DiffusionError> {
     Ok(state)
 }
 
-/// A copy for others: the state's memory is written over.
+/// A copy, because the state's memory is overwritten.
 fn kept(tensor: &Tensor) -> Result<Tensor, DiffusionError> {
     Ok(tensor.copy()?)
 }
@@ -231,12 +231,12 @@ fn take_step(
     Ok(state.step(&step)?)
 }
 
-/// The x_T from which deterministic DDIM draws the images `x_start`: its steps, backwards.
+/// The x_T from which deterministic DDIM draws the images `x_start`: the inverse of its steps.
 ///
-/// A step back (Song et al. 2020, section 4.3) needs eps at a point that only the step back would give. It starts from eps
-/// at the point it leaves, told the time it goes to, and is then repeated `refinements` times with eps at the point found:
-/// a fixed-point iteration, at one pass through the network each. Give [`sample`] the same config and a process that does not clamp
-/// ([`DiffusionProcess::unclamped`]) to come back.
+/// An inverse step (Song et al. 2020, section 4.3) needs eps at its end point, which is unknown before the step. It starts with
+/// eps at its start point, with the time of its end, and is then repeated `refinements` times with eps at the point found: a
+/// fixed-point iteration with one pass through the network each. To draw the images again, give [`sample`] the same config and
+/// a process that does not clamp ([`DiffusionProcess::unclamped`]).
 ///
 /// # Errors
 /// The config's sampler is not deterministic DDIM, or the caller's `denoise` fails.

@@ -1,4 +1,4 @@
-//! Values of the losses, and what their gradients must and must not do.
+//! Values and gradients of the losses.
 
 use std::f64::consts::LN_2;
 

@@ -1,4 +1,4 @@
-//! The diffusion code against outside truth: golden values of the reference implementations, identities derived another
+//! The diffusion code against independent results: golden values of the reference implementations, identities derived another
 //! way, finite differences, and closed forms for Gaussian data.
 
 #![allow(clippy::unwrap_used)]

@@ -12,12 +12,12 @@ fn double(stream: u64) -> Tensor {
     normal(&DIMS, stream).to_dtype(DType::F64).unwrap()
 }
 
-/// x_t in f64, by the twin of what the network is shown.
+/// x_t in f64, by the reference twin of the operation.
 fn q_sample(p: &DiffusionProcess, x_start: &Tensor, t: &[Timestep], noise: &Tensor) -> Tensor {
     reference::q_sample(&p.constants_at(t).unwrap(), x_start, noise).unwrap()
 }
 
-/// What a perfect network would put out, from the definitions of the three predictions.
+/// The output of a perfect network, from the definitions of the three predictions.
 fn perfect_output(process: &DiffusionProcess, x_start: &Tensor, noise: &Tensor) -> Tensor {
     let bars = T.map(|t| process.schedule().alphas_cumprod()[t]);
     let per_sample = DIMS[1..].iter().product::<usize>();

@@ -167,7 +167,7 @@ fn an_onlooker_sees_every_predicted_image_and_the_last_is_the_result() {
     }
 }
 
-/// Back and forth again; each refinement brings the latent nearer to the one that gives the image exactly.
+/// Inverts and draws again; each refinement brings the latent nearer to the one that gives the image exactly.
 #[test]
 fn an_inversion_leads_back_to_its_image() {
     let p = process(|c| c.clip_sample = false);

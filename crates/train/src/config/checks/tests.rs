@@ -3,16 +3,16 @@
 
 use std::path::Path;
 
-use crate::config::error::told;
+use crate::config::error::shown;
 use crate::config::{Resolved, TrainPlan};
 
-/// What the plan says about `settings`, on top of a config that works.
+/// The plan's error for `settings`, added to a valid config.
 fn refusal(settings: &[&str]) -> String {
     let settings: Vec<_> = settings.iter().map(|setting| setting.parse().unwrap()).collect();
     let text = "[data]\nsource = \"builtin:fashion10k\"\n";
     let resolved = Resolved::from_layers(Path::new("configs/my.toml"), text, [], &settings).unwrap();
     let error = TrainPlan::new(&resolved).unwrap_err();
-    told(&error)
+    shown(&error)
 }
 
 #[track_caller]
@@ -24,7 +24,7 @@ fn is_refused(settings: &[&str], message: &str, help: &str) {
 fn the_place_is_the_line_of_the_file_or_the_file() {
     let refusal = |text: &str| {
         let resolved = Resolved::from_layers(Path::new("configs/my.toml"), text, [], &[]).unwrap();
-        told(&TrainPlan::new(&resolved).unwrap_err())
+        shown(&TrainPlan::new(&resolved).unwrap_err())
     };
     assert_eq!(
         refusal("[model]\nblock_out_channels = [80, 160, 160]\nnorm_num_groups = 32\n[data]\nsource = \"x\"\n"),

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::config::error::told;
+use crate::config::error::shown;
 
 fn resolve(text: &str, environment: &[(&str, &str)], settings: &[&str]) -> Result<Resolved, ConfigError> {
     let environment = environment.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
@@ -10,7 +10,7 @@ fn resolve(text: &str, environment: &[(&str, &str)], settings: &[&str]) -> Resul
 
 /// The whole text a user would see.
 fn refusal(text: &str, environment: &[(&str, &str)], settings: &[&str]) -> String {
-    told(&resolve(text, environment, settings).unwrap_err())
+    shown(&resolve(text, environment, settings).unwrap_err())
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn what_only_diffusers_has_is_refused_by_name() {
 fn a_file_much_longer_than_a_config_is_refused_unread() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 40).unwrap();
-    let refused = told(&Resolved::load_file(file.path()).unwrap_err());
+    let refused = shown(&Resolved::load_file(file.path()).unwrap_err());
     assert!(refused.contains("longer than 1048576 bytes"), "{refused}");
 }
 

@@ -1,5 +1,5 @@
-//! The messages of TensorFlow's `event.proto`, `summary.proto`, `tensor.proto`, `tensor_shape.proto` that are written,
-//! under their field numbers; what is never written is left out, as protobuf allows.
+//! The messages of TensorFlow's `event.proto`, `summary.proto`, `tensor.proto`, `tensor_shape.proto` that are written, with
+//! their field numbers; unused fields are left out, as protobuf allows.
 
 use prost::{Message, Oneof};
 

@@ -10,7 +10,7 @@ use crate::error::Kind;
 
 const SIZE: usize = 8;
 
-/// A small network whose every draw matters: t, noise, dropout, dropped labels.
+/// A small network that uses every random draw: t, noise, dropout, dropped labels.
 fn plan(batch_size: usize) -> TrainPlan {
     let text = r#"
 [data]
@@ -44,7 +44,7 @@ fn batch(share: Share) -> Batch {
     }
 }
 
-/// What a rank with this share does in its first step, and its gradient.
+/// The outcome of the first step of a rank with this share, and its gradient.
 fn first_step(share: Share) -> (StepOutcome, Vec<f32>) {
     let mut trainer = Trainer::new(&plan(share.of()), &Device::Cpu).unwrap();
     trainer.learner.share = share;

@@ -1,4 +1,4 @@
-//! The loops: an image a task.
+//! The loops: one task for each image.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -27,7 +27,7 @@ pub(super) fn begin_at(op: &'static str, x_t: &Tensor, given: &Tensor) -> Result
     FlatBuffer::sharing(x_t)?.with_mut(|x_t| x_t.copy_from_slice(&given))
 }
 
-/// Of the images `[x_t, x_start]`, whose output has `halves` times as many channels.
+/// The step for the images `[x_t, x_start]`, whose output has `halves` times as many channels.
 pub(super) fn step(
     op: &'static str,
     [x_t, x_start]: [&Tensor; 2],
@@ -69,7 +69,7 @@ pub(super) fn step(
 }
 
 impl SamplerConstants {
-    /// One value's step. A factor of zero leaves out what it would multiply, which may be infinite or nothing yet.
+    /// The step of one value. A factor of zero skips its operand, which may be infinite or not exist yet.
     fn next(&self, prediction: f64, variance_value: f64, x_t: f32, noise: f32, x_start: &mut f32) -> f32 {
         let x_t = f64::from(x_t);
         let unclamped = self.x_start_x_t * x_t + self.x_start_prediction * prediction;

@@ -14,7 +14,7 @@ pub(super) fn new(shape: &[usize], dtype: DType, device: &Device) -> Result<Samp
     Ok(SamplerState { x_start: empty(&gpu, DType::F32, shape)?, x_t, input })
 }
 
-/// At `given`, or the normals of this key and number.
+/// Noise at the address `given`, or the normals of this key and number.
 pub(super) fn begin(state: &SamplerState, given: Option<&Tensor>, key: u64, first: u64) -> Result<()> {
     const OP: &str = "sampler_begin";
     let gpu = Gpu::of(state.x_t.device())?;
@@ -39,7 +39,7 @@ pub(super) fn step(
     let (n, values) = sizes(state);
     let dtype = state.input.dtype();
     let gpu = Gpu::of(state.x_t.device())?;
-    // The launch counts images from the first one of the place.
+    // The launch counts images from the first image of the place.
     let Noise::Drawn { stream, place, first_position: 0 } = step.noise else {
         return Err(KernelError::Device { op, device: state.x_t.device().location() });
     };

@@ -1,4 +1,4 @@
-//! What stays the same for the whole run, and what follows from its plan.
+//! What stays fixed for the whole run, and the settings that follow from its plan: loader, sampler, pictures.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use ddpm_run::RunDir;
 use crate::config::{TrainConfig, TrainPlan};
 use crate::drawing::{BATCH, Request, Start};
 
-/// What stays the same for the whole run.
-pub(super) struct RunContext<'a> {
+/// What stays fixed for the whole run.
+pub(super) struct RunSetup<'a> {
     pub(super) plan: &'a TrainPlan,
     pub(super) run_dir: &'a RunDir,
     pub(super) source: Arc<dyn Source>,
     pub(super) device: &'a Device,
 }
 
-/// The loader of a plan's data.
+/// The loader's settings, from a plan.
 pub(crate) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
     let config = plan.config();
     let data = &config.data;
@@ -37,7 +37,7 @@ pub(crate) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
     }
 }
 
-/// The sampler of the pictures during training.
+/// The sampler's settings for the pictures drawn during training.
 pub(crate) fn sampler_config(config: &TrainConfig) -> SamplerConfig {
     let sample = &config.sample;
     SamplerConfig {
@@ -48,7 +48,7 @@ pub(crate) fn sampler_config(config: &TrainConfig) -> SamplerConfig {
     }
 }
 
-/// What such a picture shows.
+/// What such a picture is to show.
 pub(crate) fn picture_request<'a>(config: &TrainConfig, sampler: &'a SamplerConfig) -> Request<'a> {
     let settings = &config.sample;
     Request {
@@ -61,7 +61,7 @@ pub(crate) fn picture_request<'a>(config: &TrainConfig, sampler: &'a SamplerConf
     }
 }
 
-/// A device in words.
+/// A device's name, for a person.
 pub(crate) fn device_name(device: &Device) -> String {
     match device {
         Device::Cpu => {

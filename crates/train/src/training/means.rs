@@ -1,8 +1,8 @@
 //! The means between two logged steps.
 //!
-//! A single step's loss is noise: its images drew a handful of timesteps. What is logged is the mean since the last logged
-//! step, also by quarter of the timesteps, where the loss differs by orders of magnitude. The sums are part of a
-//! checkpoint, so a resumed run logs what the unbroken one would have.
+//! A single step's loss is noisy: its images drew a handful of timesteps. What is logged is the mean since the last logged
+//! step, also by quarter of the timesteps, where the loss differs by orders of magnitude. The sums are part of a checkpoint, so
+//! a resumed run logs what the unbroken one would have.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::outcome::StepOutcome;
 
-/// A sum and how many it is of.
+/// A sum and the number of its terms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Sum {
     sum: f64,
@@ -32,15 +32,15 @@ impl Sum {
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Window {
+pub struct Means {
     loss: Sum,
     quartiles: [Sum; 4],
     mse: Sum,
     vlb: Sum,
 }
 
-impl Window {
-    /// Takes in a step.
+impl Means {
+    /// Adds a step.
     pub fn add(&mut self, outcome: &StepOutcome) {
         for (&loss, &quartile) in outcome.losses.iter().zip(&outcome.quartiles) {
             self.loss.add(loss);
@@ -50,7 +50,7 @@ impl Window {
         outcome.vlb.iter().flatten().for_each(|&vlb| self.vlb.add(vlb));
     }
 
-    /// The record of `step`, the last one taken in; begins a new window.
+    /// The record of `step`, the last one added; starts the next means.
     pub fn record(&mut self, step: u64, images: u64, last: &StepOutcome, timing: Timing) -> MetricRecord {
         let Self { loss, quartiles, mse, vlb } = std::mem::take(self);
         let mut loss_parts = BTreeMap::new();
@@ -95,23 +95,23 @@ mod tests {
     #[test]
     fn a_record_is_the_mean_since_the_last_one() {
         let timing = Timing { images_per_s: 1.0, data_wait: 0.0, memory_bytes: None };
-        let mut window = Window::default();
-        window.add(&outcome(&[1.0, 3.0], &[0, 3]));
+        let mut means = Means::default();
+        means.add(&outcome(&[1.0, 3.0], &[0, 3]));
         let last = outcome(&[5.0, 7.0], &[0, 0]);
-        window.add(&last);
-        let record = window.record(2, 4, &last, timing);
+        means.add(&last);
+        let record = means.record(2, 4, &last, timing);
         assert_eq!((record.loss, record.grad_norm), (4.0, 2.0));
         assert_eq!(record.loss_quartile, [Some(13.0 / 3.0), None, None, Some(3.0)]);
         assert!(!record.loss_parts.contains_key("vlb"));
-        assert_eq!(window, Window::default());
+        assert_eq!(means, Means::default());
     }
 
     #[test]
     fn a_window_survives_json_to_the_bit() -> serde_json::Result<()> {
-        let mut window = Window::default();
-        window.add(&outcome(&[0.1, 0.2, 1e-17], &[1, 1, 2]));
-        let text = serde_json::to_string(&window)?;
-        assert_eq!(serde_json::from_str::<Window>(&text)?, window);
+        let mut means = Means::default();
+        means.add(&outcome(&[0.1, 0.2, 1e-17], &[1, 1, 2]));
+        let text = serde_json::to_string(&means)?;
+        assert_eq!(serde_json::from_str::<Means>(&text)?, means);
         Ok(())
     }
 }
