@@ -63,17 +63,26 @@ pub enum KernelError {
     },
     /// An error of the tensor library.
     #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+    Candle(candle_core::Error),
+}
+
+/// Candle's way to say that a GPU's memory is full is a driver's word with a backtrace.
+impl From<candle_core::Error> for KernelError {
+    fn from(error: candle_core::Error) -> Self {
+        if tells_of_full_memory(&error.to_string()) {
+            Self::OutOfMemory { what: "no room for a tensor".to_owned() }
+        } else {
+            Self::Candle(error)
+        }
+    }
 }
 
 impl KernelError {
-    /// Whether the GPU ran out of memory, so that a smaller batch may succeed. Libraries and candle say so only in the text of an
-    /// error.
+    /// Whether the GPU ran out of memory, so that a smaller batch may succeed. Libraries say so only in the text of an error.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::OutOfMemory { .. } => true,
             Self::Gpu { error, .. } => tells_of_full_memory(error),
-            Self::Candle(error) => tells_of_full_memory(&error.to_string()),
             _ => false,
         }
     }
@@ -81,7 +90,7 @@ impl KernelError {
 
 /// Whether a text of CUDA, its libraries or candle is about a GPU whose memory is full: CUDA_ERROR_OUT_OF_MEMORY,
 /// CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.
-pub fn tells_of_full_memory(text: &str) -> bool {
+fn tells_of_full_memory(text: &str) -> bool {
     ["OUT_OF_MEMORY", "ALLOC_FAILED", "ALLOCATION_FAILED"].iter().any(|name| text.contains(name))
 }
 

@@ -30,4 +30,4 @@ pub mod simd;
 
 pub(crate) use simd::vectorized;
 
-pub use error::{KernelError, Result, tells_of_full_memory};
+pub use error::{KernelError, Result};

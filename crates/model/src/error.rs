@@ -2,7 +2,7 @@
 
 mod config;
 
-use ddpm_kernels::{KernelError, tells_of_full_memory};
+use ddpm_kernels::KernelError;
 use thiserror::Error;
 
 pub use self::config::UNetConfigError;
@@ -19,7 +19,7 @@ pub enum ModelError {
     Kernel(#[from] KernelError),
     /// An error of the tensor library.
     #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+    Candle(candle_core::Error),
     /// An input that does not fit the network.
     #[error("the network expects {what} of shape {expected:?}, found {found:?}")]
     Input {
@@ -68,12 +68,20 @@ pub enum ModelError {
     },
 }
 
+impl From<candle_core::Error> for ModelError {
+    fn from(error: candle_core::Error) -> Self {
+        match KernelError::from(error) {
+            KernelError::Candle(error) => Self::Candle(error),
+            full_memory => Self::Kernel(full_memory),
+        }
+    }
+}
+
 impl ModelError {
     /// See [`KernelError::is_out_of_memory`].
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::Kernel(error) => error.is_out_of_memory(),
-            Self::Candle(error) => tells_of_full_memory(&error.to_string()),
             _ => false,
         }
     }
