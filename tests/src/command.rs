@@ -20,11 +20,17 @@ pub struct Ddpm {
     dir: PathBuf,
     args: Vec<OsString>,
     environment: Vec<(String, String)>,
+    ignores_hangups: bool,
 }
 
 impl Ddpm {
     pub(crate) fn new<'a>(dir: &Path, args: impl Iterator<Item = &'a str>) -> Self {
-        Self { dir: dir.to_owned(), args: args.map(OsString::from).collect(), environment: Vec::new() }
+        Self {
+            dir: dir.to_owned(),
+            args: args.map(OsString::from).collect(),
+            environment: Vec::new(),
+            ignores_hangups: false,
+        }
     }
 
     /// One more argument.
@@ -50,6 +56,13 @@ impl Ddpm {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it as `nohup` does.
+    #[must_use]
+    pub fn ignoring_hangups(mut self) -> Self {
+        self.ignores_hangups = true;
         self
     }
 
@@ -94,6 +107,10 @@ impl Ddpm {
     #[track_caller]
     pub fn spawn(&self) -> Running {
         let mut command = Command::new(ddpm_binary());
+        if self.ignores_hangups {
+            command = Command::new("nohup");
+            command.arg(ddpm_binary());
+        }
         command.args(&self.args).current_dir(&self.dir);
         // The environment must not change a result.
         command

@@ -67,11 +67,17 @@ fn runs_are_listed_with_what_became_of_them() {
     let run = trained_run(&["train.steps=4"]);
     run.train().arg("--run-dir=runs/failed").set("train.lr=1e30").fails_with(5);
     std::fs::create_dir(run.path("runs/empty")).unwrap();
+    run.train().arg("--run-dir=runs/part").arg("--max-steps=2").succeeds();
     let listed = run.ddpm("runs").json();
     let states: Vec<_> = listed.as_array().unwrap().iter().map(|line| (&line["name"], &line["state"])).collect();
-    assert_eq!(states, [(&"failed".into(), &"failed".into()), (&"tiny".into(), &"done".into())]);
+    assert_eq!(
+        states,
+        [(&"failed".into(), &"failed".into()), (&"part".into(), &"stopped".into()), (&"tiny".into(), &"done".into())]
+    );
     assert!(listed[0]["error"].as_str().unwrap().contains("diverged"), "{listed}");
-    assert_eq!((&listed[1]["step"], &listed[1]["steps"]), (&4.into(), &4.into()));
+    assert_eq!(&listed[0]["step"], 0, "nothing of a run that diverged at once was saved");
+    let steps = |line: usize| (&listed[line]["step"], &listed[line]["steps"]);
+    assert_eq!((steps(1), steps(2)), ((&2.into(), &4.into()), (&4.into(), &4.into())));
     run.ddpm("runs").succeeds().stdout_has("tiny    done");
     run.ddpm("runs nowhere").fails_with(2).stderr_has("nowhere: no runs can be listed here");
 }

@@ -60,7 +60,7 @@ impl<'a> Line<'a> {
             loss: run.metrics.as_ref().map(|metrics| metrics.loss),
             images_per_s: run.metrics.as_ref().filter(|_| running).map(|metrics| metrics.timing.images_per_s),
             seconds_left: status.filter(|_| running).and_then(|status| status.seconds_left),
-            error: status.and_then(|status| status.error.as_deref()),
+            error: status.filter(|_| run.state == RunState::Failed).and_then(|status| status.error.as_deref()),
             checkpoint: run.checkpoint.as_ref().map(|(_, path)| path.as_path()),
             device: &run.record.device,
             created: &run.record.created,

@@ -50,12 +50,13 @@ fn dry_run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure> {
     settings.push(setting("sample.num", "1".to_owned()));
     settings.push(setting("sample.steps", "2".to_owned()));
     let plan = TrainPlan::new(&Resolved::load(&args.config, &settings)?)?;
-    let options = || Ok::<_, Failure>(RunOptions { resume: Resume::Auto, max_steps: Some(1), ..options(args)? });
+    let options = RunOptions { resume: Resume::Auto, max_steps: Some(1), ..options(args)? };
     // The checkpoint is read back and verified where it is written; a second start reads it as a resume would.
-    train(&plan, &options()?)?;
-    let again = options()?;
+    if train(&plan, &options)?.stopped.is_some() {
+        return Ok(Outcome::Stopped);
+    }
     // Everything it would print was printed already.
-    let summary = tracing::subscriber::with_default(NoSubscriber::new(), || train(&plan, &again))?;
+    let summary = tracing::subscriber::with_default(NoSubscriber::new(), || train(&plan, &options))?;
     let seconds = summary.elapsed.as_secs_f64();
     output.result(&json!({"status": "done", "dry_run": true, "step": summary.step, "seconds": seconds}), || {
         "dry run: one step, one checkpoint written and read back, one sample: all well".to_owned()

@@ -142,8 +142,11 @@ impl StatusFile {
         self.status.updated = clock::now();
         let write = || -> io::Result<()> {
             let temporary = temporary_beside(&self.path)?;
-            fs::write(&temporary, serde_json::to_vec(&self.status)?)?;
-            fs::rename(&temporary, &self.path)
+            let text = serde_json::to_vec(&self.status)?;
+            fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &self.path)).inspect_err(|_| {
+                // The first error matters; the next write overwrites a leftover.
+                let _ = fs::remove_file(&temporary);
+            })
         };
         write().map_err(RunError::io("write the status", &self.path))
     }

@@ -56,9 +56,11 @@ impl RunView {
     pub fn open(root: &Path) -> Result<Option<Self>, RunError> {
         let paths = RunPaths::new(root);
         let Some(record) = RunRecord::read(&paths.record())? else { return Ok(None) };
+        // In this order: once the lock is free, the status is the last one.
+        let held = RunLock::is_held(root);
         let status = Status::read(&paths.status());
         let state = match status.as_ref().map(|status| status.phase) {
-            _ if RunLock::is_held(root) => RunState::Running,
+            _ if held => RunState::Running,
             Some(Phase::Done) => RunState::Done,
             Some(Phase::Stopped) => RunState::Stopped,
             Some(Phase::Failed) => RunState::Failed,
@@ -96,9 +98,12 @@ impl RunView {
     pub fn step(&self) -> u64 {
         let of_status = self.status.as_ref().map(|status| status.step);
         let of_checkpoint = self.checkpoint.as_ref().map(|(step, _)| *step);
-        // A killed run goes on from its checkpoint, whatever its status said last.
-        let known =
-            if self.state == RunState::Killed { of_checkpoint.or(Some(0)) } else { of_status.or(of_checkpoint) };
+        // A run that was killed or failed goes on from its checkpoint, whatever its status said last.
+        let known = if matches!(self.state, RunState::Killed | RunState::Failed) {
+            of_checkpoint.or(Some(0))
+        } else {
+            of_status.or(of_checkpoint)
+        };
         known.unwrap_or(0)
     }
 }

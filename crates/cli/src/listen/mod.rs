@@ -57,13 +57,12 @@ impl Shown {
             0 => LevelFilter::INFO,
             1.. => LevelFilter::DEBUG,
         };
-        let asked = rust_log.filter(|text| !text.trim().is_empty()).map(str::parse::<Targets>);
+        let asked = rust_log.filter(|text| !text.trim().is_empty()).map(parse);
         let (targets, complaint) = match asked {
             Some(Ok(targets)) if verbosity == 0 => (targets, None),
-            Some(Ok(targets)) => (targets.with_target(OURS, level), None),
-            None => (Targets::new().with_target(OURS, level), None),
-            Some(Err(error)) => {
-                (Targets::new().with_target(OURS, level), Some(format!("{VARIABLE} is not understood ({error})")))
+            Some(Ok(_)) | None => (Targets::new().with_target(OURS, level), None),
+            Some(Err(why)) => {
+                (Targets::new().with_target(OURS, level), Some(format!("{VARIABLE} is not understood ({why})")))
             }
         };
         Self { targets, complaint }
@@ -78,6 +77,17 @@ impl Shown {
     pub(crate) fn progress(&self) -> bool {
         self.targets.would_enable(module_path!(), &Level::INFO)
     }
+}
+
+/// The list of `target=level` in `text`. A word alone is a level: as a target it would silence all others.
+fn parse(text: &str) -> Result<Targets, String> {
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        if word.contains(['[', '{']) || !(word.contains('=') || is_level(word)) {
+            return Err(format!("`{word}` is neither a level nor target=level"));
+        }
+    }
+    text.parse().map_err(|error: tracing_subscriber::filter::ParseError| error.to_string())
 }
 
 /// The opened file of `--trace`: it holds the events so far, whether this was dropped or not.
@@ -157,6 +167,10 @@ mod tests {
 
     #[test]
     fn a_rust_log_that_makes_no_sense_is_reported_and_left_aside() {
+        for unsupported in ["[run]=debug", "ddpm_train[{step}]=debug", "verbose"] {
+            let shown = Shown::new(0, Some(unsupported));
+            assert!(shown.complaint.is_some_and(|why| why.contains(unsupported)), "{unsupported}");
+        }
         let shown = Shown::new(0, Some("ddpm=loud"));
         assert!(shown.progress() && shown.complaint.is_some_and(|text| text.starts_with("RUST_LOG")));
     }

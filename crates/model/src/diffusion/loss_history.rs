@@ -76,7 +76,8 @@ impl LossHistory {
 
     /// Adds the losses of a step's global batch, in the order of its samples.
     pub(super) fn observe(&mut self, losses: impl Iterator<Item = (Timestep, f64)>) {
-        for (t, loss) in losses {
+        // With f16's loss scale a step that overflowed is skipped; its losses say nothing.
+        for (t, loss) in losses.filter(|(_, loss)| loss.is_finite()) {
             let row = &mut self.losses[t.index() * LENGTH..][..LENGTH];
             let count = &mut self.counts[t.index()];
             if *count == LENGTH {
@@ -134,6 +135,14 @@ mod tests {
             observe(&mut history, &roots.iter().copied().enumerate().collect::<Vec<_>>());
         }
         history
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_is_not_observed() {
+        let mut history = full(&[1.0, 2.0]);
+        let before = history.clone();
+        observe(&mut history, &[(0, f64::INFINITY), (1, f64::NAN)]);
+        assert_eq!(history, before);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! | span | level | around | fields |
 //! | --- | --- | --- | --- |
-//! | [`RUN`] | info | everything, while the run's directory is held | `dir`, `log` (the path of `log.jsonl`), `rank`, `first` (steps done before), `total` (the last step), `step` (steps done; recorded after each) |
+//! | [`RUN`] | info | everything after data, device and checkpoint were opened | `dir`, `log` (the path of `log.jsonl`), `rank`, `first` (steps done before), `total` (the last step), `step` (steps done; recorded after each) |
 //! | `step` | trace | one optimizer step | `step` |
 //! | `data` | trace | the wait for a batch | |
 //! | `forward`, `backward`, `optimizer` | trace | on a CPU, the phases of a step, from the engine's clock | |

@@ -19,7 +19,11 @@ struct Sum {
 }
 
 impl Sum {
+    /// With f16's loss scale a step is skipped if its gradient overflows, and its losses may have, too: those count for nothing.
     fn add(&mut self, value: f64) {
+        if !value.is_finite() {
+            return;
+        }
         self.sum += value;
         self.count += 1;
     }

@@ -105,7 +105,7 @@ impl<'a> Observers<'a> {
     /// `resumed` is the step and the path of the checkpoint that the run resumed from.
     ///
     /// # Errors
-    /// The environment does not allow uploads as configured.
+    /// The GPU does not answer.
     pub(super) fn new(
         setup: &'a RunSetup<'a>,
         stop: &'a StopWatch,
@@ -113,7 +113,7 @@ impl<'a> Observers<'a> {
         reporter: Reporter,
         means: Means,
         resumed: Saved,
-        end: u64,
+        uploader: Option<Uploader>,
     ) -> Result<Self, Error> {
         let config = &setup.plan.config().checkpoint;
         let retention = Retention { keep_last: config.keep_last, keep_every: config.keep_every };
@@ -121,8 +121,7 @@ impl<'a> Observers<'a> {
         let first = resumed.as_ref().map_or(0, |(step, _)| *step);
         let clock = Clock::start(setup.plan.images(first));
         let (saved, longest) = (resumed, Longest::default());
-        let uploader = Uploader::start(setup.plan.config(), setup.run_dir.paths(), first)?;
-        let status = StatusFile::new(setup.run_dir.paths().status(), first, end);
+        let status = StatusFile::new(setup.run_dir.paths().status(), first, setup.plan.config().train.steps);
         let engines = Engines::of_run(setup.run_dir.paths(), setup.device)?;
         Ok(Self {
             setup,
@@ -168,7 +167,8 @@ impl<'a> Observers<'a> {
     pub(super) fn after_step(&mut self, trainer: &mut Trainer) -> Result<(), Error> {
         let (step, plan) = (trainer.steps_taken(), self.setup.plan);
         let log = plan.log_cadence().is_due(step);
-        let save = plan.checkpoint_cadence().is_due(step) || self.stop.takes_save_request();
+        let asked = self.stop.takes_save_request();
+        let save = asked || plan.checkpoint_cadence().is_due(step);
         let draw = plan.sample_cadence().is_due(step);
         self.take_outcomes(trainer, log || save || draw)?;
         trainer.take_notices().iter().for_each(|notice| tracing::warn!("{notice}"));
@@ -339,11 +339,10 @@ impl<'a> Observers<'a> {
     /// The last checkpoint could not be written: the newest steps are lost, and the caller must report it.
     pub(super) fn finish(&mut self, trainer: &mut Trainer, end: End) -> Result<Ending, Error> {
         self.take_outcomes(trainer, true)?;
-        if let Some(result) = self.writer.finish() {
-            self.saved(result);
-        }
+        self.finish_save();
         let step = trainer.steps_taken();
-        if self.saved.as_ref().is_none_or(|(saved, _)| *saved != step) {
+        // Before the first step there is nothing to save; a checkpoint of step 0 is an import.
+        if step > 0 && self.saved.as_ref().is_none_or(|(saved, _)| *saved != step) {
             // No save is running any more, so a result here already belongs to this save: it could not even begin.
             match self.submit(trainer)?.or_else(|| self.writer.finish()) {
                 Some(Err(error)) => return Err(self.unsaved(step, error)),
@@ -366,6 +365,13 @@ impl<'a> Observers<'a> {
         self.reporter.sync();
         let samples = Some(last).filter(|path| path.exists());
         Ok(Ending { checkpoint: self.saved.take().map(|(_, path)| path), samples, interrupted })
+    }
+
+    /// Waits for the save that is running, if one is.
+    pub(super) fn finish_save(&mut self) {
+        if let Some(result) = self.writer.finish() {
+            self.saved(result);
+        }
     }
 
     /// The end without a checkpoint.

@@ -12,11 +12,12 @@ use tracing::Span;
 
 use super::events::{FAILURE, PROGRESS, RUN};
 use super::gpu_memory::GpuEstimate;
-use super::observe::{End, Observers};
+use super::observe::{End, Ending, Observers};
 use super::resume::{Resume, choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
 use super::setup::{RunSetup, device_name, loader_config};
 use super::stop::{Requests, StopReason, StopWatch};
 use super::trainer::Trainer;
+use super::upload::Uploader;
 use crate::config::TrainPlan;
 use crate::error::{Error, Kind};
 use crate::memory;
@@ -73,8 +74,9 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let (mut trainer, means) = start_or_go_on(&setup, checkpoint.as_ref())?;
     let first = trainer.steps_taken();
     let end = options.max_steps.unwrap_or(u64::MAX).min(plan.config().train.steps);
-    // The loader checks its settings before anything is written.
+    // These two check their settings before anything is recorded.
     let mut loader = Loader::start(Arc::clone(&setup.source), loader_config(plan), first)?;
+    let uploader = Uploader::start(plan.config(), run_dir.paths(), first)?;
 
     let resolved = plan.resolved().to_toml();
     run_dir.write_config(&resolved)?;
@@ -87,31 +89,24 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     announce(&setup, &trainer, checkpoint.as_ref(), end);
 
     let resumed = checkpoint.map(|checkpoint| (first, checkpoint.path));
-    let mut observers = Observers::new(&setup, &stop, (*run).clone(), reporter, means, resumed, end)?;
+    let mut observers = Observers::new(&setup, &stop, (*run).clone(), reporter, means, resumed, uploader)?;
     observers.enter(Phase::Training);
     let looped = observers
         .catch_up(&mut trainer)
         .and_then(|()| train_until(end, &mut trainer, &mut loader, &stop, &mut observers));
     drop(loader);
-    let stopped = match looped {
-        Ok(stopped) => stopped,
-        Err(error) => {
-            tracing::error!(target: FAILURE, kind = ?error.kind(), causes = error.causes().join(": "), "{error}");
-            let error = save_what_is_good(&mut observers, &mut trainer, error);
-            observers.ended(Phase::Failed, Some(&error));
-            return Err(error);
-        }
+    let finished = match looped {
+        Ok(stopped) => finish(&setup, &mut observers, &mut trainer, stopped),
+        Err(error) => Err(save_what_is_good(&mut observers, &mut trainer, error)),
     };
-    // For information only: the last checkpoint does not depend on it.
-    if let Err(error) = tell_peak(&setup, &trainer) {
-        tracing::warn!("{error}");
-    }
-    let ending = observers
-        .finish(&mut trainer, stopped.map_or(End::Reached, End::Stopped))
-        .inspect_err(|error| observers.ended(Phase::Failed, Some(error)))?;
+    let (stopped, ending) = finished.inspect_err(|error| {
+        tracing::error!(target: FAILURE, kind = ?error.kind(), causes = error.causes().join(": "), "{error}");
+        observers.ended(Phase::Failed, Some(error));
+    })?;
     let stopped = stopped.or_else(|| stop.reason(Duration::ZERO).filter(|_| ending.interrupted));
-    observers.ended(if stopped.is_some() { Phase::Stopped } else { Phase::Done }, None);
     let step = trainer.steps_taken();
+    let all = stopped.is_none() && step >= plan.config().train.steps;
+    observers.ended(if all { Phase::Done } else { Phase::Stopped }, None);
     Ok(Summary {
         run_dir: run_dir.paths().root().to_owned(),
         step,
@@ -121,6 +116,21 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
         checkpoint: ending.checkpoint,
         samples: ending.samples,
     })
+}
+
+/// Ends a run whose loop ended well; returns why it stopped early, if it did, and what is there now.
+fn finish(
+    setup: &RunSetup<'_>,
+    observers: &mut Observers<'_>,
+    trainer: &mut Trainer,
+    stopped: Option<StopReason>,
+) -> Result<(Option<StopReason>, Ending), Error> {
+    // For information only: the last checkpoint does not depend on it.
+    if let Err(error) = tell_peak(setup, trainer) {
+        tracing::warn!("{error}");
+    }
+    let ending = observers.finish(trainer, stopped.map_or(End::Reached, End::Stopped))?;
+    Ok((stopped, ending))
 }
 
 /// The loop.
@@ -171,6 +181,7 @@ fn tell_peak(setup: &RunSetup<'_>, trainer: &Trainer) -> Result<(), Error> {
 fn save_what_is_good(observers: &mut Observers<'_>, trainer: &mut Trainer, error: Error) -> Error {
     let good = matches!(error.kind(), Kind::Data | Kind::Setting | Kind::Device | Kind::Memory);
     if !good || trainer.steps_taken() == 0 {
+        observers.finish_save();
         return error;
     }
     match observers.finish(trainer, End::Failed) {
