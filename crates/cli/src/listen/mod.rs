@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(shows(0, Some("off")), [false; 4]);
         assert_eq!(shows(0, Some("warn")), [true, false, false, true]);
         assert_eq!(shows(0, Some("ddpm_train=debug,hyper=warn")), [true, false, true, true]);
-        assert_eq!(shows(-1, Some("debug")), [true, false, false, true]);
+        assert_eq!(shows(-1, Some("debug,ddpm_train=debug")), [true, false, false, false]);
         assert_eq!(shows(1, Some("off")), [true, true, true, false]);
     }
 
