@@ -63,7 +63,9 @@ class WholeRuns(unittest.TestCase):
         code, _, results = self.place.run(*MINUTES, "--parts", "step,rivals,tests", compile_seconds=5)
         self.assertEqual(code, 0)
         beside = results["pieces"]["step cifar10-ddpm: in turn"]["compiled_beside"]
-        self.assertEqual(beside, ["tests: kernels dropout", "tests: kernels random", "tests: train training"])
+        # How many fit in depends on the machine.
+        self.assertIn("tests: train training", beside)
+        self.assertLessEqual(set(beside), {"tests: kernels dropout", "tests: kernels random", "tests: train training"})
 
     def test_no_gpu_is_exit_code_4(self):
         (self.place.tools / "nvidia-smi").unlink()
