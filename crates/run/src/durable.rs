@@ -13,14 +13,24 @@ use crate::memory;
 
 /// Replaces `path` by `bytes`: written and synced under a temporary name beside it, then renamed over it.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_by(path, |temporary| write_synced(temporary, bytes))?;
+    sync_dir(parent_of(path))
+}
+
+/// Replaces `path` by `bytes` without a sync: a reader never sees half of them, but a power failure may take them back.
+pub(crate) fn replace_file_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_by(path, |temporary| fs::write(temporary, bytes))
+}
+
+/// Has `write` make a file under a temporary name beside `path`, and renames it to `path`.
+fn replace_by(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary_beside(path)?;
-    let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    let written = write(&temporary).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // The error that matters is the first one; a leftover is overwritten by the next attempt.
         let _ = fs::remove_file(&temporary);
     }
-    written?;
-    sync_dir(parent_of(path))
+    written
 }
 
 /// Makes the names in `dir` durable: what was created, renamed or removed there survives a crash from now on.
@@ -67,7 +77,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
-pub(crate) fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
+fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
     let name =
         path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))?;
     let mut temporary = std::ffi::OsString::from(".tmp-");

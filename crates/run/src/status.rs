@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
-use crate::durable::temporary_beside;
+use crate::durable::replace_file_unsynced;
 use crate::error::RunError;
 use crate::lock::host_name;
 
@@ -35,13 +35,6 @@ pub enum Phase {
     Stopped,
     /// It ended with an error.
     Failed,
-}
-
-impl Phase {
-    /// Whether the process that wrote it has ended.
-    pub fn is_end(self) -> bool {
-        matches!(self, Self::Done | Self::Stopped | Self::Failed)
-    }
 }
 
 /// The file.
@@ -140,15 +133,9 @@ impl StatusFile {
     fn write(&mut self) -> Result<(), RunError> {
         self.written = Some(Instant::now());
         self.status.updated = clock::now();
-        let write = || -> io::Result<()> {
-            let temporary = temporary_beside(&self.path)?;
-            let text = serde_json::to_vec(&self.status)?;
-            fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &self.path)).inspect_err(|_| {
-                // The first error matters; the next write overwrites a leftover.
-                let _ = fs::remove_file(&temporary);
-            })
-        };
-        write().map_err(RunError::io("write the status", &self.path))
+        let written = serde_json::to_vec(&self.status).map_err(io::Error::from);
+        let written = written.and_then(|text| replace_file_unsynced(&self.path, &text));
+        written.map_err(RunError::io("write the status", &self.path))
     }
 }
 

@@ -2,8 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::judged::OP;
-use super::{AdamWBuffers, Factors, MAX_AVERAGES, StepBuffers};
+use super::{AdamWBuffers, Factors, MAX_AVERAGES, OP, StepBuffers};
 use crate::buffer::{FlatBuffer, NarrowPart};
 use crate::cuda::{Address, Gpu, Launch, empty, operand, write};
 use crate::error::{KernelError, Result};

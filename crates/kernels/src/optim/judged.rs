@@ -15,12 +15,10 @@ use candle_core::{DType, Device, Tensor};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{AdamW, AdamWBuffers, adamw_step, clipping, norm};
+use super::{AdamW, AdamWBuffers, OP, adamw_step, clipping, norm};
 use crate::buffer::{FlatBuffer, NarrowPart};
 use crate::check;
 use crate::error::{KernelError, Result};
-
-pub(super) const OP: &str = "optimizer step";
 
 /// Moving averages that a GPU's step can keep.
 pub const MAX_AVERAGES: usize = 4;

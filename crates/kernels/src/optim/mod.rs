@@ -19,6 +19,9 @@ use crate::error::{KernelError, Result};
 
 pub use self::judged::{JudgedStep, MAX_AVERAGES, StepBuffers, StepSettings, StepState};
 
+/// What errors of a step are about.
+const OP: &str = "optimizer step";
+
 /// The numbers of one AdamW step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {

@@ -238,10 +238,8 @@ impl<'a> Observers<'a> {
         if let Some(earlier) = self.submit(trainer)? {
             self.saved(earlier);
         }
-        if !self.setup.plan.config().checkpoint.r#async
-            && let Some(result) = self.writer.finish()
-        {
-            self.saved(result);
+        if !self.setup.plan.config().checkpoint.r#async {
+            self.finish_save();
         }
         Ok(())
     }
