@@ -52,6 +52,13 @@ impl Ddpm {
         self.arg("--max-steps").arg(steps.to_string())
     }
 
+    /// Runs it in a folder of its place.
+    #[must_use]
+    pub fn in_folder(mut self, folder: &str) -> Self {
+        self.dir = self.dir.join(folder);
+        self
+    }
+
     /// An environment variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {

@@ -65,7 +65,7 @@ fn train_says_where_everything_is_and_keeps_progress_off_stdout() {
 #[test]
 fn runs_are_listed_with_what_became_of_them() {
     let run = trained_run(&["train.steps=4"]);
-    run.train().arg("--run-dir=runs/failed").set("train.lr=1e30").fails_with(5);
+    run.train().arg("--run-dir=runs/failed").set("train.lr=1e30").set("train.max_bad_steps=0").fails_with(5);
     std::fs::create_dir(run.path("runs/empty")).unwrap();
     run.train().arg("--run-dir=runs/part").arg("--max-steps=2").succeeds();
     let listed = run.ddpm("runs").json();

@@ -69,8 +69,46 @@ fn a_changed_config_is_refused_and_every_change_is_named_with_both_values() {
         .stderr_has("train.lr: 0.001 in the checkpoint, 5e-4 now")
         .stderr_has("model.norm_eps: ")
         .stderr_has("--run-dir")
+        .stderr_lacks("accept it")
         .stderr_lacks("train.steps:");
     assert!(run.files("runs") == before, "a refused start changed the run");
+}
+
+#[test]
+fn an_accepted_change_holds_from_here_on_and_is_recorded() {
+    let run = trained_run(&["train.steps=10", "log.every=1"]);
+    let changed = |steps: &str| run.train().set(&format!("train.steps={steps}")).set("train.lr=5e-4");
+    changed("14").fails_with(2).stderr_has("accept it from here on with --accept train.lr");
+    let accepted = changed("14").arg("--accept").arg("train.lr");
+    accepted.succeeds().resumes_at(10).stderr_has("accepted from step 10 on: train.lr: 0.001 -> 5e-4");
+    let record = run.text("runs/tiny/run.json");
+    assert!(record.contains("train.lr: 0.001 -> 5e-4"), "{record}");
+    let metrics = run.metrics();
+    assert!(metrics[9].contains("\"lr\":0.001") && metrics[10].contains("\"lr\":0.0005"), "{metrics:?}");
+    assert!(metrics[10].contains("train.lr: 0.001 -> 5e-4") && !metrics[11].contains("->"), "{metrics:?}");
+    // From the next checkpoint on it is the run's own, and the same command goes on.
+    changed("16").succeeds().resumes_at(14);
+    accepted.set("train.steps=18").succeeds().resumes_at(16).stderr_lacks("accepted");
+}
+
+#[test]
+fn another_batch_size_goes_on_with_the_next_images() {
+    let run = trained_run(&["train.steps=10", "log.every=1"]);
+    let larger = run.train().set("train.batch_size=6").set("train.ema_decays=[0.95]").set("train.steps=13");
+    let accepted =
+        ["train.batch_size", "train.ema_decays"].iter().fold(larger, |run, key| run.arg("--accept").arg(*key));
+    accepted.clone().max_steps(12).succeeds().resumes_at(10);
+    assert_eq!(accepted.json()["images"], 10 * 4 + 3 * 6);
+    let state = run.text("runs/tiny/checkpoints/step-000000013/state.json");
+    assert!(state.contains("\"data_origin\""), "{state}");
+}
+
+#[test]
+fn what_the_weights_have_learnt_with_cannot_be_accepted() {
+    let run = trained_run(&["train.steps=10"]);
+    let accept = |key: &str| run.train().arg("--accept").arg(key);
+    accept("model.norm_eps").fails_with(2).stderr_has("--accept: model.norm_eps cannot change in a run");
+    accept("train.lrr").fails_with(2).stderr_has("--accept: unknown key `train.lrr`").stderr_has("train.lr");
 }
 
 #[test]
@@ -128,12 +166,16 @@ fn a_truncated_newest_checkpoint_is_skipped_and_named() {
 }
 
 #[test]
-fn a_run_directory_may_be_moved_and_its_config_used_again() {
+fn a_directory_on_the_command_line_is_the_run_whatever_its_config_remembers() {
     let run = trained_run(&["train.steps=10"]);
-    std::fs::rename(run.path("runs/tiny"), run.path("elsewhere")).unwrap();
-    run.ddpm("train elsewhere/config.toml --run-dir elsewhere --max-steps 12 --set train.steps=12")
-        .succeeds()
-        .resumes_at(10);
+    let original = run.files("runs/tiny");
+    original.iter().for_each(|(path, bytes)| run.write(&path.replace("runs/tiny", "copy"), bytes));
+    run.ddpm("train copy --set train.steps=12").succeeds().resumes_at(10);
+    assert!(run.files("runs/tiny") == original, "the copy's training changed the original");
+    std::fs::rename(run.path("copy"), run.path("moved")).unwrap();
+    run.ddpm("train moved/config.toml --set train.steps=14").succeeds().resumes_at(12);
+    run.ddpm("train config.toml --set train.steps=16").in_folder("moved").succeeds().resumes_at(14);
+    assert!(!run.path("copy").exists() && !run.path("moved/runs").exists());
 }
 
 /// A checkpoint as an older version wrote it: it lacks newer keys, and so has another hash.
@@ -153,4 +195,33 @@ fn a_run_goes_on_under_a_program_that_knows_more_keys() {
         .set("model.mid_block_scale_factor=2")
         .fails_with(2)
         .stderr_has("mid_block_scale_factor");
+}
+
+#[test]
+fn a_branch_begins_at_a_checkpoint_and_leaves_the_run_alone() {
+    let run = trained_run(&["train.steps=20", "log.every=1"]);
+    let before = run.files("runs/tiny");
+    run.ddpm("fork runs/tiny --at 7 --to runs/branch").fails_with(6).stderr_has("--at runs/tiny has no checkpoint of step 7");
+    run.ddpm("fork runs/tiny --at 10 --to runs/branch").succeeds().stdout_has("ddpm train runs/branch");
+    assert_eq!(run.text("runs/branch/metrics.jsonl").lines().count(), 10);
+    let record = run.text("runs/branch/run.json");
+    assert!(record.contains("a branch of runs/tiny (run ") && record.contains("from step 10 on"), "{record}");
+    run.ddpm("fork runs/tiny --to runs/branch").fails_with(2).stderr_has("runs/branch: holds files already");
+    run.ddpm("train runs/branch").succeeds().resumes_at(10);
+    assert!(run.files("runs/tiny") == before, "the branch changed the run");
+    for file in ["model.safetensors", "optimizer.safetensors", "ema-0.9.safetensors"] {
+        let of = |name: &str| run.read(&format!("runs/{name}/checkpoints/step-000000020/{file}"));
+        assert!(of("branch") == of("tiny"), "{file}");
+    }
+}
+
+#[test]
+fn a_check_says_what_a_start_would_say_about_the_run_that_is_there() {
+    let run = trained_run(&["train.steps=10"]);
+    let check = |settings: &str| run.ddpm(&format!("config check tiny.toml {settings}"));
+    check("").succeeds().stdout_has("goes on from step 10 in runs/tiny");
+    let new = check("--set run.dir=runs/new").succeeds();
+    new.expect(!new.stdout.contains("goes on"), "there is no run in runs/new");
+    let refused = check("--set train.lr=5e-4").run().has_code(2);
+    refused.stderr_has("the configuration has changed").stdout_has("a run cannot go on from what is in its directory");
 }

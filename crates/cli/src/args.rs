@@ -10,12 +10,14 @@ use ddpm_train::training::resume::Resume;
 mod bench;
 mod eval;
 mod exchange;
+mod runs;
 mod sample;
 mod schedule;
 
 pub use bench::{BenchArgs, BenchKind};
 pub use eval::{EvalCommand, NllArgs};
 pub use exchange::{ExportArgs, ImportArgs, PushArgs};
+pub use runs::{ForkArgs, RunsArgs};
 pub use sample::{SAMPLE_IMAGES, SampleArgs};
 pub use schedule::ScheduleArgs;
 
@@ -55,6 +57,8 @@ pub enum Command {
     Train(TrainArgs),
     /// List runs: how far they are, and what became of them
     Runs(RunsArgs),
+    /// Begin a branch of a run, from one of its checkpoints on
+    Fork(ForkArgs),
     /// Draw images from a trained model
     Sample(SampleArgs),
     /// Judge a trained model
@@ -113,6 +117,9 @@ pub struct TrainArgs {
     /// Set a key of the configuration; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<Setting>,
+    /// Go on although this key has another value than in the checkpoint, from there on; may be repeated
+    #[arg(long, value_name = "KEY")]
+    pub accept: Vec<String>,
     /// Where to compute: auto, cpu, cuda or cuda:N [default: run.device, auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
@@ -138,17 +145,6 @@ impl TrainArgs {
         let run_dir = self.run_dir.as_ref().map(|dir| setting("run.dir", dir.display().to_string()));
         self.set.iter().cloned().chain(device).chain(run_dir).collect()
     }
-}
-
-/// `ddpm runs`
-#[derive(Clone, Debug, Args)]
-#[command(after_help = "Examples:
-  ddpm runs                 # those in runs/
-  ddpm runs /scratch/me --json")]
-pub struct RunsArgs {
-    /// The directory that holds them, or one of them
-    #[arg(default_value = "runs")]
-    pub dir: PathBuf,
 }
 
 /// `ddpm data`

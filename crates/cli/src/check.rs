@@ -12,6 +12,7 @@ use ddpm_run::memory::format_bytes;
 use ddpm_train::config::{Cadence, Resolved, TrainPlan, Warning};
 use ddpm_train::measuring::estimate::{Measured, StepEstimate, estimate_step};
 use ddpm_train::training::gpu_memory::{GpuEstimate, GpuNeeds};
+use ddpm_train::training::resume::would_go_on_from;
 use serde::Serialize;
 
 use super::args::CheckArgs;
@@ -28,6 +29,8 @@ const PICTURE_BYTES: u64 = 500_000;
 /// The document of `config check`.
 #[derive(Debug, Serialize)]
 struct Needs {
+    /// The step that a run in this directory would go on from, if there is one already.
+    goes_on_from: Option<u64>,
     /// Number of trainable parameters.
     parameters: u64,
     /// Named tensors in a file.
@@ -63,9 +66,24 @@ pub(super) fn check(args: &CheckArgs, output: &Output) -> Result<Outcome, Failur
     let unet = UNet::new(&plan.config().model)?;
     tracing::debug!("measuring a few steps");
     let step = estimate_step(&plan, MEASURED_STEPS)?;
-    let needs = needs(&plan, unet.layout(), &step)?;
-    let verdict = verdict(&step);
-    match step.data_error.map(Failure::from) {
+    let mut needs = needs(&plan, unet.layout(), &step)?;
+    let mut verdict = verdict(&step);
+    // What `train` would say about the run directory, which may hold a run already.
+    let refusal = match (step.data_error, &step.data) {
+        (Some(error), _) => Some(Failure::from(error)),
+        (None, Some(data)) => match would_go_on_from(&plan, &data.fingerprint) {
+            Ok(step) => {
+                needs.goes_on_from = step;
+                None
+            }
+            Err(error) => {
+                verdict = "a run cannot go on from what is in its directory";
+                Some(Failure::from(error))
+            }
+        },
+        (None, None) => None,
+    };
+    match refusal {
         None => {
             output.result(&needs, || text(&plan, &needs, verdict))?;
             Ok(Outcome::Done)
@@ -93,7 +111,9 @@ fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Result<
     let checkpoints = checkpoint_bytes.saturating_mul(checkpoints_at_once(plan));
     let estimate = GpuEstimate::new(config)?;
     let at_once = plan.micro_batch().map_or(config.train.batch_size, usize::from);
+    let images = step.data.as_ref().map(|data| data.images);
     Ok(Needs {
+        goes_on_from: None,
         parameters,
         tensors: layout.specs().iter().map(|spec| spec.file_shapes().len()).sum(),
         memory_bytes: step.peak_bytes,
@@ -105,8 +125,8 @@ fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Result<
         step_ms: step.step_ms,
         eta_s: steps as f64 * step.step_ms / 1e3,
         measured: step.measured,
-        images: step.images,
-        epochs: step.images.map(|images| steps as f64 * config.train.batch_size as f64 / images as f64),
+        images,
+        epochs: images.map(|images| steps as f64 * config.train.batch_size as f64 / images as f64),
         warnings: plan.warnings().iter().chain(&step.warning).cloned().collect(),
     })
 }
@@ -143,6 +163,9 @@ fn text(plan: &TrainPlan, needs: &Needs, verdict: &str) -> String {
         table.row(&[&"", &"memory and time are estimated from steps of 1 and 2 images"]);
     }
     table.row(&[&"checkpoint", &format_bytes(needs.checkpoint_bytes)]);
+    if let Some(step) = needs.goes_on_from {
+        table.row(&[&"run", &format!("goes on from step {step} in {}", config.run.dir)]);
+    }
     table.row(&[&"disk", &format!("{} in {}", format_bytes(needs.disk_bytes), config.run.dir)]);
     let mut text = format!("{}: {verdict}\n\n{}", plan.path().display(), table.render());
     for Warning { key, message } in &needs.warnings {
@@ -167,8 +190,11 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::*;
     use std::path::Path;
+
+    use ddpm_train::measuring::estimate::DataFacts;
+
+    use super::*;
 
     fn plan(text: &str) -> TrainPlan {
         let text = format!("{text}\n[data]\nsource = \"x\"\n[train]\nsteps = 100\nwarmup_steps = 10\n");
@@ -196,7 +222,7 @@ mod tests {
             estimated_bytes: None,
             measured: Measured::Extrapolated,
             warning: Some(warning),
-            images: Some(64),
+            data: Some(DataFacts { images: 64, fingerprint: String::new() }),
             data_error: None,
         };
         let needs = needs(&plan, UNet::new(&plan.config().model).unwrap().layout(), &step).unwrap();

@@ -6,7 +6,7 @@ use ddpm_model::ModelError;
 use ddpm_run::durable::io_help;
 use ddpm_run::shell;
 use ddpm_train::Error;
-use ddpm_train::config::DeviceError;
+use ddpm_train::config::{Change, DeviceError, may_be_accepted};
 use serde_json::{Map, Value};
 
 /// What may stand for a model on the command line.
@@ -21,7 +21,7 @@ pub(crate) fn message(error: &Error) -> String {
         Error::NothingToCut { .. } => "--epsilon-only: ",
         Error::Measurements { .. } => "--metrics ",
         Error::TooFewImages { .. } => "--num ",
-        Error::NoTimestep { .. } => "--at ",
+        Error::NoTimestep { .. } | Error::NoSuchStep { .. } => "--at ",
         Error::Occupied { run_dir, newest, from } => {
             let resume = from.map_or("never".to_owned(), |step| format!("at step {step}"));
             let run_dir = run_dir.display();
@@ -62,6 +62,7 @@ pub(crate) fn hint(error: &Error) -> Option<String> {
                  {beside}/checkpoints/step-000000000, or anew with --resume never"
             ));
         }
+        Error::Changed { changes, .. } => return Some(changed(changes)),
         Error::NoWeights { pickle, .. } => no_weights(pickle.is_some()),
         other => return simple(other).map(str::to_owned),
     };
@@ -78,14 +79,12 @@ pub(crate) fn of_event(hint: &str, fields: &Map<String, Value>) -> Option<String
 fn simple(error: &Error) -> Option<&'static str> {
     Some(match error {
         Error::Diverged { .. } => {
-            "start another run (--run-dir DIR) with a lower train.lr, a longer train.warmup_steps or a lower \
-             train.clip_grad_norm; the checkpoints so far are as they were"
+            "go on from the newest checkpoint with a lower train.lr (--set train.lr=LR --accept train.lr) or a lower \
+             train.clip_grad_norm, or start another run (--run-dir DIR) with a longer train.warmup_steps; the checkpoints \
+             so far are as they were"
         }
         Error::NetworkTooLarge { .. } => "make model.block_out_channels narrower, or model.layers_per_block smaller",
         Error::ImagesTooMany { .. } => "draw fewer at a time, each time with another seed",
-        Error::Changed { .. } => {
-            "undo the change to go on, or start another run with --run-dir DIR (or --set run.name=NAME)"
-        }
         Error::OtherData { .. } => "bring the old data back to go on, or start another run with --run-dir DIR",
         Error::DoesNotFit { .. } => {
             "the checkpoint belongs to another model: point to its own run, or start a new one with --run-dir DIR"
@@ -104,6 +103,18 @@ fn simple(error: &Error) -> Option<&'static str> {
         Error::Measurements { .. } => "expected what `ddpm eval nll MODEL --data SOURCE --json` prints",
         _ => return None,
     })
+}
+
+/// What to do about keys that differ from the checkpoint's.
+fn changed(changes: &[Change]) -> String {
+    let accept = match changes.iter().all(|change| may_be_accepted(&change.key)) {
+        true => {
+            let options: Vec<_> = changes.iter().map(|change| format!("--accept {}", change.key)).collect();
+            format!("accept it from here on with {}, ", options.join(" "))
+        }
+        false => String::new(),
+    };
+    format!("undo the change to go on, {accept}or start another run with --run-dir DIR (or --set run.name=NAME)")
 }
 
 fn device(error: &DeviceError) -> &'static str {
@@ -176,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_hint_survives_what_went_wrong_besides() {
-        let first = Error::Diverged { step: 1, what: "the loss is NaN".to_owned() };
+        let first = Error::Diverged { step: 1, what: "the loss is NaN".to_owned(), report: None };
         let wanted = hint(&first);
         let both = Error::Besides { error: Box::new(first), besides: "a full disk".to_owned() };
         assert!(wanted.is_some() && hint(&both) == wanted);

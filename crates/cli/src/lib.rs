@@ -19,6 +19,7 @@ mod doctor;
 mod eval;
 mod exchange;
 pub mod failure;
+mod fork;
 mod forward;
 mod hints;
 mod invert;
@@ -79,6 +80,7 @@ fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
     match command {
         Command::Train(args) => return train::run(&args, output),
         Command::Runs(args) => runs::run(&args, output)?,
+        Command::Fork(args) => fork::run(&args, output)?,
         Command::Sample(args) => sample::run(&args, output)?,
         Command::Eval(EvalCommand::Nll(args)) => return eval::nll(&args, output),
         Command::Data(DataCommand::Inspect(args)) => data::inspect(&args, output)?,

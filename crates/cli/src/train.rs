@@ -34,6 +34,8 @@ fn options(args: &TrainArgs) -> Result<RunOptions, Failure> {
         max_hours: args.max_hours,
         command: this_command(),
         requests: signals::requests()?,
+        accept: args.accept.clone(),
+        poisoned: Vec::new(),
     })
 }
 
@@ -77,7 +79,7 @@ fn document(summary: &Summary) -> serde_json::Value {
 }
 
 /// The command as it was typed.
-fn this_command() -> Vec<String> {
+pub(super) fn this_command() -> Vec<String> {
     std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect()
 }
 

@@ -15,6 +15,7 @@ use crate::decode::{Crop, Transform, decode};
 use crate::error::DataError;
 use crate::format::{RawImage, Source, read_each};
 use crate::order::Order;
+use crate::origin::Origin;
 
 /// How far a replacement for a corrupt sample is looked for. So many in a row mean that the source is broken.
 const MAX_PROBES: u64 = 1000;
@@ -37,6 +38,8 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// Which images of each global batch (`train.batch_size`) are made here.
     pub share: Share,
+    /// Where in the order of the images the steps begin.
+    pub origin: Origin,
     /// Height and width of the batches' images (`data.image_size`).
     pub image_size: usize,
     /// 1 (grey) or 3 (RGB) (`data.channels`).
@@ -136,7 +139,7 @@ impl Batcher {
         let mut images = vec![0; n * self.transform.image_len()];
         let mut labels = self.config.num_classes.map(|_| Vec::with_capacity(n));
         let (mut ids, mut unreadable) = (Vec::with_capacity(n), Vec::new());
-        let positions: Vec<u64> = self.config.share.positions(step).collect();
+        let positions: Vec<u64> = self.config.origin.positions(self.config.share, step).collect();
         let indices: Vec<usize> = positions.iter().map(|&position| self.index_at(position, 0)).collect();
         let mut rows = images.chunks_exact_mut(self.transform.image_len());
         read_each(&*self.source, &indices, |place, raw| {

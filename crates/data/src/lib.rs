@@ -10,8 +10,8 @@
 //!   ahead of the training step, and changes nothing about the result.
 //! - [`inspect()`] reads everything once and reports what a person should know before training on it.
 //!
-//! Position, everywhere, is the number of images seen before, by all ranks together: `step * batch + place in the
-//! batch`. A resumed run needs the step and nothing else from here. Of several ranks each makes its [`Share`] of every
+//! Position, everywhere, is the number of images before, of all ranks together: `step * batch + place in the batch`, unless
+//! the run has left this line ([`Origin`]). A resumed run needs the step and nothing else from here. Of several ranks each makes its [`Share`] of every
 //! batch.
 
 mod batch;
@@ -21,6 +21,7 @@ mod format;
 mod inspect;
 mod loader;
 mod order;
+mod origin;
 mod store;
 #[cfg(test)]
 mod testing;
@@ -32,3 +33,4 @@ pub use error::DataError;
 pub use format::{Format, OpenOptions, RawImage, Source, open};
 pub use inspect::{Counts, Inspection, Preview, inspect};
 pub use loader::Loader;
+pub use origin::Origin;

@@ -17,7 +17,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
 use crate::store::{FileInfo, Listing, Piece, Store, StoreError};
-use crate::{Crop, DataError, LoaderConfig, OnCorrupt, RawImage, Share, Source};
+use crate::{Crop, DataError, LoaderConfig, OnCorrupt, Origin, RawImage, Share, Source};
 
 /// A colourful picture without symmetry.
 pub(crate) fn gradient(width: u32, height: u32) -> DynamicImage {
@@ -196,6 +196,7 @@ pub(crate) fn config() -> LoaderConfig {
     LoaderConfig {
         seed: 3,
         share: Share::whole(16),
+        origin: Origin::default(),
         image_size: 8,
         channels: 1,
         crop: Crop::Random,

@@ -9,25 +9,36 @@ constexpr double GROWTH = 2.0, BACKOFF = 0.5;
 constexpr double GROWTH_INTERVAL = 2000.0;
 // Below the first a gradient that is not finite is no fault of the scale; the second ends the growth.
 constexpr double LEAST_LOSS_SCALE = 1.0, MOST_LOSS_SCALE = 1073741824.0;
+// How much the newest norm counts for the usual one.
+constexpr double NEWEST = 0.02;
 
 __device__ __forceinline__ bool is_finite(double v) { return v - v == 0.0; }
 
-// Whether the step may change anything, given its gradient's norm; keeps the loss scale.
-__device__ bool judge_gradient(double norm, double step, StepState *state) {
+// Whether the step may change anything, given its gradient's norm; keeps the loss scale. As StepState::judge on the CPU.
+__device__ bool judge_gradient(double norm, const StepSettings *s, StepState *state) {
     if (state->diverged != 0.0) return false;
     state->norm = norm;
-    if (is_finite(norm)) {
-        state->steady_steps += 1.0;
-        return true;
+    const bool finite = is_finite(norm);
+    if (!finite) {
+        state->steady_steps = 0.0;
+        if (state->scaling != 0.0 && state->loss_scale > LEAST_LOSS_SCALE) {
+            state->loss_scale = fmax(state->loss_scale * BACKOFF, LEAST_LOSS_SCALE);
+            state->skipped += 1.0;
+            return false;
+        }
     }
-    state->steady_steps = 0.0;
-    if (state->scaling != 0.0 && state->loss_scale > LEAST_LOSS_SCALE) {
-        state->loss_scale = fmax(state->loss_scale * BACKOFF, LEAST_LOSS_SCALE);
-        state->skipped += 1.0;
-    } else {
-        state->diverged = step;
+    const bool spike = s->spike_factor > 0.0 && state->usual_norm > 0.0 && norm > s->spike_factor * state->usual_norm &&
+                       state->bad_steps < s->max_bad_steps;
+    if (!finite || spike) {
+        state->bad_steps += 1.0;
+        if (state->bad_steps > s->max_bad_steps) state->diverged = s->step;
+        else state->skipped += 1.0;
+        return false;
     }
-    return false;
+    state->bad_steps = 0.0;
+    state->usual_norm += (norm - state->usual_norm) * (state->usual_norm == 0.0 ? 1.0 : NEWEST);
+    state->steady_steps += 1.0;
+    return true;
 }
 
 // As Factors::new on the CPU, in double until the end; the step counts only those that changed something.
@@ -95,7 +106,7 @@ __device__ __forceinline__ void gradient_norm(const Gradient<T> &g, u64 n, doubl
     if (threadIdx.x != 0) return;
     if (norm) *norm = total;
     if (!settings) return;
-    bool apply = judge_gradient(total / state->loss_scale, settings->step, state);
+    bool apply = judge_gradient(total / state->loss_scale, settings, state);
     make_factors(settings, state, apply, factors);
     // The scale grows only now: this step's gradient still has the old one.
     if (apply && state->scaling != 0.0 && state->steady_steps >= GROWTH_INTERVAL) {

@@ -9,6 +9,8 @@ struct StepSettings {
     double lr, beta1, beta2, eps, weight_decay;
     double clip; // largest norm of the gradient; 0: no clipping
     double step; // from 1, of steps tried
+    double max_bad_steps; // so many bad steps in a row are skipped
+    double spike_factor;  // a norm of more than so many times the usual one is bad; 0: none is
     double decays[MAX_AVERAGES];
 };
 
@@ -17,9 +19,11 @@ struct StepState {
     double loss_scale;   // what the loss was multiplied by
     double scaling;      // whether the loss scale is dynamic
     double steady_steps; // since the scale changed
-    double skipped;      // steps that changed nothing because gradients overflowed at their scale
-    double diverged;     // the step whose gradient was not finite, 0: none; no step changes anything any more
+    double skipped;      // steps that changed nothing
+    double diverged;     // the step that was one bad step too many, 0: none; no step changes anything any more
     double norm;         // of the last gradient, before clipping
+    double bad_steps;    // in a row
+    double usual_norm;   // moving average over the steps that changed something
 };
 
 // What the update of a single number needs.

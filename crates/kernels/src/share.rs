@@ -49,12 +49,6 @@ impl Share {
     pub fn places(&self) -> Range<usize> {
         self.first..self.first + self.count
     }
-
-    /// The positions in the run (images seen before, by all ranks together) of its images at `step`.
-    pub fn positions(&self, step: u64) -> impl Iterator<Item = u64> + use<> {
-        let before = step.wrapping_mul(self.of as u64);
-        self.places().map(move |place| before.wrapping_add(place as u64))
-    }
 }
 
 #[cfg(test)]
@@ -77,7 +71,6 @@ mod tests {
     #[test]
     fn a_rank_that_is_alone_has_everything() {
         assert_eq!(Share::of_rank(0, 1, 7), Some(Share::whole(7)));
-        assert_eq!(Share::whole(7).positions(3).collect::<Vec<_>>(), (21..28).collect::<Vec<_>>());
     }
 
     #[test]

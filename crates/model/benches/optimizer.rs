@@ -22,8 +22,15 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn compare(name: &str, vars: &[Var]) -> Result<(), Box<dyn Error>> {
-    let adamw =
-        AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01, clip_grad_norm: 0.0, ema_decays: Vec::new() };
+    let adamw = AdamWConfig {
+        betas: [0.9, 0.999],
+        eps: 1e-8,
+        weight_decay: 0.01,
+        clip_grad_norm: 0.0,
+        ema_decays: Vec::new(),
+        max_bad_steps: 0,
+        spike_factor: 0.0,
+    };
     let mut ours = AdamW::new(vars.to_vec(), AdamWSettings { lr: 1e-4, adamw })?;
     let mut candles = candle_nn::AdamW::new(vars.to_vec(), candle_nn::ParamsAdamW::default())?;
     let products = vars.iter().map(|var| var.sqr()?.sum_all()).collect::<candle_core::Result<Vec<_>>>()?;

@@ -36,5 +36,5 @@ pub use lock::RunLock;
 pub use paths::RunPaths;
 pub use record::{Restart, RunRecord, StartFacts};
 pub use run_dir::RunDir;
-pub use status::{Phase, Status, StatusFile};
+pub use status::{RunPhase, Status, StatusFile};
 pub use view::{RunState, RunView};

@@ -27,8 +27,18 @@ pub struct MetricRecord {
     pub lr: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
+    /// Steps so far that changed nothing, because their gradient was not finite or, where that was asked for, a spike.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
+    /// Changes of the configuration that were accepted since the last record: `key: old -> new`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepted: Vec<String>,
     /// What depends on the machine and the moment.
     pub timing: Timing,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// The part of a record that differs between two equal runs.
@@ -97,6 +107,8 @@ pub(crate) mod testing {
             loss_quartile: [Some(0.3), None, Some(0.05), Some(1.0 / 3.0)],
             lr: 2e-4,
             grad_norm: 0.7,
+            skipped: 0,
+            accepted: Vec::new(),
             timing: Timing { images_per_s: 812.5, data_wait: 0.013, memory_bytes: Some(300 << 20) },
         }
     }

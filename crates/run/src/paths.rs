@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! runs/NAME/   config.toml  run.json  metrics.jsonl  log.jsonl  events/  checkpoints/  samples/  hub/  engines.json
-//!              status.json  LOCK
+//!              status.json  divergence/  LOCK
 //! ```
 //! [`RunPaths`] only knows names, for readers; a writer holds a [`RunDir`](crate::RunDir).
 
@@ -80,6 +80,11 @@ impl RunPaths {
     /// Pushes to the hub that are not done yet.
     pub fn uploads(&self) -> PathBuf {
         self.root.join("hub")
+    }
+
+    /// The report on the divergence at `step`.
+    pub fn divergence(&self, step: u64) -> PathBuf {
+        self.root.join("divergence").join(dir_name(step))
     }
 
     /// The sample grid of `step`.

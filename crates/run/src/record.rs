@@ -20,6 +20,10 @@ pub struct StartFacts {
     pub device: String,
     /// The exact command, one entry per argument.
     pub command: Vec<String>,
+    /// Changes of the configuration that are accepted from here on: `key: old -> new`.
+    pub accepted: Vec<String>,
+    /// Why it begins here: the run went back after a divergence, or is a branch of another.
+    pub reason: Option<String>,
 }
 
 /// The file.
@@ -39,6 +43,9 @@ pub struct RunRecord {
     pub git_hash: Option<String>,
     /// The command that created it.
     pub command: Vec<String>,
+    /// As in [`StartFacts`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Every later start.
     pub restarts: Vec<Restart>,
 }
@@ -60,6 +67,12 @@ pub struct Restart {
     pub git_hash: Option<String>,
     /// The command.
     pub command: Vec<String>,
+    /// As in [`StartFacts`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepted: Vec<String>,
+    /// As in [`StartFacts`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 impl RunRecord {
@@ -86,6 +99,7 @@ impl RunRecord {
             device: start.device,
             git_hash: git_hash_here(),
             command: start.command,
+            reason: start.reason,
             restarts: Vec::new(),
         }
     }
@@ -99,6 +113,8 @@ impl RunRecord {
             device: start.device,
             git_hash: git_hash_here(),
             command: start.command,
+            accepted: start.accepted,
+            reason: start.reason,
         });
         self
     }

@@ -51,7 +51,7 @@ impl RunDir {
         replace_file(&path, text.as_bytes()).map_err(RunError::io("write the configuration", &path))
     }
 
-    /// Notes this start in `run.json`: the run's creation, or a restart at `start.step`.
+    /// Notes this start in `run.json`: the run's creation, or a restart at `start.step`. Returns the whole record.
     ///
     /// # Errors
     /// The file cannot be written, or an existing one cannot be understood.
@@ -71,13 +71,21 @@ fn create_dir(path: &Path) -> Result<(), RunError> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
+pub(crate) mod testing {
     use super::*;
 
-    fn start(step: u64) -> StartFacts {
-        StartFacts { step, device: "cpu".into(), command: vec!["ddpm".into(), "train".into(), "a b.toml".into()] }
+    /// A start at `step`.
+    pub(crate) fn start(step: u64) -> StartFacts {
+        let command = vec!["ddpm".into(), "train".into(), "a b.toml".into()];
+        StartFacts { step, device: "cpu".into(), command, accepted: Vec::new(), reason: None }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::testing::start;
+    use super::*;
 
     #[test]
     fn opening_creates_the_places_and_locks_them_against_a_second_one() {

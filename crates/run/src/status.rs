@@ -22,7 +22,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// What a run is doing, or how it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Phase {
+pub enum RunPhase {
     /// Making steps.
     Training,
     /// Waiting for a checkpoint to be written.
@@ -41,7 +41,7 @@ pub enum Phase {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// What it is doing.
-    pub phase: Phase,
+    pub phase: RunPhase,
     /// Steps done.
     pub step: u64,
     /// Steps it is to make in all.
@@ -81,7 +81,7 @@ impl StatusFile {
     /// Of a run at `path` that begins at `step` and is to make `steps` in all.
     pub fn new(path: PathBuf, step: u64, steps: u64) -> Self {
         let status = Status {
-            phase: Phase::Training,
+            phase: RunPhase::Training,
             step,
             steps,
             images_per_s: None,
@@ -98,7 +98,7 @@ impl StatusFile {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn enter(&mut self, phase: Phase) -> Result<(), RunError> {
+    pub fn enter(&mut self, phase: RunPhase) -> Result<(), RunError> {
         self.status.phase = phase;
         self.write()
     }
@@ -124,7 +124,7 @@ impl StatusFile {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn end(&mut self, phase: Phase, error: Option<String>) -> Result<(), RunError> {
+    pub fn end(&mut self, phase: RunPhase, error: Option<String>) -> Result<(), RunError> {
         self.status.error = error;
         self.status.seconds_left = None;
         self.enter(phase)
@@ -149,17 +149,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("status.json");
         let mut file = StatusFile::new(path.clone(), 10, 100);
-        file.enter(Phase::Training).unwrap();
+        file.enter(RunPhase::Training).unwrap();
         for step in 11..=60 {
             file.step(step).unwrap();
         }
         let read = || Status::read(&path).unwrap();
-        assert_eq!((read().phase, read().pid), (Phase::Training, std::process::id()));
+        assert_eq!((read().phase, read().pid), (RunPhase::Training, std::process::id()));
         assert!(read().step < 60, "fifty writes in less than a second");
-        file.enter(Phase::Saving).unwrap();
-        assert_eq!((read().phase, read().step, read().steps), (Phase::Saving, 60, 100));
+        file.enter(RunPhase::Saving).unwrap();
+        assert_eq!((read().phase, read().step, read().steps), (RunPhase::Saving, 60, 100));
         assert!(read().seconds_left.is_some_and(|left| left >= 0.0));
-        file.end(Phase::Failed, Some("the loss is NaN".into())).unwrap();
+        file.end(RunPhase::Failed, Some("the loss is NaN".into())).unwrap();
         assert_eq!((read().error.as_deref(), read().seconds_left), (Some("the loss is NaN"), None));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file was left");
     }
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(Status::read(&path), None);
         fs::write(&path, "{\"phase\": \"dancing\"}").unwrap();
         assert_eq!(Status::read(&path), None);
-        let gone = StatusFile::new(dir.path().join("gone/status.json"), 0, 1).enter(Phase::Training).unwrap_err();
+        let gone = StatusFile::new(dir.path().join("gone/status.json"), 0, 1).enter(RunPhase::Training).unwrap_err();
         assert!(gone.to_string().contains("status.json"), "{gone}");
     }
 }

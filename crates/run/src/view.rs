@@ -11,7 +11,7 @@ use crate::lock::RunLock;
 use crate::metrics::{self, MetricRecord};
 use crate::paths::RunPaths;
 use crate::record::RunRecord;
-use crate::status::{Phase, Status};
+use crate::status::{RunPhase, Status};
 
 /// What became of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -61,10 +61,10 @@ impl RunView {
         let status = Status::read(&paths.status());
         let state = match status.as_ref().map(|status| status.phase) {
             _ if held => RunState::Running,
-            Some(Phase::Done) => RunState::Done,
-            Some(Phase::Stopped) => RunState::Stopped,
-            Some(Phase::Failed) => RunState::Failed,
-            Some(Phase::Training | Phase::Saving | Phase::Sampling) => RunState::Killed,
+            Some(RunPhase::Done) => RunState::Done,
+            Some(RunPhase::Stopped) => RunState::Stopped,
+            Some(RunPhase::Failed) => RunState::Failed,
+            Some(RunPhase::Training | RunPhase::Saving | RunPhase::Sampling) => RunState::Killed,
             None => RunState::Idle,
         };
         let checkpoint = list(&paths.checkpoints()).ok().and_then(|checkpoints| checkpoints.into_iter().next());
@@ -113,13 +113,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::metrics::testing::record;
-    use crate::record::StartFacts;
     use crate::run_dir::RunDir;
     use crate::status::StatusFile;
 
     fn run_in(root: &Path) -> RunDir {
         let run = RunDir::open(root).unwrap();
-        run.record_start(StartFacts { step: 0, device: "cpu".into(), command: vec!["ddpm".into()] }).unwrap();
+        run.record_start(crate::run_dir::testing::start(0)).unwrap();
         run
     }
 
@@ -129,13 +128,15 @@ mod tests {
         let run = run_in(dir.path());
         let state = || RunView::open(dir.path()).unwrap().unwrap().state;
         let mut status = StatusFile::new(run.paths().status(), 0, 10);
-        status.enter(Phase::Training).unwrap();
+        status.enter(RunPhase::Training).unwrap();
         assert_eq!(state(), RunState::Running);
         drop(run);
         assert_eq!(state(), RunState::Killed);
-        for (phase, expected) in
-            [(Phase::Done, RunState::Done), (Phase::Stopped, RunState::Stopped), (Phase::Failed, RunState::Failed)]
-        {
+        for (phase, expected) in [
+            (RunPhase::Done, RunState::Done),
+            (RunPhase::Stopped, RunState::Stopped),
+            (RunPhase::Failed, RunState::Failed),
+        ] {
             status.end(phase, None).unwrap();
             assert_eq!(state(), expected);
         }
@@ -168,9 +169,9 @@ mod tests {
         fs::create_dir(run.paths().checkpoints().join("step-000000020")).unwrap();
         fs::write(run.paths().metrics(), serde_json::to_string(&record(30)).unwrap() + "\n{\"step\": 31").unwrap();
         let mut status = StatusFile::new(run.paths().status(), 0, 100);
-        status.enter(Phase::Training).unwrap();
+        status.enter(RunPhase::Training).unwrap();
         status.step(33).unwrap();
-        status.enter(Phase::Training).unwrap();
+        status.enter(RunPhase::Training).unwrap();
         let view = || RunView::open(dir.path()).unwrap().unwrap();
         assert_eq!((view().step(), view().metrics.unwrap()), (33, record(30)));
         drop(run);

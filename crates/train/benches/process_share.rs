@@ -104,6 +104,8 @@ impl Step {
             weight_decay: train.weight_decay,
             clip_grad_norm: train.clip_grad_norm,
             ema_decays: train.ema_decays.clone(),
+            max_bad_steps: train.max_bad_steps,
+            spike_factor: train.spike_factor,
         };
         let (size, channels) = (config.data.image_size, config.data.channels);
         let dims = [train.batch_size, size, size, channels];

@@ -5,6 +5,7 @@
 //! place, what was found and what was expected.
 
 mod chain;
+mod convert;
 mod kind;
 
 use std::error::Error as StdError;
@@ -14,10 +15,8 @@ use std::path::{Path, PathBuf};
 
 use ddpm_data::DataError;
 use ddpm_hub::HubError;
-use ddpm_kernels::KernelError;
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::DiffusionError;
-use ddpm_model::unet::UNetConfigError;
 pub use ddpm_run::Kind;
 use ddpm_run::RunError;
 use ddpm_run::checkpoint::CheckpointError;
@@ -69,6 +68,8 @@ pub enum Error {
         step: u64,
         /// What is not finite.
         what: String,
+        /// The directory with a report on the step, if one was written.
+        report: Option<PathBuf>,
     },
     /// Weights, gradient, moments and averages are larger than the memory.
     #[error("{parameters} parameters need at least {needed} of {whose}, and there are {room}")]
@@ -149,6 +150,16 @@ pub enum Error {
         dir: PathBuf,
         /// The damaged ones, and how they are damaged.
         skipped: Vec<String>,
+    },
+    /// A run without a checkpoint of this step.
+    #[error("{} has no checkpoint of step {step}: expected {}", run.display(), one_of(steps))]
+    NoSuchStep {
+        /// The run directory.
+        run: PathBuf,
+        /// The step that was asked for.
+        step: u64,
+        /// Those of its checkpoints, newest first.
+        steps: Vec<u64>,
     },
     /// A run whose checkpoints would be overwritten.
     #[error("{} holds checkpoints up to step {newest}: {} would overwrite them", run_dir.display(), starting(*from))]
@@ -331,6 +342,11 @@ fn starting(from: Option<u64>) -> String {
     from.map_or("starting anew".to_owned(), |step| format!("going on from step {step}"))
 }
 
+fn one_of(steps: &[u64]) -> String {
+    let steps: Vec<_> = steps.iter().map(u64::to_string).collect();
+    if steps.is_empty() { "a run with checkpoints".to_owned() } else { format!("one of {}", steps.join(", ")) }
+}
+
 fn place(saved: Option<u64>) -> String {
     saved.map_or("the start".to_owned(), |step| format!("step {step}"))
 }
@@ -343,6 +359,9 @@ impl Error {
                 .iter()
                 .map(|Change { key, old, new }| format!("{key}: {old} in the checkpoint, {new} now"))
                 .collect(),
+            Self::Diverged { report: Some(report), .. } => {
+                vec![format!("{} has the losses before, the largest gradients and the batch", report.display())]
+            }
             Self::AllDamaged { skipped, .. } | Self::NoCheckpoint { skipped, .. } => skipped.clone(),
             Self::Besides { error, besides } => {
                 let mut causes = error.causes();
@@ -378,37 +397,13 @@ impl Error {
     }
 }
 
-impl From<KernelError> for Error {
-    fn from(error: KernelError) -> Self {
-        Self::Model(error.into())
-    }
-}
-
-impl From<UNetConfigError> for Error {
-    fn from(error: UNetConfigError) -> Self {
-        Self::Model(error.into())
-    }
-}
-
-impl From<ConfigError> for Error {
-    fn from(error: ConfigError) -> Self {
-        Self::Config(Box::new(error))
-    }
-}
-
-impl From<HubError> for Error {
-    fn from(error: HubError) -> Self {
-        Self::Hub(Box::new(error))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_went_wrong_besides_changes_neither_the_text_nor_the_kind() {
-        let first = || Error::Diverged { step: 7, what: "the loss is NaN".to_owned() };
+        let first = || Error::Diverged { step: 7, what: "the loss is NaN".to_owned(), report: None };
         let both = Error::Besides { error: Box::new(first()), besides: "a full disk".to_owned() };
         assert_eq!((both.to_string(), both.kind()), (first().to_string(), Kind::Diverged));
         assert_eq!(both.causes(), ["a full disk"]);

@@ -4,12 +4,14 @@
 //! factors, which the pass over the parameters reads; on a GPU the host knows none of these values and never waits for them.
 //! The state that continues from step to step ([`StepState`]) is there too:
 //!
-//! - A gradient that is not finite changes nothing. Without a dynamic loss scale it ends the training: the step's number is
-//!   kept, and no later step changes anything either, until [`JudgedStep::set_state`]. So the host may check rarely. A loss
-//!   that is not finite needs no separate check: its gradient is not finite either.
-//! - With a dynamic loss scale (f16; Micikevicius et al. 2018, section 3.2) the step is skipped and the scale halved; after
-//!   2,000 steps without that it is doubled. A skipped step does not count for the moments' bias. Only when the scale is down
-//!   to 1 is the network itself the cause of a gradient that is not finite, which then ends the training as above.
+//! - A gradient that is not finite changes nothing: the step is skipped. More than [`StepSettings::max_bad_steps`] in a row end
+//!   the training: the number of the last one is kept, and no later step changes anything, until [`JudgedStep::set_state`]. So
+//!   the host may check rarely. A loss that is not finite needs no separate check: its gradient is not finite either.
+//! - On request a finite gradient that is much larger than usual is skipped too, but never more than that many in a row: then
+//!   it is the new usual.
+//! - With a dynamic loss scale (f16; Micikevicius et al. 2018, section 3.2) the first cause of a gradient that is not finite is
+//!   the scale: it is halved, and doubled after 2,000 steps without that. Only when it is down to 1 is the network the cause.
+//! - A skipped step does not count for the moments' bias.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -23,9 +25,9 @@ use crate::error::{KernelError, Result};
 /// Moving averages that a GPU's step can keep.
 pub const MAX_AVERAGES: usize = 4;
 /// Count of a step's settings before the averages' decays.
-const BEFORE_DECAYS: usize = 7;
+const BEFORE_DECAYS: usize = 9;
 /// Count of the numbers of a step's state.
-const STATE: usize = 6;
+const STATE: usize = 8;
 /// How the loss scale changes, as in `cuda/optim.cu`.
 const GROWTH: f64 = 2.0;
 const BACKOFF: f64 = 0.5;
@@ -33,6 +35,8 @@ const GROWTH_INTERVAL: u64 = 2000;
 /// At or below the first, the scale is not the cause of a gradient that is not finite; the second limits the growth.
 const LEAST_LOSS_SCALE: f64 = 1.0;
 const MOST_LOSS_SCALE: f64 = 1_073_741_824.0;
+/// How much the newest norm counts for the usual one: an average over some fifty steps.
+const NEWEST: f64 = 0.02;
 
 /// The settings of a step, from the host.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +53,10 @@ pub struct StepSettings {
     pub clip_grad_norm: f64,
     /// This step's number, from 1, skipped steps included.
     pub step: u64,
+    /// How many bad steps in a row are skipped before the training ends.
+    pub max_bad_steps: u64,
+    /// A finite gradient is bad too if its norm is more than so many times the usual one; 0: never.
+    pub spike_factor: f64,
     /// The decay of each moving average in this step.
     pub decays: Vec<f64>,
 }
@@ -64,6 +72,7 @@ impl StepSettings {
     pub fn words(&self) -> Vec<f64> {
         let [beta1, beta2] = self.betas;
         let mut words = vec![self.lr, beta1, beta2, self.eps, self.weight_decay, self.clip_grad_norm, self.step as f64];
+        words.extend([self.max_bad_steps as f64, self.spike_factor]);
         words.extend(&self.decays);
         words.resize(Self::len(self.decays.len()), 0.0);
         words
@@ -71,12 +80,14 @@ impl StepSettings {
 
     /// The inverse of [`words`](Self::words) for so many averages.
     fn from_words(words: &[f64], averages: usize) -> Result<Self> {
-        let &[lr, beta1, beta2, eps, weight_decay, clip_grad_norm, step, ref decays @ ..] = words else {
+        let &[lr, beta1, beta2, eps, weight_decay, clip_grad_norm, step, bad, spike_factor, ref decays @ ..] = words
+        else {
             let (found, expected) = (vec![words.len()], vec![Self::len(averages)]);
             return Err(KernelError::Shape { op: OP, tensor: "settings", found, expected });
         };
         let (betas, decays) = ([beta1, beta2], decays[..averages].to_vec());
-        Ok(Self { lr, betas, eps, weight_decay, clip_grad_norm, step: step as u64, decays })
+        let (step, max_bad_steps) = (step as u64, bad as u64);
+        Ok(Self { lr, betas, eps, weight_decay, clip_grad_norm, step, max_bad_steps, spike_factor, decays })
     }
 }
 
@@ -89,18 +100,31 @@ pub struct StepState {
     pub dynamic: bool,
     /// Steps since the loss scale last changed.
     pub steady_steps: u64,
-    /// Steps that changed nothing because the gradient overflowed at its scale.
+    /// Steps that changed nothing, of all steps.
     pub skipped: u64,
     /// The step at which training diverged.
     pub diverged: Option<u64>,
     /// Norm of the last gradient before clipping; of the one that was not finite, once training has diverged.
     pub norm: f64,
+    /// Bad steps in a row, the last one included.
+    pub bad_steps: u64,
+    /// The usual norm: a moving average over the steps that changed something; 0 before the first.
+    pub usual_norm: f64,
 }
 
 impl StepState {
     /// The state for formats whose range needs no loss scale.
     pub fn unscaled() -> Self {
-        Self { loss_scale: 1.0, dynamic: false, steady_steps: 0, skipped: 0, diverged: None, norm: 0.0 }
+        Self {
+            loss_scale: 1.0,
+            dynamic: false,
+            steady_steps: 0,
+            skipped: 0,
+            diverged: None,
+            norm: 0.0,
+            bad_steps: 0,
+            usual_norm: 0.0,
+        }
     }
 
     /// A dynamic loss scale that starts here; PyTorch starts at 65,536.
@@ -110,8 +134,9 @@ impl StepState {
 
     fn words(&self) -> [f64; STATE] {
         let dynamic = f64::from(u8::from(self.dynamic));
+        let [steady, skipped, bad] = [self.steady_steps, self.skipped, self.bad_steps].map(|count| count as f64);
         let diverged = self.diverged.unwrap_or(0) as f64;
-        [self.loss_scale, dynamic, self.steady_steps as f64, self.skipped as f64, diverged, self.norm]
+        [self.loss_scale, dynamic, steady, skipped, diverged, self.norm, bad, self.usual_norm]
     }
 
     /// The state from the numbers of [`JudgedStep::state_tensor`].
@@ -119,7 +144,7 @@ impl StepState {
     /// # Errors
     /// Their count is wrong.
     pub fn from_numbers(numbers: &[f64]) -> Result<Self> {
-        let &[loss_scale, dynamic, steady_steps, skipped, diverged, norm] = numbers else {
+        let &[loss_scale, dynamic, steady_steps, skipped, diverged, norm, bad_steps, usual_norm] = numbers else {
             let (found, expected) = (vec![numbers.len()], vec![STATE]);
             return Err(KernelError::Shape { op: OP, tensor: "state", found, expected });
         };
@@ -130,6 +155,8 @@ impl StepState {
             skipped: skipped as u64,
             diverged: (diverged != 0.0).then_some(diverged as u64),
             norm,
+            bad_steps: bad_steps as u64,
+            usual_norm,
         })
     }
 }
@@ -142,16 +169,29 @@ impl StepState {
         }
         let scale = self.loss_scale;
         self.norm = scaled_norm / scale;
-        if !self.norm.is_finite() {
+        let is_finite = self.norm.is_finite();
+        if !is_finite {
             self.steady_steps = 0;
             if self.dynamic && scale > LEAST_LOSS_SCALE {
                 self.loss_scale = (scale * BACKOFF).max(LEAST_LOSS_SCALE);
                 self.skipped += 1;
-            } else {
-                self.diverged = Some(settings.step);
+                return None;
+            }
+        }
+        let is_spike = settings.spike_factor > 0.0
+            && self.usual_norm > 0.0
+            && self.norm > settings.spike_factor * self.usual_norm
+            && self.bad_steps < settings.max_bad_steps;
+        if !is_finite || is_spike {
+            self.bad_steps += 1;
+            match self.bad_steps > settings.max_bad_steps {
+                true => self.diverged = Some(settings.step),
+                false => self.skipped += 1,
             }
             return None;
         }
+        self.bad_steps = 0;
+        self.usual_norm += (self.norm - self.usual_norm) * if self.usual_norm == 0.0 { 1.0 } else { NEWEST };
         self.steady_steps += 1;
         if self.dynamic && self.steady_steps >= GROWTH_INTERVAL {
             self.loss_scale = (scale * GROWTH).min(MOST_LOSS_SCALE);
@@ -299,106 +339,4 @@ impl StepBuffers<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    /// More than one task's share.
-    const LEN: usize = 40_000;
-
-    struct Training {
-        buffers: [FlatBuffer; 4],
-        averages: [FlatBuffer; 5],
-    }
-
-    impl Training {
-        fn new() -> Self {
-            let buffer = |f: fn(f32) -> f32| {
-                FlatBuffer::from_vec((0..LEN).map(|i| f(i as f32 * 0.37)).collect(), &Device::Cpu).unwrap()
-            };
-            let averages = std::array::from_fn(|_| buffer(f32::sin));
-            Self { buffers: [buffer(f32::sin), buffer(f32::cos), buffer(|_| 0.0), buffer(|_| 0.0)], averages }
-        }
-
-        fn settings(step: u64) -> StepSettings {
-            let decays = vec![0.5, 0.6, 0.7, 0.8, 0.9];
-            StepSettings {
-                lr: 0.01,
-                betas: [0.9, 0.99],
-                eps: 1e-8,
-                weight_decay: 0.1,
-                clip_grad_norm: 2.0,
-                step,
-                decays,
-            }
-        }
-
-        /// A step down the gradient, `factor` times.
-        fn step(&self, judged: &JudgedStep, step: u64, factor: f32) {
-            let [parameters, gradients, exp_avg, exp_avg_sq] = &self.buffers;
-            let gradients = gradients.to_vec().unwrap().into_iter().map(|g| g * factor).collect();
-            let gradients = &FlatBuffer::from_vec(gradients, &Device::Cpu).unwrap();
-            let averages = &self.averages.each_ref();
-            let settings = Tensor::new(Self::settings(step).words(), &Device::Cpu).unwrap();
-            let (narrow, compute) = (None, None);
-            let buffers = StepBuffers { parameters, gradients, narrow, exp_avg, exp_avg_sq, averages, compute };
-            judged.step(&settings, &buffers).unwrap();
-        }
-
-        fn all(&self) -> Vec<f32> {
-            self.buffers.iter().chain(&self.averages).flat_map(|buffer| buffer.to_vec().unwrap()).collect()
-        }
-    }
-
-    #[test]
-    fn a_judged_step_is_the_clipped_step_of_adamw_bit_for_bit() {
-        let (judged, plain) = (Training::new(), Training::new());
-        let memory = JudgedStep::new(&Device::Cpu, &StepState::unscaled()).unwrap();
-        for step in 1..=3 {
-            judged.step(&memory, step, 1.0);
-            let [parameters, gradients, exp_avg, exp_avg_sq] = &plain.buffers;
-            let norm = norm(gradients).unwrap();
-            assert_eq!(memory.state().unwrap().norm, norm);
-            let [beta1, beta2] = [0.9, 0.99];
-            let gradient_scale = 2.0 / norm;
-            let adamw = AdamW { lr: 0.01, beta1, beta2, eps: 1e-8, weight_decay: 0.1, step, gradient_scale };
-            let averages: Vec<_> = plain.averages.iter().cloned().zip(Training::settings(step).decays).collect();
-            let averages = &averages;
-            adamw_step(&adamw, &AdamWBuffers { parameters, gradients, exp_avg, exp_avg_sq, averages }).unwrap();
-        }
-        assert_eq!(judged.all(), plain.all());
-    }
-
-    #[test]
-    fn a_gradient_that_is_not_finite_changes_nothing_and_no_later_step_does() {
-        let training = Training::new();
-        let memory = JudgedStep::new(&Device::Cpu, &StepState::unscaled()).unwrap();
-        training.step(&memory, 1, 1.0);
-        let before = training.all();
-        training.step(&memory, 2, f32::NAN);
-        training.step(&memory, 3, 1.0);
-        assert_eq!(training.all(), before);
-        let state = memory.state().unwrap();
-        assert_eq!(state.diverged, Some(2));
-        assert!(state.norm.is_nan());
-        memory.set_state(&StepState::unscaled()).unwrap();
-        training.step(&memory, 3, 1.0);
-        assert_ne!(training.all(), before);
-    }
-
-    #[test]
-    fn a_loss_scale_is_halved_where_it_overflows_and_the_step_does_not_count() {
-        let (scaled, plain) = (Training::new(), Training::new());
-        let memory = JudgedStep::new(&Device::Cpu, &StepState::scaled(4.0)).unwrap();
-        scaled.step(&memory, 1, f32::INFINITY);
-        scaled.step(&memory, 2, 2.0);
-        let unscaled = JudgedStep::new(&Device::Cpu, &StepState::unscaled()).unwrap();
-        plain.step(&unscaled, 1, 1.0);
-        assert_eq!(scaled.all(), plain.all());
-        let state = memory.state().unwrap();
-        assert_eq!((state.loss_scale, state.skipped, state.diverged), (2.0, 1, None));
-        memory.set_state(&StepState { steady_steps: GROWTH_INTERVAL - 1, ..state }).unwrap();
-        scaled.step(&memory, 3, 2.0);
-        assert_eq!(memory.state().unwrap().loss_scale, 4.0);
-    }
-}
+mod tests;

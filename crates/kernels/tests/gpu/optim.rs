@@ -27,8 +27,17 @@ fn scaled(values: &[f32], factor: f32) -> Vec<f32> {
 /// A step's settings, as the GPU finds them.
 fn settings(step: u64, clip_grad_norm: f64) -> Vec<f64> {
     let decays = DECAYS.to_vec();
-    let settings =
-        StepSettings { lr: 0.01, betas: [0.9, 0.99], eps: 1e-8, weight_decay: 0.1, clip_grad_norm, step, decays };
+    let settings = StepSettings {
+        lr: 0.01,
+        betas: [0.9, 0.99],
+        eps: 1e-8,
+        weight_decay: 0.1,
+        clip_grad_norm,
+        step,
+        max_bad_steps: MAX_BAD_STEPS,
+        spike_factor: SPIKE_FACTOR,
+        decays,
+    };
     settings.words()
 }
 

@@ -23,6 +23,10 @@ pub struct AdamWConfig {
     pub clip_grad_norm: f64,
     /// Decays of the moving averages.
     pub ema_decays: Vec<f64>,
+    /// How many bad steps in a row are skipped before the training ends.
+    pub max_bad_steps: u64,
+    /// A gradient whose norm is more than so many times the usual one is bad; 0: only one that is not finite is.
+    pub spike_factor: f64,
 }
 
 impl AdamWConfig {
@@ -123,6 +127,8 @@ impl Optimizer {
             weight_decay: self.config.weight_decay,
             clip_grad_norm: self.config.clip_grad_norm,
             step: self.step,
+            max_bad_steps: self.config.max_bad_steps,
+            spike_factor: self.config.spike_factor,
             decays: self.averages.iter().map(|average| average.decay.min(warm_up)).collect(),
         }
     }
@@ -191,6 +197,8 @@ mod tests {
             weight_decay: 0.0,
             clip_grad_norm: clip,
             ema_decays: vec![0.5, 0.9],
+            max_bad_steps: 0,
+            spike_factor: 0.0,
         };
         let optimizer = Optimizer::new(config, &params).unwrap();
         (params, gradients, optimizer)

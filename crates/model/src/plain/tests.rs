@@ -21,7 +21,15 @@ fn small() -> UNetConfig {
 }
 
 fn settings(ema_decays: Vec<f64>, clip_grad_norm: f64) -> AdamWSettings {
-    let adamw = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01, clip_grad_norm, ema_decays };
+    let adamw = AdamWConfig {
+        betas: [0.9, 0.999],
+        eps: 1e-8,
+        weight_decay: 0.01,
+        clip_grad_norm,
+        ema_decays,
+        max_bad_steps: 0,
+        spike_factor: 0.0,
+    };
     AdamWSettings { lr: 1e-2, adamw }
 }
 

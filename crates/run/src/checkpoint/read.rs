@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::{Manifest, check_size, read_small, verify_file};
 use super::save::{ASIDE_PREFIX, TEMPORARY_PREFIX, remove_any};
-use super::{CheckpointError, FORMAT_VERSION, NamedTensor, STATE_FILE, State, parse_dir_name, tensors};
+use super::{
+    CheckpointError, FORMAT_VERSION, NamedTensor, STATE_FILE, Snapshot, State, TensorFile, parse_dir_name, tensors,
+};
 use crate::durable::sync_dir;
 use crate::lock::RunLock;
 
@@ -43,6 +45,16 @@ impl Checkpoint {
     /// The names of its tensor files, in the order they were written.
     pub(crate) fn tensor_files(&self) -> impl Iterator<Item = &str> {
         self.manifest.files.iter().map(|entry| entry.name.as_str()).filter(|name| name.ends_with(".safetensors"))
+    }
+
+    /// Everything it holds, as it was saved.
+    ///
+    /// # Errors
+    /// It changed since it was verified.
+    pub fn snapshot(&self) -> Result<Snapshot, CheckpointError> {
+        let read = |name: &str| Ok(TensorFile { name: name.to_owned(), tensors: self.tensors(name)? });
+        let files = self.tensor_files().map(read).collect::<Result<_, _>>()?;
+        Ok(Snapshot { files, state: self.state.clone() })
     }
 
     /// All tensors of `file`, in the order they were written; PyTorch's layout.

@@ -97,6 +97,17 @@ pub fn write(out: impl Write, header: &[u8], tensors: &[NamedTensor]) -> io::Res
     out.flush()
 }
 
+/// The whole file.
+///
+/// # Errors
+/// As [`header`].
+pub fn to_bytes(file: &TensorFile) -> Result<Vec<u8>, String> {
+    let header = header(file)?;
+    let mut bytes = Vec::new();
+    write(&mut bytes, &header, &file.tensors).map_err(|error| format!("{}: {error}", file.name))?;
+    Ok(bytes)
+}
+
 /// Reads all tensors of the file at `path`, in the order of its bytes.
 pub fn read(path: &Path) -> Result<Vec<NamedTensor>, CheckpointError> {
     let (mut file, metadata) = open(path)?;

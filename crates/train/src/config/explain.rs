@@ -18,6 +18,17 @@ pub(super) fn unknown_key(key: &str, origin: &Origin) -> ConfigError {
     ConfigError::UnknownKey { place: origin.to_string(), key: key.to_owned(), help }
 }
 
+/// Refuses a key that does not exist; `place` is where it stands.
+///
+/// # Errors
+/// There is no such key.
+pub fn check_key(key: &str, place: &str) -> Result<(), ConfigError> {
+    if schema::keys().any(|known| known == key) {
+        return Ok(());
+    }
+    Err(ConfigError::UnknownKey { place: place.to_owned(), key: key.to_owned(), help: key_help(key) })
+}
+
 fn key_help(key: &str) -> String {
     let sections = schema::sections();
     let name = key.rsplit('.').next().unwrap_or(key);

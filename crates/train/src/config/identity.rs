@@ -14,7 +14,7 @@ use super::types::TrainConfig;
 const FREE_SECTIONS: [&str; 4] = ["checkpoint", "sample", "log", "hub"];
 
 /// Keys of other sections that cannot change past results. Data may move: a checkpoint identifies it by its fingerprint.
-const FREE_KEYS: [&str; 13] = [
+const FREE_KEYS: [&str; 15] = [
     "run.name",
     "run.dir",
     "run.device",
@@ -24,6 +24,8 @@ const FREE_KEYS: [&str; 13] = [
     "data.prefetch",
     "data.cache_dir",
     "train.steps",
+    "train.max_bad_steps",
+    "train.max_rollbacks",
     "train.micro_batch",
     "train.allow_tf32",
     "train.gradient_checkpointing",
@@ -64,6 +66,16 @@ fn binding_values(config: &TrainConfig) -> impl Iterator<Item = (String, Value)>
     })
 }
 
+/// Whether another value would change what the weights mean. Dropout affects only training.
+pub fn describes_weights(key: &str) -> bool {
+    (key.starts_with("model.") || key.starts_with("diffusion.")) && key != "model.dropout"
+}
+
+/// Whether a run may go on from a checkpoint with another value of this key, where its user accepts that.
+pub fn may_be_accepted(key: &str) -> bool {
+    !describes_weights(key) && !["data.image_size", "data.channels"].contains(&key)
+}
+
 fn is_binding(key: &str) -> bool {
     let section = key.split('.').next().unwrap_or_default();
     !FREE_SECTIONS.contains(&section) && !FREE_KEYS.contains(&key)
@@ -99,6 +111,14 @@ mod tests {
         let want = [change("model.num_class_embeds", "\"none\"", "10"), change("train.lr", "2e-4", "0.001")];
         assert_eq!(diff(&old, &new), want);
         assert_ne!(config_hash(&old), config_hash(&new));
+    }
+
+    #[test]
+    fn what_the_weights_mean_cannot_be_accepted_anew() {
+        let accepted = ["train.lr", "train.batch_size", "loss.type", "model.dropout", "data.flip", "run.seed"];
+        assert!(accepted.iter().all(|key| may_be_accepted(key)));
+        let fixed = ["model.block_out_channels", "diffusion.beta_schedule", "data.image_size", "data.channels"];
+        assert!(fixed.iter().all(|key| !may_be_accepted(key)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use ddpm_run::RunPaths;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -62,7 +63,8 @@ pub struct Entry {
 }
 
 impl Resolved {
-    /// Reads a config file (or the one in a run directory), the environment of this process and `--set` options.
+    /// Reads a config file (or the one in a run directory), the environment of this process and `--set` options. The file that a
+    /// run directory keeps means the run in this directory: a copy or a moved run is not the run that the file remembers.
     ///
     /// # Errors
     /// The file cannot be read or is not TOML, or a layer has a key that does not exist or a value of another type.
@@ -89,7 +91,9 @@ impl Resolved {
             path: path.clone(),
             source,
         })?;
-        Self::from_layers(&path, &text, environment, settings)
+        let here = directory_of_run(&path).map(|dir| Setting { key: "run.dir".to_owned(), value: dir });
+        let settings: Vec<Setting> = here.into_iter().chain(settings.iter().cloned()).collect();
+        Self::from_layers(&path, &text, environment, &settings)
     }
 
     /// Merges the layers: `text` is what `path` holds.
@@ -158,6 +162,15 @@ impl Resolved {
         model.in_channels.get_or_insert(data.channels);
         model.out_channels.get_or_insert(diffusion.variance_type.out_channels(data.channels));
     }
+}
+
+/// The run directory that keeps this config file, if one does.
+fn directory_of_run(path: &Path) -> Option<String> {
+    let dir = path.parent().filter(|_| path.file_name().is_some_and(|name| name == presets::RESOLVED))?;
+    let run = RunPaths::new(dir);
+    let is_run = run.record().exists() || run.checkpoints().is_dir();
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    is_run.then(|| dir.display().to_string())
 }
 
 /// The text of a config file. It is a few kilobytes; a much longer file was named by mistake.

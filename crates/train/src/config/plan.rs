@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use ddpm_data::{OpenOptions, Share};
+use ddpm_data::{OpenOptions, Origin, Share};
 use ddpm_model::diffusion::{Schedule, TimestepSamplerKind};
 use ddpm_model::unet::ImageShape;
 use serde::Serialize;
@@ -59,6 +59,7 @@ pub struct TrainPlan {
     shape: ImageShape,
     hash: String,
     warnings: Vec<Warning>,
+    origin: Origin,
 }
 
 impl TrainPlan {
@@ -76,7 +77,17 @@ impl TrainPlan {
         checks.reports()?;
         let hash = config_hash(&resolved.config);
         let warnings = warnings(&resolved.config, &schedule, device);
-        Ok(Self { resolved: resolved.clone(), device, shape, hash, warnings })
+        Ok(Self { resolved: resolved.clone(), device, shape, hash, warnings, origin: Origin::default() })
+    }
+
+    /// The same plan for steps that follow each other from `origin` on in the order of the images.
+    pub(crate) fn from_origin(&self, origin: Origin) -> Self {
+        Self { origin, ..self.clone() }
+    }
+
+    /// Where in the order of the images its steps begin.
+    pub fn origin(&self) -> Origin {
+        self.origin
     }
 
     /// The values, each in its valid range.
@@ -120,9 +131,9 @@ impl TrainPlan {
         self.config().model.num_class_embeds
     }
 
-    /// Images seen after `step` steps.
+    /// Images before step `step` (from 0): seen, or passed over after a divergence.
     pub fn images(&self, step: u64) -> u64 {
-        step * self.config().train.batch_size as u64
+        self.origin.images_before(step, self.config().train.batch_size)
     }
 
     /// The part of every global batch that this process learns from: all of it.

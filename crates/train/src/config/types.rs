@@ -152,6 +152,12 @@ pub struct OptimConfig {
     pub warmup_steps: u64,
     /// Largest norm of the whole gradient; 0: no clipping.
     pub clip_grad_norm: f64,
+    /// How many steps in a row may have a loss or gradient that is not finite: these are skipped.
+    pub max_bad_steps: u64,
+    /// Skip a step whose gradient's norm is more than so many times the usual one; 0: none.
+    pub spike_factor: f64,
+    /// How often a run that diverges goes back to its newest checkpoint and on with other images; 0: never.
+    pub max_rollbacks: u64,
     /// Number format of activations and products; weights are always f32.
     pub precision: Precision,
     /// On a GPU, f32 products in TensorFloat-32, whose factors have 10 bits of mantissa.
@@ -177,6 +183,9 @@ impl Default for OptimConfig {
             lr_schedule: LrSchedule::Constant,
             warmup_steps: 500,
             clip_grad_norm: 1.0,
+            max_bad_steps: 10,
+            spike_factor: 0.0,
+            max_rollbacks: 2,
             precision: Precision::F32,
             allow_tf32: false,
             gradient_checkpointing: false,

@@ -37,6 +37,7 @@ impl Error {
             | Self::DoesNotFit { .. }
             | Self::AllDamaged { .. }
             | Self::NoCheckpoint { .. }
+            | Self::NoSuchStep { .. }
             | Self::NotACheckpoint { .. }
             | Self::NotAModel { .. }
             | Self::Unreadable { .. }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use ddpm_data::{Batcher, Crop, Format, LoaderConfig, OnCorrupt, OpenOptions, Share, Source};
+use ddpm_data::{Batcher, Crop, Format, LoaderConfig, OnCorrupt, OpenOptions, Origin, Share, Source};
 
 use crate::config::TrainConfig;
 use crate::error::Error;
@@ -59,6 +59,7 @@ impl EvalImages {
         let settings = LoaderConfig {
             seed: selection.seed,
             share: Share::whole(1),
+            origin: Origin::default(),
             image_size: data.image_size,
             channels: data.channels,
             crop: Crop::Center,

@@ -99,7 +99,7 @@ pub fn export(
 ///
 /// # Errors
 /// It is taken.
-pub(super) fn refuse_taken(to: &Path) -> Result<(), Error> {
+pub(crate) fn refuse_taken(to: &Path) -> Result<(), Error> {
     let is_empty = fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_none());
     if is_empty || fs::symlink_metadata(to).is_err() {
         return Ok(());
@@ -149,10 +149,7 @@ fn weights(model: &Model, shape: &Shape) -> Result<Vec<u8>, Error> {
         }
     }
     let file = TensorFile { name: WEIGHTS_FILE.to_owned(), tensors };
-    let header = tensors::header(&file).map_err(Error::other)?;
-    let mut bytes = Vec::new();
-    tensors::write(&mut bytes, &header, &file.tensors).map_err(Error::caused("cannot write the weights to memory"))?;
-    Ok(bytes)
+    tensors::to_bytes(&file).map_err(Error::other)
 }
 
 fn index() -> String {

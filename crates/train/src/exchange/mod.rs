@@ -37,6 +37,7 @@ use std::path::{Path, PathBuf};
 
 use ddpm_hub::{HubError, SCHEME, Settings};
 pub use ddpm_model::diffusers::DIFFUSERS_VERSION;
+pub(crate) use export::refuse_taken;
 pub use export::{ExportOptions, Exported, export};
 pub(crate) use facts::IMPORTED;
 pub use facts::{Facts, Imported};

@@ -24,6 +24,15 @@ const LONGEST_STEP_MS: f64 = 5e3;
 /// Images to read as a check that the data can be read.
 const TRIED_IMAGES: usize = 8;
 
+/// A source that can be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFacts {
+    /// Number of images.
+    pub images: usize,
+    /// Its fingerprint.
+    pub fingerprint: String,
+}
+
 /// The estimated cost of a step.
 #[derive(Debug)]
 pub struct StepEstimate {
@@ -37,8 +46,8 @@ pub struct StepEstimate {
     pub estimated_bytes: Option<u64>,
     /// If that is more memory than there is: what to do, or what was done.
     pub warning: Option<Warning>,
-    /// Number of images in the source, if it could be opened.
-    pub images: Option<usize>,
+    /// What the source is, if it can be opened.
+    pub data: Option<DataFacts>,
     /// Why the data cannot be read; grey images replaced it.
     pub data_error: Option<DataError>,
 }
@@ -80,8 +89,15 @@ pub fn estimate_step(plan: &TrainPlan, repeat: usize) -> Result<StepEstimate, Er
     } else {
         (step_ms, peak_bytes, Measured::Extrapolated, memory_warning(&extrapolation, at_once, total))
     };
-    let images = data.images();
-    Ok(StepEstimate { step_ms, peak_bytes, estimated_bytes: None, measured, warning, images, data_error: data.error })
+    Ok(StepEstimate {
+        step_ms,
+        peak_bytes,
+        estimated_bytes: None,
+        measured,
+        warning,
+        data: data.facts(),
+        data_error: data.error,
+    })
 }
 
 fn measure_on_gpu(
@@ -100,7 +116,7 @@ fn measure_on_gpu(
         estimated_bytes: step.estimated_bytes,
         measured: Measured::Batch,
         warning: notices.last().map(|message| Warning { key: "train.micro_batch", message }),
-        images: data.images(),
+        data: data.facts(),
         data_error: data.error,
     })
 }
@@ -126,8 +142,10 @@ impl<'a> LenientData<'a> {
         data
     }
 
-    fn images(&self) -> Option<usize> {
-        self.source.as_ref().map(|source| source.len())
+    fn facts(&self) -> Option<DataFacts> {
+        let facts =
+            |source: &Arc<dyn Source>| DataFacts { images: source.len(), fingerprint: source.fingerprint().to_owned() };
+        self.source.as_ref().map(facts)
     }
 
     /// Starts reading ahead, unless the data cannot be read.

@@ -14,6 +14,8 @@ pub(crate) fn record(step: u64) -> MetricRecord {
         loss_quartile: [Some(0.3), None, Some(0.05), Some(1.0 / 3.0)],
         lr: 2e-4,
         grad_norm: 0.7,
+        skipped: 0,
+        accepted: Vec::new(),
         timing: Timing { images_per_s: 812.5, data_wait: 0.013, memory_bytes: Some(300 << 20) },
     }
 }

@@ -19,7 +19,7 @@ struct Sum {
 }
 
 impl Sum {
-    /// With f16's loss scale a step is skipped if its gradient overflows, and its losses may have, too: those count for nothing.
+    /// A step whose loss or gradient is not finite is skipped; such losses count for nothing.
     fn add(&mut self, value: f64) {
         if !value.is_finite() {
             return;
@@ -41,9 +41,17 @@ pub struct Means {
     quartiles: [Sum; 4],
     mse: Sum,
     vlb: Sum,
+    /// Changes of the configuration that were accepted since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    accepted: Vec<String>,
 }
 
 impl Means {
+    /// Adds changes of the configuration that the steps from here on are made with.
+    pub fn accept(&mut self, changes: impl IntoIterator<Item = String>) {
+        self.accepted.extend(changes);
+    }
+
     /// Adds a step.
     pub fn add(&mut self, outcome: &StepOutcome) {
         for (&loss, &quartile) in outcome.losses.iter().zip(&outcome.quartiles) {
@@ -56,7 +64,7 @@ impl Means {
 
     /// The record of `step`, the last one added; starts the next means.
     pub fn record(&mut self, step: u64, images: u64, last: &StepOutcome, timing: Timing) -> MetricRecord {
-        let Self { loss, quartiles, mse, vlb } = std::mem::take(self);
+        let Self { loss, quartiles, mse, vlb, accepted } = std::mem::take(self);
         let mut loss_parts = BTreeMap::new();
         if let Some(vlb) = vlb.mean() {
             loss_parts.insert("vlb".to_owned(), vlb);
@@ -71,7 +79,9 @@ impl Means {
             loss_parts,
             loss_quartile: quartiles.map(Sum::mean),
             lr: last.lr,
-            grad_norm: last.grad_norm,
+            grad_norm: last.state.norm,
+            skipped: last.state.skipped,
+            accepted,
             timing,
         }
     }
@@ -79,11 +89,14 @@ impl Means {
 
 #[cfg(test)]
 mod tests {
+    use ddpm_kernels::optim::StepState;
+
     use super::super::outcome::Phases;
     use super::*;
 
     fn outcome(losses: &[f64], quartiles: &[usize]) -> StepOutcome {
         StepOutcome {
+            step: 1,
             losses: losses.to_vec(),
             timesteps: Vec::new(),
             unweighted: losses.to_vec(),
@@ -91,7 +104,7 @@ mod tests {
             mse: losses.to_vec(),
             vlb: None,
             lr: 1e-3,
-            grad_norm: 2.0,
+            state: StepState { norm: 2.0, ..StepState::unscaled() },
             phases: Phases::default(),
         }
     }

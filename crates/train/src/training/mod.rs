@@ -6,17 +6,22 @@
 //! | [`trainer`] | a step's inputs and its [`outcome`]; `room`: what to give up when memory is full |
 //! | [`gpu_memory`] | the GPU memory of a step, estimated without a GPU |
 //! | [`run`] | the life of a run; beside it `setup` (what stays fixed), [`resume`] (where it starts), `observe` (metrics, checkpoints, pictures) |
-//! | `engines`, `loss_scale` | a GPU's fastest algorithms, and f16's loss scale: both are kept with a run |
+//! | `engines`, `step_state` | a GPU's fastest algorithms, and what goes on from step to step: both are kept with a run |
+//! | `accept` | what a run goes on with from a checkpoint: the same, or a change that its user accepts |
+//! | `divergence` | what is reported of a run that diverges, and how it goes back |
+//! | [`fork`] | a branch of a run, in a directory of its own |
 //! | [`state`] | a trainer to and from a checkpoint |
 //! | [`means`] | the means between two logged steps |
 //! | `upload` | pushes to the hub, beside the loop |
 //! | [`stop`] | when to stop before the end |
 //! | [`events`] | the names of spans and targets |
 
+mod accept;
+mod divergence;
 mod engines;
 pub mod events;
+pub mod fork;
 pub mod gpu_memory;
-mod loss_scale;
 pub mod means;
 mod observe;
 pub mod outcome;
@@ -26,6 +31,7 @@ pub mod run;
 pub(crate) mod setup;
 pub mod state;
 mod step;
+mod step_state;
 pub mod stop;
 pub mod trainer;
 mod upload;

@@ -4,12 +4,14 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use ddpm_kernels::optim::StepState;
 use ddpm_run::checkpoint::{CheckpointError, Retention, SaveOutcome, Writer};
 use ddpm_run::memory;
 use ddpm_run::metrics::Timing;
-use ddpm_run::{Phase, RunError, StatusFile};
+use ddpm_run::{RunError, RunPhase, StatusFile};
 use tracing::Span;
 
+use super::divergence::History;
 use super::engines::Engines;
 use super::events::PROGRESS;
 use super::means::Means;
@@ -24,6 +26,11 @@ use crate::drawing::{Images, Painter, Request};
 use crate::error::{Error, Kind, in_one_line};
 use crate::report::Reporter;
 use crate::report::pictures::{Layout, encode, grid};
+
+/// A gradient whose norm is more than so many times the usual one is reported.
+const SPIKE: f64 = 10.0;
+/// Not more often than every so many steps.
+const SPIKE_EVERY: u64 = 100;
 
 /// See the module.
 pub(super) struct Observers<'a> {
@@ -44,6 +51,12 @@ pub(super) struct Observers<'a> {
     /// Whether a warning about a status that cannot be written was already given.
     status_failed: bool,
     engines: Option<Engines>,
+    /// A save is due, and waits for a step that is not bad.
+    save_waits: bool,
+    /// The newest steps, for a report on a divergence.
+    history: History,
+    /// The first step whose spike is reported.
+    next_spike: u64,
 }
 
 /// How a run ends.
@@ -138,6 +151,9 @@ impl<'a> Observers<'a> {
             status,
             status_failed: false,
             engines,
+            save_waits: false,
+            history: History::default(),
+            next_spike: 0,
         })
     }
 
@@ -168,9 +184,12 @@ impl<'a> Observers<'a> {
         let (step, plan) = (trainer.steps_taken(), self.setup.plan);
         let log = plan.log_cadence().is_due(step);
         let asked = self.stop.takes_save_request();
-        let save = asked || plan.checkpoint_cadence().is_due(step);
+        let wanted = asked || self.save_waits || plan.checkpoint_cadence().is_due(step);
         let draw = plan.sample_cadence().is_due(step);
-        self.take_outcomes(trainer, log || save || draw)?;
+        self.take_outcomes(trainer, log || wanted || draw)?;
+        // Weights that only lead to bad steps would push good ones out of the checkpoints that are kept.
+        self.save_waits = wanted && self.last.as_ref().is_some_and(StepOutcome::is_bad);
+        let save = wanted && !self.save_waits;
         trainer.take_notices().iter().for_each(|notice| tracing::warn!("{notice}"));
         self.run.record("step", step);
         let written = self.status.step(step);
@@ -189,27 +208,27 @@ impl<'a> Observers<'a> {
         }
         self.uploader.iter_mut().for_each(Uploader::look);
         if save {
-            self.enter(Phase::Saving);
+            self.enter(RunPhase::Saving);
             self.save(trainer)?;
         }
         if draw {
-            self.enter(Phase::Sampling);
+            self.enter(RunPhase::Sampling);
             self.draw(trainer)?;
         }
         if save || draw {
-            self.enter(Phase::Training);
+            self.enter(RunPhase::Training);
         }
         Ok(())
     }
 
     /// Records that another phase of the run begins.
-    pub(super) fn enter(&mut self, phase: Phase) {
+    pub(super) fn enter(&mut self, phase: RunPhase) {
         let written = self.status.enter(phase);
         self.check_status(written);
     }
 
     /// Records how the run ended; `error` says why it failed.
-    pub(super) fn ended(&mut self, phase: Phase, error: Option<&Error>) {
+    pub(super) fn ended(&mut self, phase: RunPhase, error: Option<&Error>) {
         let written = self.status.end(phase, error.map(|error| in_one_line(error)));
         self.check_status(written);
     }
@@ -227,10 +246,30 @@ impl<'a> Observers<'a> {
     fn take_outcomes(&mut self, trainer: &mut Trainer, all: bool) -> Result<(), Error> {
         for outcome in trainer.outcomes(all)? {
             self.means.add(&outcome);
+            self.history.add(&outcome);
+            self.warn_about(&outcome);
             self.longest.step = self.longest.step.max(outcome.phases.total());
             self.last = Some(outcome);
         }
         Ok(())
+    }
+
+    /// Warns about a step that was skipped, and about a gradient that is much larger than usual.
+    fn warn_about(&mut self, outcome: &StepOutcome) {
+        let StepState { norm, usual_norm, bad_steps, .. } = outcome.state;
+        let (step, complaint) = (outcome.step, outcome.complaint());
+        if outcome.is_bad() {
+            let most = self.setup.plan.config().train.max_bad_steps;
+            tracing::warn!(step, bad_steps, "step {step} was skipped: {complaint} (of at most {most})");
+        } else if norm > SPIKE * usual_norm && step >= self.next_spike {
+            self.next_spike = step + SPIKE_EVERY;
+            tracing::warn!(step, norm, usual_norm, "step {step}: {complaint}");
+        }
+    }
+
+    /// The newest steps.
+    pub(super) fn history(&self) -> &History {
+        &self.history
     }
 
     /// Starts writing a checkpoint; with `checkpoint.async = false`, also waits for it.
@@ -256,6 +295,7 @@ impl<'a> Observers<'a> {
             data_fingerprint: self.setup.source.fingerprint(),
             data_len: self.setup.source.len(),
             means: &self.means,
+            rollbacks: self.setup.rollbacks,
         })?;
         span.exit();
         Ok(self.writer.submit(snapshot))

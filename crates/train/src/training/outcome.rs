@@ -1,5 +1,7 @@
 //! The outcome of a step: the loss of each image, the gradient's norm, and the time of each phase.
 
+use ddpm_kernels::optim::StepState;
+use ddpm_model::ModelError;
 use ddpm_model::diffusion::{DrawnTimesteps, Timestep};
 
 pub use crate::engine::Phases;
@@ -7,6 +9,8 @@ pub use crate::engine::Phases;
 /// The outcome of one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepOutcome {
+    /// The step's number, from 1.
+    pub step: u64,
     /// The loss of each image, with the timestep sampler's weight.
     pub losses: Vec<f64>,
     /// The timestep of each image.
@@ -21,8 +25,8 @@ pub struct StepOutcome {
     pub vlb: Option<Vec<f64>>,
     /// The learning rate.
     pub lr: f64,
-    /// Norm of the gradient before clipping.
-    pub grad_norm: f64,
+    /// How the step was judged: the gradient's norm before clipping, and whether it was skipped.
+    pub state: StepState,
     /// The time of each phase.
     pub phases: Phases,
 }
@@ -35,9 +39,10 @@ pub(super) struct SampleLosses {
 }
 
 impl StepOutcome {
-    /// The outcome of a step with this learning rate, before any of its `images` is added.
-    pub(super) fn new(lr: f64, images: usize) -> Self {
+    /// The outcome of step `step` with this learning rate, before any of its `images` is added.
+    pub(super) fn new(step: u64, lr: f64, state: StepState, images: usize) -> Self {
         Self {
+            step,
             losses: Vec::with_capacity(images),
             timesteps: Vec::with_capacity(images),
             unweighted: Vec::with_capacity(images),
@@ -45,9 +50,30 @@ impl StepOutcome {
             mse: Vec::with_capacity(images),
             vlb: None,
             lr,
-            grad_norm: 0.0,
+            state,
             phases: Phases::default(),
         }
+    }
+
+    /// The mean loss.
+    pub fn loss(&self) -> f64 {
+        self.losses.iter().sum::<f64>() / self.losses.len() as f64
+    }
+
+    /// What is wrong with a bad step, in words.
+    pub(super) fn complaint(&self) -> String {
+        let StepState { norm, bad_steps, usual_norm, .. } = self.state;
+        let what = match self.losses.iter().find(|loss| !loss.is_finite()) {
+            Some(loss) => format!("the loss is {loss}"),
+            None if norm.is_finite() => format!("the gradient's norm is {norm:.3e}, usual is {usual_norm:.3e}"),
+            None => ModelError::NotFinite { norm }.to_string(),
+        };
+        if bad_steps > 1 { format!("{what}; bad step {bad_steps} in a row") } else { what }
+    }
+
+    /// Whether the step changed nothing, because its loss, its gradient or the gradient's norm was not as it should be.
+    pub fn is_bad(&self) -> bool {
+        self.state.bad_steps > 0
     }
 
     /// Adds the images that `drawn` belongs to; the process has `num_train_timesteps` timesteps.

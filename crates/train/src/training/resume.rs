@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
+use ddpm_run::RunPaths;
 use ddpm_run::checkpoint::{Checkpoint, list, newest_good};
-use ddpm_run::{RunDir, RunPaths};
 
+use super::accept::{Continuation, go_on_from};
 use super::means::Means;
-use super::setup::RunSetup;
+use super::state::rollbacks_before;
 use super::trainer::Trainer;
-use crate::config::TrainPlan;
+use crate::config::{Change, TrainPlan};
 use crate::error::Error;
 
 /// Where a run resumes from.
@@ -32,12 +34,63 @@ impl From<&str> for Resume {
     }
 }
 
+/// Where a run begins, for the first time or again.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    /// Its plan from here on.
+    pub(super) plan: TrainPlan,
+    /// What it goes on from; `None` for the beginning.
+    pub(super) checkpoint: Option<Checkpoint>,
+    /// Changes of the configuration that are accepted here.
+    pub(super) accepted: Vec<Change>,
+    /// How often the run has gone back after a divergence.
+    pub(super) rollbacks: u64,
+    /// Why it goes back to here, if it does.
+    pub(super) reason: Option<String>,
+}
+
+impl Beginning {
+    /// At this checkpoint, with `plan` and this data, where changes of the keys `accept` are accepted.
+    ///
+    /// # Errors
+    /// Other settings or other data than the checkpoint's.
+    pub(super) fn at(
+        checkpoint: Option<Checkpoint>,
+        plan: &TrainPlan,
+        data_fingerprint: &str,
+        accept: &[String],
+    ) -> Result<Self, Error> {
+        let Some(checkpoint) = checkpoint else {
+            let (plan, accepted) = (plan.clone(), Vec::new());
+            return Ok(Self { plan, checkpoint: None, accepted, rollbacks: 0, reason: None });
+        };
+        let Continuation { plan, accepted } = go_on_from(plan, &checkpoint, data_fingerprint, accept)?;
+        let rollbacks = rollbacks_before(&checkpoint);
+        Ok(Self { plan, checkpoint: Some(checkpoint), accepted, rollbacks, reason: None })
+    }
+
+    /// The changes that are accepted here, for a person.
+    pub(super) fn accepted(&self) -> Vec<String> {
+        self.accepted.iter().map(|Change { key, old, new }| format!("{key}: {old} -> {new}")).collect()
+    }
+
+    /// The trainer that begins here, and the means since its last logged step.
+    pub(super) fn trainer(&self, device: &Device) -> Result<(Trainer, Means), Error> {
+        let (trainer, mut means) = match &self.checkpoint {
+            Some(checkpoint) => Trainer::restore(&self.plan, device, checkpoint)?,
+            None => (Trainer::new(&self.plan, device)?, Means::default()),
+        };
+        means.accept(self.accepted());
+        Ok((trainer, means))
+    }
+}
+
 /// The checkpoint to resume from, if any, and why newer ones were skipped.
 ///
 /// # Errors
 /// There are checkpoints but no good one, or the requested start would overwrite some.
-pub(super) fn choose_checkpoint(run_dir: &RunDir, resume: &Resume) -> Result<(Option<Checkpoint>, Vec<String>), Error> {
-    let dir = run_dir.paths().checkpoints();
+pub(super) fn choose_checkpoint(run: &RunPaths, resume: &Resume) -> Result<(Option<Checkpoint>, Vec<String>), Error> {
+    let dir = run.checkpoints();
     let newest = list(&dir)?.first().map(|(step, _)| *step);
     match resume {
         Resume::Auto => {
@@ -50,14 +103,40 @@ pub(super) fn choose_checkpoint(run_dir: &RunDir, resume: &Resume) -> Result<(Op
         }
         Resume::Never => match newest {
             None => Ok((None, Vec::new())),
-            Some(newest) => Err(occupied(run_dir, newest, None)),
+            Some(newest) => Err(occupied(run, newest, None)),
         },
         Resume::From(path) => {
             let checkpoint = open_named(path)?;
             match newest.filter(|&step| step > checkpoint.state.step) {
                 None => Ok((Some(checkpoint), Vec::new())),
-                Some(newest) => Err(occupied(run_dir, newest, Some(checkpoint.state.step))),
+                Some(newest) => Err(occupied(run, newest, Some(checkpoint.state.step))),
             }
+        }
+    }
+}
+
+/// The step that a run with `plan` and this data would go on from; `None` if it would begin anew. Changes nothing.
+///
+/// # Errors
+/// Those with which [`train`](super::run::train) would refuse to start.
+pub fn would_go_on_from(plan: &TrainPlan, data_fingerprint: &str) -> Result<Option<u64>, Error> {
+    refuse_to_leave_an_import(plan, &Resume::Auto)?;
+    let (checkpoint, _) = choose_checkpoint(&RunPaths::new(plan.run_dir()), &Resume::Auto)?;
+    let beginning = Beginning::at(checkpoint, plan, data_fingerprint, &[])?;
+    Ok(beginning.checkpoint.map(|checkpoint| checkpoint.state.step))
+}
+
+/// The checkpoint of a run at this step.
+///
+/// # Errors
+/// There is none, or it is damaged.
+pub(super) fn of_step(run: &RunPaths, step: u64) -> Result<Checkpoint, Error> {
+    let there = list(&run.checkpoints())?;
+    match there.iter().find(|(found, _)| *found == step) {
+        Some((_, path)) => Ok(Checkpoint::open(path)?),
+        None => {
+            let (run, steps) = (run.root().to_owned(), there.into_iter().map(|(step, _)| step).collect());
+            Err(Error::NoSuchStep { run, step, steps })
         }
     }
 }
@@ -91,14 +170,6 @@ fn open_named(path: &Path) -> Result<Checkpoint, Error> {
     Ok(Checkpoint::open(path)?)
 }
 
-fn occupied(run_dir: &RunDir, newest: u64, from: Option<u64>) -> Error {
-    Error::Occupied { run_dir: run_dir.paths().root().to_owned(), newest, from }
-}
-
-/// A trainer, new or from `checkpoint`, and the means since its last logged step.
-pub(super) fn start_or_go_on(setup: &RunSetup<'_>, checkpoint: Option<&Checkpoint>) -> Result<(Trainer, Means), Error> {
-    match checkpoint {
-        Some(checkpoint) => Trainer::restore(setup.plan, setup.device, checkpoint, setup.source.fingerprint()),
-        None => Ok((Trainer::new(setup.plan, setup.device)?, Means::default())),
-    }
+fn occupied(run: &RunPaths, newest: u64, from: Option<u64>) -> Error {
+    Error::Occupied { run_dir: run.root().to_owned(), newest, from }
 }

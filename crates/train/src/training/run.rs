@@ -4,16 +4,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ddpm_data::Loader;
+use candle_core::Device;
+use ddpm_data::{Loader, Source};
 use ddpm_run::checkpoint::{Checkpoint, remove_stale};
 use ddpm_run::memory::format_bytes;
-use ddpm_run::{Phase, RunDir, StartFacts};
+use ddpm_run::{RunDir, RunPhase, StartFacts};
 use tracing::Span;
 
+use super::accept::check_keys;
+use super::divergence::{report, second_try};
 use super::events::{FAILURE, PROGRESS, RUN};
 use super::gpu_memory::GpuEstimate;
 use super::observe::{End, Ending, Observers};
-use super::resume::{Resume, choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
+use super::resume::{Beginning, Resume, choose_checkpoint, refuse_to_leave_an_import};
 use super::setup::{RunSetup, device_name, loader_config};
 use super::stop::{Requests, StopReason, StopWatch};
 use super::trainer::Trainer;
@@ -36,6 +39,10 @@ pub struct RunOptions {
     pub command: Vec<String>,
     /// Requests that may come while it runs.
     pub requests: Requests,
+    /// Keys whose values may differ from the checkpoint's, from there on.
+    pub accept: Vec<String>,
+    /// For tests of divergence: see [`Trainer::poison`].
+    pub poisoned: Vec<u64>,
 }
 
 /// The result of a run.
@@ -57,6 +64,23 @@ pub struct Summary {
     pub samples: Option<PathBuf>,
 }
 
+/// What stays the same however often the run goes back.
+struct Frame<'a> {
+    started: Instant,
+    stop: StopWatch,
+    device: Device,
+    source: Arc<dyn Source>,
+    run_dir: RunDir,
+    options: &'a RunOptions,
+}
+
+/// How a try ended.
+enum Ended {
+    Finished(Box<Summary>),
+    /// It diverged; the next try begins here.
+    GoesBack(Box<Beginning>),
+}
+
 /// Trains as `plan` says, from the beginning or from the run directory's newest checkpoint.
 ///
 /// # Errors
@@ -64,14 +88,32 @@ pub struct Summary {
 pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let started = Instant::now();
     let stop = StopWatch::new(started, options.max_hours, options.requests.clone());
+    check_keys(&options.accept)?;
     let device = plan.device().open()?;
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
     refuse_to_leave_an_import(plan, &options.resume)?;
     let run_dir = RunDir::open(plan.run_dir())?;
-    let removed = remove_stale(&run_dir.paths().checkpoints(), run_dir.lock())?;
-    let (checkpoint, skipped) = choose_checkpoint(&run_dir, &options.resume)?;
-    let setup = RunSetup { plan, run_dir: &run_dir, source, device: &device };
-    let (mut trainer, means) = start_or_go_on(&setup, checkpoint.as_ref())?;
+    let mut notices = remove_stale(&run_dir.paths().checkpoints(), run_dir.lock())?;
+    notices.iter_mut().for_each(|name| name.push_str(": an unfinished save was removed"));
+    let (checkpoint, skipped) = choose_checkpoint(run_dir.paths(), &options.resume)?;
+    notices.extend(skipped);
+    let mut beginning = Beginning::at(checkpoint, plan, source.fingerprint(), &options.accept)?;
+    let frame = Frame { started, stop, device, source, run_dir, options };
+    loop {
+        match try_from(&frame, &beginning, &std::mem::take(&mut notices))? {
+            Ended::Finished(summary) => return Ok(*summary),
+            Ended::GoesBack(earlier) => beginning = *earlier,
+        }
+    }
+}
+
+/// Trains from `beginning` to the end, or until it diverges.
+fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Result<Ended, Error> {
+    let Frame { stop, device, run_dir, options, .. } = frame;
+    let plan = &beginning.plan;
+    let setup = RunSetup { plan, run_dir, source: Arc::clone(&frame.source), device, rollbacks: beginning.rollbacks };
+    let (mut trainer, means) = beginning.trainer(device)?;
+    trainer.poison(options.poisoned.iter().copied());
     let first = trainer.steps_taken();
     let end = options.max_steps.unwrap_or(u64::MAX).min(plan.config().train.steps);
     // These two check their settings before anything is recorded.
@@ -80,42 +122,60 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
 
     let resolved = plan.resolved().to_toml();
     run_dir.write_config(&resolved)?;
-    run_dir.record_start(StartFacts { step: first, device: device_name(&device), command: options.command.clone() })?;
+    run_dir.record_start(start_facts(&setup, beginning, options))?;
     let mut reporter = open_reporter(&setup, first)?;
-    let run = span_of_run(&run_dir, first, end).entered();
+    let run = span_of_run(run_dir, first, end).entered();
     reporter.config(first, &resolved);
-    removed.iter().for_each(|name| tracing::warn!(name, "{name}: an unfinished save was removed"));
-    skipped.iter().for_each(|skipped| tracing::warn!("{skipped}"));
-    announce(&setup, &trainer, checkpoint.as_ref(), end);
+    notices.iter().chain(&beginning.reason).for_each(|notice| tracing::warn!("{notice}"));
+    announce(&setup, &trainer, beginning, end);
 
-    let resumed = checkpoint.map(|checkpoint| (first, checkpoint.path));
-    let mut observers = Observers::new(&setup, &stop, (*run).clone(), reporter, means, resumed, uploader)?;
-    observers.enter(Phase::Training);
+    let resumed = beginning.checkpoint.as_ref().map(|checkpoint| (first, checkpoint.path.clone()));
+    let mut observers = Observers::new(&setup, stop, (*run).clone(), reporter, means, resumed, uploader)?;
+    observers.enter(RunPhase::Training);
     let looped = observers
         .catch_up(&mut trainer)
-        .and_then(|()| train_until(end, &mut trainer, &mut loader, &stop, &mut observers));
+        .and_then(|()| train_until(end, &mut trainer, &mut loader, stop, &mut observers));
     drop(loader);
     let finished = match looped {
         Ok(stopped) => finish(&setup, &mut observers, &mut trainer, stopped),
+        Err(Error::Diverged { step, what, .. }) => {
+            observers.finish_save();
+            let report = report(&setup, &mut trainer, observers.history(), &what);
+            if let Some(earlier) = second_try(&setup, step, &what)? {
+                return Ok(Ended::GoesBack(Box::new(earlier)));
+            }
+            Err(Error::Diverged { step, what, report })
+        }
         Err(error) => Err(save_what_is_good(&mut observers, &mut trainer, error)),
     };
     let (stopped, ending) = finished.inspect_err(|error| {
         tracing::error!(target: FAILURE, kind = ?error.kind(), causes = error.causes().join(": "), "{error}");
-        observers.ended(Phase::Failed, Some(error));
+        observers.ended(RunPhase::Failed, Some(error));
     })?;
     let stopped = stopped.or_else(|| stop.reason(Duration::ZERO).filter(|_| ending.interrupted));
     let step = trainer.steps_taken();
     let all = stopped.is_none() && step >= plan.config().train.steps;
-    observers.ended(if all { Phase::Done } else { Phase::Stopped }, None);
-    Ok(Summary {
+    observers.ended(if all { RunPhase::Done } else { RunPhase::Stopped }, None);
+    Ok(Ended::Finished(Box::new(Summary {
         run_dir: run_dir.paths().root().to_owned(),
         step,
         images: plan.images(step),
-        elapsed: started.elapsed(),
+        elapsed: frame.started.elapsed(),
         stopped,
         checkpoint: ending.checkpoint,
         samples: ending.samples,
-    })
+    })))
+}
+
+/// What is recorded of this start.
+fn start_facts(setup: &RunSetup<'_>, beginning: &Beginning, options: &RunOptions) -> StartFacts {
+    StartFacts {
+        step: beginning.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step),
+        device: device_name(setup.device),
+        command: options.command.clone(),
+        accepted: beginning.accepted(),
+        reason: beginning.reason.clone(),
+    }
 }
 
 /// Ends a run whose loop ended well; returns why it stopped early, if it did, and what is there now.
@@ -176,8 +236,8 @@ fn tell_peak(setup: &RunSetup<'_>, trainer: &Trainer) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether to save after this error. A run that ends because of its data, of a label or size that the configuration does not
-/// allow, or of full GPU memory should not lose the steps since the last checkpoint; diverged weights are not saved.
+/// Saves after this error, if the newest weights are good. A run that ends because of its data, of a label or size that the configuration does not
+/// allow, or of full GPU memory should not lose the steps since the last checkpoint.
 fn save_what_is_good(observers: &mut Observers<'_>, trainer: &mut Trainer, error: Error) -> Error {
     let good = matches!(error.kind(), Kind::Data | Kind::Setting | Kind::Device | Kind::Memory);
     if !good || trainer.steps_taken() == 0 {
@@ -205,7 +265,7 @@ fn span_of_run(run_dir: &RunDir, first: u64, total: u64) -> Span {
     tracing::info_span!(target: PROGRESS, RUN, %dir, log = %log.display(), rank = 0_u64, first, total, step = first)
 }
 
-fn announce(setup: &RunSetup<'_>, trainer: &Trainer, checkpoint: Option<&Checkpoint>, end: u64) {
+fn announce(setup: &RunSetup<'_>, trainer: &Trainer, beginning: &Beginning, end: u64) {
     setup.source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
     for warning in setup.plan.warnings() {
         tracing::warn!(key = warning.key, "{}: {}", warning.key, warning.message);
@@ -214,7 +274,10 @@ fn announce(setup: &RunSetup<'_>, trainer: &Trainer, checkpoint: Option<&Checkpo
     let (device, data) = (device_name(setup.device), setup.source.describe());
     let millions = parameters as f64 / 1e6;
     tracing::info!(parameters, device, data, "{millions:.2} M parameters on {device}; data: {data}");
-    match checkpoint {
+    for change in beginning.accepted() {
+        tracing::warn!("accepted from step {} on: {change}", trainer.steps_taken());
+    }
+    match &beginning.checkpoint {
         Some(Checkpoint { path, state, .. }) => {
             let (path, step) = (path.display(), state.step);
             let done = if step < end { "" } else { ": nothing left to train" };

@@ -16,6 +16,8 @@ pub(super) struct RunSetup<'a> {
     pub(super) run_dir: &'a RunDir,
     pub(super) source: Arc<dyn Source>,
     pub(super) device: &'a Device,
+    /// How often the run has gone back after a divergence.
+    pub(super) rollbacks: u64,
 }
 
 /// The loader's settings, from a plan.
@@ -25,6 +27,7 @@ pub(crate) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
     LoaderConfig {
         seed: config.run.seed,
         share: plan.share(),
+        origin: plan.origin(),
         image_size: data.image_size,
         channels: data.channels,
         crop: data.crop,

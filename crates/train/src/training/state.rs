@@ -13,9 +13,10 @@ use ddpm_run::checkpoint::{
 };
 use serde_json::Value;
 
+use super::accept::{is_untrained, origin_entry};
 use super::means::Means;
 use super::trainer::{Trainer, adamw_config};
-use crate::config::{TrainPlan, diff};
+use crate::config::{TrainConfig, TrainPlan};
 use crate::error::Error;
 use crate::exchange::{IMPORTED, Imported};
 use crate::weights::{
@@ -23,7 +24,11 @@ use crate::weights::{
 };
 
 const MEANS: &str = "metrics_window";
+const STEP_STATE: &str = "step_state";
+/// The same in checkpoints of version 0.1.0, where only f16 has it.
 const LOSS_SCALE: &str = "loss_scale";
+/// How often the run has gone back after a divergence, if it has.
+const ROLLBACKS: &str = "rollbacks";
 const LOSSES: &str = "losses";
 const COUNTS: &str = "counts";
 
@@ -38,6 +43,8 @@ pub struct Position<'a> {
     pub data_len: usize,
     /// Means since the last logged step.
     pub means: &'a Means,
+    /// How often the run has gone back after a divergence.
+    pub rollbacks: u64,
 }
 
 impl Trainer {
@@ -55,7 +62,7 @@ impl Trainer {
         files.push(TensorFile { name: OPTIMIZER_FILE.to_owned(), tensors });
         files.extend(self.timestep_sampler.history().map(history_file));
         let mut state = self.state(position);
-        state.extra.extend(self.loss_scale()?.map(|scale| (LOSS_SCALE.to_owned(), scale)));
+        state.extra.insert(STEP_STATE.to_owned(), self.step_state()?);
         Ok(Snapshot { files, state })
     }
 
@@ -68,36 +75,35 @@ impl Trainer {
         let json = |value: serde_json::Result<Value>| value.unwrap_or(Value::Null);
         state.extra.insert(CONFIG.to_owned(), json(serde_json::to_value(position.plan.config())));
         state.extra.insert(MEANS.to_owned(), json(serde_json::to_value(position.means)));
+        state.extra.extend(origin_entry(position.plan.origin()));
+        if position.rollbacks > 0 {
+            state.extra.insert(ROLLBACKS.to_owned(), position.rollbacks.into());
+        }
         if let Some(imported) = &self.imported {
             state.extra.insert(IMPORTED.to_owned(), json(serde_json::to_value(imported)));
         }
         state
     }
 
-    /// The trainer that `checkpoint` was made from, and the means since its last logged step.
+    /// The trainer that `checkpoint` was made from, and the means since its last logged step. `plan` may go on from it
+    /// ([`accept`](super::accept)). What the plan has and the checkpoint lacks begins here: a new average at the one with the
+    /// nearest decay, the loss scale and the history of losses as in a new run.
     ///
     /// # Errors
-    /// The configuration or the data differs, or the tensors do not fit the model.
-    pub fn restore(
-        plan: &TrainPlan,
-        device: &Device,
-        checkpoint: &Checkpoint,
-        data_fingerprint: &str,
-    ) -> Result<(Self, Means), Error> {
-        refuse_another_run(plan, checkpoint, data_fingerprint)?;
+    /// The tensors do not fit the model.
+    pub fn restore(plan: &TrainPlan, device: &Device, checkpoint: &Checkpoint) -> Result<(Self, Means), Error> {
         let unet = UNet::new(&plan.config().model)?;
         if is_untrained(checkpoint) {
             return Ok((Self::from_import(plan, device, checkpoint, unet)?, Means::default()));
         }
         let layout = unet.layout().clone();
         let params = read_params(checkpoint, MODEL_FILE, &unet, device)?;
-        let averages = plan
-            .config()
-            .train
-            .ema_decays
-            .iter()
-            .map(|&decay| Ok(Average { decay, params: read_params(checkpoint, &ema_file(decay), &unet, device)? }))
-            .collect::<Result<Vec<_>, Error>>()?;
+        let before = checkpoint_config(checkpoint)?;
+        let average = |&decay: &f64| {
+            let file = average_file(&before, decay);
+            Ok(Average { decay, params: read_params(checkpoint, &file, &unet, device)? })
+        };
+        let averages = plan.config().train.ema_decays.iter().map(average).collect::<Result<Vec<_>, Error>>()?;
         let moments = checkpoint.tensors(OPTIMIZER_FILE)?;
         let [exp_avg, exp_avg_sq] = MOMENTS.map(|name| {
             flat_from_tensors(&layout, &moments, &format!("{name}."))
@@ -113,12 +119,14 @@ impl Trainer {
         };
         let mut trainer = Self::from_parts(plan, device, unet, &params, optimizer)?;
         trainer.imported = Imported::of(checkpoint);
-        if let Some(value) = checkpoint.state.extra.get(LOSS_SCALE)
-            && !trainer.restore_loss_scale(value)?
+        let extra = &checkpoint.state.extra;
+        if let Some(value) = extra.get(STEP_STATE).or_else(|| extra.get(LOSS_SCALE))
+            && !trainer.restore_step_state(value)?
         {
-            return Err(unreadable(checkpoint, LOSS_SCALE));
+            return Err(unreadable(checkpoint, STEP_STATE));
         }
-        if trainer.timestep_sampler.history().is_some() {
+        let learned_before = before.loss.timestep_sampler == plan.config().loss.timestep_sampler;
+        if trainer.timestep_sampler.history().is_some() && learned_before {
             let file = TIMESTEP_SAMPLER_FILE;
             read_history(checkpoint.tensors(file)?)
                 .and_then(|history| trainer.timestep_sampler.restore(history))
@@ -138,39 +146,21 @@ impl Trainer {
     }
 }
 
-/// Whether a checkpoint is an import that no step has changed. Its configuration and data can still be chosen.
-fn is_untrained(checkpoint: &Checkpoint) -> bool {
-    checkpoint.state.step == 0 && Imported::of(checkpoint).is_some()
-}
-
-fn refuse_another_run(plan: &TrainPlan, checkpoint: &Checkpoint, data_fingerprint: &str) -> Result<(), Error> {
-    let state = &checkpoint.state;
-    let untrained = is_untrained(checkpoint);
-    let mut changes = Vec::new();
-    if state.config_hash != plan.config_hash() {
-        // No key differs if only the program has changed: keys that the older version did not know have their defaults.
-        changes = diff(&checkpoint_config(checkpoint)?, plan.config());
-        changes.retain(|change| !untrained || describes_weights(&change.key));
-    }
-    if !changes.is_empty() {
-        let (config, checkpoint) = (plan.path().to_owned(), checkpoint.path.clone());
-        return Err(Error::Changed { config, checkpoint, changes });
-    }
-    if !untrained && state.data_fingerprint != data_fingerprint {
-        let (checkpoint, source_now) = (checkpoint.path.clone(), plan.config().data.source.clone());
-        return Err(Error::OtherData { checkpoint, source_now });
-    }
-    Ok(())
-}
-
-/// Whether another value of a key would change what the weights mean. Dropout affects only training.
-fn describes_weights(key: &str) -> bool {
-    (key.starts_with("model.") || key.starts_with("diffusion.")) && key != "model.dropout"
+/// How often the run of a checkpoint had gone back after a divergence.
+pub(super) fn rollbacks_before(checkpoint: &Checkpoint) -> u64 {
+    checkpoint.state.extra.get(ROLLBACKS).and_then(Value::as_u64).unwrap_or(0)
 }
 
 fn unreadable(checkpoint: &Checkpoint, field: &str) -> Error {
-    let error = <serde_json::Error as serde::de::Error>::custom("not a loss scale");
+    let error = <serde_json::Error as serde::de::Error>::custom("not the state of a step");
     does_not_fit(checkpoint, &format!("state.json ({field})"), error)
+}
+
+/// The file of the average with this decay, or with the nearest one that there was before; the weights where there was none.
+fn average_file(before: &TrainConfig, decay: f64) -> String {
+    let distance = |there: &&f64| (*there - decay).abs();
+    let nearest = before.train.ema_decays.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
+    nearest.map_or_else(|| MODEL_FILE.to_owned(), |&decay| ema_file(decay))
 }
 
 fn history_file(history: &LossHistory) -> TensorFile {

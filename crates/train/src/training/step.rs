@@ -1,4 +1,4 @@
-//! One optimizer step: Algorithm 1 of Ho et al. 2020, line by line in [`Learner::step`].
+//! One optimizer step: Algorithm 1 of Ho et al. 2020, line by line in [`Learner::step`] and [`Learner::take_gradient`].
 //!
 //! Everything random is a function of the seed, the step and the image's place in the global batch, so a step needs nothing
 //! from the steps before it but the weights and the optimizer's state. Only its [`StepInputs`] change from step to step; the
@@ -23,8 +23,8 @@ use crate::engine::{Clock, Inputs, Phase};
 /// Results of a step for each image: its loss, its mean squared error, its term of the bound.
 pub(super) const RESULTS: usize = 3;
 
-/// The inputs of a step. N images: this rank's share of the global batch.
-#[derive(Debug)]
+/// The inputs of a step. N images: this rank's share of the global batch. Clones share their tensors.
+#[derive(Clone, Debug)]
 pub(super) struct StepInputs {
     /// u8 `[N, H, W, C]`.
     pub(super) images: Tensor,
@@ -95,9 +95,17 @@ pub(super) struct Learner {
 }
 
 impl Learner {
-    /// One step: Algorithm 1 of Ho et al. 2020, a micro-batch at a time. The loss is the mean over the global batch, whose size
-    /// is part of each image's constants.
+    /// One step: Algorithm 1 of Ho et al. 2020.
     pub(super) fn step(&mut self, inputs: &StepInputs, clock: &mut Clock) -> Result<(), ModelError> {
+        self.take_gradient(inputs, clock)?;
+        // Several ranks would average their gradients here.
+        clock.begin(Phase::Optimizer)?;
+        self.optimizer.step(&self.judged, &inputs.settings, &self.params, &mut self.gradients)
+    }
+
+    /// The gradient of the loss, a micro-batch at a time. The loss is the mean over the global batch, whose size is part of each
+    /// image's constants.
+    pub(super) fn take_gradient(&mut self, inputs: &StepInputs, clock: &mut Clock) -> Result<(), ModelError> {
         self.gradients.reset();
         for first in (0..inputs.len()).step_by(self.micro_batch) {
             clock.begin(Phase::Forward)?;
@@ -119,8 +127,6 @@ impl Learner {
             clock.begin(Phase::Backward)?;
             tape.backward(output, loss.grad, &mut self.gradients)?;
         }
-        // Several ranks would average their gradients here.
-        clock.begin(Phase::Optimizer)?;
-        self.optimizer.step(&self.judged, &inputs.settings, &self.params, &mut self.gradients)
+        Ok(())
     }
 }

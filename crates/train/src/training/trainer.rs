@@ -3,33 +3,35 @@
 //! The step itself (`step`) runs on the device, now or later (`engine`). Before it, this module draws timesteps and labels;
 //! after it, it reads the losses. Only full memory or a failure makes it wait for a GPU.
 
-use std::collections::VecDeque;
+mod parts;
+mod suspect;
+
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use ddpm_data::Batch;
 use ddpm_kernels::ops::diffusion::{SampleConstants, place};
-use ddpm_kernels::optim::{JudgedStep, StepSettings, StepState};
+use ddpm_kernels::optim::StepState;
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::{DiffusionProcess, DrawnTimesteps, Loss, TimestepSampler};
-use ddpm_model::optim::{AdamWConfig, LrConfig, Optimizer};
-use ddpm_model::params::{Gradients, Params};
+use ddpm_model::optim::{LrConfig, Optimizer};
+use ddpm_model::params::Params;
 use ddpm_model::unet::UNet;
-use ddpm_run::memory::format_bytes;
 
+pub(super) use self::parts::adamw_config;
+use self::parts::{any_inputs, learner, require_room};
+use self::suspect::Suspect;
+pub(super) use self::suspect::{Diagnosis, LayerGradient};
 use super::outcome::{Phases, SampleLosses, StepOutcome};
 use super::room::Room;
 use super::step::{Learner, RESULTS, StepInputs};
-use crate::config::{TrainPlan, set_arithmetic};
+use crate::config::TrainPlan;
 use crate::engine::{Engine, Results, Slots, profiled};
 use crate::error::Error;
 use crate::exchange::Imported;
-use crate::memory;
-
-/// The initial loss scale of f16, as in PyTorch.
-const FIRST_LOSS_SCALE: f64 = 65_536.0;
 
 /// The numbers of a step's result tensors.
 const LOSSES: usize = 0;
@@ -54,6 +56,10 @@ pub struct Trainer {
     last: Instant,
     /// Outcomes that were not yet returned.
     finished: VecDeque<StepOutcome>,
+    /// The step that ended the training.
+    suspect: Option<Suspect>,
+    /// See [`Trainer::poison`].
+    poisoned: HashSet<u64>,
     /// What the run was imported from; every checkpoint records it.
     pub(super) imported: Option<Imported>,
 }
@@ -68,6 +74,11 @@ struct LabelDropout {
 /// A step that was computed or queued.
 #[derive(Debug)]
 struct Pending {
+    /// From 1.
+    number: u64,
+    /// Its inputs on the host, and which images they are.
+    inputs: StepInputs,
+    ids: Vec<u64>,
     drawn: DrawnTimesteps,
     lr: f64,
     phases: Phases,
@@ -124,6 +135,8 @@ impl Trainer {
             pending: VecDeque::new(),
             last: Instant::now(),
             finished: VecDeque::new(),
+            suspect: None,
+            poisoned: HashSet::new(),
             imported: None,
         })
     }
@@ -164,14 +177,15 @@ impl Trainer {
     ///
     /// # Errors
     /// The loss or the gradient is not finite; the weights are then those before the step.
-    pub fn step(&mut self, batch: Batch) -> Result<(), Error> {
+    pub fn step(&mut self, mut batch: Batch) -> Result<(), Error> {
         // A sampler that learns from the losses needs those of the step before.
         let learns = self.timestep_sampler.history().is_some();
         self.read(if learns { 0 } else { self.engine.most_pending().saturating_sub(1) })?;
         let lr = self.lr.at(self.steps_taken());
-        let (inputs, drawn) = self.inputs(batch, lr)?;
+        let ids = std::mem::take(&mut batch.ids);
+        let (inputs, drawn) = self.inputs(batch, &ids, lr)?;
         let number = self.steps_taken();
-        let sent = self.slots.send(inputs).map_err(Error::from);
+        let sent = self.slots.send(inputs.clone()).map_err(Error::from);
         if let Err(error) = sent.and_then(|inputs| self.room.step(&mut self.engine, &mut self.learner, &inputs)) {
             self.learner.optimizer.uncount_from(number);
             return Err(error);
@@ -180,7 +194,8 @@ impl Trainer {
         // Where phases are not timed, the time since the step before at least says how long a step takes.
         let unseen = Phases { forward: self.last.elapsed(), ..Phases::default() };
         self.last = Instant::now();
-        self.pending.push_back(Pending { drawn, lr, phases: self.engine.phases().unwrap_or(unseen) });
+        let phases = self.engine.phases().unwrap_or(unseen);
+        self.pending.push_back(Pending { number, inputs, ids, drawn, lr, phases });
         self.read(self.engine.most_pending())
     }
 
@@ -226,17 +241,25 @@ impl Trainer {
         self.learner.micro_batch
     }
 
+    /// For tests of what follows a divergence: the loss of the images with these numbers in the source is NaN from now on.
+    pub fn poison(&mut self, ids: impl IntoIterator<Item = u64>) {
+        self.poisoned.extend(ids);
+    }
+
     /// Messages for the user since the last call.
     pub fn take_notices(&mut self) -> Vec<String> {
         std::mem::take(&mut self.room.notices)
     }
 
     /// The inputs of the next step, made from `batch`, and the timesteps drawn for it; counts that step.
-    fn inputs(&mut self, batch: Batch, lr: f64) -> Result<(StepInputs, DrawnTimesteps), Error> {
+    fn inputs(&mut self, batch: Batch, ids: &[u64], lr: f64) -> Result<(StepInputs, DrawnTimesteps), Error> {
         let (step, share, host) = (self.steps_taken(), self.learner.share, Device::Cpu);
         let shape = batch.shape;
         let labels = self.labels(step, batch.labels);
-        let drawn = self.timestep_sampler.draw(step, share.first(), shape[0]);
+        let mut drawn = self.timestep_sampler.draw(step, share.first(), shape[0]);
+        for (_, weight) in ids.iter().zip(&mut drawn.weights).filter(|(id, _)| self.poisoned.contains(id)) {
+            *weight = f32::NAN;
+        }
         let samples = self.loss.constants(&self.process, &drawn.timesteps, &drawn.weights, share.of())?;
         let timesteps: Vec<f32> = drawn.timesteps.iter().map(|t| t.index() as f32).collect();
         let inputs = || -> Result<_, ModelError> {
@@ -280,94 +303,21 @@ impl Trainer {
 
     /// The outcome of a step.
     fn outcome(&mut self, step: Pending, results: &[Vec<f64>]) -> Result<StepOutcome, Error> {
-        let Pending { drawn, lr, phases } = step;
+        let Pending { number, inputs, ids, drawn, lr, phases } = step;
         let (losses, state) = (&results[LOSSES], StepState::from_numbers(&results[STATE])?);
         let n = drawn.timesteps.len();
         let column = |at: usize| losses.iter().skip(at).step_by(RESULTS).take(n).copied();
-        if let Some(step) = state.diverged {
-            // Neither this step nor any queued after it has changed anything.
-            self.learner.optimizer.uncount_from(step);
-            let what = match column(0).find(|loss| !loss.is_finite()) {
-                Some(loss) => format!("the loss is {loss}"),
-                None => ModelError::NotFinite { norm: state.norm }.to_string(),
-            };
-            return Err(Error::Diverged { step, what });
-        }
         let vlb = self.loss.has_bound().then(|| column(2).collect());
         let losses = SampleLosses { per_sample: column(0).collect(), mse: column(1).collect(), vlb };
-        let mut outcome = StepOutcome::new(lr, n);
+        let mut outcome = StepOutcome::new(number, lr, state, n);
         outcome.take_in(drawn, losses, self.process.schedule().len());
-        (outcome.grad_norm, outcome.phases) = (state.norm, phases);
-        Ok(outcome)
-    }
-}
-
-/// The learner for the steps of `plan`.
-fn learner(
-    plan: &TrainPlan,
-    device: &Device,
-    unet: UNet,
-    params: &Params,
-    optimizer: Optimizer,
-) -> Result<Learner, Error> {
-    let config = plan.config();
-    let params = params.computing_in(set_arithmetic(&config.train, device)?)?;
-    let share = plan.share();
-    let state = match params.dtype() {
-        DType::F16 => StepState::scaled(FIRST_LOSS_SCALE),
-        _ => StepState::unscaled(),
-    };
-    Ok(Learner {
-        gradients: Gradients::new(unet.layout(), device)?,
-        judged: JudgedStep::new(device, &state)?,
-        losses: Tensor::zeros((share.count(), RESULTS), DType::F64, device).map_err(ModelError::from)?,
-        noise: Philox::new(config.run.seed, Purpose::Noise),
-        seed: config.run.seed,
-        share,
-        micro_batch: plan.micro_batch().map_or(config.train.batch_size, usize::from),
-        checkpointing: config.train.gradient_checkpointing,
-        unet,
-        params,
-        optimizer,
-    })
-}
-
-/// Inputs with the shapes and types of every step of `plan`; the values do not matter.
-fn any_inputs(plan: &TrainPlan, learner: &Learner) -> Result<StepInputs, ModelError> {
-    let (n, data, host) = (learner.share.count(), &plan.config().data, Device::Cpu);
-    let labels = plan.classes().map(|_| vec![0; n]);
-    let settings = StepSettings::len(learner.optimizer.averages().len());
-    Ok(StepInputs {
-        images: Tensor::zeros((n, data.image_size, data.image_size, data.channels), DType::U8, &host)?,
-        samples: Tensor::zeros((n, SampleConstants::WORDS), DType::F64, &host)?,
-        condition: learner.unet.condition(&vec![0.0; n], labels.as_deref(), &host)?,
-        place: Tensor::new(&place(0, 0), &host)?,
-        settings: Tensor::zeros(settings, DType::F64, &host)?,
-    })
-}
-
-pub(super) fn adamw_config(plan: &TrainPlan) -> AdamWConfig {
-    let train = &plan.config().train;
-    AdamWConfig {
-        betas: train.betas,
-        eps: train.eps,
-        weight_decay: train.weight_decay,
-        clip_grad_norm: train.clip_grad_norm,
-        ema_decays: train.ema_decays.clone(),
-    }
-}
-
-/// Refuses a network whose weights, gradient, moments and averages alone exceed the memory of the machine or the GPU: an
-/// operating system would grant the memory all the same, and kill some process when it is used.
-fn require_room(parameters: usize, averages: usize, device: &Device) -> Result<(), Error> {
-    let needed = (parameters as u64).saturating_mul(size_of::<f32>() as u64 * (4 + averages as u64));
-    match memory::room_on(device)? {
-        Some(room) if needed > room => {
-            let (needed, room) = (format_bytes(needed), format_bytes(room));
-            let whose = if device.is_cpu() { "memory" } else { "the GPU's memory" };
-            Err(Error::NetworkTooLarge { parameters, needed, whose, room })
-        }
-        _ => Ok(()),
+        outcome.phases = phases;
+        let Some(step) = state.diverged else { return Ok(outcome) };
+        // Neither this step nor any queued after it has changed anything.
+        self.learner.optimizer.uncount_from(step);
+        let what = outcome.complaint();
+        self.suspect = Some(Suspect { inputs, ids, outcome });
+        Err(Error::Diverged { step, what, report: None })
     }
 }
 

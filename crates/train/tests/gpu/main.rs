@@ -68,7 +68,8 @@ pub(crate) fn batches(plan: &TrainPlan) -> Batcher {
     let source = ddpm_data::open(&config.data.source, &plan.open_options()).unwrap();
     let loader = LoaderConfig {
         seed: config.run.seed,
-        share: Share::whole(config.train.batch_size),
+        share: plan.share(),
+        origin: plan.origin(),
         image_size: config.data.image_size,
         channels: config.data.channels,
         crop: config.data.crop,

@@ -61,7 +61,7 @@ fn gpu_what_is_turned_off_is_not_taken_and_nothing_else_changes() {
     for (family, ..) in FAMILIES {
         let (found, painted) = compute(Off::default().with(family));
         for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            let pairs = found.losses.iter().zip(&expected.losses).chain([(&found.grad_norm, &expected.grad_norm)]);
+            let pairs = found.losses.iter().zip(&expected.losses).chain([(&found.state.norm, &expected.state.norm)]);
             for (found, expected) in pairs {
                 let off = (found - expected).abs() / expected.abs();
                 assert!(off < 5e-2, "{family:?}: step {step}: {found}, with it {expected}");

@@ -28,7 +28,7 @@ fn assert_close(what: &str, found: &[StepOutcome], expected: &[StepOutcome], tol
         assert_eq!(found.quartiles, expected.quartiles, "{what}: step {step}");
         assert_eq!(found.vlb.is_some(), expected.vlb.is_some(), "{what}: step {step}");
         let pairs = found.losses.iter().zip(&expected.losses).chain(found.mse.iter().zip(&expected.mse));
-        for (found, expected) in pairs.chain([(&found.grad_norm, &expected.grad_norm)]) {
+        for (found, expected) in pairs.chain([(&found.state.norm, &expected.state.norm)]) {
             let off = (found - expected).abs() / expected.abs();
             assert!(off < tolerance, "{what}: step {step}: {found}, on the CPU {expected}");
         }

@@ -12,6 +12,10 @@ const SIZE: usize = 8;
 
 /// A small network that uses every random draw: t, noise, dropout, dropped labels.
 fn plan(batch_size: usize) -> TrainPlan {
+    plan_with(batch_size, &[])
+}
+
+fn plan_with(batch_size: usize, settings: &[(&str, &str)]) -> TrainPlan {
     let text = r#"
 [data]
 source = "builtin:fashion10k"
@@ -28,8 +32,12 @@ num_class_embeds = 11
 [loss]
 label_dropout = 0.3
 "#;
-    let settings = [("run.device", "cpu".to_owned()), ("train.batch_size", batch_size.to_string())]
-        .map(|(key, value)| Setting { key: key.to_owned(), value });
+    let batch_size = batch_size.to_string();
+    let settings: Vec<_> = [("run.device", "cpu"), ("train.batch_size", batch_size.as_str())]
+        .iter()
+        .chain(settings)
+        .map(|&(key, value)| Setting { key: key.to_owned(), value: value.to_owned() })
+        .collect();
     TrainPlan::new(&Resolved::from_layers(Path::new("tiny.toml"), text, [], &settings).unwrap()).unwrap()
 }
 
@@ -72,14 +80,51 @@ fn ranks_with_a_share_each_learn_together_what_one_learns_alone() {
 #[test]
 fn a_step_that_diverges_names_the_loss_first_and_counts_for_nothing() {
     let share = Share::whole(2);
-    let mut trainer = Trainer::new(&plan(share.of()), &Device::Cpu).unwrap();
+    let mut trainer = Trainer::new(&plan_with(share.of(), &[("train.max_bad_steps", "0")]), &Device::Cpu).unwrap();
     trainer.step(batch(share)).unwrap();
     let before = trainer.learner.optimizer.moments()[0].to_vec().unwrap();
     trainer.learner.params.buffer().with_mut(|weights| weights.fill(f32::NAN)).unwrap();
     let error = trainer.step(batch(share)).unwrap_err();
     assert_eq!(error.kind(), Kind::Diverged);
-    let Error::Diverged { step: 2, what } = error else { panic!("{error}") };
+    let Error::Diverged { step: 2, what, .. } = error else { panic!("{error}") };
     assert_eq!(what, "the loss is NaN");
     assert_eq!(trainer.steps_taken(), 1);
     assert_eq!(trainer.learner.optimizer.moments()[0].to_vec().unwrap(), before);
+}
+
+#[test]
+fn a_bad_step_is_skipped_and_the_next_is_as_if_it_had_not_been() {
+    let share = Share::whole(2);
+    let mut trainer = Trainer::new(&plan(share.of()), &Device::Cpu).unwrap();
+    trainer.step(batch(share)).unwrap();
+    let weights = |trainer: &Trainer| trainer.learner.params.buffer().to_vec().unwrap();
+    let before = (weights(&trainer), trainer.sampling_params().unwrap().buffer().to_vec().unwrap());
+    trainer.poison([1]);
+    trainer.step(batch(share)).unwrap();
+    assert_eq!((weights(&trainer), trainer.sampling_params().unwrap().buffer().to_vec().unwrap()), before);
+    trainer.poisoned.clear();
+    trainer.step(batch(share)).unwrap();
+    assert_ne!(weights(&trainer), before.0);
+    let outcomes = trainer.outcomes(true).unwrap();
+    assert_eq!(outcomes.iter().map(StepOutcome::is_bad).collect::<Vec<_>>(), [false, true, false]);
+    assert_eq!(outcomes[1].complaint(), "the loss is NaN");
+    assert_eq!((outcomes[2].step, outcomes[2].state.skipped), (3, 1));
+}
+
+#[test]
+fn the_step_that_ends_a_training_is_looked_at_again() {
+    let share = Share::whole(2);
+    let mut trainer = Trainer::new(&plan_with(share.of(), &[("train.max_bad_steps", "0")]), &Device::Cpu).unwrap();
+    assert!(trainer.diagnose().unwrap().is_none());
+    trainer.step(batch(share)).unwrap();
+    let before = trainer.learner.params.buffer().to_vec().unwrap();
+    trainer.poison([1]);
+    trainer.step(batch(share)).unwrap_err();
+    let found = trainer.diagnose().unwrap().unwrap();
+    assert_eq!((found.ids, found.images), (vec![0, 1], batch(share).images));
+    assert_eq!(found.shape, [2, SIZE, SIZE, 1]);
+    assert!(found.outcome.losses[0].is_finite() && found.outcome.losses[1].is_nan());
+    let worst = &found.gradients[0];
+    assert!(worst.not_finite > 0 && found.gradients.iter().any(|gradient| gradient.name == "conv_in.weight"));
+    assert_eq!(trainer.learner.params.buffer().to_vec().unwrap(), before);
 }

@@ -1,0 +1,107 @@
+//! What a run goes on with from a checkpoint: its plan, where that agrees with the checkpoint's, or where the user accepts the
+//! difference.
+//!
+//! A changed setting is refused, because a run that goes on in another way by accident is worse than one that does not go on.
+//! But a diverging run may be saved by a lower learning rate, and a run that moves to a larger machine by a larger batch: such
+//! changes are accepted by name, hold from this checkpoint on, and are recorded in `run.json` and the metrics.
+
+use ddpm_data::Origin;
+use ddpm_run::checkpoint::Checkpoint;
+use serde::Deserialize as _;
+use serde_json::Value;
+
+use crate::config::{Change, ConfigError, TrainPlan, check_key, describes_weights, diff, may_be_accepted};
+use crate::error::Error;
+use crate::exchange::Imported;
+use crate::weights::{checkpoint_config, does_not_fit};
+
+/// In a checkpoint's state: the [`Origin`] of its steps, where it is not the beginning.
+const ORIGIN: &str = "data_origin";
+
+/// What a run goes on with.
+#[derive(Debug)]
+pub(super) struct Continuation {
+    /// The plan, from the checkpoint on.
+    pub(super) plan: TrainPlan,
+    /// What was accepted.
+    pub(super) accepted: Vec<Change>,
+}
+
+/// Refuses keys that no run can accept.
+///
+/// # Errors
+/// A key that does not exist, or whose value decides what the weights mean.
+pub(super) fn check_keys(accept: &[String]) -> Result<(), ConfigError> {
+    for key in accept {
+        check_key(key, "--accept")?;
+        if !may_be_accepted(key) {
+            return Err(ConfigError::Impossible {
+                place: "--accept".to_owned(),
+                message: format!("{key} cannot change in a run: the weights have learnt with its value"),
+                help: "start another run with --run-dir DIR".to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What a run with `plan` and this data goes on with from `checkpoint`, if it may, where changes of the keys `accept` are
+/// accepted.
+///
+/// # Errors
+/// Other settings or other data than the checkpoint's.
+pub(super) fn go_on_from(
+    plan: &TrainPlan,
+    checkpoint: &Checkpoint,
+    data_fingerprint: &str,
+    accept: &[String],
+) -> Result<Continuation, Error> {
+    let state = &checkpoint.state;
+    let untrained = is_untrained(checkpoint);
+    let mut changes = Vec::new();
+    if state.config_hash != plan.config_hash() {
+        // No key differs if only the program has changed: keys that the older version did not know have their defaults.
+        changes = diff(&checkpoint_config(checkpoint)?, plan.config());
+        changes.retain(|change| !untrained || describes_weights(&change.key));
+    }
+    let (accepted, refused): (Vec<_>, Vec<_>) = changes.into_iter().partition(|change| accept.contains(&change.key));
+    if !refused.is_empty() {
+        let (config, checkpoint) = (plan.path().to_owned(), checkpoint.path.clone());
+        return Err(Error::Changed { config, checkpoint, changes: refused });
+    }
+    if !untrained && state.data_fingerprint != data_fingerprint {
+        let (checkpoint, source_now) = (checkpoint.path.clone(), plan.config().data.source.clone());
+        return Err(Error::OtherData { checkpoint, source_now });
+    }
+    let origin = match accepted.iter().any(|change| change.key == "train.batch_size") {
+        true => Origin { step: state.step, images: state.images },
+        false => origin_of(checkpoint)?,
+    };
+    let plan = plan.from_origin(origin);
+    if origin.step > state.step || plan.images(state.step) != state.images {
+        return Err(not_an_origin(checkpoint));
+    }
+    Ok(Continuation { plan, accepted })
+}
+
+/// Whether a checkpoint is an import that no step has changed. Its configuration and data can still be chosen.
+pub(super) fn is_untrained(checkpoint: &Checkpoint) -> bool {
+    checkpoint.state.step == 0 && Imported::of(checkpoint).is_some()
+}
+
+/// The entry of a checkpoint's state for this origin, if it needs one.
+pub(super) fn origin_entry(origin: Origin) -> Option<(String, Value)> {
+    let written = serde_json::to_value(origin).ok().filter(|_| origin != Origin::default());
+    written.map(|value| (ORIGIN.to_owned(), value))
+}
+
+fn origin_of(checkpoint: &Checkpoint) -> Result<Origin, Error> {
+    let Some(value) = checkpoint.state.extra.get(ORIGIN) else { return Ok(Origin::default()) };
+    Origin::deserialize(value).map_err(|_| not_an_origin(checkpoint))
+}
+
+fn not_an_origin(checkpoint: &Checkpoint) -> Error {
+    let error =
+        <serde_json::Error as serde::de::Error>::custom("the images before its step do not agree with the settings");
+    does_not_fit(checkpoint, &format!("state.json ({ORIGIN})"), error)
+}
