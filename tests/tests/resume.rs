@@ -201,7 +201,9 @@ fn a_run_goes_on_under_a_program_that_knows_more_keys() {
 fn a_branch_begins_at_a_checkpoint_and_leaves_the_run_alone() {
     let run = trained_run(&["train.steps=20", "log.every=1"]);
     let before = run.files("runs/tiny");
-    run.ddpm("fork runs/tiny --at 7 --to runs/branch").fails_with(6).stderr_has("--at runs/tiny has no checkpoint of step 7");
+    run.ddpm("fork runs/tiny --at 7 --to runs/branch")
+        .fails_with(6)
+        .stderr_has("--at runs/tiny has no checkpoint of step 7");
     run.ddpm("fork runs/tiny --at 10 --to runs/branch").succeeds().stdout_has("ddpm train runs/branch");
     assert_eq!(run.text("runs/branch/metrics.jsonl").lines().count(), 10);
     let record = run.text("runs/branch/run.json");

@@ -26,19 +26,22 @@ fn scaled(values: &[f32], factor: f32) -> Vec<f32> {
 
 /// A step's settings, as the GPU finds them.
 fn settings(step: u64, clip_grad_norm: f64) -> Vec<f64> {
+    settings_of(step, clip_grad_norm, 0, 0.0).words()
+}
+
+fn settings_of(step: u64, clip_grad_norm: f64, max_bad_steps: u64, spike_factor: f64) -> StepSettings {
     let decays = DECAYS.to_vec();
-    let settings = StepSettings {
+    StepSettings {
         lr: 0.01,
         betas: [0.9, 0.99],
         eps: 1e-8,
         weight_decay: 0.1,
         clip_grad_norm,
         step,
-        max_bad_steps: MAX_BAD_STEPS,
-        spike_factor: SPIKE_FACTOR,
+        max_bad_steps,
+        spike_factor,
         decays,
-    };
-    settings.words()
+    }
 }
 
 /// A training's buffers on one device.
@@ -329,4 +332,32 @@ fn gpu_a_range_of_a_buffer_is_zeroed() {
     buffer.fill_zero(2..7).unwrap();
     buffer.fill_zero(9..9).unwrap();
     assert_eq!(buffer.to_vec().unwrap(), [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_bad_steps_and_spikes_are_judged_as_on_the_cpu() {
+    let device = &Device::Cpu;
+    let (on_gpu, on_cpu) = (Training::new(gpu()), Training::new(device));
+    let memories = [gpu(), device].map(|device| JudgedStep::new(device, &StepState::unscaled()).unwrap());
+    for (step, factor) in
+        (1..).zip([1.0, f32::NAN, 1.0, 9.0, f32::INFINITY, 1.0, 9.0, 9.0, 9.0, f32::NAN, f32::NAN, f32::NAN, 1.0])
+    {
+        let gradient = scaled(&gradient(step), factor);
+        for (training, memory) in [&on_gpu, &on_cpu].into_iter().zip(&memories) {
+            let device = training.parameters.device();
+            let gradients = FlatBuffer::from_vec(gradient.clone(), device).unwrap();
+            let settings = Tensor::new(settings_of(step, 0.0, 2, 5.0).words(), device).unwrap();
+            training.queue_at(memory, &settings, &gradients, None).unwrap();
+        }
+        let [found, want] = memories.each_ref().map(|memory| memory.state().unwrap());
+        assert_eq!(
+            (found.skipped, found.bad_steps, found.diverged),
+            (want.skipped, want.bad_steps, want.diverged),
+            "step {step}"
+        );
+        assert!((found.usual_norm / want.usual_norm - 1.0).abs() < 1e-12, "step {step}: {found:?}, {want:?}");
+    }
+    assert_eq!(memories[0].state().unwrap().diverged, Some(12));
+    assert_same(&on_gpu, &on_cpu);
 }

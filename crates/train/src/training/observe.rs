@@ -260,7 +260,11 @@ impl<'a> Observers<'a> {
         let (step, complaint) = (outcome.step, outcome.complaint());
         if outcome.is_bad() {
             let most = self.setup.plan.config().train.max_bad_steps;
-            tracing::warn!(step, bad_steps, "step {step} was skipped: {complaint} (of at most {most})");
+            tracing::warn!(
+                step,
+                bad_steps,
+                "step {step} was skipped: {complaint} ({bad_steps} of at most {most} in a row)"
+            );
         } else if norm > SPIKE * usual_norm && step >= self.next_spike {
             self.next_spike = step + SPIKE_EVERY;
             tracing::warn!(step, norm, usual_norm, "step {step}: {complaint}");

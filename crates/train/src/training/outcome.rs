@@ -62,13 +62,12 @@ impl StepOutcome {
 
     /// What is wrong with a bad step, in words.
     pub(super) fn complaint(&self) -> String {
-        let StepState { norm, bad_steps, usual_norm, .. } = self.state;
-        let what = match self.losses.iter().find(|loss| !loss.is_finite()) {
+        let StepState { norm, usual_norm, .. } = self.state;
+        match self.losses.iter().find(|loss| !loss.is_finite()) {
             Some(loss) => format!("the loss is {loss}"),
             None if norm.is_finite() => format!("the gradient's norm is {norm:.3e}, usual is {usual_norm:.3e}"),
             None => ModelError::NotFinite { norm }.to_string(),
-        };
-        if bad_steps > 1 { format!("{what}; bad step {bad_steps} in a row") } else { what }
+        }
     }
 
     /// Whether the step changed nothing, because its loss, its gradient or the gradient's norm was not as it should be.

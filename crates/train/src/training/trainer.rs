@@ -24,7 +24,7 @@ use ddpm_model::unet::UNet;
 pub(super) use self::parts::adamw_config;
 use self::parts::{any_inputs, learner, require_room};
 use self::suspect::Suspect;
-pub(super) use self::suspect::{Diagnosis, LayerGradient};
+pub use self::suspect::{Diagnosis, LayerGradient};
 use super::outcome::{Phases, SampleLosses, StepOutcome};
 use super::room::Room;
 use super::step::{Learner, RESULTS, StepInputs};
@@ -315,7 +315,10 @@ impl Trainer {
         let Some(step) = state.diverged else { return Ok(outcome) };
         // Neither this step nor any queued after it has changed anything.
         self.learner.optimizer.uncount_from(step);
-        let what = outcome.complaint();
+        let what = match outcome.state.bad_steps {
+            0 | 1 => outcome.complaint(),
+            bad => format!("{}, and {bad} steps in a row were bad", outcome.complaint()),
+        };
         self.suspect = Some(Suspect { inputs, ids, outcome });
         Err(Error::Diverged { step, what, report: None })
     }

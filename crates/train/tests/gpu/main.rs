@@ -7,6 +7,7 @@
 
 mod bench;
 mod counts;
+mod divergence;
 mod emulator;
 mod engines;
 mod faults;

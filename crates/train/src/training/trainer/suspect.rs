@@ -21,30 +21,30 @@ pub(super) struct Suspect {
 
 /// What was found out about the step that ended a training.
 #[derive(Debug)]
-pub(in crate::training) struct Diagnosis {
+pub struct Diagnosis {
     /// The images' numbers in the source.
-    pub(in crate::training) ids: Vec<u64>,
+    pub ids: Vec<u64>,
     /// Their pixels, `[N, H, W, C]`.
-    pub(in crate::training) images: Vec<u8>,
+    pub images: Vec<u8>,
     /// `[N, H, W, C]`.
-    pub(in crate::training) shape: [usize; 4],
+    pub shape: [usize; 4],
     /// The step's losses and timesteps.
-    pub(in crate::training) outcome: StepOutcome,
+    pub outcome: StepOutcome,
     /// By tensor, the worst first.
-    pub(in crate::training) gradients: Vec<LayerGradient>,
+    pub gradients: Vec<LayerGradient>,
 }
 
 /// The gradient of a tensor.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub(in crate::training) struct LayerGradient {
+pub struct LayerGradient {
     /// The tensor's name in diffusers.
-    pub(in crate::training) name: String,
+    pub name: String,
     /// Numbers that are not finite.
-    pub(in crate::training) not_finite: usize,
+    pub not_finite: usize,
     /// The largest of the others, without its sign.
-    pub(in crate::training) largest: f32,
+    pub largest: f32,
     /// The norm of the others.
-    pub(in crate::training) norm: f64,
+    pub norm: f64,
 }
 
 impl Trainer {
@@ -52,7 +52,7 @@ impl Trainer {
     ///
     /// # Errors
     /// The device fails.
-    pub(in crate::training) fn diagnose(&mut self) -> Result<Option<Diagnosis>, Error> {
+    pub fn diagnose(&mut self) -> Result<Option<Diagnosis>, Error> {
         let Some(Suspect { inputs, ids, outcome }) = self.suspect.take() else { return Ok(None) };
         // A recording keeps its memory, and there may not be enough left for a step beside it.
         self.give_back_memory()?;
@@ -75,6 +75,6 @@ fn gradient(name: String, values: &[f32]) -> LayerGradient {
         name,
         not_finite: values.len() - finite().count(),
         largest: finite().fold(0.0, |largest, value| largest.max(value.abs())),
-        norm: finite().map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt(),
+        norm: finite().fold(0.0, |sum, value| sum + f64::from(value).powi(2)).sqrt(),
     }
 }
