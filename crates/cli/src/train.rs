@@ -30,6 +30,7 @@ pub(super) fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure>
 fn options(args: &TrainArgs) -> Result<RunOptions, Failure> {
     Ok(RunOptions {
         resume: args.resume.clone(),
+        accept_data: args.accept_data,
         max_steps: args.max_steps,
         max_hours: args.max_hours,
         command: this_command(),

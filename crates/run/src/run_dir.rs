@@ -76,7 +76,8 @@ mod tests {
     use super::*;
 
     fn start(step: u64) -> StartFacts {
-        StartFacts { step, device: "cpu".into(), command: vec!["ddpm".into(), "train".into(), "a b.toml".into()] }
+        let command = vec!["ddpm".into(), "train".into(), "a b.toml".into()];
+        StartFacts { step, device: "cpu".into(), command, changed_data: None }
     }
 
     #[test]

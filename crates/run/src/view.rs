@@ -119,7 +119,13 @@ mod tests {
 
     fn run_in(root: &Path) -> RunDir {
         let run = RunDir::open(root).unwrap();
-        run.record_start(StartFacts { step: 0, device: "cpu".into(), command: vec!["ddpm".into()] }).unwrap();
+        run.record_start(StartFacts {
+            step: 0,
+            device: "cpu".into(),
+            command: vec!["ddpm".into()],
+            changed_data: None,
+        })
+        .unwrap();
         run
     }
 

@@ -118,12 +118,20 @@ pub enum Error {
         changes: Vec<Change>,
     },
     /// A checkpoint of other data.
-    #[error("cannot go on from {}: data.source = {source_now} holds other images than then", checkpoint.display())]
+    #[error(
+        "cannot go on from {}: data.source = {source_now} holds other images than then{}",
+        checkpoint.display(),
+        how_many(*then, *now)
+    )]
     OtherData {
         /// The checkpoint.
         checkpoint: PathBuf,
         /// The data that the configuration names now.
         source_now: String,
+        /// The number of images then, where it is known.
+        then: Option<usize>,
+        /// The number of images now.
+        now: usize,
     },
     /// A file of a checkpoint that does not fit the network.
     #[error("{} does not fit this model", file.display())]
@@ -329,6 +337,14 @@ pub enum Error {
 
 fn starting(from: Option<u64>) -> String {
     from.map_or("starting anew".to_owned(), |step| format!("going on from step {step}"))
+}
+
+fn how_many(then: Option<usize>, now: usize) -> String {
+    match then {
+        Some(then) if then == now => format!(" ({now} as then, with other names, sizes or labels)"),
+        Some(then) => format!(" ({now} now, {then} then)"),
+        None => String::new(),
+    }
 }
 
 fn place(saved: Option<u64>) -> String {

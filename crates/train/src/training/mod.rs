@@ -9,6 +9,7 @@
 //! | `engines`, `loss_scale` | a GPU's fastest algorithms, and f16's loss scale: both are kept with a run |
 //! | [`state`] | a trainer to and from a checkpoint |
 //! | [`means`] | the means between two logged steps |
+//! | `quarantine` | the list of samples that could not be read |
 //! | `upload` | pushes to the hub, beside the loop |
 //! | [`stop`] | when to stop before the end |
 //! | [`events`] | the names of spans and targets |
@@ -20,6 +21,7 @@ mod loss_scale;
 pub mod means;
 mod observe;
 pub mod outcome;
+mod quarantine;
 pub mod resume;
 mod room;
 pub mod run;

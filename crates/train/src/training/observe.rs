@@ -251,12 +251,8 @@ impl<'a> Observers<'a> {
             tracing::warn!("engines.json was not written: {error}");
         }
         let span = tracing::debug_span!("snapshot", step = trainer.steps_taken()).entered();
-        let snapshot = trainer.snapshot(&Position {
-            plan: self.setup.plan,
-            data_fingerprint: self.setup.source.fingerprint(),
-            data_len: self.setup.source.len(),
-            means: &self.means,
-        })?;
+        let snapshot =
+            trainer.snapshot(&Position { plan: self.setup.plan, data: &self.setup.data, means: &self.means })?;
         span.exit();
         Ok(self.writer.submit(snapshot))
     }

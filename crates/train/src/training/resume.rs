@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use ddpm_run::checkpoint::{Checkpoint, list, newest_good};
-use ddpm_run::{RunDir, RunPaths};
+use ddpm_run::{ChangedData, RunDir, RunPaths};
 
 use super::means::Means;
 use super::setup::RunSetup;
+use super::state::has_other_data;
 use super::trainer::Trainer;
 use crate::config::TrainPlan;
 use crate::error::Error;
+use crate::known_data::KnownData;
 
 /// Where a run resumes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,9 +98,24 @@ fn occupied(run_dir: &RunDir, newest: u64, from: Option<u64>) -> Error {
 }
 
 /// A trainer, new or from `checkpoint`, and the means since its last logged step.
-pub(super) fn start_or_go_on(setup: &RunSetup<'_>, checkpoint: Option<&Checkpoint>) -> Result<(Trainer, Means), Error> {
+pub(super) fn start_or_go_on(
+    setup: &RunSetup<'_>,
+    checkpoint: Option<&Checkpoint>,
+    accept_data: bool,
+) -> Result<(Trainer, Means), Error> {
     match checkpoint {
-        Some(checkpoint) => Trainer::restore(setup.plan, setup.device, checkpoint, setup.source.fingerprint()),
+        Some(checkpoint) => Trainer::restore(setup.plan, setup.device, checkpoint, &setup.data, accept_data),
         None => Ok((Trainer::new(setup.plan, setup.device)?, Means::default())),
     }
+}
+
+/// The change of the data since `checkpoint`, if it is other data.
+pub(super) fn changed_data(setup: &RunSetup<'_>, checkpoint: Option<&Checkpoint>) -> Option<ChangedData> {
+    let checkpoint = checkpoint.filter(|checkpoint| has_other_data(checkpoint, &setup.data))?;
+    Some(ChangedData {
+        fingerprint_then: checkpoint.state.data_fingerprint.clone(),
+        images_then: KnownData::of_checkpoint(checkpoint).map(|then| then.images),
+        fingerprint: setup.data.fingerprint.clone(),
+        images: setup.data.images,
+    })
 }

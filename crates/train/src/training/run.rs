@@ -13,13 +13,15 @@ use tracing::Span;
 use super::events::{FAILURE, PROGRESS, RUN};
 use super::gpu_memory::GpuEstimate;
 use super::observe::{End, Ending, Observers};
-use super::resume::{Resume, choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
+use super::quarantine::Quarantine;
+use super::resume::{Resume, changed_data, choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
 use super::setup::{RunSetup, device_name, loader_config};
 use super::stop::{Requests, StopReason, StopWatch};
 use super::trainer::Trainer;
 use super::upload::Uploader;
 use crate::config::TrainPlan;
 use crate::error::{Error, Kind};
+use crate::known_data::KnownData;
 use crate::memory;
 use crate::report::{Reporter, ReporterOptions};
 
@@ -28,6 +30,8 @@ use crate::report::{Reporter, ReporterOptions};
 pub struct RunOptions {
     /// Where to resume from.
     pub resume: Resume,
+    /// Go on with other data than the checkpoint's (`--accept-data`).
+    pub accept_data: bool,
     /// End at this step.
     pub max_steps: Option<u64>,
     /// Save and stop before this many hours have passed.
@@ -70,8 +74,9 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let run_dir = RunDir::open(plan.run_dir())?;
     let removed = remove_stale(&run_dir.paths().checkpoints(), run_dir.lock())?;
     let (checkpoint, skipped) = choose_checkpoint(&run_dir, &options.resume)?;
-    let setup = RunSetup { plan, run_dir: &run_dir, source, device: &device };
-    let (mut trainer, means) = start_or_go_on(&setup, checkpoint.as_ref())?;
+    let data = KnownData::of_source(&*source);
+    let setup = RunSetup { plan, run_dir: &run_dir, source, data, device: &device };
+    let (mut trainer, means) = start_or_go_on(&setup, checkpoint.as_ref(), options.accept_data)?;
     let first = trainer.steps_taken();
     let end = options.max_steps.unwrap_or(u64::MAX).min(plan.config().train.steps);
     // These two check their settings before anything is recorded.
@@ -80,20 +85,24 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
 
     let resolved = plan.resolved().to_toml();
     run_dir.write_config(&resolved)?;
-    run_dir.record_start(StartFacts { step: first, device: device_name(&device), command: options.command.clone() })?;
+    let (name, command) = (device_name(&device), options.command.clone());
+    let changed_data = changed_data(&setup, checkpoint.as_ref());
+    run_dir.record_start(StartFacts { step: first, device: name, command, changed_data: changed_data.clone() })?;
     let mut reporter = open_reporter(&setup, first)?;
     let run = span_of_run(&run_dir, first, end).entered();
     reporter.config(first, &resolved);
     removed.iter().for_each(|name| tracing::warn!(name, "{name}: an unfinished save was removed"));
     skipped.iter().for_each(|skipped| tracing::warn!("{skipped}"));
     announce(&setup, &trainer, checkpoint.as_ref(), end);
+    changed_data.iter().for_each(|change| tracing::warn!("data.source: {change}"));
 
     let resumed = checkpoint.map(|checkpoint| (first, checkpoint.path));
     let mut observers = Observers::new(&setup, &stop, (*run).clone(), reporter, means, resumed, uploader)?;
+    let mut quarantine = Quarantine::of_run(run_dir.paths());
     observers.enter(Phase::Training);
     let looped = observers
         .catch_up(&mut trainer)
-        .and_then(|()| train_until(end, &mut trainer, &mut loader, &stop, &mut observers));
+        .and_then(|()| train_until(end, &mut trainer, &mut loader, &stop, &mut observers, &mut quarantine));
     drop(loader);
     let finished = match looped {
         Ok(stopped) => finish(&setup, &mut observers, &mut trainer, stopped),
@@ -140,6 +149,7 @@ fn train_until(
     loader: &mut Loader,
     stop: &StopWatch,
     observers: &mut Observers<'_>,
+    quarantine: &mut Quarantine,
 ) -> Result<Option<StopReason>, Error> {
     while trainer.steps_taken() < end {
         if let Some(reason) = stop.reason(observers.time_to_stop()) {
@@ -147,12 +157,10 @@ fn train_until(
         }
         let step = tracing::trace_span!("step", step = trainer.steps_taken() + 1).entered();
         let waiting = Instant::now();
-        let next = tracing::trace_span!("data").in_scope(|| loader.next_unless(&|| stop.is_over()))?;
-        let Some(batch) = next else { continue };
+        let next = tracing::trace_span!("data").in_scope(|| loader.next_unless(&|| stop.is_over()));
+        quarantine.add(trainer.steps_taken() + 1, loader.take_warnings());
+        let Some(batch) = next? else { continue };
         observers.waited(waiting.elapsed());
-        for unreadable in loader.take_warnings() {
-            tracing::warn!(index = unreadable.index, "{unreadable} (skipped; data.on_corrupt = \"skip\")");
-        }
         trainer.step(batch)?;
         step.exit();
         observers.after_step(trainer)?;

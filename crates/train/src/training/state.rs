@@ -18,6 +18,7 @@ use super::trainer::{Trainer, adamw_config};
 use crate::config::{TrainPlan, diff};
 use crate::error::Error;
 use crate::exchange::{IMPORTED, Imported};
+use crate::known_data::{DATA, KnownData};
 use crate::weights::{
     CONFIG, MOMENTS, checkpoint_config, does_not_fit, flat_from_tensors, named_tensors, read_params, weights_file,
 };
@@ -32,10 +33,8 @@ const COUNTS: &str = "counts";
 pub struct Position<'a> {
     /// The plan.
     pub plan: &'a TrainPlan,
-    /// Fingerprint of the data.
-    pub data_fingerprint: &'a str,
-    /// Number of images in the data.
-    pub data_len: usize,
+    /// The data.
+    pub data: &'a KnownData,
     /// Means since the last logged step.
     pub means: &'a Means,
 }
@@ -62,19 +61,21 @@ impl Trainer {
     fn state(&self, position: &Position<'_>) -> State {
         let step = self.steps_taken();
         let images = position.plan.images(step);
-        let epoch = EpochPosition::after(images, position.data_len as u64);
-        let (hash, fingerprint) = (position.plan.config_hash().to_owned(), position.data_fingerprint.to_owned());
+        let epoch = EpochPosition::after(images, position.data.images as u64);
+        let (hash, fingerprint) = (position.plan.config_hash().to_owned(), position.data.fingerprint.clone());
         let mut state = State::new(step, images, epoch, hash, fingerprint);
         let json = |value: serde_json::Result<Value>| value.unwrap_or(Value::Null);
         state.extra.insert(CONFIG.to_owned(), json(serde_json::to_value(position.plan.config())));
         state.extra.insert(MEANS.to_owned(), json(serde_json::to_value(position.means)));
+        state.extra.insert(DATA.to_owned(), json(serde_json::to_value(position.data)));
         if let Some(imported) = &self.imported {
             state.extra.insert(IMPORTED.to_owned(), json(serde_json::to_value(imported)));
         }
         state
     }
 
-    /// The trainer that `checkpoint` was made from, and the means since its last logged step.
+    /// The trainer that `checkpoint` was made from, and the means since its last logged step. `data` is the data that there is
+    /// now; with `accept_data` it may be other data than the checkpoint's.
     ///
     /// # Errors
     /// The configuration or the data differs, or the tensors do not fit the model.
@@ -82,9 +83,13 @@ impl Trainer {
         plan: &TrainPlan,
         device: &Device,
         checkpoint: &Checkpoint,
-        data_fingerprint: &str,
+        data: &KnownData,
+        accept_data: bool,
     ) -> Result<(Self, Means), Error> {
-        refuse_another_run(plan, checkpoint, data_fingerprint)?;
+        refuse_another_run(plan, checkpoint)?;
+        if !accept_data && has_other_data(checkpoint, data) {
+            return Err(other_data(plan, checkpoint, data));
+        }
         let unet = UNet::new(&plan.config().model)?;
         if is_untrained(checkpoint) {
             return Ok((Self::from_import(plan, device, checkpoint, unet)?, Means::default()));
@@ -143,7 +148,21 @@ fn is_untrained(checkpoint: &Checkpoint) -> bool {
     checkpoint.state.step == 0 && Imported::of(checkpoint).is_some()
 }
 
-fn refuse_another_run(plan: &TrainPlan, checkpoint: &Checkpoint, data_fingerprint: &str) -> Result<(), Error> {
+/// Whether `data` is other data than that of `checkpoint`. An import has none yet.
+pub(super) fn has_other_data(checkpoint: &Checkpoint, data: &KnownData) -> bool {
+    !is_untrained(checkpoint) && checkpoint.state.data_fingerprint != data.fingerprint
+}
+
+fn other_data(plan: &TrainPlan, checkpoint: &Checkpoint, data: &KnownData) -> Error {
+    Error::OtherData {
+        checkpoint: checkpoint.path.clone(),
+        source_now: plan.config().data.source.clone(),
+        then: KnownData::of_checkpoint(checkpoint).map(|then| then.images),
+        now: data.images,
+    }
+}
+
+fn refuse_another_run(plan: &TrainPlan, checkpoint: &Checkpoint) -> Result<(), Error> {
     let state = &checkpoint.state;
     let untrained = is_untrained(checkpoint);
     let mut changes = Vec::new();
@@ -155,10 +174,6 @@ fn refuse_another_run(plan: &TrainPlan, checkpoint: &Checkpoint, data_fingerprin
     if !changes.is_empty() {
         let (config, checkpoint) = (plan.path().to_owned(), checkpoint.path.clone());
         return Err(Error::Changed { config, checkpoint, changes });
-    }
-    if !untrained && state.data_fingerprint != data_fingerprint {
-        let (checkpoint, source_now) = (checkpoint.path.clone(), plan.config().data.source.clone());
-        return Err(Error::OtherData { checkpoint, source_now });
     }
     Ok(())
 }

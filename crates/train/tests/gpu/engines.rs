@@ -16,7 +16,14 @@ fn run(dir: &Path, steps: u64) {
     let quiet = [("log.tensorboard", "false"), ("sample.every", "0"), ("log.every", "1"), ("train.precision", "bf16")];
     let plan = plan(TINY, &[&quiet[..], &[("run.dir", dir), ("run.device", "cuda"), ("train.steps", &all)]].concat());
     let requests = Requests::default();
-    let options = RunOptions { resume: Resume::Auto, max_steps: None, max_hours: None, command: vec![], requests };
+    let options = RunOptions {
+        resume: Resume::Auto,
+        accept_data: false,
+        max_steps: None,
+        max_hours: None,
+        command: vec![],
+        requests,
+    };
     train(&plan, &options).unwrap();
 }
 

@@ -260,6 +260,7 @@ fn run_in(dir: &Path) -> (TrainPlan, RunOptions) {
     ];
     let options = RunOptions {
         resume: Resume::Auto,
+        accept_data: false,
         max_steps: None,
         max_hours: None,
         command: Vec::new(),

@@ -2,6 +2,7 @@
 
 use ddpm_run::checkpoint::{Checkpoint, Snapshot, save};
 use ddpm_train::config::TrainPlan;
+use ddpm_train::known_data::KnownData;
 use ddpm_train::training::means::Means;
 use ddpm_train::training::state::Position;
 use ddpm_train::training::trainer::Trainer;
@@ -14,7 +15,7 @@ fn settings(precision: &str) -> [(&str, &str); 3] {
 
 fn snapshot(plan: &TrainPlan, trainer: &Trainer) -> Snapshot {
     let means = Means::default();
-    trainer.snapshot(&Position { plan, data_fingerprint: "none", data_len: 10_000, means: &means }).unwrap()
+    trainer.snapshot(&Position { plan, data: &KnownData::default(), means: &means }).unwrap()
 }
 
 /// Weights, averages and moments as bits, by file and name, and the rest of the state.
@@ -37,7 +38,7 @@ fn gpu_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped() {
         let saved = save(dir.path(), &snapshot(&plan, &first)).unwrap();
         drop(first);
         let checkpoint = Checkpoint::open(&saved.path).unwrap();
-        let (mut resumed, _) = Trainer::restore(&plan, &device, &checkpoint, "none").unwrap();
+        let (mut resumed, _) = Trainer::restore(&plan, &device, &checkpoint, &KnownData::default(), false).unwrap();
         let batches = batches(&plan);
         for step in 3..6 {
             resumed.step(batches.batch_at(step).unwrap()).unwrap();
