@@ -140,7 +140,13 @@ fn run_on_corrupt_images(corrupt: usize) -> Place {
 #[test]
 fn a_corrupt_image_is_skipped_and_named_and_training_goes_on() {
     let run = run_on_corrupt_images(1);
-    run.train().succeeds().stderr_has("warning: ").stderr_has("017.png").stderr_has("skipped");
+    run.train().succeeds().stderr_has("warning: ").stderr_has("017.png").stderr_has("another image takes its place");
+    let list = String::from_utf8(run.read("runs/tiny/unreadable.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(&list).unwrap();
+    assert_eq!((&line["index"], &line["sample"]), (&17.into(), &"017.png".into()));
+    // Over the end of an epoch, at a second start: it stands in the list and is not named again.
+    run.train().set("train.steps=20").succeeds().stderr_lacks("017.png").stderr_has("unreadable.jsonl");
+    assert_eq!(String::from_utf8(run.read("runs/tiny/unreadable.jsonl")).unwrap(), list);
     let inspected = run.ddpm("data inspect images").json();
     assert_eq!((&inspected["images"], &inspected["readable"]), (&200.into(), &199.into()));
     assert!(inspected["unreadable"][0]["id"].as_str().unwrap().ends_with("017.png"), "{inspected}");
@@ -156,12 +162,32 @@ fn a_corrupt_image_ends_the_run_where_that_is_asked_for_and_the_steps_before_are
 }
 
 #[test]
-fn too_many_corrupt_images_end_the_run() {
-    run_on_corrupt_images(40)
-        .train()
-        .fails_with(3)
-        .stderr_has("data.max_corrupt = 0.01")
-        .stderr_has("ddpm data inspect");
+fn too_many_corrupt_images_end_the_run_and_raising_the_limit_lets_it_go_on() {
+    let run = run_on_corrupt_images(40);
+    let failed = run.train().fails_with(3);
+    failed.stderr_has("data.max_corrupt = 0.01").stderr_has("ddpm data inspect").stderr_has("raise data.max_corrupt");
+    run.train().set("data.max_corrupt=0.5").succeeds();
+}
+
+#[test]
+fn corrupt_images_that_are_repaired_are_accepted_by_the_run_that_they_ended() {
+    let run = run_on_corrupt_images(1);
+    let train = run.train().set("data.on_corrupt=fail");
+    let failed = train.run().has_code(3).stderr_has("017.png").stderr_has("--accept-data");
+    failed.expect(run.checkpoints().len() == 1, "the steps before the corrupt image are saved");
+    run.write("images/017.png", png(16, 200));
+    train.fails_with(2).stderr_has("200 as then, with other names, sizes or labels").stderr_has("--accept-data");
+    train.arg("--accept-data").succeeds().stderr_has("going on from");
+}
+
+#[test]
+fn an_image_too_large_for_no_crop_is_cut_at_the_next_start() {
+    let run = fresh_run(&["data.source=images", "train.batch_size=2", "train.steps=10", "data.crop=none"]);
+    image_folder(&run, "images", 20);
+    run.write("images/900.png", png(40, 1));
+    run.train().fails_with(2).stderr_has("40x40 pixels").stderr_has("set data.crop to");
+    run.train().set("data.crop=center").succeeds().stderr_has("going on from");
+    run.train().set("data.crop=none").fails_with(2).stderr_has("data.crop: \"center\" in the checkpoint");
 }
 
 #[test]

@@ -132,7 +132,26 @@ fn data_that_changed_is_refused_and_data_that_moved_is_not() {
         .set("data.source=moved")
         .set("train.steps=14")
         .fails_with(2)
-        .stderr_has("data.source = moved holds other images");
+        .stderr_has("data.source = moved holds other images than then (7 now, 6 then)")
+        .stderr_has("--accept-data");
+}
+
+#[test]
+fn data_that_grew_is_accepted_where_asked_for_and_the_run_keeps_its_step() {
+    let run = fresh_run(&["train.steps=10", "data.source=images"]);
+    image_folder(&run, "images", 6);
+    let train = |steps: &str| run.train().set(&format!("train.steps={steps}"));
+    train("10").arg("--accept-data").succeeds().stderr_lacks("accepted");
+    image_folder(&run, "images", 9);
+    let accepted = train("20").arg("--accept-data").succeeds().resumes_at(10);
+    accepted.stderr_has("warning: data.source: other images than in the checkpoint (9 now, 6 then) are accepted");
+    let record: serde_json::Value = serde_json::from_slice(&run.read("runs/tiny/run.json")).unwrap();
+    let change = &record["restarts"][0]["changed_data"];
+    assert_eq!((&change["images_then"], &change["images"]), (&6.into(), &9.into()), "{record}");
+    // From there on these are the run's images.
+    train("24").succeeds().resumes_at(20).stderr_lacks("accepted");
+    std::fs::remove_file(run.path("images/000.png")).unwrap();
+    train("26").fails_with(2).stderr_has("(8 now, 9 then)");
 }
 
 #[test]

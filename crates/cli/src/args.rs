@@ -114,6 +114,9 @@ pub struct TrainArgs {
     /// Where to go on from: the newest good checkpoint, none at all, or this one
     #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
     pub resume: Resume,
+    /// Go on with other images than the checkpoint was made with: files were added, removed or repaired
+    #[arg(long)]
+    pub accept_data: bool,
     /// Set a key of the configuration; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<Setting>,

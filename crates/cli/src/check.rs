@@ -71,7 +71,7 @@ pub(super) fn check(args: &CheckArgs, output: &Output) -> Result<Outcome, Failur
     // What `train` would say about the run directory, which may hold a run already.
     let refusal = match (step.data_error, &step.data) {
         (Some(error), _) => Some(Failure::from(error)),
-        (None, Some(data)) => match would_go_on_from(&plan, &data.fingerprint) {
+        (None, Some(data)) => match would_go_on_from(&plan, data) {
             Ok(step) => {
                 needs.goes_on_from = step;
                 None
@@ -192,7 +192,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::path::Path;
 
-    use ddpm_train::measuring::estimate::DataFacts;
+    use ddpm_train::known_data::KnownData;
 
     use super::*;
 
@@ -222,7 +222,7 @@ mod tests {
             estimated_bytes: None,
             measured: Measured::Extrapolated,
             warning: Some(warning),
-            data: Some(DataFacts { images: 64, fingerprint: String::new() }),
+            data: Some(KnownData { images: 64, ..KnownData::default() }),
             data_error: None,
         };
         let needs = needs(&plan, UNet::new(&plan.config().model).unwrap().layout(), &step).unwrap();

@@ -85,7 +85,10 @@ fn simple(error: &Error) -> Option<&'static str> {
         }
         Error::NetworkTooLarge { .. } => "make model.block_out_channels narrower, or model.layers_per_block smaller",
         Error::ImagesTooMany { .. } => "draw fewer at a time, each time with another seed",
-        Error::OtherData { .. } => "bring the old data back to go on, or start another run with --run-dir DIR",
+        Error::OtherData { .. } => {
+            "to go on with these images, add --accept-data: weights, averages and the step stay, and run.json records it; or bring \
+             the old ones back, or start another run with --run-dir DIR"
+        }
         Error::DoesNotFit { .. } => {
             "the checkpoint belongs to another model: point to its own run, or start a new one with --run-dir DIR"
         }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use ddpm_run::shell;
 use ddpm_train::config::{Resolved, Setting, TrainPlan};
+use ddpm_train::training::accept::Accept;
 use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, Summary, train};
 use serde_json::json;
@@ -34,7 +35,7 @@ fn options(args: &TrainArgs) -> Result<RunOptions, Failure> {
         max_hours: args.max_hours,
         command: this_command(),
         requests: signals::requests()?,
-        accept: args.accept.clone(),
+        accept: Accept { keys: args.accept.clone(), data: args.accept_data },
         poisoned: Vec::new(),
     })
 }

@@ -285,16 +285,25 @@ impl DataError {
             Self::NoImageColumn { .. } => "store the encoded images (PNG, JPEG) in a struct column `image` {bytes, path}".into(),
             Self::ClassNamesDiffer { .. } => "train on one of the two, or choose a part with data.split".into(),
             Self::Unreadable { .. } => {
-                "repair or remove it, or set data.on_corrupt = \"skip\"; `ddpm data inspect` lists every unreadable sample".into()
+                "set data.on_corrupt = \"skip\", or repair or remove it (a run that has begun then goes on with --accept-data); \
+                 `ddpm data inspect` lists every unreadable sample"
+                    .into()
             }
-            Self::TooManyUnreadable { .. } | Self::NothingReadable { .. } => {
-                "`ddpm data inspect` lists every unreadable sample; repair them, or raise data.max_corrupt".into()
+            Self::TooManyUnreadable { .. } => {
+                "`ddpm data inspect` lists every unreadable sample; raise data.max_corrupt, or repair or remove them (the run then \
+                 goes on with --accept-data)"
+                    .into()
+            }
+            Self::NothingReadable { .. } => {
+                "`ddpm data inspect` lists every unreadable sample; repair or remove them (a run that has begun then goes on with \
+                 --accept-data)"
+                    .into()
             }
             Self::NoLabels { .. } | Self::LabelMissing { .. } => {
                 "leave data.num_classes out for an unconditional model, or label every image (one sub-folder per class)".into()
             }
             Self::LabelOutOfRange { label, .. } => format!("set data.num_classes to at least {}", u64::from(*label) + 1),
-            Self::CropNeeded { .. } => "set data.crop to \"center\" or \"random\", or raise data.image_size".into(),
+            Self::CropNeeded { .. } => "set data.crop to \"center\" or \"random\"; or, in another run, raise data.image_size".into(),
             Self::WorkerPanicked { .. } => "this is a bug: please report it with the message above".into(),
             Self::NoThread { .. } => "set data.workers to a smaller number".into(),
             Self::Setting { .. } | Self::NoSuchSample { .. } | Self::Stopped => return None,

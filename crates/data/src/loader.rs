@@ -118,7 +118,7 @@ impl Loader {
         result
     }
 
-    /// The corrupt samples met since the last call, each once, in the order of the batches.
+    /// The corrupt samples met since the last call, each once, in the order of the batches; also after an error.
     pub fn take_warnings(&mut self) -> Vec<Unreadable> {
         std::mem::take(&mut self.warnings)
     }
@@ -137,12 +137,11 @@ impl Loader {
             if !self.corrupt.insert(unreadable.index) {
                 continue;
             }
-            let bad = self.corrupt.len();
-            if bad as f64 > config.max_corrupt * among as f64 {
-                let (max_corrupt, last) = (config.max_corrupt, unreadable.to_string());
-                return Err(DataError::TooManyUnreadable { bad, among, max_corrupt, last });
-            }
+            let (bad, last) = (self.corrupt.len(), unreadable.to_string());
             self.warnings.push(unreadable);
+            if bad as f64 > config.max_corrupt * among as f64 {
+                return Err(DataError::TooManyUnreadable { bad, among, max_corrupt: config.max_corrupt, last });
+            }
         }
         Ok(made.batch)
     }

@@ -34,7 +34,7 @@ pub use error::RunError;
 pub use kind::Kind;
 pub use lock::RunLock;
 pub use paths::RunPaths;
-pub use record::{Restart, RunRecord, StartFacts};
+pub use record::{ChangedData, Restart, RunRecord, StartFacts};
 pub use run_dir::RunDir;
 pub use status::{RunPhase, Status, StatusFile};
 pub use view::{RunState, RunView};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! runs/NAME/   config.toml  run.json  metrics.jsonl  log.jsonl  events/  checkpoints/  samples/  hub/  engines.json
-//!              status.json  divergence/  LOCK
+//!              status.json  divergence/  unreadable.jsonl  LOCK
 //! ```
 //! [`RunPaths`] only knows names, for readers; a writer holds a [`RunDir`](crate::RunDir).
 
@@ -55,6 +55,11 @@ impl RunPaths {
     /// The structured log.
     pub fn log(&self) -> PathBuf {
         self.root.join("log.jsonl")
+    }
+
+    /// The samples that could not be read.
+    pub fn unreadable(&self) -> PathBuf {
+        self.root.join("unreadable.jsonl")
     }
 
     /// TensorBoard's directory.

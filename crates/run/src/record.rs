@@ -1,5 +1,6 @@
 //! `run.json`: where and how the run was started, so that it can be repeated.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,28 @@ pub struct StartFacts {
     pub accepted: Vec<String>,
     /// Why it begins here: the run went back after a divergence, or is a branch of another.
     pub reason: Option<String>,
+    /// The data is not that of the checkpoint, and was accepted.
+    pub changed_data: Option<ChangedData>,
+}
+
+/// Data that is not that of the checkpoint which a run went on from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedData {
+    /// Its fingerprint in the checkpoint.
+    pub fingerprint_then: String,
+    /// The number of images then, where the checkpoint knows it.
+    pub images_then: Option<usize>,
+    /// Its fingerprint from this start on.
+    pub fingerprint: String,
+    /// The number of images from this start on.
+    pub images: usize,
+}
+
+impl fmt::Display for ChangedData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let then = self.images_then.map_or(String::new(), |then| format!(" ({} now, {then} then)", self.images));
+        write!(f, "other images than in the checkpoint{then} are accepted; from here on the order is that of these")
+    }
 }
 
 /// The file.
@@ -73,6 +96,9 @@ pub struct Restart {
     /// As in [`StartFacts`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The data changed at this start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_data: Option<ChangedData>,
 }
 
 impl RunRecord {
@@ -115,6 +141,7 @@ impl RunRecord {
             command: start.command,
             accepted: start.accepted,
             reason: start.reason,
+            changed_data: start.changed_data,
         });
         self
     }

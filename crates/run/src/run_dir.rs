@@ -77,7 +77,7 @@ pub(crate) mod testing {
     /// A start at `step`.
     pub(crate) fn start(step: u64) -> StartFacts {
         let command = vec!["ddpm".into(), "train".into(), "a b.toml".into()];
-        StartFacts { step, device: "cpu".into(), command, accepted: Vec::new(), reason: None }
+        StartFacts { step, device: "cpu".into(), command, accepted: Vec::new(), reason: None, changed_data: None }
     }
 }
 

@@ -7,6 +7,7 @@
 mod chain;
 mod convert;
 mod kind;
+mod words;
 
 use std::error::Error as StdError;
 use std::fmt::Display;
@@ -21,6 +22,7 @@ pub use ddpm_run::Kind;
 use ddpm_run::RunError;
 use ddpm_run::checkpoint::CheckpointError;
 
+use self::words::{how_many, one_of, place, starting};
 use crate::config::{Change, ConfigError, DeviceError};
 use crate::report::ReportError;
 pub use chain::chain;
@@ -119,12 +121,20 @@ pub enum Error {
         changes: Vec<Change>,
     },
     /// A checkpoint of other data.
-    #[error("cannot go on from {}: data.source = {source_now} holds other images than then", checkpoint.display())]
+    #[error(
+        "cannot go on from {}: data.source = {source_now} holds other images than then{}",
+        checkpoint.display(),
+        how_many(*then, *now)
+    )]
     OtherData {
         /// The checkpoint.
         checkpoint: PathBuf,
         /// The data that the configuration names now.
         source_now: String,
+        /// The number of images then, where it is known.
+        then: Option<usize>,
+        /// The number of images now.
+        now: usize,
     },
     /// A file of a checkpoint that does not fit the network.
     #[error("{} does not fit this model", file.display())]
@@ -336,19 +346,6 @@ pub enum Error {
         #[source]
         cause: Option<Cause>,
     },
-}
-
-fn starting(from: Option<u64>) -> String {
-    from.map_or("starting anew".to_owned(), |step| format!("going on from step {step}"))
-}
-
-fn one_of(steps: &[u64]) -> String {
-    let steps: Vec<_> = steps.iter().map(u64::to_string).collect();
-    if steps.is_empty() { "a run with checkpoints".to_owned() } else { format!("one of {}", steps.join(", ")) }
-}
-
-fn place(saved: Option<u64>) -> String {
-    saved.map_or("the start".to_owned(), |step| format!("step {step}"))
 }
 
 impl Error {

@@ -11,7 +11,7 @@
 //! | [`exchange`] | models from and to files: a run's, diffusers', the hub's |
 //! | [`publish`] | a model on its way to the hub |
 //! | [`report`] | progress, pictures, plots, TensorBoard |
-//! | [`weights`] | weights in a checkpoint's files |
+//! | [`weights`], [`known_data`] | weights in a checkpoint's files; what its state remembers of the data |
 //! | [`noise`], [`pixels`] | standard normals, by Philox; bytes to a network's numbers and back |
 //! | [`memory`] | a device's memory: total and used |
 //! | [`error`] | the errors and their kinds |
@@ -22,6 +22,7 @@ mod engine;
 pub mod error;
 pub mod eval;
 pub mod exchange;
+pub mod known_data;
 pub mod measuring;
 pub mod memory;
 pub mod noise;

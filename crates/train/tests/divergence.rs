@@ -9,6 +9,7 @@ use ddpm_data::{Batcher, Crop, LoaderConfig, OnCorrupt, Origin, Share};
 use ddpm_run::RunRecord;
 use ddpm_train::Error;
 use ddpm_train::config::{Resolved, Setting, TrainPlan};
+use ddpm_train::training::accept::Accept;
 use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, Summary, train};
 use ddpm_train::training::stop::Requests;
@@ -65,7 +66,7 @@ impl Case {
             max_hours: None,
             command: Vec::new(),
             requests: Requests::default(),
-            accept: Vec::new(),
+            accept: Accept::default(),
             poisoned: self.poisoned.clone(),
         };
         train(&plan, &options)

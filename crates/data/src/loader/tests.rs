@@ -160,6 +160,17 @@ fn corrupt_samples_are_replaced_and_each_is_reported_once() {
 }
 
 #[test]
+fn a_replacement_moves_no_other_sample() {
+    let ids = |corrupt| {
+        let batcher = Batcher::new(greys(160, corrupt), config()).unwrap();
+        (0..40).flat_map(|step| batcher.batch_at(step).unwrap().ids).collect::<Vec<u64>>()
+    };
+    for (whole, torn) in ids(never).into_iter().zip(ids(every_20th)) {
+        assert!(whole == torn || every_20th(whole as usize), "{whole} became {torn}");
+    }
+}
+
+#[test]
 fn too_many_corrupt_samples_end_the_run_at_the_same_step_for_any_workers() {
     let ends_at = |workers| {
         let settings = LoaderConfig { workers, max_corrupt: 0.02, ..config() };

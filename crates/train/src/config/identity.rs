@@ -14,7 +14,7 @@ use super::types::TrainConfig;
 const FREE_SECTIONS: [&str; 4] = ["checkpoint", "sample", "log", "hub"];
 
 /// Keys of other sections that cannot change past results. Data may move: a checkpoint identifies it by its fingerprint.
-const FREE_KEYS: [&str; 15] = [
+const FREE_KEYS: [&str; 17] = [
     "run.name",
     "run.dir",
     "run.device",
@@ -23,6 +23,9 @@ const FREE_KEYS: [&str; 15] = [
     "data.workers",
     "data.prefetch",
     "data.cache_dir",
+    // They decide when a run ends. The images that it has seen stay what they were.
+    "data.on_corrupt",
+    "data.max_corrupt",
     "train.steps",
     "train.max_bad_steps",
     "train.max_rollbacks",
@@ -49,11 +52,11 @@ pub fn config_hash(config: &TrainConfig) -> String {
     blake3::hash(Value::Object(binding).to_string().as_bytes()).to_hex().to_string()
 }
 
-/// The differing keys that can change past results, in the order of the sections. Empty exactly when the hashes agree.
+/// The differing keys that can change past results, in the order of the sections. Empty if the hashes agree.
 pub fn diff(old: &TrainConfig, new: &TrainConfig) -> Vec<Change> {
     binding_values(old)
         .zip(binding_values(new))
-        .filter(|((_, old), (_, new))| old != new)
+        .filter(|((key, old), (_, new))| old != new && !only_allows_more(key, old))
         .map(|((key, old), (_, new))| Change { key, old: to_toml(&old), new: to_toml(&new) })
         .collect()
 }
@@ -76,6 +79,11 @@ pub fn may_be_accepted(key: &str) -> bool {
     !describes_weights(key) && !["data.image_size", "data.channels"].contains(&key)
 }
 
+/// Whether the old value of a key only refused what any other value allows: with `data.crop = "none"` no image was cut so far.
+fn only_allows_more(key: &str, old: &Value) -> bool {
+    key == "data.crop" && old == "none"
+}
+
 fn is_binding(key: &str) -> bool {
     let section = key.split('.').next().unwrap_or_default();
     !FREE_SECTIONS.contains(&section) && !FREE_KEYS.contains(&key)
@@ -83,6 +91,7 @@ fn is_binding(key: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::types::{Crop, OnCorrupt};
     use super::*;
 
     #[test]
@@ -119,6 +128,16 @@ mod tests {
         assert!(accepted.iter().all(|key| may_be_accepted(key)));
         let fixed = ["model.block_out_channels", "diffusion.beta_schedule", "data.image_size", "data.channels"];
         assert!(fixed.iter().all(|key| !may_be_accepted(key)));
+    }
+
+    #[test]
+    fn what_the_errors_of_images_advise_is_no_other_run() {
+        let mut old = TrainConfig::default();
+        old.data.crop = Crop::None;
+        let mut new = old.clone();
+        (new.data.crop, new.data.on_corrupt, new.data.max_corrupt) = (Crop::Random, OnCorrupt::Fail, 1.0);
+        assert_eq!(diff(&old, &new), []);
+        assert_eq!(diff(&new, &old).len(), 1, "images were cut");
     }
 
     #[test]

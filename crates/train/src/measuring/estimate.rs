@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::step::{measure, milliseconds};
 use crate::config::{TrainPlan, Warning};
 use crate::error::Error;
+use crate::known_data::KnownData;
 use crate::training::setup::loader_config;
 use crate::training::trainer::Trainer;
 
@@ -23,15 +24,6 @@ use crate::training::trainer::Trainer;
 const LONGEST_STEP_MS: f64 = 5e3;
 /// Images to read as a check that the data can be read.
 const TRIED_IMAGES: usize = 8;
-
-/// A source that can be opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DataFacts {
-    /// Number of images.
-    pub images: usize,
-    /// Its fingerprint.
-    pub fingerprint: String,
-}
 
 /// The estimated cost of a step.
 #[derive(Debug)]
@@ -47,7 +39,7 @@ pub struct StepEstimate {
     /// If that is more memory than there is: what to do, or what was done.
     pub warning: Option<Warning>,
     /// What the source is, if it can be opened.
-    pub data: Option<DataFacts>,
+    pub data: Option<KnownData>,
     /// Why the data cannot be read; grey images replaced it.
     pub data_error: Option<DataError>,
 }
@@ -142,10 +134,8 @@ impl<'a> LenientData<'a> {
         data
     }
 
-    fn facts(&self) -> Option<DataFacts> {
-        let facts =
-            |source: &Arc<dyn Source>| DataFacts { images: source.len(), fingerprint: source.fingerprint().to_owned() };
-        self.source.as_ref().map(facts)
+    fn facts(&self) -> Option<KnownData> {
+        self.source.as_deref().map(KnownData::of_source)
     }
 
     /// Starts reading ahead, unless the data cannot be read.

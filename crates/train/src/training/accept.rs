@@ -6,6 +6,7 @@
 //! changes are accepted by name, hold from this checkpoint on, and are recorded in `run.json` and the metrics.
 
 use ddpm_data::Origin;
+use ddpm_run::ChangedData;
 use ddpm_run::checkpoint::Checkpoint;
 use serde::Deserialize as _;
 use serde_json::Value;
@@ -13,48 +14,61 @@ use serde_json::Value;
 use crate::config::{Change, ConfigError, TrainPlan, check_key, describes_weights, diff, may_be_accepted};
 use crate::error::Error;
 use crate::exchange::Imported;
+use crate::known_data::KnownData;
 use crate::weights::{checkpoint_config, does_not_fit};
 
 /// In a checkpoint's state: the [`Origin`] of its steps, where it is not the beginning.
 const ORIGIN: &str = "data_origin";
+
+/// What of a run may differ from the checkpoint that it goes on from.
+#[derive(Clone, Debug, Default)]
+pub struct Accept {
+    /// These keys of the configuration (`--accept KEY`).
+    pub keys: Vec<String>,
+    /// The data (`--accept-data`).
+    pub data: bool,
+}
+
+impl Accept {
+    /// Refuses keys that no run can accept.
+    ///
+    /// # Errors
+    /// A key that does not exist, or whose value decides what the weights mean.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        for key in &self.keys {
+            check_key(key, "--accept")?;
+            if !may_be_accepted(key) {
+                return Err(ConfigError::Impossible {
+                    place: "--accept".to_owned(),
+                    message: format!("{key} cannot change in a run: the weights have learnt with its value"),
+                    help: "start another run with --run-dir DIR".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
 
 /// What a run goes on with.
 #[derive(Debug)]
 pub(super) struct Continuation {
     /// The plan, from the checkpoint on.
     pub(super) plan: TrainPlan,
-    /// What was accepted.
+    /// The keys that were accepted.
     pub(super) accepted: Vec<Change>,
+    /// The data, if it is other data than the checkpoint's.
+    pub(super) changed_data: Option<ChangedData>,
 }
 
-/// Refuses keys that no run can accept.
+/// What a run with `plan` and `data` goes on with from `checkpoint`, if it may.
 ///
 /// # Errors
-/// A key that does not exist, or whose value decides what the weights mean.
-pub(super) fn check_keys(accept: &[String]) -> Result<(), ConfigError> {
-    for key in accept {
-        check_key(key, "--accept")?;
-        if !may_be_accepted(key) {
-            return Err(ConfigError::Impossible {
-                place: "--accept".to_owned(),
-                message: format!("{key} cannot change in a run: the weights have learnt with its value"),
-                help: "start another run with --run-dir DIR".to_owned(),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// What a run with `plan` and this data goes on with from `checkpoint`, if it may, where changes of the keys `accept` are
-/// accepted.
-///
-/// # Errors
-/// Other settings or other data than the checkpoint's.
+/// Other settings or other data than the checkpoint's, that are not accepted.
 pub(super) fn go_on_from(
     plan: &TrainPlan,
     checkpoint: &Checkpoint,
-    data_fingerprint: &str,
-    accept: &[String],
+    data: &KnownData,
+    accept: &Accept,
 ) -> Result<Continuation, Error> {
     let state = &checkpoint.state;
     let untrained = is_untrained(checkpoint);
@@ -64,14 +78,18 @@ pub(super) fn go_on_from(
         changes = diff(&checkpoint_config(checkpoint)?, plan.config());
         changes.retain(|change| !untrained || describes_weights(&change.key));
     }
-    let (accepted, refused): (Vec<_>, Vec<_>) = changes.into_iter().partition(|change| accept.contains(&change.key));
+    let (accepted, refused): (Vec<_>, Vec<_>) =
+        changes.into_iter().partition(|change| accept.keys.contains(&change.key));
     if !refused.is_empty() {
         let (config, checkpoint) = (plan.path().to_owned(), checkpoint.path.clone());
         return Err(Error::Changed { config, checkpoint, changes: refused });
     }
-    if !untrained && state.data_fingerprint != data_fingerprint {
+    let changed_data = changed_data(checkpoint, data);
+    if let Some(ChangedData { images_then: then, images: now, .. }) = changed_data
+        && !accept.data
+    {
         let (checkpoint, source_now) = (checkpoint.path.clone(), plan.config().data.source.clone());
-        return Err(Error::OtherData { checkpoint, source_now });
+        return Err(Error::OtherData { checkpoint, source_now, then, now });
     }
     let origin = match accepted.iter().any(|change| change.key == "train.batch_size") {
         true => Origin { step: state.step, images: state.images },
@@ -81,7 +99,18 @@ pub(super) fn go_on_from(
     if origin.step > state.step || plan.images(state.step) != state.images {
         return Err(not_an_origin(checkpoint));
     }
-    Ok(Continuation { plan, accepted })
+    Ok(Continuation { plan, accepted, changed_data })
+}
+
+/// The change of the data since `checkpoint`, if there is one. An import has no data yet.
+fn changed_data(checkpoint: &Checkpoint, data: &KnownData) -> Option<ChangedData> {
+    let then = &checkpoint.state.data_fingerprint;
+    (!is_untrained(checkpoint) && *then != data.fingerprint).then(|| ChangedData {
+        fingerprint_then: then.clone(),
+        images_then: KnownData::of_checkpoint(checkpoint).map(|then| then.images),
+        fingerprint: data.fingerprint.clone(),
+        images: data.images,
+    })
 }
 
 /// Whether a checkpoint is an import that no step has changed. Its configuration and data can still be chosen.

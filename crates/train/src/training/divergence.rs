@@ -78,7 +78,7 @@ pub(super) fn second_try(setup: &RunSetup<'_>, step: u64, what: &str) -> Result<
     );
     let origin = Origin { step: to, images: setup.plan.images(step) };
     let plan = setup.plan.from_origin(origin);
-    Ok(Some(Beginning { plan, checkpoint: Some(checkpoint), accepted: Vec::new(), rollbacks, reason: Some(reason) }))
+    Ok(Some(Beginning { reason: Some(reason), ..Beginning::of(plan, Some(checkpoint), rollbacks) }))
 }
 
 fn write_report(setup: &RunSetup<'_>, diagnosis: &Diagnosis, history: &History, what: &str) -> Result<PathBuf, Error> {

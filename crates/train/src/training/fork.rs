@@ -44,6 +44,7 @@ pub fn fork(from: &Path, at: Option<u64>, to: &Path, command: Vec<String>) -> Re
         device: "none".to_owned(),
         command,
         accepted: Vec::new(),
+        changed_data: None,
         reason: Some(format!("a branch of {} (run {id}) from step {step} on", from.display())),
     })?;
     // Last: without a configuration a run that is not whole cannot be trained.

@@ -12,11 +12,12 @@
 //! | [`fork`] | a branch of a run, in a directory of its own |
 //! | [`state`] | a trainer to and from a checkpoint |
 //! | [`means`] | the means between two logged steps |
+//! | `quarantine` | the list of samples that could not be read |
 //! | `upload` | pushes to the hub, beside the loop |
 //! | [`stop`] | when to stop before the end |
 //! | [`events`] | the names of spans and targets |
 
-mod accept;
+pub mod accept;
 mod divergence;
 mod engines;
 pub mod events;
@@ -25,6 +26,7 @@ pub mod gpu_memory;
 pub mod means;
 mod observe;
 pub mod outcome;
+mod quarantine;
 pub mod resume;
 mod room;
 pub mod run;

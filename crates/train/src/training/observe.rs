@@ -1,6 +1,8 @@
 //! The observers of a run: metrics, checkpoints, pictures, uploads. The loop calls [`Observers::after_step`] and knows nothing
 //! else about them.
 
+mod draw;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,16 +18,14 @@ use super::engines::Engines;
 use super::events::PROGRESS;
 use super::means::Means;
 use super::outcome::StepOutcome;
-use super::setup::{RunSetup, picture_request, sampler_config};
+use super::setup::RunSetup;
 use super::state::Position;
 use super::stop::{StopReason, StopWatch};
 use super::trainer::Trainer;
 use super::upload::Uploader;
 use crate::config::Cadence;
-use crate::drawing::{Images, Painter, Request};
-use crate::error::{Error, Kind, in_one_line};
+use crate::error::{Error, in_one_line};
 use crate::report::Reporter;
-use crate::report::pictures::{Layout, encode, grid};
 
 /// A gradient whose norm is more than so many times the usual one is reported.
 const SPIKE: f64 = 10.0;
@@ -296,8 +296,7 @@ impl<'a> Observers<'a> {
         let span = tracing::debug_span!("snapshot", step = trainer.steps_taken()).entered();
         let snapshot = trainer.snapshot(&Position {
             plan: self.setup.plan,
-            data_fingerprint: self.setup.source.fingerprint(),
-            data_len: self.setup.source.len(),
+            data: self.setup.data,
             means: &self.means,
             rollbacks: self.setup.rollbacks,
         })?;
@@ -324,52 +323,6 @@ impl<'a> Observers<'a> {
                     help = error.help(),
                     "the checkpoint was not written: {why}; training goes on and tries again"
                 );
-            }
-        }
-    }
-
-    /// Draws pictures from the moving average and reports them; returns whether they were finished. It gives up when the run is
-    /// to stop, because drawing may take minutes and the next start can do it. A GPU without enough memory for pictures does
-    /// not end the run.
-    fn draw(&mut self, trainer: &mut Trainer) -> Result<bool, Error> {
-        let (start, step) = (Instant::now(), trainer.steps_taken());
-        let _span = tracing::debug_span!("sample", step).entered();
-        let images = match self.paint(trainer) {
-            Ok(Some(images)) => images,
-            Ok(None) => return Ok(false),
-            Err(error) if matches!(error.kind(), Kind::Device | Kind::Memory) => {
-                tracing::warn!("no picture at step {step}: {error}");
-                return Ok(true);
-            }
-            Err(error) => return Err(error),
-        };
-        let layout = Layout::visible(images.shape[1], images.shape[2]);
-        match grid(&images.pixels, images.shape, layout).and_then(|page| encode(&page)) {
-            Ok(png) => self.reporter.samples(step, &png),
-            Err(error) => tracing::warn!("no picture: {error}"),
-        }
-        self.longest.picture = self.longest.picture.max(start.elapsed());
-        Ok(true)
-    }
-
-    /// The images of a picture. If the GPU's memory is full, it first frees the memory that the training keeps, and then draws
-    /// fewer images at once.
-    fn paint(&self, trainer: &mut Trainer) -> Result<Option<Images>, Error> {
-        let config = self.setup.plan.config();
-        let sampler = sampler_config(config);
-        let mut request = picture_request(config, &sampler);
-        let paint = |trainer: &Trainer, request: &Request<'_>| {
-            let params = trainer.sampling_params()?;
-            let painter = Painter { unet: trainer.unet(), params: &params, process: trainer.process() };
-            painter.draw_unless(request, &|| self.stop.is_over())
-        };
-        loop {
-            match paint(trainer, &request) {
-                Err(error) if error.is_full_memory() && trainer.give_back_memory()? => {}
-                Err(error) if error.is_full_memory() && request.batch_size > 1 => {
-                    request.batch_size = request.batch_size.div_ceil(2);
-                }
-                painted => return painted,
             }
         }
     }

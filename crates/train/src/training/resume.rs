@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use ddpm_run::RunPaths;
 use ddpm_run::checkpoint::{Checkpoint, list, newest_good};
+use ddpm_run::{ChangedData, RunPaths};
 
-use super::accept::{Continuation, go_on_from};
+use super::accept::{Accept, Continuation, go_on_from};
 use super::means::Means;
 use super::state::rollbacks_before;
 use super::trainer::Trainer;
 use crate::config::{Change, TrainPlan};
 use crate::error::Error;
+use crate::known_data::KnownData;
 
 /// Where a run resumes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub(super) struct Beginning {
     pub(super) checkpoint: Option<Checkpoint>,
     /// Changes of the configuration that are accepted here.
     pub(super) accepted: Vec<Change>,
+    /// The data, if it is other data than the checkpoint's.
+    pub(super) changed_data: Option<ChangedData>,
     /// How often the run has gone back after a divergence.
     pub(super) rollbacks: u64,
     /// Why it goes back to here, if it does.
@@ -50,26 +53,30 @@ pub(super) struct Beginning {
 }
 
 impl Beginning {
-    /// At this checkpoint, with `plan` and this data, where changes of the keys `accept` are accepted.
+    /// At this checkpoint, with `plan` and this data.
     ///
     /// # Errors
-    /// Other settings or other data than the checkpoint's.
+    /// Other settings or other data than the checkpoint's, that are not accepted.
     pub(super) fn at(
         checkpoint: Option<Checkpoint>,
         plan: &TrainPlan,
-        data_fingerprint: &str,
-        accept: &[String],
+        data: &KnownData,
+        accept: &Accept,
     ) -> Result<Self, Error> {
         let Some(checkpoint) = checkpoint else {
-            let (plan, accepted) = (plan.clone(), Vec::new());
-            return Ok(Self { plan, checkpoint: None, accepted, rollbacks: 0, reason: None });
+            return Ok(Self::of(plan.clone(), None, 0));
         };
-        let Continuation { plan, accepted } = go_on_from(plan, &checkpoint, data_fingerprint, accept)?;
+        let Continuation { plan, accepted, changed_data } = go_on_from(plan, &checkpoint, data, accept)?;
         let rollbacks = rollbacks_before(&checkpoint);
-        Ok(Self { plan, checkpoint: Some(checkpoint), accepted, rollbacks, reason: None })
+        Ok(Self { accepted, changed_data, ..Self::of(plan, Some(checkpoint), rollbacks) })
     }
 
-    /// The changes that are accepted here, for a person.
+    /// With `plan` at this checkpoint, without any change.
+    pub(super) fn of(plan: TrainPlan, checkpoint: Option<Checkpoint>, rollbacks: u64) -> Self {
+        Self { plan, checkpoint, accepted: Vec::new(), changed_data: None, rollbacks, reason: None }
+    }
+
+    /// The changes of the configuration that are accepted here, for a person.
     pub(super) fn accepted(&self) -> Vec<String> {
         self.accepted.iter().map(|Change { key, old, new }| format!("{key}: {old} -> {new}")).collect()
     }
@@ -119,10 +126,10 @@ pub(super) fn choose_checkpoint(run: &RunPaths, resume: &Resume) -> Result<(Opti
 ///
 /// # Errors
 /// Those with which [`train`](super::run::train) would refuse to start.
-pub fn would_go_on_from(plan: &TrainPlan, data_fingerprint: &str) -> Result<Option<u64>, Error> {
+pub fn would_go_on_from(plan: &TrainPlan, data: &KnownData) -> Result<Option<u64>, Error> {
     refuse_to_leave_an_import(plan, &Resume::Auto)?;
     let (checkpoint, _) = choose_checkpoint(&RunPaths::new(plan.run_dir()), &Resume::Auto)?;
-    let beginning = Beginning::at(checkpoint, plan, data_fingerprint, &[])?;
+    let beginning = Beginning::at(checkpoint, plan, data, &Accept::default())?;
     Ok(beginning.checkpoint.map(|checkpoint| checkpoint.state.step))
 }
 

@@ -11,11 +11,12 @@ use ddpm_run::memory::format_bytes;
 use ddpm_run::{RunDir, RunPhase, StartFacts};
 use tracing::Span;
 
-use super::accept::check_keys;
+use super::accept::Accept;
 use super::divergence::{report, second_try};
 use super::events::{FAILURE, PROGRESS, RUN};
 use super::gpu_memory::GpuEstimate;
 use super::observe::{End, Ending, Observers};
+use super::quarantine::Quarantine;
 use super::resume::{Beginning, Resume, choose_checkpoint, refuse_to_leave_an_import};
 use super::setup::{RunSetup, device_name, loader_config};
 use super::stop::{Requests, StopReason, StopWatch};
@@ -23,6 +24,7 @@ use super::trainer::Trainer;
 use super::upload::Uploader;
 use crate::config::TrainPlan;
 use crate::error::{Error, Kind};
+use crate::known_data::KnownData;
 use crate::memory;
 use crate::report::{Reporter, ReporterOptions};
 
@@ -39,8 +41,8 @@ pub struct RunOptions {
     pub command: Vec<String>,
     /// Requests that may come while it runs.
     pub requests: Requests,
-    /// Keys whose values may differ from the checkpoint's, from there on.
-    pub accept: Vec<String>,
+    /// What may differ from the checkpoint, from there on.
+    pub accept: Accept,
     /// For tests of divergence: see [`Trainer::poison`].
     pub poisoned: Vec<u64>,
 }
@@ -70,6 +72,7 @@ struct Frame<'a> {
     stop: StopWatch,
     device: Device,
     source: Arc<dyn Source>,
+    data: KnownData,
     run_dir: RunDir,
     options: &'a RunOptions,
 }
@@ -88,7 +91,7 @@ enum Ended {
 pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let started = Instant::now();
     let stop = StopWatch::new(started, options.max_hours, options.requests.clone());
-    check_keys(&options.accept)?;
+    options.accept.check()?;
     let device = plan.device().open()?;
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
     refuse_to_leave_an_import(plan, &options.resume)?;
@@ -97,8 +100,9 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     notices.iter_mut().for_each(|name| name.push_str(": an unfinished save was removed"));
     let (checkpoint, skipped) = choose_checkpoint(run_dir.paths(), &options.resume)?;
     notices.extend(skipped);
-    let mut beginning = Beginning::at(checkpoint, plan, source.fingerprint(), &options.accept)?;
-    let frame = Frame { started, stop, device, source, run_dir, options };
+    let data = KnownData::of_source(&*source);
+    let mut beginning = Beginning::at(checkpoint, plan, &data, &options.accept)?;
+    let frame = Frame { started, stop, device, source, data, run_dir, options };
     loop {
         match try_from(&frame, &beginning, &std::mem::take(&mut notices))? {
             Ended::Finished(summary) => return Ok(*summary),
@@ -109,9 +113,9 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
 
 /// Trains from `beginning` to the end, or until it diverges.
 fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Result<Ended, Error> {
-    let Frame { stop, device, run_dir, options, .. } = frame;
-    let plan = &beginning.plan;
-    let setup = RunSetup { plan, run_dir, source: Arc::clone(&frame.source), device, rollbacks: beginning.rollbacks };
+    let Frame { stop, device, data, run_dir, options, .. } = frame;
+    let (plan, rollbacks) = (&beginning.plan, beginning.rollbacks);
+    let setup = RunSetup { plan, run_dir, source: Arc::clone(&frame.source), data, device, rollbacks };
     let (mut trainer, means) = beginning.trainer(device)?;
     trainer.poison(options.poisoned.iter().copied());
     let first = trainer.steps_taken();
@@ -131,10 +135,11 @@ fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Res
 
     let resumed = beginning.checkpoint.as_ref().map(|checkpoint| (first, checkpoint.path.clone()));
     let mut observers = Observers::new(&setup, stop, (*run).clone(), reporter, means, resumed, uploader)?;
+    let mut quarantine = Quarantine::of_run(run_dir.paths());
     observers.enter(RunPhase::Training);
     let looped = observers
         .catch_up(&mut trainer)
-        .and_then(|()| train_until(end, &mut trainer, &mut loader, stop, &mut observers));
+        .and_then(|()| train_until(end, &mut trainer, &mut loader, stop, &mut observers, &mut quarantine));
     drop(loader);
     let finished = match looped {
         Ok(stopped) => finish(&setup, &mut observers, &mut trainer, stopped),
@@ -175,6 +180,7 @@ fn start_facts(setup: &RunSetup<'_>, beginning: &Beginning, options: &RunOptions
         command: options.command.clone(),
         accepted: beginning.accepted(),
         reason: beginning.reason.clone(),
+        changed_data: beginning.changed_data.clone(),
     }
 }
 
@@ -200,6 +206,7 @@ fn train_until(
     loader: &mut Loader,
     stop: &StopWatch,
     observers: &mut Observers<'_>,
+    quarantine: &mut Quarantine,
 ) -> Result<Option<StopReason>, Error> {
     while trainer.steps_taken() < end {
         if let Some(reason) = stop.reason(observers.time_to_stop()) {
@@ -207,12 +214,10 @@ fn train_until(
         }
         let step = tracing::trace_span!("step", step = trainer.steps_taken() + 1).entered();
         let waiting = Instant::now();
-        let next = tracing::trace_span!("data").in_scope(|| loader.next_unless(&|| stop.is_over()))?;
-        let Some(batch) = next else { continue };
+        let next = tracing::trace_span!("data").in_scope(|| loader.next_unless(&|| stop.is_over()));
+        quarantine.add(trainer.steps_taken() + 1, loader.take_warnings());
+        let Some(batch) = next? else { continue };
         observers.waited(waiting.elapsed());
-        for unreadable in loader.take_warnings() {
-            tracing::warn!(index = unreadable.index, "{unreadable} (skipped; data.on_corrupt = \"skip\")");
-        }
         trainer.step(batch)?;
         step.exit();
         observers.after_step(trainer)?;
@@ -274,6 +279,7 @@ fn announce(setup: &RunSetup<'_>, trainer: &Trainer, beginning: &Beginning, end:
     let (device, data) = (device_name(setup.device), setup.source.describe());
     let millions = parameters as f64 / 1e6;
     tracing::info!(parameters, device, data, "{millions:.2} M parameters on {device}; data: {data}");
+    beginning.changed_data.iter().for_each(|change| tracing::warn!("data.source: {change}"));
     for change in beginning.accepted() {
         tracing::warn!("accepted from step {} on: {change}", trainer.steps_taken());
     }

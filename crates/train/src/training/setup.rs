@@ -9,12 +9,14 @@ use ddpm_run::RunDir;
 
 use crate::config::{TrainConfig, TrainPlan};
 use crate::drawing::{BATCH, Request, Start};
+use crate::known_data::KnownData;
 
 /// What stays fixed for the whole run.
 pub(super) struct RunSetup<'a> {
     pub(super) plan: &'a TrainPlan,
     pub(super) run_dir: &'a RunDir,
     pub(super) source: Arc<dyn Source>,
+    pub(super) data: &'a KnownData,
     pub(super) device: &'a Device,
     /// How often the run has gone back after a divergence.
     pub(super) rollbacks: u64,

@@ -19,6 +19,7 @@ use super::trainer::{Trainer, adamw_config};
 use crate::config::{TrainConfig, TrainPlan};
 use crate::error::Error;
 use crate::exchange::{IMPORTED, Imported};
+use crate::known_data::{DATA, KnownData};
 use crate::weights::{
     CONFIG, MOMENTS, checkpoint_config, does_not_fit, flat_from_tensors, named_tensors, read_params, weights_file,
 };
@@ -37,10 +38,8 @@ const COUNTS: &str = "counts";
 pub struct Position<'a> {
     /// The plan.
     pub plan: &'a TrainPlan,
-    /// Fingerprint of the data.
-    pub data_fingerprint: &'a str,
-    /// Number of images in the data.
-    pub data_len: usize,
+    /// The data.
+    pub data: &'a KnownData,
     /// Means since the last logged step.
     pub means: &'a Means,
     /// How often the run has gone back after a divergence.
@@ -69,12 +68,13 @@ impl Trainer {
     fn state(&self, position: &Position<'_>) -> State {
         let step = self.steps_taken();
         let images = position.plan.images(step);
-        let epoch = EpochPosition::after(images, position.data_len as u64);
-        let (hash, fingerprint) = (position.plan.config_hash().to_owned(), position.data_fingerprint.to_owned());
+        let epoch = EpochPosition::after(images, position.data.images as u64);
+        let (hash, fingerprint) = (position.plan.config_hash().to_owned(), position.data.fingerprint.clone());
         let mut state = State::new(step, images, epoch, hash, fingerprint);
         let json = |value: serde_json::Result<Value>| value.unwrap_or(Value::Null);
         state.extra.insert(CONFIG.to_owned(), json(serde_json::to_value(position.plan.config())));
         state.extra.insert(MEANS.to_owned(), json(serde_json::to_value(position.means)));
+        state.extra.insert(DATA.to_owned(), json(serde_json::to_value(position.data)));
         state.extra.extend(origin_entry(position.plan.origin()));
         if position.rollbacks > 0 {
             state.extra.insert(ROLLBACKS.to_owned(), position.rollbacks.into());

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use ddpm_train::training::accept::Accept;
 use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, train};
 use ddpm_train::training::stop::Requests;
@@ -16,7 +17,15 @@ fn run(dir: &Path, steps: u64) {
     let quiet = [("log.tensorboard", "false"), ("sample.every", "0"), ("log.every", "1"), ("train.precision", "bf16")];
     let plan = plan(TINY, &[&quiet[..], &[("run.dir", dir), ("run.device", "cuda"), ("train.steps", &all)]].concat());
     let requests = Requests::default();
-    let options = RunOptions { resume: Resume::Auto, max_steps: None, max_hours: None, command: vec![], requests };
+    let options = RunOptions {
+        resume: Resume::Auto,
+        accept: Accept::default(),
+        poisoned: Vec::new(),
+        max_steps: None,
+        max_hours: None,
+        command: vec![],
+        requests,
+    };
     train(&plan, &options).unwrap();
 }
 

@@ -23,7 +23,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::Device;
-use ddpm_data::{Batch, Batcher, LoaderConfig, Share};
+use ddpm_data::{Batch, Batcher, LoaderConfig};
 use ddpm_train::config::{Resolved, Setting, TrainPlan};
 use ddpm_train::training::outcome::StepOutcome;
 use ddpm_train::training::trainer::Trainer;

@@ -5,6 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::cuda::Gpu;
 use ddpm_train::config::TrainPlan;
+use ddpm_train::training::accept::Accept;
 use ddpm_train::training::gpu_memory::GpuEstimate;
 use ddpm_train::training::outcome::StepOutcome;
 use ddpm_train::training::resume::Resume;
@@ -260,6 +261,8 @@ fn run_in(dir: &Path) -> (TrainPlan, RunOptions) {
     ];
     let options = RunOptions {
         resume: Resume::Auto,
+        accept: Accept::default(),
+        poisoned: Vec::new(),
         max_steps: None,
         max_hours: None,
         command: Vec::new(),

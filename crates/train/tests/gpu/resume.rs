@@ -2,6 +2,7 @@
 
 use ddpm_run::checkpoint::{Checkpoint, Snapshot, save};
 use ddpm_train::config::TrainPlan;
+use ddpm_train::known_data::KnownData;
 use ddpm_train::training::means::Means;
 use ddpm_train::training::state::Position;
 use ddpm_train::training::trainer::Trainer;
@@ -14,9 +15,7 @@ fn settings(precision: &str) -> [(&str, &str); 3] {
 
 fn snapshot(plan: &TrainPlan, trainer: &Trainer) -> Snapshot {
     let means = Means::default();
-    trainer
-        .snapshot(&Position { plan, data_fingerprint: "none", data_len: 10_000, means: &means, rollbacks: 0 })
-        .unwrap()
+    trainer.snapshot(&Position { plan, data: &KnownData::default(), means: &means, rollbacks: 0 }).unwrap()
 }
 
 /// Weights, averages and moments as bits, by file and name, and the rest of the state.

@@ -1,0 +1,39 @@
+//! What a checkpoint remembers of the data beside its fingerprint, in its state: enough to say what has changed.
+
+use ddpm_data::Source;
+use ddpm_run::checkpoint::Checkpoint;
+use serde::{Deserialize, Serialize};
+
+/// The field of the state.
+pub(crate) const DATA: &str = "data";
+
+/// A data set, as far as a run remembers it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownData {
+    /// [`Source::fingerprint`]; the state has a field of its own for it.
+    #[serde(skip)]
+    pub fingerprint: String,
+    /// The number of images.
+    pub images: usize,
+    /// The names of the classes in the order of the labels, where they have names.
+    #[serde(default)]
+    pub classes: Option<Vec<String>>,
+}
+
+impl KnownData {
+    /// A source as it is now.
+    pub fn of_source(source: &dyn Source) -> Self {
+        Self {
+            fingerprint: source.fingerprint().to_owned(),
+            images: source.len(),
+            classes: source.class_names().map(<[String]>::to_vec),
+        }
+    }
+
+    /// The data that a checkpoint was made with; `None` for checkpoints of versions that did not remember it, and for imports.
+    pub fn of_checkpoint(checkpoint: &Checkpoint) -> Option<Self> {
+        let state = &checkpoint.state;
+        let known: Self = serde_json::from_value(state.extra.get(DATA)?.clone()).ok()?;
+        Some(Self { fingerprint: state.data_fingerprint.clone(), ..known })
+    }
+}
