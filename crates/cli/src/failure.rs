@@ -147,11 +147,6 @@ impl Failure {
         Self { code, message: message.into(), causes: Vec::new(), hint: None }
     }
 
-    /// A failure with an error's message, and the chain of its sources as causes.
-    pub fn from_error(code: ExitCode, error: &(dyn Error + 'static)) -> Self {
-        Self { causes: chain(error.source()), ..Self::new(code, error.to_string()) }
-    }
-
     /// A failure with its own message, caused by `error`.
     pub fn caused_by(code: ExitCode, message: impl Into<String>, error: &(dyn Error + 'static)) -> Self {
         Self { causes: chain(Some(error)), ..Self::new(code, message) }
@@ -220,14 +215,10 @@ pub fn after_panic() -> Failure {
 mod tests {
     use super::*;
 
-    #[derive(Debug, thiserror::Error)]
-    #[error("cannot read the settings")]
-    struct Outer(#[source] std::io::Error);
-
     #[test]
     fn an_error_is_printed_with_its_causes_and_help() {
-        let error = Outer(std::io::Error::other("disk on fire"));
-        let failure = Failure::from_error(ExitCode::Data, &error).hint("call for help");
+        let error = std::io::Error::other("disk on fire");
+        let failure = Failure::caused_by(ExitCode::Data, "cannot read the settings", &error).hint("call for help");
         let want = "error: cannot read the settings\n  cause: disk on fire\n  help: call for help";
         assert_eq!(failure.to_string(), want);
     }

@@ -2,10 +2,13 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `pictures` | requests for images, and the images; always from the same noise |
+//! | `request` | what is drawn |
+//! | `pictures` | the images, always from the same noise |
 //! | `walk` | the way from noise to images, step by step |
 
 mod pictures;
+mod request;
 mod walk;
 
-pub use pictures::{BATCH, Drawing, Glimpse, Guidance, Images, Onlooker, Painter, Request, Start};
+pub use pictures::Drawing;
+pub use request::{BATCH, Glimpse, Guidance, Images, Onlooker, Painter, Request, Start};

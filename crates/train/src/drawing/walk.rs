@@ -14,7 +14,7 @@ use ddpm_model::diffusion::{Timestep, sampler_constants};
 use ddpm_model::tape::{Tape, Var};
 use ddpm_model::unet::Condition;
 
-use super::pictures::{Glimpse, Onlooker, Painter, Request, Start};
+use super::request::{Glimpse, Onlooker, Painter, Request, Start};
 use crate::engine::{Clock, Engine, Inputs, Phase, Slots};
 use crate::error::Error;
 

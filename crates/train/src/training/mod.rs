@@ -5,7 +5,7 @@
 //! | `step` | one optimizer step |
 //! | [`trainer`] | a step's inputs and its [`outcome`]; `room`: what to give up when memory is full |
 //! | [`gpu_memory`] | the GPU memory of a step, estimated without a GPU |
-//! | [`run`] | the life of a run; beside it `setup` (what stays fixed), [`resume`] (where it starts), `observe` (metrics, checkpoints, pictures) |
+//! | [`run`] | the life of a run; beside it `setup` (what stays fixed), [`resume`] (where it starts), `loop_of_steps`, and `observe`: what the loop tells of its course (metrics, checkpoints, pictures) |
 //! | `engines`, `step_state` | a GPU's fastest algorithms, and what goes on from step to step: both are kept with a run |
 //! | `accept` | what a run goes on with from a checkpoint: the same, or a change that its user accepts |
 //! | `divergence` | what is reported of a run that diverges, and how it goes back |
@@ -23,6 +23,7 @@ mod engines;
 pub mod events;
 pub mod fork;
 pub mod gpu_memory;
+mod loop_of_steps;
 pub mod means;
 mod observe;
 pub mod outcome;

@@ -1,11 +1,11 @@
-//! The observers of a run: metrics, checkpoints, pictures, uploads. The loop calls [`Observers::after_step`] and knows nothing
-//! else about them.
+//! The observers of a run: metrics, checkpoints, pictures, uploads. The loop knows them as [`Observe`].
 
 mod draw;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use ddpm_data::Unreadable;
 use ddpm_kernels::optim::StepState;
 use ddpm_run::checkpoint::{CheckpointError, Retention, SaveOutcome, Writer};
 use ddpm_run::memory;
@@ -16,8 +16,10 @@ use tracing::Span;
 use super::divergence::History;
 use super::engines::Engines;
 use super::events::PROGRESS;
+use super::loop_of_steps::Observe;
 use super::means::Means;
 use super::outcome::StepOutcome;
+use super::quarantine::Quarantine;
 use super::setup::RunSetup;
 use super::state::Position;
 use super::stop::{StopReason, StopWatch};
@@ -51,6 +53,7 @@ pub(super) struct Observers<'a> {
     /// Whether a warning about a status that cannot be written was already given.
     status_failed: bool,
     engines: Option<Engines>,
+    quarantine: Quarantine,
     /// A save is due, and waits for a step that is not bad.
     save_waits: bool,
     /// The newest steps, for a report on a divergence.
@@ -114,6 +117,64 @@ impl Clock {
     }
 }
 
+impl Observe for Observers<'_> {
+    /// One more step, two saves and the last picture, at their longest.
+    fn time_to_stop(&self) -> Duration {
+        let Longest { step, save, picture } = self.longest;
+        step + 2 * save + picture + Duration::from_secs(5)
+    }
+
+    fn waited(&mut self, wait: Duration) {
+        self.clock.data_wait += wait;
+    }
+
+    fn met(&mut self, step: u64, unreadable: Vec<Unreadable>) {
+        self.quarantine.add(step, unreadable);
+    }
+
+    /// Outcomes are read only where they are due, so that a GPU never waits for the host.
+    fn after_step(&mut self, trainer: &mut Trainer) -> Result<(), Error> {
+        let (step, plan) = (trainer.steps_taken(), self.setup.plan);
+        let log = plan.log_cadence().is_due(step);
+        let asked = self.stop.takes_save_request();
+        let wanted = asked || self.save_waits || plan.checkpoint_cadence().is_due(step);
+        let draw = plan.sample_cadence().is_due(step);
+        self.take_outcomes(trainer, log || wanted || draw)?;
+        // Weights that only lead to bad steps would push good ones out of the checkpoints that are kept.
+        self.save_waits = wanted && self.last.as_ref().is_some_and(StepOutcome::is_bad);
+        let save = wanted && !self.save_waits;
+        trainer.take_notices().iter().for_each(|notice| tracing::warn!("{notice}"));
+        self.run.record("step", step);
+        let written = self.status.step(step);
+        self.check_status(written);
+        if log && let Some(outcome) = &self.last {
+            let images = plan.images(step);
+            let record = self.means.record(step, images, outcome, self.clock.timing(images));
+            let Timing { images_per_s, data_wait, .. } = record.timing;
+            tracing::info!(target: PROGRESS, step, loss = record.loss, images_per_s, data_wait);
+            self.reporter.metrics(&record);
+            self.status.speed(record.timing.images_per_s);
+            self.clock = Clock::start(images);
+        }
+        if let Some(result) = self.writer.poll() {
+            self.saved(result);
+        }
+        self.uploader.iter_mut().for_each(Uploader::look);
+        if save {
+            self.enter(RunPhase::Saving);
+            self.save(trainer)?;
+        }
+        if draw {
+            self.enter(RunPhase::Sampling);
+            self.draw(trainer)?;
+        }
+        if save || draw {
+            self.enter(RunPhase::Training);
+        }
+        Ok(())
+    }
+}
+
 impl<'a> Observers<'a> {
     /// `resumed` is the step and the path of the checkpoint that the run resumed from.
     ///
@@ -151,16 +212,11 @@ impl<'a> Observers<'a> {
             status,
             status_failed: false,
             engines,
+            quarantine: Quarantine::of_run(setup.run_dir.paths()),
             save_waits: false,
             history: History::default(),
             next_spike: 0,
         })
-    }
-
-    /// How long one more step, a save and the last picture may take.
-    pub(super) fn time_to_stop(&self) -> Duration {
-        let Longest { step, save, picture } = self.longest;
-        step + 2 * save + picture + Duration::from_secs(5)
     }
 
     /// Draws the picture that was due at the checkpoint the run resumes from, if a kill prevented it.
@@ -169,54 +225,6 @@ impl<'a> Observers<'a> {
         let here = self.saved.as_ref().is_some_and(|(_, path)| path.starts_with(paths.checkpoints()));
         if here && self.setup.plan.sample_cadence().is_due(step) && !paths.sample(step).exists() {
             self.draw(trainer)?;
-        }
-        Ok(())
-    }
-
-    /// Counts a wait for data.
-    pub(super) fn waited(&mut self, wait: Duration) {
-        self.clock.data_wait += wait;
-    }
-
-    /// To be called after each step of `trainer`, which a GPU may only have queued. Outcomes are read only where they are due,
-    /// so that a GPU never waits for the host.
-    pub(super) fn after_step(&mut self, trainer: &mut Trainer) -> Result<(), Error> {
-        let (step, plan) = (trainer.steps_taken(), self.setup.plan);
-        let log = plan.log_cadence().is_due(step);
-        let asked = self.stop.takes_save_request();
-        let wanted = asked || self.save_waits || plan.checkpoint_cadence().is_due(step);
-        let draw = plan.sample_cadence().is_due(step);
-        self.take_outcomes(trainer, log || wanted || draw)?;
-        // Weights that only lead to bad steps would push good ones out of the checkpoints that are kept.
-        self.save_waits = wanted && self.last.as_ref().is_some_and(StepOutcome::is_bad);
-        let save = wanted && !self.save_waits;
-        trainer.take_notices().iter().for_each(|notice| tracing::warn!("{notice}"));
-        self.run.record("step", step);
-        let written = self.status.step(step);
-        self.check_status(written);
-        if log && let Some(outcome) = &self.last {
-            let images = plan.images(step);
-            let record = self.means.record(step, images, outcome, self.clock.timing(images));
-            let Timing { images_per_s, data_wait, .. } = record.timing;
-            tracing::info!(target: PROGRESS, step, loss = record.loss, images_per_s, data_wait);
-            self.reporter.metrics(&record);
-            self.status.speed(record.timing.images_per_s);
-            self.clock = Clock::start(images);
-        }
-        if let Some(result) = self.writer.poll() {
-            self.saved(result);
-        }
-        self.uploader.iter_mut().for_each(Uploader::look);
-        if save {
-            self.enter(RunPhase::Saving);
-            self.save(trainer)?;
-        }
-        if draw {
-            self.enter(RunPhase::Sampling);
-            self.draw(trainer)?;
-        }
-        if save || draw {
-            self.enter(RunPhase::Training);
         }
         Ok(())
     }

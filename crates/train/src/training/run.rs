@@ -15,8 +15,8 @@ use super::accept::Accept;
 use super::divergence::{report, second_try};
 use super::events::{FAILURE, PROGRESS, RUN};
 use super::gpu_memory::GpuEstimate;
+use super::loop_of_steps::train_until;
 use super::observe::{End, Ending, Observers};
-use super::quarantine::Quarantine;
 use super::resume::{Beginning, Resume, choose_checkpoint, refuse_to_leave_an_import};
 use super::setup::{RunSetup, device_name, loader_config};
 use super::stop::{Requests, StopReason, StopWatch};
@@ -135,13 +135,12 @@ fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Res
 
     let resumed = beginning.checkpoint.as_ref().map(|checkpoint| (first, checkpoint.path.clone()));
     let mut observers = Observers::new(&setup, stop, (*run).clone(), reporter, means, resumed, uploader)?;
-    let mut quarantine = Quarantine::of_run(run_dir.paths());
     observers.enter(RunPhase::Training);
     let looped = observers
         .catch_up(&mut trainer)
-        .and_then(|()| train_until(end, &mut trainer, &mut loader, stop, &mut observers, &mut quarantine));
+        .and_then(|()| train_until(end, &mut trainer, &mut loader, stop, &mut observers));
     drop(loader);
-    let finished = match looped {
+    let ended = match looped {
         Ok(stopped) => finish(&setup, &mut observers, &mut trainer, stopped),
         Err(Error::Diverged { step, what, .. }) => {
             observers.finish_save();
@@ -153,23 +152,34 @@ fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Res
         }
         Err(error) => Err(save_what_is_good(&mut observers, &mut trainer, error)),
     };
-    let (stopped, ending) = finished.inspect_err(|error| {
+    let summary = conclude(frame, plan, &mut observers, trainer.steps_taken(), ended)?;
+    Ok(Ended::Finished(Box::new(summary)))
+}
+
+/// Records how a run ended.
+fn conclude(
+    frame: &Frame<'_>,
+    plan: &TrainPlan,
+    observers: &mut Observers<'_>,
+    step: u64,
+    ended: Result<(Option<StopReason>, Ending), Error>,
+) -> Result<Summary, Error> {
+    let (stopped, ending) = ended.inspect_err(|error| {
         tracing::error!(target: FAILURE, kind = ?error.kind(), causes = error.causes().join(": "), "{error}");
         observers.ended(RunPhase::Failed, Some(error));
     })?;
-    let stopped = stopped.or_else(|| stop.reason(Duration::ZERO).filter(|_| ending.interrupted));
-    let step = trainer.steps_taken();
+    let stopped = stopped.or_else(|| frame.stop.reason(Duration::ZERO).filter(|_| ending.interrupted));
     let all = stopped.is_none() && step >= plan.config().train.steps;
     observers.ended(if all { RunPhase::Done } else { RunPhase::Stopped }, None);
-    Ok(Ended::Finished(Box::new(Summary {
-        run_dir: run_dir.paths().root().to_owned(),
+    Ok(Summary {
+        run_dir: frame.run_dir.paths().root().to_owned(),
         step,
         images: plan.images(step),
         elapsed: frame.started.elapsed(),
         stopped,
         checkpoint: ending.checkpoint,
         samples: ending.samples,
-    })))
+    })
 }
 
 /// What is recorded of this start.
@@ -197,32 +207,6 @@ fn finish(
     }
     let ending = observers.finish(trainer, stopped.map_or(End::Reached, End::Stopped))?;
     Ok((stopped, ending))
-}
-
-/// The loop.
-fn train_until(
-    end: u64,
-    trainer: &mut Trainer,
-    loader: &mut Loader,
-    stop: &StopWatch,
-    observers: &mut Observers<'_>,
-    quarantine: &mut Quarantine,
-) -> Result<Option<StopReason>, Error> {
-    while trainer.steps_taken() < end {
-        if let Some(reason) = stop.reason(observers.time_to_stop()) {
-            return Ok(Some(reason));
-        }
-        let step = tracing::trace_span!("step", step = trainer.steps_taken() + 1).entered();
-        let waiting = Instant::now();
-        let next = tracing::trace_span!("data").in_scope(|| loader.next_unless(&|| stop.is_over()));
-        quarantine.add(trainer.steps_taken() + 1, loader.take_warnings());
-        let Some(batch) = next? else { continue };
-        observers.waited(waiting.elapsed());
-        trainer.step(batch)?;
-        step.exit();
-        observers.after_step(trainer)?;
-    }
-    Ok(None)
 }
 
 /// Reports the peak GPU memory of the steps, beside the estimate.

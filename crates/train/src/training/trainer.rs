@@ -325,4 +325,4 @@ impl Trainer {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -61,7 +61,8 @@ impl Uploader {
             (Some(_), false) => None,
         };
         if let Some(why) = why {
-            tracing::warn!(%repo, "nothing will reach {repo}: {why}; `ddpm push` can send it later");
+            let run = run.root().display();
+            tracing::warn!(%repo, %run, hint = PUSH_LATER, "nothing will reach {repo}: {why}");
         }
         let publication = Publication {
             target: Target { repo: repo.clone(), revision: Revision::default(), private: hub.private },

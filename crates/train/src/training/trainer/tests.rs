@@ -11,7 +11,7 @@ use crate::error::Kind;
 const SIZE: usize = 8;
 
 /// A small network that uses every random draw: t, noise, dropout, dropped labels.
-fn plan(batch_size: usize) -> TrainPlan {
+pub(in crate::training) fn plan(batch_size: usize) -> TrainPlan {
     plan_with(batch_size, &[])
 }
 
