@@ -46,6 +46,12 @@ pub fn safetensors_file(floats: &[Tensor<'_, f32>], integers: &[Tensor<'_, i64>]
     safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()
 }
 
+/// A `.safetensors` file of tensors of one type, whose bytes are given.
+pub fn safetensors_of(dtype: Dtype, tensors: &[Tensor<'_, u8>]) -> Vec<u8> {
+    let view = |shape: &Vec<usize>, bytes| TensorView::new(dtype, shape.clone(), bytes).unwrap();
+    safetensors::serialize(tensors.iter().map(|(name, shape, bytes)| (*name, view(shape, bytes))), None).unwrap()
+}
+
 /// The f32 tensors of a `.safetensors` file: shape and values by name.
 pub fn read_safetensors(bytes: &[u8]) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
     let tensors = safetensors::SafeTensors::deserialize(bytes).unwrap();

@@ -98,7 +98,7 @@ fn simple(error: &Error) -> Option<&'static str> {
         Error::NotACheckpoint { .. } => "name a checkpoint: runs/NAME/checkpoints/step-...",
         Error::NotAModel { .. } => MODELS,
         Error::Weights(_) => {
-            "expected f32 weights as save_pretrained writes them: download the model again, or convert it"
+            "expected f32, f16 or bf16 weights as save_pretrained writes them: download the model again, or convert it"
         }
         Error::HubName { .. } => "write hf://owner/name, or hf://owner/name@revision",
         Error::Taken { .. } => "give another directory, or delete this one yourself: nothing is overwritten",

@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (folder, device) = (Path::new(folder), Device::Cpu);
     let read = |file: &str| std::fs::read_to_string(folder.join(file)).map_err(|error| format!("{file}: {error}"));
     let config = diffusers::parse_unet(&read("unet/config.json")?)?;
-    let diffusion = diffusers::read_scheduler(&serde_json::from_str(&read("scheduler/scheduler_config.json")?)?)?;
+    let (diffusion, _) = diffusers::read_scheduler(&serde_json::from_str(&read("scheduler/scheduler_config.json")?)?)?;
     if diffusion.prediction_type != PredictionType::Epsilon {
         return Err("this example draws with networks that predict the noise".into());
     }

@@ -1,9 +1,9 @@
 //! [`UNetConfig`] and [`DiffusionConfig`] to and from diffusers' `config.json` and `scheduler_config.json`.
 //!
-//! Our keys have diffusers' names, so reading and writing copy key by key: a new key of `UNetConfig` needs no line here. A key
-//! that only diffusers has is accepted with the one value that changes nothing, and refused by name with any other; so is every
-//! value that our types do not have. A key that a file leaves out has diffusers' default, not ours: they differ
-//! (`attention_head_dim` is 8 there).
+//! Our keys have diffusers' names, so reading and writing copy key by key: a new key of `UNetConfig` needs no line here. A value
+//! that our types do not have is refused by name. A key that is not ours is left aside and reported, as diffusers does, unless it
+//! decides what the weights have learnt with: then any value but the one that changes nothing is refused. A key that a file leaves
+//! out has diffusers' default, not ours: they differ (`attention_head_dim` is 8 there).
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -35,18 +35,18 @@ pub enum DiffusersConfigError {
     Class {
         /// What the file says, as JSON.
         found: String,
-        /// The classes that would do.
+        /// The class that is read.
         expected: String,
     },
     /// A key that is not ours, with a value that would change something.
-    #[error("{key} = {value}: {}", neutral(.expected.as_deref()))]
+    #[error("{key} = {value}: expected {expected}")]
     Foreign {
         /// The key.
         key: String,
         /// Its value, as JSON.
         value: String,
-        /// The value that changes nothing, where the key is known.
-        expected: Option<String>,
+        /// The value that changes nothing.
+        expected: String,
     },
     /// A value that our types do not have.
     #[error("{key} = {value}: {error}")]
@@ -62,10 +62,6 @@ pub enum DiffusersConfigError {
     },
 }
 
-fn neutral(expected: Option<&str>) -> String {
-    expected.map_or_else(|| "a key that this version does not know".to_owned(), |value| format!("expected {value}"))
-}
-
 type Object = Map<String, Value>;
 
 /// A config class of diffusers.
@@ -78,6 +74,8 @@ struct Class {
     neutral: fn() -> Value,
     /// Keys that are not ours and that only a sampler of diffusers reads; they do not change the model.
     inference: &'static [&'static str],
+    /// Keys that are not known are left aside, unless they are among these.
+    decisive: &'static [&'static str],
 }
 
 /// `UNet2DModel`, as of [`DIFFUSERS_VERSION`].
@@ -100,11 +98,29 @@ const UNET: Class = Class {
     neutral: || json!({"num_train_timesteps": [null]}),
     // The number of timesteps matters to the learned time embedding alone, which is refused.
     inference: &["num_train_timesteps"],
+    decisive: &[],
 };
 
-/// `DDPMScheduler`; `DDIMScheduler` adds noise in the same way and differs in sampling only.
+/// `DDPMScheduler`; the others noise images as it does, and differ in sampling only.
 const SCHEDULER: Class = Class {
-    names: &["DDPMScheduler", "DDIMScheduler"],
+    names: &[
+        "DDPMScheduler",
+        "DDIMScheduler",
+        "DDIMParallelScheduler",
+        "DDPMParallelScheduler",
+        "PNDMScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "DPMSolverSDEScheduler",
+        "DEISMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+    ],
     defaults: || {
         json!({
             "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02,
@@ -126,6 +142,7 @@ const SCHEDULER: Class = Class {
         "steps_offset",
         "timestep_spacing",
     ],
+    decisive: &["trained_betas", "rescale_betas_zero_snr"],
 };
 
 /// The text of `unet/config.json`.
@@ -143,22 +160,35 @@ pub fn scheduler_json(config: &DiffusionConfig) -> String {
 /// # Errors
 /// It is no JSON, or as [`read_unet`].
 pub fn parse_unet(text: &str) -> Result<UNetConfig, DiffusersConfigError> {
-    read_unet(&serde_json::from_str(text)?)
+    read_unet(&serde_json::from_str(text)?).map(|(config, _)| config)
 }
 
-/// What a `UNet2DModel` config says.
+/// What a `UNet2DModel` config says, and the keys that it sets and that were left aside, as `key = value`: those that no
+/// `UNet2DModel` of [`DIFFUSERS_VERSION`] has, which diffusers leaves aside too.
 ///
 /// # Errors
-/// The key that this version does not know or a value it does not have; another class of model.
-pub fn read_unet(document: &Value) -> Result<UNetConfig, DiffusersConfigError> {
-    read(document, &UNET)
+/// A value that this version does not have; another class of model.
+pub fn read_unet(document: &Value) -> Result<(UNetConfig, Vec<String>), DiffusersConfigError> {
+    let mut document = document.clone();
+    square(&mut document);
+    read(&document, &UNET)
 }
 
-/// What a scheduler config says of training.
+/// `sample_size` as diffusers also has it, `[64, 64]`, is 64.
+fn square(document: &mut Value) {
+    let Some(size) = document.get_mut("sample_size") else { return };
+    if let Some([height, width]) = size.as_array().map(Vec::as_slice)
+        && height == width
+    {
+        *size = height.clone();
+    }
+}
+
+/// What a scheduler config says of training, and the keys that were left aside: those that only a sampler of diffusers reads.
 ///
 /// # Errors
 /// As [`read_unet`].
-pub fn read_scheduler(document: &Value) -> Result<DiffusionConfig, DiffusersConfigError> {
+pub fn read_scheduler(document: &Value) -> Result<(DiffusionConfig, Vec<String>), DiffusersConfigError> {
     read(document, &SCHEDULER)
 }
 
@@ -193,7 +223,10 @@ fn write<T: Serialize + DeserializeOwned>(config: &T, class: &Class) -> String {
     pretty(&Value::Object(document))
 }
 
-fn read<T: Serialize + DeserializeOwned + Default>(document: &Value, class: &Class) -> Result<T, DiffusersConfigError> {
+fn read<T: Serialize + DeserializeOwned + Default>(
+    document: &Value,
+    class: &Class,
+) -> Result<(T, Vec<String>), DiffusersConfigError> {
     let Some(found) = document.as_object() else {
         return Err(DiffusersConfigError::NotAnObject { class: class.names[0] });
     };
@@ -201,40 +234,51 @@ fn read<T: Serialize + DeserializeOwned + Default>(document: &Value, class: &Cla
         Some(Value::String(name)) if class.names.contains(&name.as_str()) => {}
         None => {}
         Some(other) => {
-            let (found, expected) = (other.to_string(), class.names.join(" or "));
+            let (found, expected) = (other.to_string(), class.names[0].to_owned());
             return Err(DiffusersConfigError::Class { found, expected });
         }
     }
     let ours = field_names::<T>();
+    let mut left_aside = Vec::new();
     for (key, value) in found.iter().filter(|(key, _)| !key.starts_with('_') && !ours.contains(&key.as_str())) {
-        accept_neutral(key, value, class)?;
+        left_aside.extend(look_at_foreign(key, value, class)?);
     }
     let mut values = (class.defaults)();
-    found.iter().for_each(|(key, value)| values[key] = value.clone());
+    // A sampler that predicts no variance says null; the default is that of a scheduler that does not say.
+    let says_nothing = |key: &str, value: &Value| key == "variance_type" && value.is_null();
+    let said = found.iter().filter(|(key, value)| !says_nothing(key, value));
+    said.for_each(|(key, value)| values[key] = value.clone());
     let mut reader = OneByOne { document: json!(T::default()), config: T::default() };
     for &key in ours {
         if let Some(value) = values.get(key) {
             reader.assign(key, value)?;
         }
     }
-    Ok(reader.config)
+    Ok((reader.config, left_aside))
 }
 
-fn accept_neutral(key: &str, value: &Value, class: &Class) -> Result<(), DiffusersConfigError> {
+/// A key that is not ours: nothing where it changes nothing; `key = value` where it is left aside.
+fn look_at_foreign(key: &str, value: &Value, class: &Class) -> Result<Option<String>, DiffusersConfigError> {
     let neutral = (class.neutral)();
     let accepted = neutral.get(key).and_then(Value::as_array);
     if class.inference.contains(&key) || value.is_null() || accepted.is_some_and(|values| values.contains(value)) {
-        return Ok(());
+        return Ok(None);
     }
-    let expected = accepted.and_then(|values| values.first()).map(Value::to_string);
+    if !class.decisive.contains(&key) {
+        return Ok(Some(format!("{key} = {value}")));
+    }
+    let expected = accepted.and_then(|values| values.first()).map_or_else(String::new, Value::to_string);
     Err(DiffusersConfigError::Foreign { key: key.to_owned(), value: value.to_string(), expected })
 }
 
 /// Why a name in `value` that diffusers knows is refused here, where that is known.
-fn reason(value: &Value) -> Option<&'static str> {
+fn reason(key: &str, value: &Value) -> Option<&'static str> {
     match value {
+        _ if key == "variance_type" => {
+            Some("the variance is fixed (fixed_small, fixed_large) or learnt within its range (learned_range)")
+        }
         Value::String(name) => unsupported(name),
-        Value::Array(values) => values.iter().find_map(reason),
+        Value::Array(values) => values.iter().find_map(|value| reason(key, value)),
         _ => None,
     }
 }
@@ -252,7 +296,7 @@ impl<T: DeserializeOwned> OneByOne<T> {
             key: key.to_owned(),
             value: value.to_string(),
             error: error.to_string().replace('`', "\""),
-            reason: reason(value),
+            reason: reason(key, value),
         })?;
         Ok(())
     }

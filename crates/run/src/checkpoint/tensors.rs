@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
+use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -114,8 +115,29 @@ pub fn read(path: &Path) -> Result<Vec<NamedTensor>, CheckpointError> {
     let mut tensors = Vec::new();
     for name in metadata.offset_keys() {
         let Some(info) = metadata.info(&name) else { continue };
-        let data = read_values(&mut file, info.data_offsets.1 - info.data_offsets.0)
+        let data = read_numbers(&mut file, info.data_offsets.1 - info.data_offsets.0, f32::from_le_bytes)
             .map_err(CheckpointError::io("read the file", path))?;
+        tensors.push(NamedTensor { name, shape: info.shape.clone(), data });
+    }
+    Ok(tensors)
+}
+
+/// Reads all tensors of a file that another program wrote: also of f16 and bf16, whose values f32 has exactly.
+///
+/// # Errors
+/// The file is damaged, or a tensor is of another type.
+pub fn read_foreign(path: &Path) -> Result<Vec<NamedTensor>, CheckpointError> {
+    let (mut file, metadata) = open_any(path, &[Dtype::F32, Dtype::F16, Dtype::BF16])?;
+    let mut tensors = Vec::new();
+    for name in metadata.offset_keys() {
+        let Some(info) = metadata.info(&name) else { continue };
+        let byte_count = info.data_offsets.1 - info.data_offsets.0;
+        let data = match info.dtype {
+            Dtype::F16 => read_numbers(&mut file, byte_count, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            Dtype::BF16 => read_numbers(&mut file, byte_count, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+            _ => read_numbers(&mut file, byte_count, f32::from_le_bytes),
+        };
+        let data = data.map_err(CheckpointError::io("read the file", path))?;
         tensors.push(NamedTensor { name, shape: info.shape.clone(), data });
     }
     Ok(tensors)
@@ -123,6 +145,10 @@ pub fn read(path: &Path) -> Result<Vec<NamedTensor>, CheckpointError> {
 
 /// Opens the file at `path`, checks that header and length agree and that every tensor is f32; the arrays come next.
 pub(super) fn open(path: &Path) -> Result<(BufReader<File>, Metadata), CheckpointError> {
+    open_any(path, &[Dtype::F32])
+}
+
+fn open_any(path: &Path, types: &[Dtype]) -> Result<(BufReader<File>, Metadata), CheckpointError> {
     let damaged = |reason: String| CheckpointError::Tensors { path: path.into(), reason };
     let read_error = || CheckpointError::io("read the file", path);
 
@@ -145,20 +171,26 @@ pub(super) fn open(path: &Path) -> Result<(BufReader<File>, Metadata), Checkpoin
     if announced != present {
         return Err(damaged(format!("{present} bytes of tensors, expected {announced}")));
     }
-    if let Some((name, info)) = metadata.tensors().into_iter().find(|(_, info)| info.dtype != Dtype::F32) {
-        return Err(damaged(format!("{name:?} is {}, expected F32", info.dtype)));
+    if let Some((name, info)) = metadata.tensors().into_iter().find(|(_, info)| !types.contains(&info.dtype)) {
+        let types: Vec<_> = types.iter().map(Dtype::to_string).collect();
+        return Err(damaged(format!("{name:?} is {}, expected {}", info.dtype, types.join(" or "))));
     }
     Ok((file, metadata))
 }
 
-fn read_values(file: &mut impl Read, byte_count: usize) -> io::Result<Vec<f32>> {
-    let mut values = Vec::with_capacity(byte_count / 4);
-    let mut bytes = vec![0; byte_count.min(4 * CHUNK)];
+/// Numbers of `N` bytes each.
+fn read_numbers<const N: usize>(
+    file: &mut impl Read,
+    byte_count: usize,
+    number: impl Fn([u8; N]) -> f32,
+) -> io::Result<Vec<f32>> {
+    let mut values = Vec::with_capacity(byte_count / N);
+    let mut bytes = vec![0; byte_count.min(N * CHUNK)];
     let mut left = byte_count;
     while left > 0 {
-        let piece = &mut bytes[..left.min(4 * CHUNK)];
+        let piece = &mut bytes[..left.min(N * CHUNK)];
         file.read_exact(piece)?;
-        values.extend(piece.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        values.extend(piece.as_chunks::<N>().0.iter().map(|bytes| number(*bytes)));
         left -= piece.len();
     }
     Ok(values)

@@ -15,7 +15,7 @@ use crate::error::Error;
 /// # Errors
 /// A key or a value is unknown to this version, or the config is of another class of model.
 pub(super) fn read_unet(path: &Path, document: &Value) -> Result<UNetConfig, Error> {
-    diffusers::read_unet(document).map_err(|error| refused(path, &error))
+    diffusers::read_unet(document).map(|read| told(path, read)).map_err(|error| refused(path, &error))
 }
 
 /// The training settings from a scheduler config.
@@ -23,12 +23,28 @@ pub(super) fn read_unet(path: &Path, document: &Value) -> Result<UNetConfig, Err
 /// # Errors
 /// As [`read_unet`].
 pub(super) fn read_scheduler(path: &Path, document: &Value) -> Result<DiffusionConfig, Error> {
-    diffusers::read_scheduler(document).map_err(|error| refused(path, &error))
+    diffusers::read_scheduler(document).map(|read| told(path, read)).map_err(|error| refused(path, &error))
 }
+
+/// What was read; warns about keys that were left aside. diffusers writes its own averages' settings beside the network's.
+fn told<T>(path: &Path, (config, left_aside): (T, Vec<String>)) -> T {
+    let ema = |key: &str| EMA_KEYS.iter().any(|known| key.starts_with(&format!("{known} = ")));
+    for key in left_aside.iter().filter(|key| !ema(key)) {
+        tracing::warn!(key, "{}: {key} is left aside, as diffusers leaves aside what it does not know", path.display());
+    }
+    config
+}
+
+/// The keys of an average in `unet_ema/config.json` (diffusers' `EMAModel`).
+const EMA_KEYS: [&str; 8] =
+    ["decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power", "foreach"];
 
 fn refused(path: &Path, error: &DiffusersConfigError) -> Error {
     let advice = match error {
         DiffusersConfigError::NotAnObject { .. } => "the file is damaged: download the model again".to_owned(),
+        DiffusersConfigError::Class { expected, .. } if expected == "DDPMScheduler" => {
+            "only schedulers that noise images as DDPM does are read".to_owned()
+        }
         DiffusersConfigError::Class { .. } => {
             "only unconditional and class-conditional pixel models (UNet2DModel) are read".to_owned()
         }

@@ -1,28 +1,22 @@
 //! Reads a diffusers folder and checks it before it is used.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use ddpm_model::diffusion::{DiffusionProcess, LossKind, VarianceType};
 use ddpm_model::params::{ParamSpec, Params};
 use ddpm_model::unet::{UNet, UNetConfig};
-use ddpm_run::checkpoint::{NamedTensor, tensors};
+use ddpm_run::checkpoint::NamedTensor;
 use serde_json::Value;
 
 use super::config::{read_scheduler, read_unet};
-use super::{
-    FACTS_FILE, Facts, INDEX_FILE, PICKLES, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, WEIGHTS_FILE,
-};
+use super::json::{DAMAGED, read_json};
+use super::{FACTS_FILE, Facts, INDEX_FILE, SCHEDULER_CONFIG, SCHEDULER_DIR, UNET_CONFIG, UNET_DIR, weights};
 use crate::config::TrainConfig;
 use crate::config::types::{DataConfig, DiffusionConfig, LossConfig};
-use crate::error::{Cause, Error};
+use crate::error::Error;
 use crate::weights::flat_from_tensors;
-
-/// A config file of diffusers has about a page; this bounds how much of a hostile one is read.
-const MAX_JSON_BYTES: u64 = 1 << 20;
 
 /// Beyond every published model, and small enough that products of them cannot overflow.
 const LIMITS: [(&str, u64); 7] = [
@@ -69,13 +63,12 @@ impl Folder {
         let unet_path = unet_dir.join(UNET_CONFIG);
         let unet = read_unet(&unet_path, &read_json(&unet_path)?)?;
         check_limits(&unet_path, &unet)?;
-        let scheduler_path = part_dir(path, SCHEDULER_DIR, SCHEDULER_CONFIG)?.join(SCHEDULER_CONFIG);
+        let scheduler_path = scheduler_dir(path)?.join(SCHEDULER_CONFIG);
         let diffusion = read_scheduler(&scheduler_path, &read_json(&scheduler_path)?)?;
         check_channels(&unet_path, &unet, &scheduler_path, &diffusion)?;
         let facts = read_facts(&path.join(FACTS_FILE))?;
         let config = configuration(unet, diffusion, facts.as_ref());
-        let weights = find_weights(&unet_dir)?;
-        let tensors = tensors::read(&weights).map_err(Error::Weights)?;
+        let (weights, tensors) = weights::read(&unet_dir)?;
         let tensors = tensors.into_iter().map(modern).collect();
         Ok(Self { path: path.to_owned(), config, facts, weights, tensors })
     }
@@ -138,7 +131,6 @@ impl Folder {
     }
 }
 
-const DAMAGED: &str = "the file is damaged: download the model again";
 const MISMATCH: &str = "the weights belong to another config.json: download both again";
 
 /// Diffusers renamed the attention's layers in 0.12 (`Attention._convert_deprecated_attention_blocks`); the first
@@ -177,39 +169,22 @@ fn part_dir(path: &Path, part: &str, file: &str) -> Result<PathBuf, Error> {
     })
 }
 
-fn find_weights(dir: &Path) -> Result<PathBuf, Error> {
-    let weights = dir.join(WEIGHTS_FILE);
-    if weights.is_file() {
-        return Ok(weights);
+/// The path of the scheduler's config. What `train_unconditional.py` saves on its way, `checkpoint-500/unet` and `unet_ema`, has
+/// none: that of the finished model lies in a folder above.
+fn scheduler_dir(path: &Path) -> Result<PathBuf, Error> {
+    let own = part_dir(path, SCHEDULER_DIR, SCHEDULER_CONFIG);
+    if own.is_ok() {
+        return own;
     }
-    if let Some(pickle) = PICKLES.iter().map(|name| dir.join(name)).find(|path| path.is_file()) {
-        let what = format!("a pickle, which can run any code when it is read, so it is not; expected {WEIGHTS_FILE}");
-        let advice = "convert it where you trust it: UNet2DModel.from_pretrained(DIR, use_safetensors=False)\
-                    .save_pretrained(DIR), or download the safetensors file of the model";
-        return Err(Error::unreadable(&pickle, what, advice));
-    }
-    let index = dir.join(format!("{WEIGHTS_FILE}.index.json"));
-    if index.is_file() {
-        let what = format!("weights in several files, expected one {WEIGHTS_FILE}");
-        return Err(Error::unreadable(&index, what, "write it as one: save_pretrained(DIR, max_shard_size=\"100GB\")"));
-    }
-    Err(Error::unreadable(dir, format!("no {WEIGHTS_FILE}"), "download the whole model again"))
-}
-
-fn read_json(path: &Path) -> Result<Value, Error> {
-    let damaged = |cause: Cause, what: &str| Error::unreadable_for(path, what, DAMAGED, cause);
-    let bytes = read_limited(path).map_err(|error| damaged(error.into(), "cannot be read"))?;
-    serde_json::from_slice(&bytes).map_err(|error| damaged(error.into(), "not JSON"))
-}
-
-pub(super) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_JSON_BYTES {
-        let message = format!("longer than {MAX_JSON_BYTES} bytes, so not a config");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
-    }
-    Ok(bytes)
+    let absolute = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let above = absolute.ancestors().skip(1).take(2).map(|dir| dir.join(SCHEDULER_DIR));
+    above.into_iter().find(|dir| dir.join(SCHEDULER_CONFIG).is_file()).ok_or_else(|| Error::NotAModel {
+        path: path.to_owned(),
+        what: format!(
+            "no {SCHEDULER_DIR}/{SCHEDULER_CONFIG} here or in the two folders above: copy that of the pipeline, which a training \
+             with diffusers writes at its end"
+        ),
+    })
 }
 
 fn read_facts(path: &Path) -> Result<Option<Facts>, Error> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::folder::read_limited;
+use super::json::read_limited;
 use crate::error::{Cause, Error};
 
 /// Bits per dimension; only the fields of the document that a card shows.

@@ -17,7 +17,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | `config` | `[model]` and `[diffusion]` of diffusers' JSON, which the model's crate reads and writes |
-//! | `folder` | a folder, read and checked |
+//! | `folder`, `weights` | a folder, read and checked |
 //! | `facts` | the known facts about a model's training |
 //! | `export`, `card` | the folder, written |
 //! | `measured` | a model's quality, for its card |
@@ -30,8 +30,10 @@ mod export;
 mod facts;
 mod folder;
 mod import;
+mod json;
 mod measured;
 mod model;
+mod weights;
 
 use std::path::{Path, PathBuf};
 

@@ -101,7 +101,8 @@ fn gpu_training_twice_gives_the_same_bits() {
 #[ignore = "needs a GPU"]
 fn gpu_a_diverged_run_says_so_and_keeps_its_weights() {
     let (device, _turn) = gpu();
-    let plan = plan(TINY, &[("run.device", "cuda"), ("train.lr", "1e30"), ("train.warmup_steps", "0")]);
+    let too_fast = [("train.lr", "1e30"), ("train.warmup_steps", "0"), ("train.max_bad_steps", "0")];
+    let plan = plan(TINY, &[&[("run.device", "cuda")], too_fast.as_slice()].concat());
     let mut trainer = Trainer::new(&plan, &device).unwrap();
     let batches = crate::batches(&plan);
     let mut failure = None;
