@@ -31,6 +31,15 @@ pub fn disk_free(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// How many files an ordinary user may still create there; `None` where the file system does not count them.
+///
+/// # Errors
+/// As [`disk_free`].
+pub fn inodes_free(path: &Path) -> io::Result<Option<u64>> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok((stat.f_files > 0).then_some(stat.f_favail))
+}
+
 /// `bytes` for a reader: three digits and a unit of powers of 1024.
 pub fn format_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];

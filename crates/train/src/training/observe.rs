@@ -246,6 +246,13 @@ impl<'a> Observers<'a> {
 
     /// Starts writing a checkpoint; returns the result of the save before, if it was not read yet.
     fn submit(&mut self, trainer: &Trainer) -> Result<Option<Result<SaveOutcome, CheckpointError>>, Error> {
+        match self.setup.run_dir.make_again_if_gone() {
+            Ok(true) => self.saved = None,
+            Ok(false) => {}
+            Err(error) if error.kind() == Kind::Held => return Err(error.into()),
+            // The save fails for the same reason, and is tried again.
+            Err(error) => tracing::warn!("{}", in_one_line(&error)),
+        }
         self.reporter.sync();
         if let Some(Err(error)) = self.engines.as_mut().map(Engines::keep) {
             tracing::warn!("engines.json was not written: {error}");
@@ -374,6 +381,8 @@ impl<'a> Observers<'a> {
 
     /// The end without a checkpoint.
     fn unsaved(&self, step: u64, cause: CheckpointError) -> Error {
-        Error::Unsaved { step, saved: self.saved.as_ref().map(|(saved, _)| *saved), cause }
+        // One whose directory is gone is nothing to go on from.
+        let saved = self.saved.as_ref().filter(|(_, path)| path.exists());
+        Error::Unsaved { step, saved: saved.map(|(saved, _)| *saved), cause }
     }
 }

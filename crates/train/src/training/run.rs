@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ddpm_data::Loader;
-use ddpm_run::checkpoint::{Checkpoint, remove_stale};
+use ddpm_run::checkpoint::Checkpoint;
 use ddpm_run::memory::format_bytes;
 use ddpm_run::{Phase, RunDir, StartFacts};
 use tracing::Span;
 
+use super::disk_need::DiskNeed;
 use super::events::{FAILURE, PROGRESS, RUN};
 use super::gpu_memory::GpuEstimate;
 use super::observe::{End, Ending, Observers};
@@ -67,8 +68,9 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let device = plan.device().open()?;
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
     refuse_to_leave_an_import(plan, &options.resume)?;
-    let run_dir = RunDir::open(plan.run_dir())?;
-    let removed = remove_stale(&run_dir.paths().checkpoints(), run_dir.lock())?;
+    // Only a claim: a start that is refused below leaves everything as it was.
+    let run_dir = RunDir::claim(plan.run_dir())?;
+    run_dir.put_back()?;
     let (checkpoint, skipped) = choose_checkpoint(&run_dir, &options.resume)?;
     let setup = RunSetup { plan, run_dir: &run_dir, source, device: &device };
     let (mut trainer, means) = start_or_go_on(&setup, checkpoint.as_ref())?;
@@ -79,6 +81,8 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let uploader = Uploader::start(plan.config(), run_dir.paths(), first)?;
 
     let resolved = plan.resolved().to_toml();
+    run_dir.begin()?;
+    let removed = run_dir.remove_stale()?;
     run_dir.write_config(&resolved)?;
     run_dir.record_start(StartFacts { step: first, device: device_name(&device), command: options.command.clone() })?;
     let mut reporter = open_reporter(&setup, first)?;
@@ -87,6 +91,8 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     removed.iter().for_each(|name| tracing::warn!(name, "{name}: an unfinished save was removed"));
     skipped.iter().for_each(|skipped| tracing::warn!("{skipped}"));
     announce(&setup, &trainer, checkpoint.as_ref(), end);
+    let need = DiskNeed::of(plan, trainer.unet().layout());
+    need.warning(run_dir.paths()).iter().for_each(|warning| tracing::warn!("{}: {}", warning.key, warning.message));
 
     let resumed = checkpoint.map(|checkpoint| (first, checkpoint.path));
     let mut observers = Observers::new(&setup, &stop, (*run).clone(), reporter, means, resumed, uploader)?;
