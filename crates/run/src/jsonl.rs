@@ -68,15 +68,14 @@ impl JsonLines {
         Ok(())
     }
 
-    /// A file that was removed, with its directory or under another mount, would take lines that nobody can read.
+    /// A file that was removed, with its directory or under another mount, would take lines that nobody can read. Says nothing: the
+    /// log itself is such a file.
     fn begin_again_if_gone(&mut self) -> Result<(), RunError> {
         if self.file.is_at(&self.path) {
             return Ok(());
         }
         let begun = disk::create_dir_all(parent_of(&self.path)).and_then(|()| open(&self.path));
         (self.file, self.end) = begun.map_err(RunError::io("make the file again", &self.path))?;
-        let path = self.path.display();
-        tracing::warn!("{path} is gone: it begins again, without the lines that were in it");
         Ok(())
     }
 }

@@ -99,6 +99,11 @@ impl Write for Output {
     }
 }
 
+/// Whether this user may write into the directory, as far as can be told without writing.
+pub fn is_writable(dir: &Path) -> bool {
+    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
 /// See [`Output::is_at`].
 pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;

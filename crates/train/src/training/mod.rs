@@ -13,6 +13,7 @@
 //! | [`stop`] | when to stop before the end |
 //! | [`events`] | the names of spans and targets |
 
+pub(crate) mod cpu_memory;
 pub mod disk_need;
 mod engines;
 pub mod events;

@@ -10,6 +10,7 @@ use ddpm_run::memory::format_bytes;
 use ddpm_run::{Phase, RunDir, StartFacts};
 use tracing::Span;
 
+use super::cpu_memory::require_room;
 use super::disk_need::DiskNeed;
 use super::events::{FAILURE, PROGRESS, RUN};
 use super::gpu_memory::GpuEstimate;
@@ -66,6 +67,8 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let started = Instant::now();
     let stop = StopWatch::new(started, options.max_hours, options.requests.clone());
     let device = plan.device().open()?;
+    let at_once = plan.micro_batch().map_or(plan.config().train.batch_size, usize::from);
+    require_room(plan.config(), at_once, &device)?;
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
     refuse_to_leave_an_import(plan, &options.resume)?;
     // Only a claim: a start that is refused below leaves everything as it was.
