@@ -44,6 +44,8 @@ struct State {
     /// The process or the machine is dead.
     dead: bool,
     unsynced_files: Vec<PathBuf>,
+    /// New files whose directory was not synced since.
+    unsynced_entries: Vec<PathBuf>,
     unsynced_names: Vec<Renaming>,
 }
 
@@ -105,7 +107,8 @@ fn next() -> Option<Fault> {
 /// The newest names go back first, because they build on older ones.
 fn lose_power(state: &mut State) {
     let rename = |from: &Path, to: &Path| fs::rename(from, to).expect("a test can rename its own file");
-    for Renaming { from, to, exchanged, replaced } in state.unsynced_names.drain(..).rev() {
+    for Renaming { from, to, exchanged, replaced } in std::mem::take(&mut state.unsynced_names).into_iter().rev() {
+        state.move_files(&to, &from, exchanged);
         if exchanged && from.exists() {
             let between = to.with_extension("between");
             rename(&from, &between);
@@ -118,6 +121,9 @@ fn lose_power(state: &mut State) {
         if let Some(bytes) = replaced {
             fs::write(to, bytes).expect("a test can write its own file");
         }
+    }
+    for file in state.unsynced_entries.drain(..).filter(|file| file.exists()) {
+        fs::remove_file(file).expect("a test can remove its own file");
     }
     for file in state.unsynced_files.drain(..).filter(|file| file.exists()) {
         fs::write(file, "").expect("a test can empty its own file");
@@ -152,8 +158,11 @@ pub(super) fn write(bytes: &[u8]) -> Result<&[u8], (&[u8], io::Error)> {
 }
 
 /// Where `path` will be looked for when power is lost.
-pub(super) fn opened(path: &Path) -> PathBuf {
-    change(|state| state.unsynced_files.push(path.into()));
+pub(super) fn opened(path: &Path, is_new: bool) -> PathBuf {
+    change(|state| {
+        state.unsynced_files.push(path.into());
+        state.unsynced_entries.extend(is_new.then(|| path.into()));
+    });
     path.into()
 }
 
@@ -181,7 +190,10 @@ pub(super) fn dir_synced(dir: &Path) -> Option<io::Result<()>> {
         if lacks(|lacking| lacking.dir_sync) {
             return Err(Errno::INVAL.into());
         }
-        change(|state| state.unsynced_names.retain(|name| name.to.parent() != Some(dir)));
+        change(|state| {
+            state.unsynced_names.retain(|name| name.to.parent() != Some(dir));
+            state.unsynced_entries.retain(|file| file.parent() != Some(dir));
+        });
         Ok(())
     })
 }
@@ -206,15 +218,24 @@ impl Renaming {
         Ok(Self { from: a.into(), to: b.into(), exchanged: true, replaced: None })
     }
 
-    /// It is done; files move with their directory.
+    /// It is done.
     pub(super) fn done(self) {
-        let moved = |file: &Path| match (file.strip_prefix(&self.from), file.strip_prefix(&self.to)) {
-            (Ok(rest), _) if rest.as_os_str().is_empty() => self.to.clone(),
-            (Ok(rest), _) => self.to.join(rest),
-            (_, Ok(rest)) if self.exchanged => self.from.join(rest),
+        change(|state| {
+            state.move_files(&self.from, &self.to, self.exchanged);
+            state.unsynced_names.push(self);
+        });
+    }
+}
+
+impl State {
+    /// What is known of files moves with them, and with their directories.
+    fn move_files(&mut self, from: &Path, to: &Path, exchanged: bool) {
+        let moved = |file: &Path| match (file.strip_prefix(from), file.strip_prefix(to)) {
+            (Ok(rest), _) if rest.as_os_str().is_empty() => to.into(),
+            (Ok(rest), _) => to.join(rest),
+            (_, Ok(rest)) if exchanged => from.join(rest),
             _ => file.into(),
         };
-        change(|state| state.unsynced_files.iter_mut().for_each(|file| *file = moved(file)));
-        change(|state| state.unsynced_names.push(self));
+        self.unsynced_files.iter_mut().chain(&mut self.unsynced_entries).for_each(|file| *file = moved(file));
     }
 }

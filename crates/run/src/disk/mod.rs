@@ -47,11 +47,13 @@ impl Output {
     /// # Errors
     /// The disk refuses.
     pub fn open(options: &OpenOptions, path: &Path) -> io::Result<Self> {
+        #[cfg(test)]
+        let is_new = !path.exists();
         let file = call(|| options.open(path))?;
         Ok(Self {
             file,
             #[cfg(test)]
-            path: faults::opened(path),
+            path: faults::opened(path, is_new),
         })
     }
 
