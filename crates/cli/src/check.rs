@@ -8,9 +8,11 @@ use std::time::Duration;
 use ddpm_model::ModelError;
 use ddpm_model::params::ParamLayout;
 use ddpm_model::unet::UNet;
+use ddpm_run::RunPaths;
 use ddpm_run::memory::format_bytes;
-use ddpm_train::config::{Cadence, Resolved, TrainPlan, Warning};
+use ddpm_train::config::{Resolved, TrainPlan, Warning};
 use ddpm_train::measuring::estimate::{Measured, StepEstimate, estimate_step};
+use ddpm_train::training::disk_need::DiskNeed;
 use ddpm_train::training::gpu_memory::{GpuEstimate, GpuNeeds};
 use ddpm_train::training::resume::would_go_on_from;
 use serde::Serialize;
@@ -22,9 +24,6 @@ use crate::listen::format_duration;
 
 /// Steps to measure, after two to warm up: some seconds for a model this machine can train.
 const MEASURED_STEPS: usize = 3;
-/// Bytes of a line of `metrics.jsonl` with its TensorBoard events, and of a picture; rough values, small beside the rest.
-const LOG_LINE_BYTES: u64 = 1500;
-const PICTURE_BYTES: u64 = 500_000;
 
 /// The document of `config check`.
 #[derive(Debug, Serialize)]
@@ -103,12 +102,9 @@ fn verdict(step: &StepEstimate) -> &'static str {
 fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Result<Needs, ModelError> {
     let config = plan.config();
     let parameters = layout.parameters() as u64;
-    // Weights, both moments, and each average, in f32.
-    let checkpoint_bytes = parameters * 4 * (3 + config.train.ema_decays.len() as u64);
+    let disk = DiskNeed::of(plan, layout);
+    let small_disk = disk.warning(&RunPaths::new(plan.run_dir()));
     let steps = config.train.steps;
-    let lines = plan.log_cadence().count(steps).saturating_mul(LOG_LINE_BYTES);
-    let pictures = plan.sample_cadence().count(steps).saturating_add(1).saturating_mul(PICTURE_BYTES);
-    let checkpoints = checkpoint_bytes.saturating_mul(checkpoints_at_once(plan));
     let estimate = GpuEstimate::new(config)?;
     let at_once = plan.micro_batch().map_or(config.train.batch_size, usize::from);
     let images = step.data.as_ref().map(|data| data.images);
@@ -120,23 +116,15 @@ fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Result<
         estimated_bytes: step.estimated_bytes,
         gpu: estimate.of(at_once),
         gpu_checkpointed_bytes: estimate.checkpointed(at_once).activations_bytes,
-        checkpoint_bytes,
-        disk_bytes: checkpoints.saturating_add(lines).saturating_add(pictures),
+        checkpoint_bytes: disk.checkpoint_bytes,
+        disk_bytes: disk.run_bytes,
         step_ms: step.step_ms,
         eta_s: steps as f64 * step.step_ms / 1e3,
         measured: step.measured,
         images,
         epochs: images.map(|images| steps as f64 * config.train.batch_size as f64 / images as f64),
-        warnings: plan.warnings().iter().chain(&step.warning).cloned().collect(),
+        warnings: plan.warnings().iter().chain(&step.warning).chain(&small_disk).cloned().collect(),
     })
-}
-
-/// The most checkpoints that exist at once: an old one is removed only after a newer one was verified.
-fn checkpoints_at_once(plan: &TrainPlan) -> u64 {
-    let (checkpoint, steps) = (&plan.config().checkpoint, plan.config().train.steps);
-    let written = plan.checkpoint_cadence().count(steps).saturating_add(1);
-    let kept_for_good = Cadence::new(checkpoint.keep_every).count(steps);
-    written.min(kept_for_good.saturating_add(checkpoint.keep_last as u64).saturating_add(1))
 }
 
 fn text(plan: &TrainPlan, needs: &Needs, verdict: &str) -> String {
@@ -199,17 +187,6 @@ mod tests {
     fn plan(text: &str) -> TrainPlan {
         let text = format!("{text}\n[data]\nsource = \"x\"\n[train]\nsteps = 100\nwarmup_steps = 10\n");
         TrainPlan::new(&Resolved::from_layers(Path::new("my.toml"), &text, [], &[]).unwrap()).unwrap()
-    }
-
-    fn at_once(text: &str) -> u64 {
-        checkpoints_at_once(&plan(text))
-    }
-
-    #[test]
-    fn disk_holds_the_kept_checkpoints_and_one_more() {
-        assert_eq!(at_once("[checkpoint]\nevery = 10\nkeep_last = 2"), 3);
-        assert_eq!(at_once("[checkpoint]\nevery = 10\nkeep_last = 2\nkeep_every = 50"), 5);
-        assert_eq!(at_once("[checkpoint]\nevery = 0"), 1);
     }
 
     #[test]

@@ -30,9 +30,14 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<(), Failure
         }
     })?;
     let preview = (inspection.readable > 0).then_some(args.preview.as_path());
-    if let Some(path) = preview {
-        write_preview(&inspection, source.as_ref(), path)?;
-    }
+    let preview = preview.filter(|path| match write_preview(&inspection, source.as_ref(), path) {
+        Ok(()) => true,
+        Err(failure) => {
+            // All images have been read: what was found is worth more than its picture.
+            tracing::warn!(causes = failure.causes.join(": "), "no preview: {}", failure.message);
+            false
+        }
+    });
     let mut document = json!(inspection);
     document["preview"] = json!(preview);
     output.result(&document, || text(&inspection, preview))

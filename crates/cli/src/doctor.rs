@@ -13,7 +13,8 @@ use std::path::Path;
 
 use ddpm_hub::{DEFAULT_ENDPOINT, HubError, Settings};
 use ddpm_kernels::simd;
-use ddpm_run::memory::{disk_free, format_bytes};
+use ddpm_run::limits;
+use ddpm_run::memory::{self, disk_free, format_bytes};
 use serde::Serialize;
 use serde_json::json;
 
@@ -61,7 +62,7 @@ impl Finding {
 /// Checks everything and reports.
 pub(super) fn run(output: &Output) -> Result<(), Failure> {
     let hub = Settings::from_environment();
-    let mut findings = vec![cpu(), vectors(), memory(), disk()];
+    let mut findings = vec![cpu(), vectors(), memory_of_machine(), disk()];
     findings.extend(nvidia::findings());
     findings.extend([token(&hub), endpoint(&hub)]);
     let version = env!("CARGO_PKG_VERSION");
@@ -103,12 +104,15 @@ fn vectors() -> Finding {
     Finding::found("vectors", detail)
 }
 
-fn memory() -> Finding {
-    let kib = |field| proc_field("/proc/meminfo", field)?.strip_suffix("kB")?.trim().parse::<u64>().ok();
-    let (Some(total), Some(free)) = (kib("MemTotal"), kib("MemAvailable")) else {
+fn memory_of_machine() -> Finding {
+    let (Some(total), Some(free)) = (memory::total(), memory::available()) else {
         return Finding::absent("memory", "unknown on this system", "nothing: this is only for information");
     };
-    let detail = format!("{} available of {}", format_bytes(free * 1024), format_bytes(total * 1024));
+    let mut detail = format!("{} available of {}", format_bytes(free), format_bytes(total));
+    let machine = memory::of_machine("MemTotal:");
+    if let Some((limit, machine)) = limits::memory(machine).zip(machine) {
+        detail += &format!(" that {} allows, of the machine's {}", limit.by, format_bytes(machine));
+    }
     Finding::found("memory", detail)
 }
 

@@ -7,7 +7,7 @@
 //! | [`failure`], `hints` | exit codes; how an error is reported, and what to type about it |
 //! | [`output`] | results as text or JSON |
 //! | `listen` | the crates' messages, on stderr, in `log.jsonl` and in a trace |
-//! | `signals` | what signals ask a run for |
+//! | `signals`, `threads` | what signals ask a run for; how many threads compute |
 //! | the others | a command each, or a part of one |
 
 pub mod args;
@@ -31,7 +31,9 @@ mod runs;
 mod sample;
 mod schedule;
 mod schedule_plot;
+mod series;
 mod signals;
+mod threads;
 mod train;
 mod trajectory;
 
@@ -71,7 +73,8 @@ fn listened(command: Command, output: &Output, screen: &Arc<Screen>, shown: Show
     let trace = Trace::create(command.trace())?;
     listen(screen, shown, &trace);
     // The command's values are not used afterwards, so no half-changed value can be seen.
-    let outcome = catch_unwind(AssertUnwindSafe(|| dispatch(command, output)));
+    let run = || threads::start().and_then(|()| dispatch(command, output));
+    let outcome = catch_unwind(AssertUnwindSafe(run));
     trace.finish();
     outcome.unwrap_or_else(|_| Err(after_panic()))
 }

@@ -1,18 +1,19 @@
 //! `ddpm sample`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use ddpm_model::diffusion::{SamplerConfig, SamplerKind, Spacing};
 use ddpm_train::drawing::{Guidance, Images, Onlooker, Request, Start};
 use ddpm_train::exchange::Model;
-use ddpm_train::report::pictures::{Layout, encode, grid, page_size, single, write};
+use ddpm_train::report::pictures::{Layout, encode, grid, page_size, write};
 use serde_json::json;
 
 use super::args::{SAMPLE_IMAGES, SampleArgs};
 use super::invert;
 use super::output::Output;
 use super::places::{Kind, Place, prepare, wants_grid};
+use super::series::Series;
 use super::trajectory::Trajectory;
 use crate::failure::{ExitCode, Failure};
 
@@ -51,25 +52,32 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
     let start = Instant::now();
     let mut trajectory = args.trajectory.as_ref().map(|_| Trajectory::new(num, steps));
     let span = tracing::debug_span!("sample", images = num, steps).entered();
-    let images = draw(&request, &model, trajectory.as_mut(), output)?;
+    let (mut files, drawn) = if wants_grid(&args.out) {
+        let images = draw(&request, &model, trajectory.as_mut(), output)?;
+        write(&args.out, &encode(&grid(&images.pixels, images.shape, layout)?)?)?;
+        (vec![args.out.clone()], num)
+    } else {
+        draw_series(args, &request, &model, trajectory.as_mut(), output)?
+    };
     span.exit();
     let seconds = start.elapsed().as_secs_f64();
-    let mut files = write_images(&images, &args.out, layout)?;
     if let Some((path, trajectory)) = args.trajectory.as_ref().zip(trajectory) {
-        write(path, &encode(&trajectory.picture(&images)?)?)?;
+        let data = &model.config.data;
+        write(path, &encode(&trajectory.picture([num, data.image_size, data.image_size, data.channels])?)?)?;
         files.push(path.clone());
     }
+    let images_per_s = drawn as f64 / seconds;
     let document = json!({
         "files": files,
         "seconds": seconds,
-        "images_per_s": num as f64 / seconds,
+        "images_per_s": images_per_s,
         "sampler": args.sampler.to_string(),
         "steps": steps,
         "seed": if args.interpolate.is_some() { None } else { Some(args.seed) },
         "interpolate": args.interpolate,
     });
     output.result(&document, || {
-        let (sampler, images_per_s, out) = (args.sampler, num as f64 / seconds, args.out.display());
+        let (sampler, out) = (args.sampler, args.out.display());
         let mut text = format!("{num} images ({sampler}, {steps} steps, {images_per_s:.1} images/s): {out}");
         if let Some(path) = &args.trajectory {
             text += &format!("\ntrajectory: {}", path.display());
@@ -81,29 +89,75 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
 fn draw(
     request: &Request<'_>,
     model: &Model,
-    mut trajectory: Option<&mut Trajectory>,
+    trajectory: Option<&mut Trajectory>,
     output: &Output,
 ) -> Result<Images, Failure> {
+    let images = with_onlooker(request, trajectory, output, |onlooker| model.painter().draw(request, onlooker))?;
+    warn_of_not_finite(images.not_finite, request.num);
+    Ok(images)
+}
+
+/// Draws single images into the folder `--out`, each written as soon as it is made; returns the files, and how many images were
+/// not there yet.
+fn draw_series(
+    args: &SampleArgs,
+    request: &Request<'_>,
+    model: &Model,
+    trajectory: Option<&mut Trajectory>,
+    output: &Output,
+) -> Result<(Vec<PathBuf>, usize), Failure> {
+    // A trajectory is of images that are drawn, not of files.
+    let series = Series::begin(&args.out, request.num, &series_of(request, model)?, trajectory.is_none())?;
+    let there = series.there(request.num);
+    let found = there.iter().filter(|there| **there).count();
+    if found > 0 {
+        tracing::info!(found, "going on: {found} of {} images are in {} already", request.num, args.out.display());
+    }
+    let (painter, mut not_finite, mut drawn) = (model.painter(), 0, 0);
+    with_onlooker(request, trajectory, output, |onlooker| {
+        let mut drawing = painter.prepare(request)?;
+        drawing.draw_parts(&|images| images.into_iter().all(|k| there[k]), onlooker, &mut |first, images| {
+            (not_finite, drawn) = (not_finite + images.not_finite, drawn + images.shape[0]);
+            series.keep(first, &images)
+        })
+    })?;
+    warn_of_not_finite(not_finite, request.num);
+    Ok((series.end(request.num)?, drawn))
+}
+
+/// All that the images depend on, apart from their number.
+fn series_of(request: &Request<'_>, model: &Model) -> Result<serde_json::Value, Failure> {
+    let Request { sampler, start, classes, guidance, num, .. } = request;
+    // An interpolation's images depend on how many there are.
+    let num = matches!(start, Start::Between(..)).then_some(num);
+    let (weights, process) = (model.weights_hash()?.to_hex().to_string(), model.process.config());
+    let drawn = format!("{sampler:?} {start:?} {classes:?} {guidance:?} {num:?} {process:?}");
+    Ok(json!({"program": env!("CARGO_PKG_VERSION"), "weights": weights, "images": drawn}))
+}
+
+/// Draws while progress is shown and the trajectory is kept.
+fn with_onlooker<T, E>(
+    request: &Request<'_>,
+    mut trajectory: Option<&mut Trajectory>,
+    output: &Output,
+    draw: impl FnOnce(&mut Onlooker<'_>) -> Result<T, E>,
+) -> Result<T, E> {
     let mut counter = output.counter(request.num, "images");
-    let images = model.painter().draw(
-        request,
-        &mut Onlooker {
-            progress: &mut |done| counter.set(done as u64, ""),
-            proceed: &|| true,
-            glimpse: &mut |glimpse| trajectory.iter_mut().try_for_each(|trajectory| trajectory.add(&glimpse)),
-        },
-    );
-    drop(counter);
-    let images = images?;
-    if images.not_finite > 0 {
-        let (bad, all) = (images.not_finite, request.num);
+    draw(&mut Onlooker {
+        progress: &mut |done| counter.set(done as u64, ""),
+        proceed: &|| true,
+        glimpse: &mut |glimpse| trajectory.iter_mut().try_for_each(|trajectory| trajectory.add(&glimpse)),
+    })
+}
+
+fn warn_of_not_finite(bad: usize, all: usize) {
+    if bad > 0 {
         tracing::warn!(
             bad,
             all,
             "{bad} of {all} images hold values that are no numbers, shown as black; is --guidance too large?"
         );
     }
-    Ok(images)
 }
 
 /// Refuses a grid that no picture can hold, before it is drawn.
@@ -189,20 +243,4 @@ fn guidance(args: &SampleArgs, model: &Model) -> Result<Option<Guidance>, Failur
             ))
         }
     }
-}
-
-/// A grid where `out` is a PNG, else single files in the folder `out`.
-fn write_images(images: &Images, out: &Path, layout: Layout) -> Result<Vec<PathBuf>, Failure> {
-    if wants_grid(out) {
-        write(out, &encode(&grid(&images.pixels, images.shape, layout)?)?)?;
-        return Ok(vec![out.to_owned()]);
-    }
-    let [_, height, width, channels] = images.shape;
-    let mut files = Vec::new();
-    for (k, image) in images.pixels.chunks_exact(height * width * channels).enumerate() {
-        let path = out.join(format!("{k:05}.png"));
-        write(&path, &encode(&single(image, [height, width, channels])?)?)?;
-        files.push(path);
-    }
-    Ok(files)
 }

@@ -1,7 +1,7 @@
 //! The picture of `ddpm sample --trajectory`: the network's predictions from the first step to the last.
 
 use ddpm_train::Error;
-use ddpm_train::drawing::{Glimpse, Images};
+use ddpm_train::drawing::Glimpse;
 use ddpm_train::pixels::to_bytes;
 use ddpm_train::report::pictures::{Layout, grid};
 use image::RgbImage;
@@ -48,8 +48,7 @@ impl Trajectory {
     }
 
     /// A row for each image, noise on the left.
-    pub(super) fn picture(&self, images: &Images) -> Result<RgbImage, Failure> {
-        let [_, height, width, channels] = images.shape;
+    pub(super) fn picture(&self, [_, height, width, channels]: [usize; 4]) -> Result<RgbImage, Failure> {
         let pixels = self.stages.concat();
         let count = pixels.len() / (height * width * channels).max(1);
         let layout = Layout { columns: Some(count / self.rows.max(1)), ..Layout::visible(height, width) };
@@ -78,7 +77,7 @@ mod tests {
             }
         }
         assert_eq!(trajectory.stages, [[0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22, 23]]);
-        let page = trajectory.picture(&Images { pixels: vec![0; 3], shape: [3, 1, 1, 1], not_finite: 0 }).unwrap();
+        let page = trajectory.picture([3, 1, 1, 1]).unwrap();
         assert_eq!(page.dimensions(), (4 * 66 + 2, 3 * 66 + 2));
     }
 

@@ -5,10 +5,10 @@
 //! that this crate writes to be read later goes through here, or is part of a directory that gets the same treatment
 //! ([`crate::checkpoint`]).
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::disk::{self, Output, sync_dir};
 use crate::memory;
 
 /// Replaces `path` by `bytes`: written and synced under a temporary name beside it, then renamed over it.
@@ -19,23 +19,18 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Replaces `path` by `bytes` without a sync: a reader never sees half of them, but a power failure may take them back.
 pub(crate) fn replace_file_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace_by(path, |temporary| fs::write(temporary, bytes))
+    replace_by(path, |temporary| Output::create(temporary)?.write_all(bytes))
 }
 
 /// Has `write` make a file under a temporary name beside `path`, and renames it to `path`.
 fn replace_by(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary_beside(path)?;
-    let written = write(&temporary).and_then(|()| fs::rename(&temporary, path));
+    let written = write(&temporary).and_then(|()| disk::rename(&temporary, path));
     if written.is_err() {
         // The error that matters is the first one; a leftover is overwritten by the next attempt.
-        let _ = fs::remove_file(&temporary);
+        let _ = disk::remove_any(&temporary);
     }
     written
-}
-
-/// Makes the names in `dir` durable: what was created, renamed or removed there survives a crash from now on.
-pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 /// The directory that holds `path`'s name; `.` for a bare file name.
@@ -72,9 +67,9 @@ pub fn io_help(error: &io::Error, path: &Path) -> String {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
+    let mut file = Output::create(path)?;
     file.write_all(bytes)?;
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    file.sync()
 }
 
 fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
@@ -88,7 +83,10 @@ fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::fs;
+
     use super::*;
+    use crate::disk::faults::{Fault, Lacking, with};
 
     #[test]
     fn replacing_a_file_leaves_the_new_bytes_and_no_temporary() {
@@ -109,6 +107,26 @@ mod tests {
         replace_file(&path, b"new").unwrap_err();
         assert_eq!(fs::read_to_string(path.join("inside")).unwrap(), "kept");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn whichever_call_of_a_replacement_fails_the_file_is_the_old_or_the_new_one() {
+        let (old, new) = (b"old".repeat(100), b"new".repeat(100));
+        for fault in Fault::ALL {
+            for call in 0.. {
+                let dir = tempfile::tempdir().unwrap();
+                let path = dir.path().join("run.json");
+                fs::write(&path, &old).unwrap();
+                let (replaced, calls) = with(Lacking::default(), Some((call, fault)), || replace_file(&path, &new));
+                let found = fs::read(&path).unwrap();
+                assert!(found == new || replaced.is_err() && found == old, "{fault:?} in call {call}: {replaced:?}");
+                replace_file(&path, &new).unwrap();
+                assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+                if call > calls {
+                    break;
+                }
+            }
+        }
     }
 
     #[test]

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
-use crate::durable::replace_file;
+use crate::disk::{self, Output};
+use crate::durable::{parent_of, replace_file};
 use crate::error::RunError;
 
 /// A file that only grows by whole lines.
 #[derive(Debug)]
 pub struct JsonLines {
-    file: File,
+    file: Output,
     path: PathBuf,
     /// Bytes of whole lines in the file.
     end: u64,
@@ -30,14 +31,8 @@ impl JsonLines {
     /// # Errors
     /// The file cannot be opened, read or cut.
     pub fn append(path: &Path) -> Result<Self, RunError> {
-        let open = || {
-            let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-            let end = end_of_last_line(&mut file)?;
-            file.set_len(end)?;
-            file.seek(SeekFrom::Start(end))?;
-            Ok(Self { file, path: path.into(), end, pending: Vec::new() })
-        };
-        open().map_err(RunError::io("open the file", path))
+        let opened = open(path).map_err(RunError::io("open the file", path));
+        opened.map(|(file, end)| Self { file, path: path.into(), end, pending: Vec::new() })
     }
 
     /// Appends `record` as one line.
@@ -58,19 +53,40 @@ impl JsonLines {
     /// The disk refuses.
     pub fn sync(&mut self) -> Result<(), RunError> {
         self.flush()?;
-        self.file.sync_data().map_err(RunError::io("sync the file", &self.path))
+        self.file.sync().map_err(RunError::io("sync the file", &self.path))
     }
 
     fn flush(&mut self) -> Result<(), RunError> {
+        self.begin_again_if_gone()?;
         if let Err(error) = self.file.write_all(&self.pending) {
             // Part of a line may be there. If even this fails, the next opening cuts it.
-            let _ = self.file.set_len(self.end).and_then(|()| self.file.seek(SeekFrom::Start(self.end)));
+            let _ = self.file.set_len(self.end).and_then(|()| self.file.file.seek(SeekFrom::Start(self.end)));
             return Err(RunError::io("write the line", &self.path)(error));
         }
         self.end += self.pending.len() as u64;
         self.pending.clear();
         Ok(())
     }
+
+    /// A file that was removed, with its directory or under another mount, would take lines that nobody can read. Says nothing: the
+    /// log itself is such a file.
+    fn begin_again_if_gone(&mut self) -> Result<(), RunError> {
+        if self.file.is_at(&self.path) {
+            return Ok(());
+        }
+        let begun = disk::create_dir_all(parent_of(&self.path)).and_then(|()| open(&self.path));
+        (self.file, self.end) = begun.map_err(RunError::io("make the file again", &self.path))?;
+        Ok(())
+    }
+}
+
+/// The file at `path`, created if need be, without a last line that a kill cut short; and where its lines end.
+fn open(path: &Path) -> io::Result<(Output, u64)> {
+    let mut out = Output::open(File::options().read(true).write(true).create(true).truncate(false), path)?;
+    let end = end_of_last_line(&mut out.file)?;
+    out.set_len(end)?;
+    out.file.seek(SeekFrom::Start(end))?;
+    Ok((out, end))
 }
 
 /// Drops from `path` every line after `step`, and a last line that a kill cut short, so that a run that goes on from the
@@ -233,10 +249,24 @@ mod tests {
         let path = dir.path().join("metrics.jsonl");
         let mut lines = JsonLines::append(&path).unwrap();
         lines.write(&record(1)).unwrap();
-        let good = std::mem::replace(&mut lines.file, File::options().write(true).open("/dev/full").unwrap());
+        let good = std::mem::replace(&mut lines.file, Output::create(Path::new("/dev/full")).unwrap());
+        lines.path = "/dev/full".into();
         assert!(lines.write(&record(2)).unwrap_err().help().contains("free disk space"));
-        lines.file = good;
+        (lines.file, lines.path) = (good, path.clone());
         lines.write(&record(3)).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), lines_of(&[1, 2, 3]));
+    }
+
+    #[test]
+    fn a_file_that_was_removed_with_its_directory_begins_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/metrics.jsonl");
+        fs::create_dir(dir.path().join("run")).unwrap();
+        let mut lines = JsonLines::append(&path).unwrap();
+        lines.write(&record(1)).unwrap();
+        fs::remove_dir_all(dir.path().join("run")).unwrap();
+        lines.write(&record(2)).unwrap();
+        lines.write(&record(3)).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), lines_of(&[2, 3]));
     }
 }

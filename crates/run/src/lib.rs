@@ -10,16 +10,19 @@
 //! | [`metrics`], [`jsonl`] | what is logged about a step; files of lines |
 //! | [`status`] | `status.json`: what it is doing now |
 //! | [`view`] | a run as seen from its files, without holding it |
+//! | [`disk`] | every call that changes a disk, and what weak file systems get instead |
 //! | [`durable`] | files that are the old ones or the new ones |
-//! | [`memory`], [`clock`], [`shell`] | this machine: memory and disk, the time, commands as a user would type them |
+//! | [`memory`], [`limits`], [`clock`], [`shell`] | this machine: memory and disk, what of it may be used, the time, commands as a user would type them |
 //! | [`error`], [`kind`] | errors of a run directory, and the kinds of errors of all crates above |
 
 pub mod checkpoint;
 pub mod clock;
+pub mod disk;
 pub mod durable;
 pub mod error;
 pub mod jsonl;
 pub mod kind;
+pub mod limits;
 pub mod lock;
 pub mod memory;
 pub mod metrics;

@@ -7,6 +7,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use crate::limits;
+
 /// Bytes of this process that are in physical memory now.
 pub fn resident() -> Option<u64> {
     status_field("VmRSS:")
@@ -17,9 +19,25 @@ pub fn peak_resident() -> Option<u64> {
     status_field("VmHWM:")
 }
 
-/// Bytes of physical memory that this machine has.
+/// Bytes of memory that this process may use: those of the machine, or less where a [limit](limits) is set.
 pub fn total() -> Option<u64> {
-    parse_status(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
+    let machine = of_machine("MemTotal:");
+    limits::memory(machine).map(|limit| limit.bytes).or(machine)
+}
+
+/// Bytes that this process may still take without anything being swapped out or killed.
+pub fn available() -> Option<u64> {
+    let machine = of_machine("MemAvailable:");
+    let left = limits::memory(of_machine("MemTotal:")).map(|limit| {
+        let used = limit.used.or_else(resident).unwrap_or(0);
+        limit.bytes.saturating_sub(used)
+    });
+    machine.into_iter().chain(left).min()
+}
+
+/// A field of `/proc/meminfo`, in bytes.
+pub fn of_machine(field: &str) -> Option<u64> {
+    parse_status(&fs::read_to_string("/proc/meminfo").ok()?, field)
 }
 
 /// Bytes that an ordinary user may still write on the file system that holds `path`.
@@ -29,6 +47,15 @@ pub fn total() -> Option<u64> {
 pub fn disk_free(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// How many files an ordinary user may still create there; `None` where the file system does not count them.
+///
+/// # Errors
+/// As [`disk_free`].
+pub fn inodes_free(path: &Path) -> io::Result<Option<u64>> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok((stat.f_files > 0).then_some(stat.f_favail))
 }
 
 /// `bytes` for a reader: three digits and a unit of powers of 1024.

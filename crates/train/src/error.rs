@@ -85,16 +85,16 @@ pub enum Error {
         /// The memory there is, as text.
         room: String,
     },
-    /// A step does not fit into the GPU's memory.
+    /// A step does not fit into memory.
     #[error("{message}")]
     StepTooLarge {
         /// The number of images, the memory it needs, and the memory there is.
         message: String,
         /// What would fit.
         advice: Option<String>,
-        /// The allocation that failed.
+        /// The allocation that failed, if one was tried.
         #[source]
-        cause: Box<ModelError>,
+        cause: Option<Box<ModelError>>,
     },
     /// Images that are to be drawn do not fit into memory.
     #[error("{count} images of {height}x{width} do not fit into memory")]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ddpm_hub::{Content, Settings, Spool, Target};
 use ddpm_run::RunPaths;
+use ddpm_run::disk::is_writable;
 use serde_json::json;
 
 use crate::error::Error;
@@ -45,9 +46,9 @@ pub fn spool_of(model: &Model, publication: &Publication, progress: &mut dyn FnM
     })
 }
 
-/// The directory of a model's spools: in its run, if it has one.
+/// The directory of a model's spools: in its run, if it has one that can be written.
 fn root_of(origin: &Path) -> PathBuf {
-    match RunPaths::of_checkpoint(origin).filter(|(run, _)| run.config().is_file()) {
+    match RunPaths::of_checkpoint(origin).filter(|(run, _)| run.config().is_file() && is_writable(run.root())) {
         Some((run, _)) => run.uploads(),
         None => Settings::user_cache().join("ddpm").join("hub"),
     }
@@ -66,9 +67,7 @@ fn message(model: &Model) -> String {
 /// Two models of one fingerprint make the same folder.
 fn fingerprint(model: &Model, publication: &Publication) -> Result<String, Error> {
     let mut hasher = blake3::Hasher::new();
-    for value in model.params.buffer().to_vec()? {
-        hasher.update(&value.to_le_bytes());
-    }
+    hasher.update(model.weights_hash()?.as_bytes());
     let Publication { target, samples, epsilon_only, licence, measured } = publication;
     let facts = model.facts.clone().map(|facts| facts.with_run(&model.origin));
     let rest = json!([env!("CARGO_PKG_VERSION"), target.repo.to_string(), samples, epsilon_only, licence, measured, facts, {

@@ -196,3 +196,18 @@ fn a_damaged_spool_is_made_anew() {
     let card = hub.files("me/clothes").into_iter().find(|(path, _)| path == "README.md").unwrap();
     assert!(card.1.starts_with(b"---\nlibrary_name: diffusers"));
 }
+
+#[test]
+fn a_push_killed_at_any_moment_is_finished_by_the_same_command_with_one_commit() {
+    let (place, hub) = failing_place();
+    let mut killed = 0;
+    for delay in (0..240).step_by(12) {
+        let running = hub.ddpm(&place, PUSH).spawn();
+        std::thread::sleep(Duration::from_millis(delay));
+        killed += u32::from(running.kill());
+    }
+    assert!(killed >= 5, "only {killed} kills");
+    hub.ddpm(&place, PUSH).succeeds().stdout_has("me/clothes");
+    assert_eq!(hub.messages("me/clothes", "main"), COMMITS);
+    assert_eq!(spools(&place), [""; 0]);
+}

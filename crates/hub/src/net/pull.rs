@@ -16,7 +16,8 @@ use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use ddpm_run::durable::{parent_of, replace_file, sync_dir};
+use ddpm_run::disk::sync_dir;
+use ddpm_run::durable::{parent_of, replace_file};
 use ddpm_run::memory::format_bytes;
 use reqwest::Method;
 

@@ -128,7 +128,7 @@ impl CheckpointError {
             }
             Self::FormatVersion { .. } => "an older ddpm wrote it: use that version to go on".into(),
             Self::NoManifest { .. } => {
-                "give a directory named step-… inside a run's checkpoints, or the run directory itself".into()
+                "give a directory named step-… inside a run's checkpoints; `ddpm runs` lists the runs".into()
             }
             Self::NoSuchFile { .. } => "choose one of the files it holds".into(),
             Self::Snapshot { .. } => "this is a bug in ddpm: please report it".into(),

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::testing::snapshot;
-use super::{NamedTensor, Retention, Snapshot, Writer, list, newest_good, remove_stale};
+use super::{NamedTensor, Retention, Snapshot, Writer, list, newest_good, put_back, remove_stale};
 use crate::lock::RunLock;
 
 const DIRECTORY: &str = "DDPM_KILL_TEST_DIRECTORY";
@@ -69,6 +69,7 @@ fn a_kill_at_any_instant_leaves_the_newest_complete_checkpoint_and_no_damaged_on
         child.kill().unwrap();
         assert!(!child.wait().unwrap().success());
 
+        put_back(&dir, &lock).unwrap();
         leftovers += remove_stale(&dir, &lock).unwrap().len();
         let (newest, skipped) = newest_good(&dir).unwrap();
         assert!(skipped.is_empty(), "round {round}: {skipped:?}");

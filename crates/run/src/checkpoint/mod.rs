@@ -23,13 +23,15 @@ pub mod tensors;
 mod writer;
 
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
 mod kill_tests;
 
 pub(crate) use crate::paths::{dir_name, parse_dir_name};
 pub use error::CheckpointError;
-pub use read::{Checkpoint, Skipped, list, newest_good, remove_stale};
+pub use read::{Checkpoint, Skipped, list, newest_good, put_back, remove_stale};
 pub use retention::Retention;
 pub use save::{Saved, save};
 pub use writer::{SaveOutcome, Writer};

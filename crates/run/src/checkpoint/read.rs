@@ -5,11 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{Manifest, check_size, read_small, verify_file};
-use super::save::{ASIDE_PREFIX, TEMPORARY_PREFIX, remove_any};
+use super::save::{ASIDE_PREFIX, TEMPORARY_PREFIX, move_checkpoint, remove_checkpoint};
 use super::{
     CheckpointError, FORMAT_VERSION, NamedTensor, STATE_FILE, Snapshot, State, TensorFile, parse_dir_name, tensors,
 };
-use crate::durable::sync_dir;
+use crate::disk::sync_dir;
 use crate::lock::RunLock;
 
 /// State is a page of JSON; this bounds what a hostile one can make us read.
@@ -121,8 +121,29 @@ pub(super) fn looks_complete(path: &Path) -> bool {
     Manifest::read(path).is_ok_and(|manifest| manifest.files.iter().all(|entry| check_size(path, entry).is_ok()))
 }
 
-/// Removes what a killed save or deletion left in `dir`, and returns the names removed. The lock is asked for because
-/// the same names belong to the save in progress of the process that holds the run.
+/// Gives a checkpoint that a killed save had moved aside its name again, unless its successor is whole. To be called before the
+/// newest one is looked for.
+///
+/// # Errors
+/// It cannot be put back.
+pub fn put_back(dir: &Path, _held: &RunLock) -> Result<(), CheckpointError> {
+    for aside in entries(dir)? {
+        let name = aside.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(original) = name.strip_prefix(ASIDE_PREFIX).filter(|name| parse_dir_name(name).is_some()) else {
+            continue;
+        };
+        let original = dir.join(original);
+        if Checkpoint::open(&original).is_err() && Checkpoint::open(&aside).is_ok() {
+            remove_checkpoint(&original)
+                .and_then(|()| move_checkpoint(&aside, &original))
+                .map_err(CheckpointError::io("put back the checkpoint", &original))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a killed save or deletion left in `dir` and [`put_back`] did not take, and returns the names removed. The lock is
+/// asked for because the same names belong to the save in progress of the process that holds the run.
 ///
 /// # Errors
 /// Something cannot be removed.
@@ -130,18 +151,15 @@ pub fn remove_stale(dir: &Path, _held: &RunLock) -> Result<Vec<String>, Checkpoi
     let mut removed = Vec::new();
     for path in entries(dir)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let temporary = name.strip_prefix(TEMPORARY_PREFIX).and_then(parse_dir_name);
-        let aside = name.strip_prefix(ASIDE_PREFIX).filter(|name| parse_dir_name(name).is_some());
-        if let Some(original) = aside.map(|name| dir.join(name))
-            && !original.exists()
-        {
-            fs::rename(&path, &original).map_err(CheckpointError::io("put back the checkpoint", &original))?;
-        } else if temporary.is_some() || aside.is_some() {
-            remove_any(&path).map_err(CheckpointError::io("remove the leftover", &path))?;
+        let of_a_checkpoint = [TEMPORARY_PREFIX, ASIDE_PREFIX]
+            .iter()
+            .any(|prefix| name.strip_prefix(prefix).is_some_and(|name| parse_dir_name(name).is_some()));
+        if of_a_checkpoint {
+            remove_checkpoint(&path).map_err(CheckpointError::io("remove the leftover", &path))?;
             removed.push(name);
         }
     }
-    if dir.exists() {
+    if !removed.is_empty() {
         sync_dir(dir).map_err(CheckpointError::io("sync the directory", dir))?;
     }
     removed.sort();
@@ -239,6 +257,7 @@ mod tests {
         fs::write(dir.join(".tmp-step-000000030/model.safetensors"), "half").unwrap();
         fs::create_dir(dir.join(".tmp-mine")).unwrap();
 
+        put_back(&dir, &lock).unwrap();
         let removed = remove_stale(&dir, &lock).unwrap();
         assert_eq!(removed, [".old-step-000000020", ".tmp-step-000000030"]);
         assert!(Checkpoint::open(&aside).unwrap().tensors(MODEL_FILE).is_ok());

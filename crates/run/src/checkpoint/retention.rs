@@ -1,12 +1,11 @@
 //! Which older checkpoints stay.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::read::looks_complete;
-use super::save::{TEMPORARY_PREFIX, remove_any};
+use super::save::{TEMPORARY_PREFIX, remove_checkpoint};
 use super::{Checkpoint, CheckpointError, list};
-use crate::durable::sync_dir;
+use crate::disk::{self, remove_any, sync_dir, sync_names};
 
 /// The rule for deleting: only what is older than a checkpoint that was just verified, and in no way protected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +24,11 @@ impl Retention {
     /// A deletion fails.
     pub fn apply(&self, dir: &Path, newest: &Checkpoint) -> Result<Vec<String>, CheckpointError> {
         let older = list(dir)?.into_iter().filter(|(step, _)| *step < newest.state.step);
+        let durable = sync_names(dir).map_err(CheckpointError::io("sync the directory", dir))?;
+        // Where names are not sure to be durable, a power failure may take the newest one back: then one more is needed.
+        let keep_last = if durable || self.keep_last != 1 { self.keep_last } else { 2 };
         let mut removed = Vec::new();
-        for path in self.expendable(older, looks_complete) {
+        for path in (Self { keep_last, ..*self }).expendable(older, looks_complete) {
             removed.push(remove(dir, &path)?);
         }
         if !removed.is_empty() {
@@ -58,13 +60,15 @@ impl Retention {
     }
 }
 
-/// Renames, then deletes: half a checkpoint never carries a checkpoint's name.
+/// Renames, then deletes: half a checkpoint never carries a checkpoint's name. Where it cannot be renamed, its manifest goes first.
 fn remove(dir: &Path, path: &Path) -> Result<String, CheckpointError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let doomed = dir.join(format!("{TEMPORARY_PREFIX}{name}"));
     remove_any(&doomed)
-        .and_then(|()| fs::rename(path, &doomed))
-        .and_then(|()| remove_any(&doomed))
+        .and_then(|()| match disk::rename(path, &doomed) {
+            Ok(()) => remove_any(&doomed),
+            Err(_) => remove_checkpoint(path),
+        })
         .map_err(CheckpointError::io("delete the old checkpoint", path))?;
     Ok(name)
 }
@@ -72,6 +76,8 @@ fn remove(dir: &Path, path: &Path) -> Result<String, CheckpointError> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::fs;
+
     use super::super::testing::snapshot;
     use super::super::{dir_name, save};
     use super::*;

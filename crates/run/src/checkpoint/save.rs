@@ -1,15 +1,14 @@
 //! Writing a checkpoint so that it is complete or absent, whichever instant the process or the machine stops at.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::manifest::{FileEntry, Manifest, check_file_name};
 use super::tensors::{self, HashingWriter};
 use super::{CheckpointError, FORMAT_VERSION, MANIFEST_FILE, STATE_FILE, Snapshot, dir_name};
-use crate::durable::sync_dir;
+use crate::disk::{self, Output, move_dir, remove_any, sync_dir};
+use crate::durable::parent_of;
 
 /// Prefix of a directory that is being written or deleted.
 pub(super) const TEMPORARY_PREFIX: &str = ".tmp-";
@@ -41,7 +40,6 @@ pub fn save(dir: &Path, snapshot: &Snapshot) -> Result<Saved, CheckpointError> {
 
     let written = write_directory(&temporary, snapshot, &headers).and_then(|bytes| {
         put_in_place(&temporary, &path).map_err(CheckpointError::io("name the finished checkpoint", &path))?;
-        sync_dir(dir).map_err(CheckpointError::io("sync the directory", dir))?;
         Ok(Saved { path, step, bytes })
     });
     if written.is_err() {
@@ -49,16 +47,6 @@ pub fn save(dir: &Path, snapshot: &Snapshot) -> Result<Saved, CheckpointError> {
         let _ = remove_any(&temporary);
     }
     written
-}
-
-/// Deletes a file, or a directory with all in it; a link is deleted, not followed. Nothing there is no error.
-pub(super) fn remove_any(path: &Path) -> io::Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Refuses what could not be read back; returns the header of each tensor file.
@@ -77,7 +65,7 @@ fn check(snapshot: &Snapshot) -> Result<Vec<Vec<u8>>, String> {
 /// Fills `dir`: tensors, state, manifest last, each synced, then the directory itself. Returns the bytes written.
 fn write_directory(dir: &Path, snapshot: &Snapshot, headers: &[Vec<u8>]) -> Result<u64, CheckpointError> {
     remove_any(dir).map_err(CheckpointError::io("remove the leftover", dir))?;
-    fs::create_dir(dir).map_err(CheckpointError::io("create the directory", dir))?;
+    disk::create_dir(dir).map_err(CheckpointError::io("create the directory", dir))?;
 
     let mut files = Vec::with_capacity(snapshot.files.len() + 1);
     for (file, header) in snapshot.files.iter().zip(headers) {
@@ -95,39 +83,59 @@ fn write_directory(dir: &Path, snapshot: &Snapshot, headers: &[Vec<u8>]) -> Resu
 fn write_file(
     dir: &Path,
     name: &str,
-    fill: impl FnOnce(&mut HashingWriter<File>) -> io::Result<()>,
+    fill: impl FnOnce(&mut BufWriter<HashingWriter<Output>>) -> io::Result<()>,
 ) -> Result<FileEntry, CheckpointError> {
     let path = dir.join(name);
     let write = || {
-        let mut out = HashingWriter::new(File::create_new(&path)?);
+        let mut out = BufWriter::new(HashingWriter::new(Output::create_new(&path)?));
         fill(&mut out)?;
-        let (file, entry) = out.finish(name);
-        file.sync_all()?;
+        let (file, entry) = out.into_inner().map_err(io::IntoInnerError::into_error)?.finish(name);
+        file.sync()?;
         Ok(entry)
     };
     write().map_err(CheckpointError::io("write the file", &path))
 }
 
-/// Gives the complete `temporary` its final name; what had that name before is gone afterwards.
+/// Gives the complete `temporary` its final name, durably; what had that name before is gone afterwards. What is replaced is
+/// deleted only when its successor's name is durable.
 fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
     if fs::symlink_metadata(path).is_err() {
-        fs::rename(temporary, path)
-    } else if renameat_with(CWD, temporary, CWD, path, RenameFlags::EXCHANGE).is_ok() {
-        remove_any(temporary)
+        move_checkpoint(temporary, path)
+    } else if disk::exchange(temporary, path).is_ok() {
+        sync_dir(parent_of(path))?;
+        remove_checkpoint(temporary)
     } else {
         replace_stepwise(temporary, path)
     }
 }
 
-/// For file systems that cannot exchange two names, as some of the network do. Killed between the renames, the old
-/// checkpoint is only aside: [`super::remove_stale`] puts it back at the next start.
+/// For file systems that cannot exchange two names, as some of the network do. Killed before the end, the old checkpoint is only
+/// aside: [`super::put_back`] gives it its name again at the next start.
 fn replace_stepwise(temporary: &Path, path: &Path) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = path.with_file_name(format!("{ASIDE_PREFIX}{name}"));
-    remove_any(&aside)?;
-    fs::rename(path, &aside)?;
-    fs::rename(temporary, path)?;
-    remove_any(&aside)
+    remove_checkpoint(&aside)?;
+    move_checkpoint(path, &aside)?;
+    if let Err(error) = move_checkpoint(temporary, path) {
+        // If this fails too, the next start does it; the first error is the one to report.
+        let _ = remove_checkpoint(path).and_then(|()| move_checkpoint(&aside, path));
+        return Err(error);
+    }
+    remove_checkpoint(&aside)
+}
+
+/// Renames a checkpoint, durably. Where a directory cannot be renamed it is copied, its manifest last.
+pub(super) fn move_checkpoint(from: &Path, to: &Path) -> io::Result<()> {
+    move_dir(from, to, |name| usize::from(name == MANIFEST_FILE))?;
+    sync_dir(parent_of(to))
+}
+
+/// Deletes a checkpoint, its manifest first: what is left of it can never be taken for one.
+pub(super) fn remove_checkpoint(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        remove_any(&path.join(MANIFEST_FILE))?;
+    }
+    remove_any(path)
 }
 
 #[cfg(test)]

@@ -102,15 +102,46 @@ impl Drawing<'_> {
         let (image, num) = (self.shape, self.request.num);
         let shape = [num, image.size, image.size, image.in_channels];
         let mut images = Images { pixels: room_for(shape)?, shape, not_finite: 0 };
-        let batch_size = self.walk.batch_size();
+        self.draw_parts::<Error>(&|_| false, onlooker, &mut |_, part| {
+            images.pixels.extend(part.pixels);
+            images.not_finite += part.not_finite;
+            Ok(())
+        })?;
+        Ok(images)
+    }
+
+    /// Draws batch by batch: `keep` gets the number of a batch's first image and its images as soon as they are finished. Batches
+    /// that `are_there` already are left out.
+    ///
+    /// # Errors
+    /// As [`Painter::draw`], and those of `keep`.
+    pub fn draw_parts<E: From<Error>>(
+        &mut self,
+        are_there: &dyn Fn(Range<usize>) -> bool,
+        onlooker: &mut Onlooker<'_>,
+        keep: &mut dyn FnMut(usize, Images) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (image, num, batch_size) = (self.shape, self.request.num, self.walk.batch_size());
         for first in (0..num).step_by(batch_size) {
             let count = batch_size.min(num - first);
-            let x_start = self.walk.draw(first, count, onlooker)?;
-            images.pixels.extend(to_bytes(&x_start)?);
-            images.not_finite += count_not_finite(&x_start)?;
+            if !are_there(first..first + count) {
+                keep(first, self.draw_part(first, count, image, onlooker)?)?;
+            }
             (onlooker.progress)(first + count);
         }
-        Ok(images)
+        Ok(())
+    }
+
+    fn draw_part(
+        &mut self,
+        first: usize,
+        count: usize,
+        image: ImageShape,
+        onlooker: &mut Onlooker<'_>,
+    ) -> Result<Images, Error> {
+        let x_start = self.walk.draw(first, count, onlooker)?;
+        let shape = [count, image.size, image.size, image.in_channels];
+        Ok(Images { pixels: to_bytes(&x_start)?, shape, not_finite: count_not_finite(&x_start)? })
     }
 }
 

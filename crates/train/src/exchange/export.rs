@@ -9,7 +9,8 @@ use ddpm_model::diffusers::{pretty, scheduler_json, unet_json};
 use ddpm_model::diffusion::{DiffusionConfig, PredictionType, SamplerConfig, SamplerKind, VarianceType};
 use ddpm_model::unet::UNetConfig;
 use ddpm_run::checkpoint::{TensorFile, tensors};
-use ddpm_run::durable::{parent_of, replace_file, sync_dir};
+use ddpm_run::disk::{create_dir_all, move_dir, remove_any, sync_dir};
+use ddpm_run::durable::{parent_of, replace_file};
 use serde_json::json;
 
 use super::card::{Card, card, sample_steps};
@@ -183,23 +184,24 @@ fn draw(model: &Model, num: usize, progress: &mut dyn FnMut(usize)) -> Result<Ve
     Ok(encode(&grid(&images.pixels, images.shape, Layout::visible(height, width))?)?.bytes)
 }
 
-/// Writes all files beside `to`, then renames.
+/// Writes all files beside `to`, then renames. What a killed export left there is replaced.
 fn write_folder(to: &Path, files: &[(PathBuf, Vec<u8>)]) -> Result<(), Error> {
     let name = to.file_name().map_or_else(|| "export".into(), |name| name.to_string_lossy().into_owned());
     let parent = parent_of(to);
-    let temporary = parent.join(format!(".tmp-{name}-{}", std::process::id()));
+    let temporary = parent.join(format!(".tmp-{name}"));
     let write = || {
+        remove_any(&temporary)?;
         for (path, bytes) in files {
             let path = temporary.join(path);
-            fs::create_dir_all(parent_of(&path))?;
+            create_dir_all(parent_of(&path))?;
             replace_file(&path, bytes)?;
         }
-        fs::rename(&temporary, to)?;
+        move_dir(&temporary, to, |name| usize::from(name == INDEX_FILE))?;
         sync_dir(parent)
     };
     write().map_err(|error| {
         // The first error is the one to report; a leftover has a name that shows what it is.
-        let _ = fs::remove_dir_all(&temporary);
+        let _ = remove_any(&temporary);
         Error::Unwritable { path: to.to_owned(), cause: error }
     })
 }

@@ -83,6 +83,18 @@ pub fn is_diffusers_folder(path: &Path) -> bool {
 }
 
 impl Model {
+    /// A hash of its weights.
+    ///
+    /// # Errors
+    /// The GPU does not answer.
+    pub fn weights_hash(&self) -> Result<blake3::Hash, Error> {
+        let mut hasher = blake3::Hasher::new();
+        for value in self.params.buffer().to_vec()? {
+            hasher.update(&value.to_le_bytes());
+        }
+        Ok(hasher.finalize())
+    }
+
     /// A painter for this model.
     pub fn painter(&self) -> Painter<'_> {
         Painter { unet: &self.unet, params: &self.params, process: &self.process }

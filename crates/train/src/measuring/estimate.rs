@@ -16,6 +16,7 @@ use super::step::{measure, milliseconds};
 use crate::config::{TrainPlan, Warning};
 use crate::error::Error;
 use crate::known_data::KnownData;
+use crate::training::cpu_memory::require_room;
 use crate::training::setup::loader_config;
 use crate::training::trainer::Trainer;
 
@@ -67,6 +68,7 @@ pub fn estimate_step(plan: &TrainPlan, repeat: usize) -> Result<StepEstimate, Er
     if !device.is_cpu() {
         return measure_on_gpu(plan, &mut trainer, &device, repeat, data);
     }
+    require_room(plan.config(), 1, &device)?;
     let extrapolation = extrapolate(plan, &mut trainer)?;
     let batch_size = plan.config().train.batch_size;
     let at_once = plan.micro_batch().map_or(batch_size, usize::from);

@@ -1,5 +1,7 @@
 //! The files in which a run's numbers and pictures are kept.
 
+use ddpm_run::disk::create_dir_all;
+use ddpm_run::durable::parent_of;
 use ddpm_run::jsonl::{JsonLines, truncate_after};
 use ddpm_run::metrics::MetricRecord;
 use ddpm_run::{RunDir, RunPaths};
@@ -59,7 +61,10 @@ impl Reporter {
 
     /// Writes a sample grid of `step`: a file in `samples/`, and an event.
     pub fn samples(&mut self, step: u64, png: &Png) {
-        let written = pictures::write(&self.paths.sample(step), png);
+        let path = self.paths.sample(step);
+        // It may have gone with the run's directory.
+        let folder = create_dir_all(parent_of(&path)).map_err(ReportError::io("create the directory", &path));
+        let written = folder.and_then(|()| pictures::write(&path, png));
         self.complain("samples", written);
         let event = self.events.as_mut().map_or(Ok(()), |events| events.image(step, "samples", png));
         self.complain("events", event);
@@ -120,6 +125,7 @@ mod tests {
         let run = RunDir::open(dir.path()).unwrap();
         let mut reporter = Reporter::open(&run, options(0)).unwrap();
         fs::remove_dir_all(run.paths().samples()).unwrap();
+        fs::write(run.paths().samples(), "a file").unwrap();
         let png = Png { width: 1, height: 1, bytes: vec![0] };
         reporter.samples(10, &png);
         reporter.samples(20, &png);

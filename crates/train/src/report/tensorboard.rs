@@ -10,11 +10,12 @@
 
 mod proto;
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use ddpm_run::clock;
+use ddpm_run::disk::{Output, create_dir_all};
+use ddpm_run::durable::parent_of;
 use ddpm_run::lock::host_name;
 use prost::Message;
 
@@ -28,7 +29,7 @@ const FILE_VERSION: &str = "brain.Event:2";
 /// Writes one event file.
 #[derive(Debug)]
 pub struct EventWriter {
-    file: File,
+    file: Output,
     path: PathBuf,
 }
 
@@ -100,6 +101,12 @@ impl EventWriter {
     }
 
     fn write(&mut self, step: u64, what: event::What) -> Result<(), ReportError> {
+        if !self.file.is_at(&self.path) {
+            // Removed with its directory, or hidden by another disk: no reader would find what is written.
+            let dir = parent_of(&self.path).to_owned();
+            create_dir_all(&dir).map_err(ReportError::io("create the directory", &dir))?;
+            *self = Self::create(&dir, step)?;
+        }
         let wall_time = clock::since_epoch().as_secs_f64();
         let event = Event { wall_time, step: step.cast_signed(), what: Some(what) };
         // One write, so that a kill leaves a whole frame or, at worst, a torn last one, which readers skip.
@@ -108,13 +115,13 @@ impl EventWriter {
 }
 
 /// A unique name that sorts by time as readers expect.
-fn create_file(dir: &Path) -> Result<(File, PathBuf), ReportError> {
+fn create_file(dir: &Path) -> Result<(Output, PathBuf), ReportError> {
     let mut attempt = 0;
     loop {
         let now = clock::since_epoch();
         let (seconds, micros, pid) = (now.as_secs(), now.subsec_micros(), std::process::id());
         let path = dir.join(format!("events.out.tfevents.{seconds:010}.{micros:06}.{}.{pid}", host_name()));
-        match File::create_new(&path) {
+        match Output::create_new(&path) {
             Ok(file) => return Ok((file, path)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < 100 => attempt += 1,
             Err(error) => return Err(ReportError::io("create the event file", &path)(error)),

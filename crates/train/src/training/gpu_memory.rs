@@ -67,6 +67,11 @@ impl<'a> GpuEstimate<'a> {
         self.needs(self.config.train.precision, images, true)
     }
 
+    /// The memory of a step in f32, as on a CPU.
+    pub(crate) fn in_f32(&self, images: usize) -> GpuNeeds {
+        self.needs(Precision::F32, images, self.config.train.gradient_checkpointing)
+    }
+
     fn needs(&self, precision: Precision, images: usize, gradient_checkpointing: bool) -> GpuNeeds {
         let TrainConfig { data, train, .. } = self.config;
         let f32s = size_of::<f32>() as u64;

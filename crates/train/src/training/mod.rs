@@ -18,6 +18,8 @@
 //! | [`events`] | the names of spans and targets |
 
 pub mod accept;
+pub(crate) mod cpu_memory;
+pub mod disk_need;
 mod divergence;
 mod engines;
 pub mod events;

@@ -26,7 +26,7 @@ use super::stop::{StopReason, StopWatch};
 use super::trainer::Trainer;
 use super::upload::Uploader;
 use crate::config::Cadence;
-use crate::error::{Error, in_one_line};
+use crate::error::{Error, Kind, in_one_line};
 use crate::report::Reporter;
 
 /// A gradient whose norm is more than so many times the usual one is reported.
@@ -297,6 +297,13 @@ impl<'a> Observers<'a> {
 
     /// Starts writing a checkpoint; returns the result of the save before, if it was not read yet.
     fn submit(&mut self, trainer: &Trainer) -> Result<Option<Result<SaveOutcome, CheckpointError>>, Error> {
+        match self.setup.run_dir.make_again_if_gone() {
+            Ok(true) => self.saved = None,
+            Ok(false) => {}
+            Err(error) if error.kind() == Kind::Held => return Err(error.into()),
+            // The save fails for the same reason, and is tried again.
+            Err(error) => tracing::warn!("{}", in_one_line(&error)),
+        }
         self.reporter.sync();
         if let Some(Err(error)) = self.engines.as_mut().map(Engines::keep) {
             tracing::warn!("engines.json was not written: {error}");
@@ -379,6 +386,8 @@ impl<'a> Observers<'a> {
 
     /// The end without a checkpoint.
     fn unsaved(&self, step: u64, cause: CheckpointError) -> Error {
-        Error::Unsaved { step, saved: self.saved.as_ref().map(|(saved, _)| *saved), cause }
+        // One whose directory is gone is nothing to go on from.
+        let saved = self.saved.as_ref().filter(|(_, path)| path.exists());
+        Error::Unsaved { step, saved: saved.map(|(saved, _)| *saved), cause }
     }
 }

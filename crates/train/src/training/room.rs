@@ -103,7 +103,7 @@ impl Room {
 
     /// The error of a step that does not fit: the memory it needs, the memory there is, and what would fit.
     fn does_not_fit(&self, learner: &Learner, error: ModelError) -> Error {
-        let (images, cause) = (learner.micro_batch, Box::new(error));
+        let (images, cause) = (learner.micro_batch, Some(Box::new(error)));
         let plural = if images == 1 { "" } else { "s" };
         let mut message = format!("a step with {images} image{plural} at once does not fit into the GPU's memory");
         let room = Gpu::of(learner.params.buffer().device()).and_then(|gpu| gpu.memory());

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use ddpm_data::{Loader, Source};
-use ddpm_run::checkpoint::{Checkpoint, remove_stale};
+use ddpm_run::checkpoint::Checkpoint;
 use ddpm_run::memory::format_bytes;
 use ddpm_run::{RunDir, RunPhase, StartFacts};
 use tracing::Span;
 
 use super::accept::Accept;
+use super::cpu_memory::require_room;
+use super::disk_need::DiskNeed;
 use super::divergence::{report, second_try};
 use super::events::{FAILURE, PROGRESS, RUN};
 use super::gpu_memory::GpuEstimate;
@@ -22,7 +24,7 @@ use super::setup::{RunSetup, device_name, loader_config};
 use super::stop::{Requests, StopReason, StopWatch};
 use super::trainer::Trainer;
 use super::upload::Uploader;
-use crate::config::TrainPlan;
+use crate::config::{TrainPlan, Warning};
 use crate::error::{Error, Kind};
 use crate::known_data::KnownData;
 use crate::memory;
@@ -93,13 +95,14 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let stop = StopWatch::new(started, options.max_hours, options.requests.clone());
     options.accept.check()?;
     let device = plan.device().open()?;
+    let at_once = plan.micro_batch().map_or(plan.config().train.batch_size, usize::from);
+    require_room(plan.config(), at_once, &device)?;
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
     refuse_to_leave_an_import(plan, &options.resume)?;
-    let run_dir = RunDir::open(plan.run_dir())?;
-    let mut notices = remove_stale(&run_dir.paths().checkpoints(), run_dir.lock())?;
-    notices.iter_mut().for_each(|name| name.push_str(": an unfinished save was removed"));
-    let (checkpoint, skipped) = choose_checkpoint(run_dir.paths(), &options.resume)?;
-    notices.extend(skipped);
+    // Only a claim: a start that is refused below leaves everything as it was.
+    let run_dir = RunDir::claim(plan.run_dir())?;
+    run_dir.put_back()?;
+    let (checkpoint, mut notices) = choose_checkpoint(run_dir.paths(), &options.resume)?;
     let data = KnownData::of_source(&*source);
     let mut beginning = Beginning::at(checkpoint, plan, &data, &options.accept)?;
     let frame = Frame { started, stop, device, source, data, run_dir, options };
@@ -125,11 +128,14 @@ fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Res
     let uploader = Uploader::start(plan.config(), run_dir.paths(), first)?;
 
     let resolved = plan.resolved().to_toml();
+    run_dir.begin()?;
+    let removed = run_dir.remove_stale()?;
     run_dir.write_config(&resolved)?;
     run_dir.record_start(start_facts(&setup, beginning, options))?;
     let mut reporter = open_reporter(&setup, first)?;
     let run = span_of_run(run_dir, first, end).entered();
     reporter.config(first, &resolved);
+    removed.iter().for_each(|name| tracing::warn!(name, "{name}: an unfinished save was removed"));
     notices.iter().chain(&beginning.reason).for_each(|notice| tracing::warn!("{notice}"));
     announce(&setup, &trainer, beginning, end);
 
@@ -258,6 +264,10 @@ fn announce(setup: &RunSetup<'_>, trainer: &Trainer, beginning: &Beginning, end:
     setup.source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
     for warning in setup.plan.warnings() {
         tracing::warn!(key = warning.key, "{}: {}", warning.key, warning.message);
+    }
+    let need = DiskNeed::of(setup.plan, trainer.unet().layout());
+    if let Some(Warning { key, message }) = need.warning(setup.run_dir.paths()) {
+        tracing::warn!("{key}: {message}");
     }
     let parameters = trainer.unet().layout().parameters();
     let (device, data) = (device_name(setup.device), setup.source.describe());

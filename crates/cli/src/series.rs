@@ -1,0 +1,69 @@
+//! Single images in a folder, each written as soon as it is made. Killed on the way, the same command goes on: a file beside the
+//! images says what they are, until all are there. Images of another command are replaced.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ddpm_run::disk::remove_any;
+use ddpm_run::durable::{io_help, replace_file};
+use ddpm_train::drawing::Images;
+use ddpm_train::report::pictures::{encode, single, write};
+use serde_json::Value;
+
+use crate::failure::{ExitCode, Failure};
+
+/// Says which images an unfinished folder holds.
+const UNFINISHED: &str = ".unfinished.json";
+
+/// See the module.
+pub(super) struct Series<'a> {
+    folder: &'a Path,
+    goes_on: bool,
+}
+
+impl<'a> Series<'a> {
+    /// The first `num` images that `what` describes, in `folder`, which exists. Those that are there count if `may_go_on`.
+    pub(super) fn begin(folder: &'a Path, num: usize, what: &Value, may_go_on: bool) -> Result<Self, Failure> {
+        let path = folder.join(UNFINISHED);
+        let there: Option<Value> = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let series = Self { folder, goes_on: may_go_on && there.as_ref() == Some(what) };
+        if !series.goes_on {
+            // In this order: whatever is there once the file says what it is must be of this command.
+            for old in [path.clone()].into_iter().chain((0..num).map(|k| series.path(k))) {
+                remove_any(&old).map_err(|error| failed(&old, "cannot be replaced", &error))?;
+            }
+            replace_file(&path, what.to_string().as_bytes())
+                .map_err(|error| failed(&path, "cannot be written", &error))?;
+        }
+        Ok(series)
+    }
+
+    /// Which of the first `num` images are there.
+    pub(super) fn there(&self, num: usize) -> Vec<bool> {
+        (0..num).map(|k| self.goes_on && self.path(k).is_file()).collect()
+    }
+
+    /// Writes images, of which the first has this number.
+    pub(super) fn keep(&self, first: usize, images: &Images) -> Result<(), Failure> {
+        let [_, height, width, channels] = images.shape;
+        for (k, image) in images.pixels.chunks_exact(height * width * channels).enumerate() {
+            write(&self.path(first + k), &encode(&single(image, [height, width, channels])?)?)?;
+        }
+        Ok(())
+    }
+
+    /// All `num` images are there; returns their files.
+    pub(super) fn end(self, num: usize) -> Result<Vec<PathBuf>, Failure> {
+        let path = self.folder.join(UNFINISHED);
+        remove_any(&path).map_err(|error| failed(&path, "cannot be removed", &error))?;
+        Ok((0..num).map(|k| self.path(k)).collect())
+    }
+
+    fn path(&self, k: usize) -> PathBuf {
+        self.folder.join(format!("{k:05}.png"))
+    }
+}
+
+fn failed(path: &Path, what: &str, error: &std::io::Error) -> Failure {
+    Failure::caused_by(ExitCode::Other, format!("{}: {what}", path.display()), error).hint(io_help(error, path))
+}
