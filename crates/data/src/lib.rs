@@ -8,6 +8,7 @@
 //! - `order`: the permutation of each epoch, computed and not stored.
 //! - [`Batcher`] makes batch `k`, a pure function of (seed, source, settings, `k`); [`Loader`] runs it in threads,
 //!   ahead of the training step, and changes nothing about the result.
+//! - [`pack()`] writes any source as tar shards, decoded and cut once.
 //! - [`inspect()`] reads everything once and reports what a person should know before training on it.
 //!
 //! Position, everywhere, is the number of images seen before, by all ranks together: `step * batch + place in the
@@ -21,6 +22,7 @@ mod format;
 mod inspect;
 mod loader;
 mod order;
+mod pack;
 mod store;
 #[cfg(test)]
 mod testing;
@@ -32,3 +34,4 @@ pub use error::DataError;
 pub use format::{Format, OpenOptions, RawImage, Source, open};
 pub use inspect::{Counts, Inspection, Preview, inspect};
 pub use loader::Loader;
+pub use pack::{PackAs, PackConfig, Packed, pack};
