@@ -25,6 +25,7 @@ mod hints;
 mod invert;
 mod listen;
 pub mod output;
+mod pack;
 mod places;
 mod push;
 mod runs;
@@ -87,6 +88,7 @@ fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
         Command::Sample(args) => sample::run(&args, output)?,
         Command::Eval(EvalCommand::Nll(args)) => return eval::nll(&args, output),
         Command::Data(DataCommand::Inspect(args)) => data::inspect(&args, output)?,
+        Command::Data(DataCommand::Pack(args)) => pack::run(&args, output)?,
         Command::Config(ConfigCommand::Init(args)) => config::init(&args, output)?,
         Command::Config(ConfigCommand::Show(args)) => config::show(&args, output)?,
         Command::Config(ConfigCommand::Check(args)) => return check::check(&args, output),

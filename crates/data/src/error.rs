@@ -7,8 +7,7 @@
 use std::path::PathBuf;
 
 /// The formats [`crate::open`] reads, for messages.
-pub(crate) const WORKS_TODAY: &str =
-    "builtin:fashion10k, a folder of images (png, jpg, webp, gif, bmp, tiff), or a .parquet file or folder";
+pub(crate) const WORKS_TODAY: &str = "builtin:fashion10k, a folder of images (png, jpg, webp, gif, bmp, tiff), .parquet files, .tar shards, or an Arrow, IDX or CIFAR folder";
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -252,6 +251,52 @@ pub enum DataError {
         #[source]
         cause: std::io::Error,
     },
+    /// `data.source` is a file of a kind that is not read.
+    #[error("data.source = {found}: {what}")]
+    OtherFormat {
+        /// The source as it was given.
+        found: String,
+        /// What it is.
+        what: &'static str,
+        /// What to do; may be empty.
+        advice: &'static str,
+    },
+    /// `data.source` has braces that stand for no files.
+    #[error("data.source = {found}: {reason}")]
+    BadPattern {
+        /// The source as it was given.
+        found: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A data set of several files of which some are missing, or lie where they cannot be read.
+    #[error("{place}: not a whole {kind}: {reason}")]
+    NotWhole {
+        /// The source.
+        place: String,
+        /// The data set.
+        kind: &'static str,
+        /// What is missing.
+        reason: String,
+    },
+    /// A folder that nothing can be packed into.
+    #[error("--to {}: {reason}", to.display())]
+    PackTarget {
+        /// The folder, or a file in it.
+        to: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A file of another kind whose structure cannot be read.
+    #[error("{place}: not a readable {format}: {reason}")]
+    BadFile {
+        /// The file.
+        place: String,
+        /// What it should be.
+        format: &'static str,
+        /// What is wrong, and where.
+        reason: String,
+    },
     /// The loader was asked again after it had returned an error.
     #[error("the data loader has stopped after an earlier error")]
     Stopped,
@@ -269,7 +314,11 @@ impl DataError {
             Self::UnknownBuiltin { known, .. } => format!("embedded data sets: {}", known.join(", ")),
             Self::Changed { .. } => "start again once the files are no longer being written".into(),
             Self::Unavailable { .. } => "check that its disk is mounted; then the same command goes on".into(),
-            Self::Unsupported { .. } => format!("data.source may be {WORKS_TODAY}"),
+            Self::OtherFormat { advice: "", .. } | Self::Unsupported { .. } => format!("data.source may be {WORKS_TODAY}"),
+            Self::OtherFormat { advice, .. } => (*advice).to_owned(),
+            Self::BadPattern { .. } => {
+                "braces stand for shards of one folder: shards/train-{000000..000099}.tar; or give the folder".into()
+            }
             Self::FormatMismatch { .. } => "leave data.format out, or set it to \"auto\"".into(),
             Self::UnknownSplit { found, .. } => format!("set data.split to one that is there, or to \"all\"; found {}", found.join(", ")),
             Self::NoTrainSplit { .. } => "set data.split to one of them, or to \"all\"".into(),
@@ -281,7 +330,9 @@ impl DataError {
             }
             Self::BadSlice { len: Some(_), .. } => "choose bounds of which the first comes before the second".into(),
             Self::Empty { .. } => format!("point data.source at {WORKS_TODAY}"),
-            Self::BadParquet { .. } => "the file is damaged or was only partly downloaded: fetch it again".into(),
+            Self::BadParquet { .. } | Self::BadFile { .. } => "the file is damaged or was only partly downloaded: fetch it again".into(),
+            Self::PackTarget { .. } => "name a folder that is empty or does not exist yet; a folder that was begun goes on with the same options".into(),
+            Self::NotWhole { .. } => "unpack all of its files, under their own names, into one folder".into(),
             Self::NoImageColumn { .. } => "store the encoded images (PNG, JPEG) in a struct column `image` {bytes, path}".into(),
             Self::ClassNamesDiffer { .. } => "train on one of the two, or choose a part with data.split".into(),
             Self::Unreadable { .. } => {
@@ -317,6 +368,9 @@ impl DataError {
             self,
             Self::UnknownBuiltin { .. }
                 | Self::Unsupported { .. }
+                | Self::OtherFormat { .. }
+                | Self::BadPattern { .. }
+                | Self::PackTarget { .. }
                 | Self::FormatMismatch { .. }
                 | Self::UnknownSplit { .. }
                 | Self::NoTrainSplit { .. }

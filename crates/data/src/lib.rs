@@ -8,6 +8,7 @@
 //! - `order`: the permutation of each epoch, computed and not stored.
 //! - [`Batcher`] makes batch `k`, a pure function of (seed, source, settings, `k`); [`Loader`] runs it in threads,
 //!   ahead of the training step, and changes nothing about the result.
+//! - [`pack()`] writes any source as tar shards, decoded and cut once.
 //! - [`inspect()`] reads everything once and reports what a person should know before training on it.
 //!
 //! Position, everywhere, is the number of images before, of all ranks together: `step * batch + place in the batch`, unless
@@ -22,6 +23,7 @@ mod inspect;
 mod loader;
 mod order;
 mod origin;
+mod pack;
 mod store;
 #[cfg(test)]
 mod testing;
@@ -34,3 +36,4 @@ pub use format::{Format, OpenOptions, RawImage, Source, open};
 pub use inspect::{Counts, Inspection, Preview, inspect};
 pub use loader::Loader;
 pub use origin::Origin;
+pub use pack::{PackAs, PackConfig, Packed, pack};

@@ -118,7 +118,11 @@ impl Store for Remote {
     }
 
     fn list(&self) -> Result<Listing, StoreError> {
-        let files = self.files.iter().map(|(name, bytes)| FileInfo { name: name.clone(), size: bytes.len() as u64 });
+        let files = self.files.iter().map(|(name, bytes)| FileInfo {
+            name: name.clone(),
+            size: bytes.len() as u64,
+            version: 0,
+        });
         Ok(Listing { files: files.collect(), passed_over: Vec::new() })
     }
 

@@ -3,15 +3,23 @@
 //! Indexable, and not an iterator, because a run must be able to start at any step: the order is a permutation of
 //! indices ([`crate::order::Order`]), so a resume seeks instead of replaying.
 
+mod arrow;
+mod braces;
 mod builtin;
+mod classes;
+mod detect;
 mod files;
 mod folder;
 mod metadata;
 mod parquet;
+mod ranges;
+#[cfg_attr(not(feature = "datasets"), path = "raw/without.rs")]
+mod raw;
 mod slice;
 mod split;
+mod tar;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,9 +27,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use self::files::has_extension;
+pub(crate) use self::tar::{CLASSES_FILE, file_header, shard_len};
 use crate::error::DataError;
 use crate::store::{self, FileInfo, Listing, Located, Store};
 
+/// Image columns by these names are preferred over others.
+const IMAGE_NAMES: [&str; 2] = ["image", "img"];
 /// Columns that hold the class, the preferred first.
 const LABEL_NAMES: [&str; 4] = ["label", "labels", "class", "fine_label"];
 
@@ -85,10 +96,19 @@ pub enum Format {
     Folder,
     /// A `.parquet` file, or a folder of them.
     Parquet,
-    /// `.tar` shards. Not read by this version.
+    /// WebDataset: `.tar` shards.
     Webdataset,
-    /// MNIST's IDX files. Not read by this version.
+    /// Arrow tables, as `datasets.save_to_disk` writes them.
+    Arrow,
+    /// MNIST's IDX files.
     Idx,
+    /// CIFAR-10's binary files.
+    Cifar,
+}
+
+impl Format {
+    /// All of them, as `data.format` names them.
+    pub const NAMES: &str = "auto, folder, parquet, webdataset, arrow, idx or cifar";
 }
 
 /// The settings of the table `data` that say what of the source is read.
@@ -101,10 +121,10 @@ pub struct OpenOptions {
     pub split: Option<String>,
 }
 
-/// Opens `data.source`: `builtin:NAME`, a folder of images, or a `.parquet` file or folder; where `data.split` says so,
-/// a slice of it.
+/// Opens `data.source`: `builtin:NAME`, a folder of images, tables or shards, or one of them; where `data.split` says so, a
+/// slice of it.
 ///
-/// Reads names, sizes and Parquet footers, but no image. Errors name the source and say what would work.
+/// Reads names, sizes, footers, headers and labels, but no image (but for IDX and CIFAR, which are read whole). Errors name the source and say what would work.
 pub fn open(source: &str, options: &OpenOptions) -> Result<Arc<dyn Source>, DataError> {
     let split = slice::Split::parse(options.split.as_deref())?;
     let whole = open_whole(source, options.format, split.name)?;
@@ -119,29 +139,77 @@ fn open_whole(source: &str, format: Format, split: Option<&str>) -> Result<Arc<d
         return Ok(Arc::new(builtin::open(name, split)?));
     }
     store::refuse_remote(source)?;
-    refuse_unsupported(source, format)?;
+    if let Some(pattern) = source.contains('{').then(|| source.rsplit_once('/').unwrap_or((".", source)))
+        && !std::path::Path::new(source).exists()
+    {
+        return open_shards(source, pattern, split);
+    }
     match store::locate(source)? {
         Located::Folder(store) => open_folder(source, store, format, split),
-        Located::File(store, file) => open_file(source, &store, file, format, split),
+        Located::File(store, file) => open_file(source, store, file, format, split),
     }
+}
+
+/// Opens the tar shards that a name with braces stands for: those of one folder.
+fn open_shards(
+    source: &str,
+    (folder, pattern): (&str, &str),
+    split: Option<&str>,
+) -> Result<Arc<dyn Source>, DataError> {
+    let bad = |reason| DataError::BadPattern { found: source.to_owned(), reason };
+    let names = braces::expand(pattern).map_err(bad)?;
+    let Located::Folder(store) = store::locate(folder)? else {
+        return Err(bad(format!("{folder} is no folder")));
+    };
+    let (mut shards, mut others) = (HashMap::new(), Vec::new());
+    for file in store.list()?.files {
+        // Only what lies in the folder itself can have such a name.
+        match file.name.to_str().filter(|_| detect::is_tar(&file)).map(str::to_owned) {
+            Some(name) => _ = shards.insert(name, file),
+            None => others.push(file),
+        }
+    }
+    let found: Vec<Option<FileInfo>> = names.iter().map(|name| shards.remove(name)).collect();
+    let missing: Vec<&String> = names.iter().zip(&found).filter(|(_, file)| file.is_none()).map(|(n, _)| n).collect();
+    if let Some(first) = missing.first() {
+        return Err(bad(format!("{} of {} shards are not there, the first {first}", missing.len(), names.len())));
+    }
+    Ok(Arc::new(tar::open(source, store, found.into_iter().flatten().collect(), &others, split)?))
 }
 
 fn open_file(
     source: &str,
-    store: &Arc<dyn Store>,
+    store: Arc<dyn Store>,
     file: FileInfo,
     format: Format,
     split: Option<&str>,
 ) -> Result<Arc<dyn Source>, DataError> {
-    if format == Format::Folder {
-        return Err(DataError::FormatMismatch { format: "folder", path: source.into(), found: "a file" });
+    let detected = detect::of_file(&file);
+    let format = if format == Format::Auto { detected } else { Some(format) };
+    match format {
+        Some(Format::Parquet) => Ok(Arc::new(parquet::ParquetSource::open(source, &store, vec![file], split)?)),
+        Some(Format::Webdataset) => {
+            let classes: Vec<FileInfo> = store.find(CLASSES_FILE.as_ref()).into_iter().collect();
+            Ok(Arc::new(tar::open(source, store, vec![file], &classes, split)?))
+        }
+        Some(Format::Arrow) => Ok(Arc::new(arrow::open(source, store, vec![file], &[], split)?)),
+        Some(Format::Folder) => {
+            Err(DataError::FormatMismatch { format: "folder", path: source.into(), found: "a file" })
+        }
+        _ => Err(refuse_file(source, &file)),
     }
-    if format != Format::Parquet && !has_extension(&file.name, &["parquet"]) {
-        let image = has_extension(&file.name, folder::EXTENSIONS);
-        let format = if image { "a single image (give its folder)" } else { "this kind of file" };
-        return Err(DataError::Unsupported { found: source.to_owned(), format });
-    }
-    Ok(Arc::new(parquet::ParquetSource::open(source, store, vec![file], split)?))
+}
+
+/// Says what a file is that is not read, and what to do.
+fn refuse_file(source: &str, file: &FileInfo) -> DataError {
+    let (what, advice) = match detect::other_format(&file.name) {
+        _ if has_extension(&file.name, folder::EXTENSIONS) => ("a single image", "give its folder"),
+        _ if detect::is_idx(&file.name) => ("a single IDX file", "give its folder, with images and labels in it"),
+        _ if detect::is_cifar(&file.name) => ("a single file of CIFAR", "give its folder, with all batches in it"),
+        Some(known) => known,
+        None => ("no kind of file that is read", ""),
+    };
+    DataError::OtherFormat { found: source.to_owned(), what, advice }
 }
 
 fn open_folder(
@@ -151,26 +219,37 @@ fn open_folder(
     split: Option<&str>,
 ) -> Result<Arc<dyn Source>, DataError> {
     let listing = without_runs(store.list()?);
-    // In a folder of images, `metadata.parquet` would hold their labels and no images; it is not read.
-    let is_parquet =
-        |file: &FileInfo| has_extension(&file.name, &["parquet"]) && !file.name.ends_with("metadata.parquet");
-    let as_parquet = match format {
-        Format::Folder => false,
-        Format::Parquet => true,
-        _ => listing.files.iter().any(is_parquet),
+    let chosen = if format == Format::Auto { detect::of_folder(&listing.files) } else { format };
+    let (is_part, looked_for): (&dyn Fn(&FileInfo) -> bool, String) = match chosen {
+        Format::Auto | Format::Folder => {
+            (&|file| has_extension(&file.name, folder::EXTENSIONS), format!(".{}", folder::EXTENSIONS.join(", .")))
+        }
+        Format::Parquet => (&detect::is_parquet, ".parquet files".to_owned()),
+        Format::Webdataset => (&detect::is_tar, ".tar files".to_owned()),
+        Format::Arrow => (&detect::is_arrow, ".arrow files".to_owned()),
+        Format::Idx => (&|file| detect::is_idx(&file.name), "IDX files (train-images-idx3-ubyte, ...)".to_owned()),
+        Format::Cifar => (&|file| detect::is_cifar(&file.name), "CIFAR's files (data_batch_1.bin, ...)".to_owned()),
     };
-    if !as_parquet {
-        return Ok(Arc::new(folder::FolderSource::open(source, store, listing, split)?));
-    }
-    let Listing { files, passed_over } = listing;
-    let (parquet_files, others): (Vec<_>, Vec<_>) = files.into_iter().partition(is_parquet);
-    if parquet_files.is_empty() {
-        let also = files::passed_over(&passed_over).map_or(String::new(), |text| format!("; {text}"));
-        let detail = format!("looked for .parquet files, found {} other files{also}", others.len());
+    let also = files::passed_over(&listing.passed_over);
+    if !listing.files.iter().any(is_part) {
+        let also = also.map_or(String::new(), |text| format!("; {text}"));
+        let detail = format!("looked for {looked_for}; {}{also}", detect::found(&listing.files));
         return Err(DataError::Empty { place: source.to_owned(), detail });
     }
-    let notices = files::passed_over(&passed_over).into_iter().collect();
-    Ok(Arc::new(parquet::ParquetSource::open(source, &store, parquet_files, split)?.with_notices(notices)))
+    if matches!(chosen, Format::Auto | Format::Folder) {
+        return Ok(Arc::new(folder::FolderSource::open(source, store, listing, split)?));
+    }
+    let (parts, others): (Vec<_>, Vec<_>) = listing.files.into_iter().partition(is_part);
+    Ok(match chosen {
+        Format::Webdataset => Arc::new(tar::open(source, store, parts, &others, split)?.with_notices(also)),
+        Format::Arrow => Arc::new(arrow::open(source, store, parts, &others, split)?.with_notices(also)),
+        Format::Idx => Arc::new(raw::open_idx(source, &*store, &parts, split)?),
+        Format::Cifar => Arc::new(raw::open_cifar(source, &*store, &parts, split)?),
+        _ => {
+            let notices = also.into_iter().collect();
+            Arc::new(parquet::ParquetSource::open(source, &store, parts, split)?.with_notices(notices))
+        }
+    })
 }
 
 /// Leaves out the files of training runs: their pictures are not data. A run directory has both `run.json` and
@@ -189,20 +268,6 @@ fn without_runs(mut listing: Listing) -> Listing {
     listing.passed_over.extend(runs.into_iter().map(|run| (run, "a run directory".into())));
     listing.passed_over.sort_unstable();
     listing
-}
-
-/// Refuses by name the formats that the configuration may ask for but this version does not read.
-fn refuse_unsupported(source: &str, format: Format) -> Result<(), DataError> {
-    let refuse = |format| Err(DataError::Unsupported { found: source.to_owned(), format });
-    let lower = source.to_ascii_lowercase();
-    if format == Format::Webdataset || lower.ends_with(".tar") || lower.ends_with(".tar.gz") {
-        return refuse("WebDataset (.tar)");
-    }
-    let idx = ["-ubyte", "-ubyte.gz", ".idx", ".idx.gz"].iter().any(|end| lower.ends_with(end));
-    if format == Format::Idx || idx {
-        return refuse("IDX");
-    }
-    Ok(())
 }
 
 /// Reads the samples `indices` of `source`, as many at a time as it returns, and gives each to `visit` in their order,

@@ -33,7 +33,7 @@ pub(super) struct Chosen {
 }
 
 /// The split that a whole name means.
-fn meaning(name: &str) -> Option<&'static str> {
+pub(super) fn meaning(name: &str) -> Option<&'static str> {
     let name = name.to_ascii_lowercase();
     NAMES.iter().find(|(_, names)| names.contains(&name.as_str())).map(|(split, _)| *split)
 }

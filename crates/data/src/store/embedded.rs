@@ -22,7 +22,8 @@ impl Store for EmbeddedStore {
     }
 
     fn list(&self) -> Result<Listing, StoreError> {
-        let files = self.0.iter().map(|(name, bytes)| FileInfo { name: name.into(), size: bytes.len() as u64 });
+        let files =
+            self.0.iter().map(|(name, bytes)| FileInfo { name: name.into(), size: bytes.len() as u64, version: 0 });
         Ok(Listing { files: files.collect(), passed_over: Vec::new() })
     }
 

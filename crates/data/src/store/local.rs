@@ -5,9 +5,10 @@
 //! a network it may move although the content stays, and would end a run without need.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 
@@ -67,7 +68,7 @@ impl LocalStore {
             let name = below.join(name);
             match std::fs::metadata(self.root.join(&name)) {
                 Ok(about) if about.is_dir() => folders.push(name),
-                Ok(about) if about.is_file() => listing.files.push(FileInfo { name, size: about.len() }),
+                Ok(about) if about.is_file() => listing.files.push(file(name, &about)),
                 Ok(_) => listing.passed_over.push((name, "neither a file nor a folder".into())),
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
                     listing.passed_over.push((name, "a link to nothing".into()));
@@ -92,6 +93,15 @@ impl LocalStore {
 impl Store for LocalStore {
     fn place(&self, file: &Path) -> PathBuf {
         self.root.join(file)
+    }
+
+    fn on_disk(&self, path: &Path) -> Option<PathBuf> {
+        Some(self.root.join(path))
+    }
+
+    fn find(&self, name: &Path) -> Option<FileInfo> {
+        let about = std::fs::metadata(self.root.join(name)).ok().filter(Metadata::is_file)?;
+        Some(file(name.to_owned(), &about))
     }
 
     fn list(&self) -> Result<Listing, StoreError> {
@@ -121,6 +131,12 @@ impl Store for LocalStore {
     fn read(&self, pieces: &[Piece<'_>]) -> Vec<Result<Bytes, StoreError>> {
         pieces.iter().map(|piece| self.read_piece(piece)).collect()
     }
+}
+
+/// A file with what the system says of it; its version is the time of its last change, in nanoseconds.
+pub(super) fn file(name: PathBuf, about: &Metadata) -> FileInfo {
+    let changed = about.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    FileInfo { name, size: about.len(), version: changed.map_or(0, |time| time.as_nanos() as u64) }
 }
 
 /// The folder that a path names; the empty path, which has no entry anywhere, is the current one.

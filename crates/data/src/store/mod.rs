@@ -31,6 +31,9 @@ pub(crate) struct FileInfo {
     pub(crate) name: PathBuf,
     /// In bytes.
     pub(crate) size: u64,
+    /// Another number when the file has changed, as far as the store knows (the time of its change, an etag); 0 where it
+    /// knows nothing.
+    pub(crate) version: u64,
 }
 
 /// What lies below a store's root.
@@ -53,6 +56,16 @@ pub(crate) struct Piece<'a> {
 pub(crate) trait Store: Debug + Send + Sync {
     /// The whole name of `file`, for messages.
     fn place(&self, file: &Path) -> PathBuf;
+
+    /// The path of a file or folder below the root that other libraries can open; `None` where it lies on no disk.
+    fn on_disk(&self, _: &Path) -> Option<PathBuf> {
+        None
+    }
+
+    /// One file below the root, without listing the others; `None` where it is not there, or cannot be asked for.
+    fn find(&self, _: &Path) -> Option<FileInfo> {
+        None
+    }
 
     /// Everything below the root. An error where the root itself cannot be listed.
     fn list(&self) -> Result<Listing, StoreError>;
@@ -131,7 +144,7 @@ pub(crate) fn locate(source: &str) -> Result<Located, DataError> {
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     let name = path.file_name().map(PathBuf::from).unwrap_or_default();
-    Ok(Located::File(Arc::new(LocalStore::new(folder)), FileInfo { name, size: about.len() }))
+    Ok(Located::File(Arc::new(LocalStore::new(folder)), local::file(name, &about)))
 }
 
 /// Refuses by name the stores that this version does not read.

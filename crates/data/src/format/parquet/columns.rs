@@ -8,10 +8,8 @@ use parquet::file::metadata::{FileMetaData, RowGroupMetaData};
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 use serde_json::Value;
 
-use crate::format::LABEL_NAMES;
-
-/// Image columns by these names are preferred over others.
-const IMAGE_NAMES: [&str; 2] = ["image", "img"];
+use crate::format::classes::names_of_feature;
+use crate::format::{IMAGE_NAMES, LABEL_NAMES};
 
 /// Leaf indices of the columns that are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,20 +86,7 @@ pub(super) fn class_names(metadata: &FileMetaData, label_column: &str) -> Option
     let entry = metadata.key_value_metadata()?.iter().find(|entry| entry.key == "huggingface")?;
     let json: Value = serde_json::from_str(entry.value.as_deref()?).ok()?;
     let features = json.pointer("/info/features").or_else(|| json.get("features"))?;
-    names_of(features.get(label_column)?)
-}
-
-/// `names` of a ClassLabel: a list, or (as in a dataset card) a map from number to name, perhaps below `dtype`.
-fn names_of(feature: &Value) -> Option<Vec<String>> {
-    let places = ["/names", "/class_label/names", "/dtype/class_label/names"];
-    match places.iter().find_map(|place| feature.pointer(place))? {
-        Value::Array(names) => names.iter().map(|name| name.as_str().map(str::to_owned)).collect(),
-        Value::Object(names) => {
-            let in_order = (0..names.len()).map(|i| names.get(&i.to_string())?.as_str().map(str::to_owned));
-            in_order.collect()
-        }
-        _ => None,
-    }
+    names_of_feature(features.get(label_column)?)
 }
 
 #[cfg(test)]
@@ -137,16 +122,5 @@ mod tests {
     fn a_label_that_is_text_is_no_label() {
         let schema = "message m { required binary image; optional binary label (UTF8); }";
         assert_eq!(columns(schema).unwrap().label, None);
-    }
-
-    #[test]
-    fn class_names_are_read_as_list_and_as_map() {
-        let list = serde_json::json!({"names": ["cat", "dog"], "_type": "ClassLabel"});
-        assert_eq!(names_of(&list).unwrap(), ["cat", "dog"]);
-        let map = serde_json::json!({"dtype": {"class_label": {"names": {"1": "dog", "0": "cat"}}}});
-        assert_eq!(names_of(&map).unwrap(), ["cat", "dog"]);
-        let holes = serde_json::json!({"names": {"0": "cat", "2": "dog"}});
-        assert_eq!(names_of(&holes), None);
-        assert_eq!(names_of(&serde_json::json!({"dtype": "int64"})), None);
     }
 }

@@ -188,12 +188,3 @@ fn labels_that_are_text_are_said_to_be_no_classes() {
         ["x.parquet: the column label is no class, as it holds BYTE_ARRAY and no whole numbers"]
     );
 }
-
-#[test]
-fn what_datasets_saved_to_disk_is_recognised() {
-    let dir = TempDir::new().unwrap();
-    put(&dir, "data-00000-of-00001.arrow", b"x");
-    put(&dir, "dataset_info.json", b"{}");
-    let (message, _) = refused(dir.path().to_str().unwrap());
-    assert!(message.contains("load_from_disk(...).to_parquet(...)"), "{message}");
-}

@@ -1,0 +1,207 @@
+//! Samples that are ranges of bytes in large files: members of tar shards, values of Arrow tables.
+//!
+//! A few bytes a sample say where each image lies, so any of them is read by its index, and many in one call to the store.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::files::slashed;
+use super::folder::READ_AT_ONCE_BYTES;
+use super::{RawImage, Source};
+use crate::error::DataError;
+use crate::store::{FileInfo, Piece, Store, StoreError};
+
+/// No usual image is larger; a worker must not read a mislabelled archive into memory.
+const MAX_IMAGE_BYTES: u32 = 256 << 20;
+
+/// Where an image lies, and its class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) offset: u64,
+    /// In bytes; one of 4 GiB and more is [`Span::TOO_LARGE`].
+    pub(super) size: u32,
+    /// [`Span::NONE`] where it has none.
+    pub(super) label: u32,
+}
+
+impl Span {
+    /// No label, or no image.
+    pub(super) const NONE: u32 = u32::MAX;
+    pub(super) const TOO_LARGE: u32 = u32::MAX - 1;
+
+    /// The size of an image of so many bytes.
+    pub(super) fn size_of(bytes: u64) -> u32 {
+        u32::try_from(bytes).unwrap_or(Self::TOO_LARGE).min(Self::TOO_LARGE)
+    }
+
+    /// The class, where it has one.
+    pub(super) fn label(self) -> Option<u32> {
+        Some(self.label).filter(|&label| label != Self::NONE)
+    }
+}
+
+/// Texts behind one another in one piece of memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Names {
+    pub(super) text: String,
+    /// Where each ends.
+    pub(super) ends: Vec<u32>,
+}
+
+impl Names {
+    /// Adds one; an absurdly long list gets empty names.
+    pub(super) fn push(&mut self, name: &str) {
+        if u32::try_from(self.text.len() + name.len()).is_ok() {
+            self.text.push_str(name);
+        }
+        self.ends.push(self.text.len() as u32);
+    }
+
+    pub(super) fn get(&self, index: usize) -> Option<&str> {
+        let start = index.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
+        self.text.get(start as usize..*self.ends.get(index)? as usize)
+    }
+}
+
+/// A file with some samples.
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) file: FileInfo,
+    pub(super) spans: Vec<Span>,
+    /// The samples' names; they have row numbers where it is `None`.
+    pub(super) names: Option<Names>,
+}
+
+/// What is known about all shards together.
+#[derive(Debug)]
+pub(super) struct About {
+    /// `data.source`.
+    pub(super) place: String,
+    /// What a shard is called: "tar shard".
+    pub(super) kind: &'static str,
+    pub(super) has_labels: bool,
+    pub(super) class_names: Option<Vec<String>>,
+    pub(super) fingerprint: String,
+    pub(super) notices: Vec<String>,
+}
+
+/// The samples of one or more shards, one after another.
+#[derive(Debug)]
+pub(super) struct RangeSource {
+    about: About,
+    store: Arc<dyn Store>,
+    shards: Vec<Shard>,
+    /// The index of each shard's first sample.
+    starts: Vec<usize>,
+    len: usize,
+}
+
+impl RangeSource {
+    /// `shards` hold one sample at least.
+    pub(super) fn new(store: Arc<dyn Store>, shards: Vec<Shard>, about: About) -> Self {
+        let (mut starts, mut len) = (Vec::with_capacity(shards.len()), 0);
+        for shard in &shards {
+            starts.push(len);
+            len += shard.spans.len();
+        }
+        Self { about, store, shards, starts, len }
+    }
+
+    /// Adds these notices.
+    pub(super) fn with_notices(mut self, notices: impl IntoIterator<Item = String>) -> Self {
+        self.about.notices.extend(notices);
+        self
+    }
+
+    /// The shard of a sample, and its number there.
+    fn find(&self, index: usize) -> Result<(&Shard, usize), DataError> {
+        if index >= self.len {
+            return Err(DataError::NoSuchSample { index, len: self.len });
+        }
+        let shard = self.starts.partition_point(|&start| start <= index) - 1;
+        Ok((&self.shards[shard], index - self.starts[shard]))
+    }
+
+    /// Where the bytes of a sample lie, or why they cannot be read.
+    fn piece(&self, index: usize) -> Result<Piece<'_>, DataError> {
+        let (shard, number) = self.find(index)?;
+        let Span { offset, size, .. } = shard.spans[number];
+        let reason = match size {
+            Span::NONE => "it has no image (images kept outside the file are not read)",
+            0..=MAX_IMAGE_BYTES => {
+                return Ok(Piece { file: &shard.file, range: offset..offset.saturating_add(size.into()) });
+            }
+            _ => "the image is larger than 256 MiB",
+        };
+        Err(DataError::Unreadable { sample: id(shard, number), reason: reason.to_owned() })
+    }
+
+    fn sample(&self, index: usize, bytes: Result<Bytes, StoreError>) -> Result<RawImage, DataError> {
+        let (shard, number) = self.find(index)?;
+        let id = id(shard, number);
+        match bytes {
+            Ok(bytes) => Ok(RawImage { id, bytes, label: shard.spans[number].label() }),
+            Err(error) => Err(error.of_sample(id)),
+        }
+    }
+}
+
+fn id(shard: &Shard, number: usize) -> String {
+    let file = slashed(&shard.file.name);
+    match shard.names.as_ref().and_then(|names| names.get(number)) {
+        Some(name) => format!("{file}: {name}"),
+        None => format!("{file} row {number}"),
+    }
+}
+
+impl Source for RangeSource {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn read(&self, index: usize) -> Result<RawImage, DataError> {
+        let Piece { file, range } = self.piece(index)?;
+        self.sample(index, self.store.read_one(file, range))
+    }
+
+    fn read_many(&self, indices: &[usize]) -> Vec<Result<RawImage, DataError>> {
+        let (mut bytes, mut pieces) = (0u64, Vec::new());
+        for &index in indices.iter().take(self.store.at_once()) {
+            let Ok(piece) = self.piece(index) else { break };
+            bytes += piece.range.end - piece.range.start;
+            if bytes > READ_AT_ONCE_BYTES {
+                break;
+            }
+            pieces.push(piece);
+        }
+        if pieces.len() < 2 {
+            return indices.iter().take(1).map(|&index| self.read(index)).collect();
+        }
+        let read = self.store.read(&pieces);
+        indices.iter().zip(read).map(|(&index, bytes)| self.sample(index, bytes)).collect()
+    }
+
+    fn class_names(&self) -> Option<&[String]> {
+        self.about.class_names.as_deref()
+    }
+
+    fn has_labels(&self) -> bool {
+        self.about.has_labels
+    }
+
+    fn fingerprint(&self) -> &str {
+        &self.about.fingerprint
+    }
+
+    fn notices(&self) -> &[String] {
+        &self.about.notices
+    }
+
+    fn describe(&self) -> String {
+        let About { place, kind, class_names, .. } = &self.about;
+        let (n, s) = (self.shards.len(), if self.shards.len() == 1 { "" } else { "s" });
+        let classes = class_names.as_ref().map_or(String::new(), |names| format!(", {} classes", names.len()));
+        format!("{place}: {} images in {n} {kind}{s}{classes}", self.len)
+    }
+}

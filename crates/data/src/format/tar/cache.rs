@@ -1,0 +1,177 @@
+//! Indices of shards, kept in the user's cache directory, so that the headers of a shard are read once and not at every start.
+//!
+//! A kept index is used while the shard has the size and the version (time of change, etag) that it had; where the store
+//! knows no version, nothing is kept. A file that is not whole is made again: nothing here can fail, only be slower.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::index::{Found, Index};
+use crate::format::ranges::{Names, Span};
+use crate::store::FileInfo;
+
+/// The first bytes of a file; another layout gets another number.
+const MAGIC: &[u8] = b"ddpm tar index 1";
+/// Of blake3, at the end.
+const HASH: usize = 32;
+/// Bytes of a span.
+const SPAN: usize = 16;
+
+#[derive(Serialize, Deserialize)]
+struct Head {
+    size: u64,
+    version: u64,
+    samples: usize,
+    found: Found,
+}
+
+/// Where indices are kept; `None` where there is no home, and in unit tests, which leave the user's alone.
+pub(super) fn folder() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = set("XDG_CACHE_HOME").filter(|path| path.is_absolute()).or_else(|| Some(set("HOME")?.join(".cache")));
+    base.filter(|_| !cfg!(test)).map(|base| base.join("ddpm/shards"))
+}
+
+/// The index of the shard at `place`, by `build` where none is kept.
+pub(super) fn load_or<E>(
+    folder: Option<&Path>,
+    place: &Path,
+    file: &FileInfo,
+    build: impl FnOnce() -> Result<Index, E>,
+) -> Result<Index, E> {
+    let Some(folder) = folder.filter(|_| file.version != 0) else { return build() };
+    let place = std::path::absolute(place).unwrap_or_else(|_| place.to_owned());
+    let name = blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex();
+    let kept = folder.join(format!("{name}.index"));
+    if let Some(index) = fs::read(&kept).ok().and_then(|bytes| parse(&bytes, file)) {
+        return Ok(index);
+    }
+    let index = build()?;
+    if let Err(error) = keep(folder, &kept, &encode(&index, file)) {
+        tracing::debug!("the index of {} is not kept: {error}", place.display());
+    }
+    Ok(index)
+}
+
+/// Writes beside and renames, so that another process never reads half of it.
+fn keep(folder: &Path, kept: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    fs::create_dir_all(folder)?;
+    let unique = format!("{}-{}.tmp", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let beside = kept.with_extension(unique);
+    let written = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, kept));
+    if written.is_err() {
+        // Perhaps it was never made.
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}
+
+fn encode(index: &Index, file: &FileInfo) -> Vec<u8> {
+    let samples = index.spans.len();
+    let found = serde_json::json!({
+        "size": file.size, "version": file.version, "samples": samples, "found": index.found
+    });
+    let head = found.to_string();
+    let mut bytes = [MAGIC, &(head.len() as u32).to_le_bytes(), head.as_bytes()].concat();
+    for span in &index.spans {
+        bytes.extend(span.offset.to_le_bytes());
+        bytes.extend(span.size.to_le_bytes());
+        bytes.extend(span.label.to_le_bytes());
+    }
+    index.names.ends.iter().for_each(|end| bytes.extend(end.to_le_bytes()));
+    bytes.extend(index.names.text.as_bytes());
+    let hash = blake3::hash(&bytes);
+    bytes.extend(hash.as_bytes());
+    bytes
+}
+
+/// The index in `bytes`, if they are whole and belong to `file` as it is now.
+fn parse(bytes: &[u8], file: &FileInfo) -> Option<Index> {
+    let (bytes, hash) = bytes.split_at_checked(bytes.len().checked_sub(HASH)?)?;
+    if blake3::hash(bytes).as_bytes() != hash {
+        return None;
+    }
+    let (length, rest) = bytes.strip_prefix(MAGIC)?.split_first_chunk()?;
+    let (head, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    let Head { size, version, samples, found } = serde_json::from_slice(head).ok()?;
+    if (size, version) != (file.size, file.version) {
+        return None;
+    }
+    let (spans, rest) = rest.split_at_checked(samples.checked_mul(SPAN)?)?;
+    let (ends, text) = rest.split_at_checked(samples.checked_mul(4)?)?;
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |number, &byte| number << 8 | u64::from(byte));
+    let span = |bytes: &[u8]| Span {
+        offset: number(&bytes[..8]),
+        size: number(&bytes[8..12]) as u32,
+        label: number(&bytes[12..]) as u32,
+    };
+    let names = Names {
+        text: String::from_utf8(text.to_vec()).ok()?,
+        ends: ends.chunks_exact(4).map(|end| number(end) as u32).collect(),
+    };
+    Some(Index { spans: spans.chunks_exact(SPAN).map(span).collect(), names, found })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tempfile::TempDir;
+
+    fn index() -> Index {
+        let mut index = Index { found: Found { texts: vec!["cat".into()], ..Found::default() }, ..Index::default() };
+        for n in 0..3 {
+            index.spans.push(Span { offset: 1 << 40, size: 7 + n, label: if n == 1 { Span::NONE } else { 0 } });
+            index.names.push(&format!("ü{n}.jpg"));
+        }
+        index
+    }
+
+    /// Whether the index had to be made.
+    fn made(folder: &Path, file: &FileInfo) -> bool {
+        let mut made = false;
+        let loaded = load_or(Some(folder), Path::new("a.tar"), file, || {
+            made = true;
+            Ok::<_, ()>(index())
+        });
+        assert_eq!(loaded.unwrap(), index());
+        made
+    }
+
+    #[test]
+    fn an_index_is_made_once_until_the_shard_changes() {
+        let dir = TempDir::new().unwrap();
+        let folder = dir.path().join("deep/cache");
+        let file = FileInfo { name: "a.tar".into(), size: 100, version: 5 };
+        assert_eq!([made(&folder, &file), made(&folder, &file)], [true, false]);
+        for changed in [FileInfo { size: 101, ..file.clone() }, FileInfo { version: 6, ..file.clone() }] {
+            assert_eq!([made(&folder, &changed), made(&folder, &changed)], [true, false]);
+        }
+        let unknown = FileInfo { version: 0, ..file };
+        assert_eq!([made(&folder, &unknown), made(&folder, &unknown)], [true, true], "no version, no cache");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "one file a shard, and nothing half-written");
+    }
+
+    #[test]
+    fn a_damaged_cache_is_made_again_and_one_that_cannot_be_written_does_no_harm() {
+        let dir = TempDir::new().unwrap();
+        let file = FileInfo { name: "a.tar".into(), size: 100, version: 5 };
+        assert!(made(dir.path(), &file));
+        let kept = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+        let whole = fs::read(&kept).unwrap();
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            fs::write(&kept, &damaged).unwrap();
+            assert!(made(dir.path(), &file), "byte {at}");
+            assert!(parse(&whole[..at], &file).is_none());
+        }
+        fs::write(dir.path().join("file"), "").unwrap();
+        let nowhere = dir.path().join("file/below");
+        assert_eq!([made(&nowhere, &file), made(&nowhere, &file)], [true, true]);
+    }
+}

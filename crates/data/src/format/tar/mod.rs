@@ -1,0 +1,198 @@
+//! WebDataset: tar files ("shards") in which a sample is the files of one key, the name up to the first dot of its last part
+//! (`a/0001.jpg`, `a/0001.cls`).
+//!
+//! Unlike WebDataset's own reader, which streams, this one reads any sample: of each shard the headers are read once and the
+//! places of the images kept. Names in a shard are only names here: nothing is unpacked, so `..` and `/` lead nowhere.
+
+mod cache;
+mod header;
+mod index;
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::Value;
+
+pub(crate) use self::header::file_header;
+use self::index::{Fault, Found, Index};
+use super::classes::{Classes, names_in};
+use super::files::{Fingerprint, passed_over, shown};
+use super::ranges::{About, RangeSource, Shard, Span};
+use super::split::{self, Chosen};
+use crate::error::DataError;
+use crate::store::{FileInfo, Located, Store, locate};
+
+/// The names of the classes, beside the shards: a list, or a map from number to name.
+pub(crate) const CLASSES_FILE: &str = "classes.json";
+/// Thousands of names.
+const MAX_CLASSES_BYTES: u64 = 16 << 20;
+/// Below so many samples any number of different texts may be classes.
+const FEW: usize = 20;
+/// Threads that index shards: a disk has few heads, a network many answers on their way.
+const INDEXERS: usize = 8;
+
+/// The number of samples in a shard on a disk; `None` where there is none, or a damaged one.
+pub(crate) fn shard_len(path: &Path) -> Option<usize> {
+    let Ok(Located::File(store, file)) = locate(path.to_str()?) else { return None };
+    index::build(&*store, &file).ok().map(|index| index.spans.len())
+}
+
+/// Opens those of the shards `files` that belong to `split`; `others` lie beside them, and `place` is `data.source`.
+pub(super) fn open(
+    place: &str,
+    store: Arc<dyn Store>,
+    files: Vec<FileInfo>,
+    others: &[FileInfo],
+    split: Option<&str>,
+) -> Result<RangeSource, DataError> {
+    let Chosen { files, notice, .. } = split::choose_tables(place, files, split)?;
+    let indices = index_all(&*store, &files)?;
+    let mut notices: Vec<String> = notice.into_iter().collect();
+    let found: Vec<&Found> = indices.iter().map(|index| &index.found).collect();
+    if indices.iter().all(|index| index.spans.is_empty()) {
+        let detail = format!("{} tar shards without images{}", files.len(), endings(&found));
+        return Err(DataError::Empty { place: place.to_owned(), detail });
+    }
+    notices.extend(about_the_rest(&found));
+    let captions = are_captions(&indices);
+    let texts = found.iter().flat_map(|found| found.texts.iter().map(String::as_str));
+    let classes = Classes::of(texts.filter(|_| !captions));
+    let has_labels = !captions && found.iter().any(|found| !found.texts.is_empty());
+    if captions || found.iter().any(|found| found.captions > 0) {
+        notices.push("the .txt files are taken for captions and not for names of classes".to_owned());
+    }
+    let given = if has_labels && classes == Classes::Numbers { given_names(&*store, &files, others)? } else { None };
+    let shards: Vec<Shard> =
+        files.into_iter().zip(indices).map(|(file, index)| shard(file, index, &classes, captions)).collect();
+    let unlabelled = shards.iter().flat_map(|shard| &shard.spans).filter(|span| span.label == Span::NONE).count();
+    if has_labels && unlabelled > 0 {
+        let all: usize = shards.iter().map(|shard| shard.spans.len()).sum();
+        notices.push(format!("{unlabelled} of {all} images have no label"));
+    }
+    let class_names = given.or(classes.into_names()).filter(|_| has_labels);
+    let most = shards.iter().flat_map(|shard| &shard.spans).filter_map(|span| span.label()).max();
+    if let (Some(names), Some(most)) = (&class_names, most)
+        && most as usize >= names.len()
+    {
+        let reason = format!("there are {} names, but a label is {most}", names.len());
+        return Err(DataError::BadMetadata { path: store.place(Path::new(CLASSES_FILE)), line: 1, reason });
+    }
+    let fingerprint = fingerprint(&shards, class_names.as_deref());
+    let (place, kind) = (place.to_owned(), "tar shard");
+    Ok(RangeSource::new(store, shards, About { place, kind, has_labels, class_names, fingerprint, notices }))
+}
+
+/// An index of each shard, from the cache or from its headers.
+fn index_all(store: &dyn Store, files: &[FileInfo]) -> Result<Vec<Index>, DataError> {
+    let next = AtomicUsize::new(0);
+    let cache = cache::folder();
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(file) = files.get(at) else { return Ok(done) };
+            let whole = || index::build(store, file);
+            let index = cache::load_or(cache.as_deref(), &store.place(&file.name), file, whole);
+            done.push((at, index.map_err(|fault| refuse(store, file, fault))?));
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = cores.max(store.at_once()).min(INDEXERS).min(files.len());
+    let parts = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let joined = handles.into_iter().map(|handle| match handle.join() {
+            Ok(part) => part,
+            Err(payload) => std::panic::resume_unwind(payload),
+        });
+        joined.collect::<Result<Vec<_>, DataError>>()
+    })?;
+    let mut all: Vec<(usize, Index)> = parts.into_iter().flatten().collect();
+    all.sort_unstable_by_key(|(at, _)| *at);
+    Ok(all.into_iter().map(|(_, index)| index).collect())
+}
+
+fn refuse(store: &dyn Store, file: &FileInfo, fault: Fault) -> DataError {
+    match fault {
+        Fault::Store(error) => error.into(),
+        Fault::Damaged(reason) => {
+            DataError::BadFile { place: store.place(&file.name).display().to_string(), format: "tar shard", reason }
+        }
+    }
+}
+
+/// Whether the texts are a caption for each image rather than names that many images share.
+fn are_captions(indices: &[Index]) -> bool {
+    let from_txt: usize = indices.iter().map(|index| index.found.from_txt).sum();
+    let labelled = indices.iter().flat_map(|index| &index.spans).filter(|span| span.label != Span::NONE).count();
+    let texts = indices.iter().flat_map(|index| &index.found.texts).collect::<HashSet<_>>().len();
+    from_txt > FEW && from_txt == labelled && texts > labelled / 2
+}
+
+fn shard(file: FileInfo, mut index: Index, classes: &Classes, captions: bool) -> Shard {
+    let of_text: Vec<u32> = index.found.texts.iter().map(|text| classes.class(text)).collect();
+    for span in &mut index.spans {
+        span.label = of_text.get(span.label as usize).copied().filter(|_| !captions).unwrap_or(Span::NONE);
+    }
+    Shard { file, spans: index.spans, names: Some(index.names) }
+}
+
+/// The names in `classes.json`, where it lies in the folder of the shards or in the source's own.
+fn given_names(store: &dyn Store, shards: &[FileInfo], others: &[FileInfo]) -> Result<Option<Vec<String>>, DataError> {
+    let beside = |file: &&FileInfo| {
+        let folder = file.name.parent();
+        file.name.ends_with(CLASSES_FILE)
+            && (folder == Some(Path::new("")) || shards.iter().any(|shard| shard.name.parent() == folder))
+    };
+    let Some(file) = others.iter().find(beside) else { return Ok(None) };
+    let bad =
+        |reason: &str| DataError::BadMetadata { path: store.place(&file.name), line: 1, reason: reason.to_owned() };
+    if file.size > MAX_CLASSES_BYTES {
+        return Err(bad("the file is larger than 16 MiB"));
+    }
+    let json: Value = serde_json::from_slice(&store.read_one(file, 0..file.size)?).map_err(|e| bad(&e.to_string()))?;
+    match names_in(&json) {
+        Some(names) => Ok(Some(names)),
+        None => Err(bad("expected a list of names, or a map from \"0\", \"1\", ... to names")),
+    }
+}
+
+/// What was found beside images and labels.
+fn about_the_rest(found: &[&Found]) -> Vec<String> {
+    let named: Vec<_> =
+        found.iter().flat_map(|found| &found.odd_named).map(|(n, why)| (n.into(), why.clone())).collect();
+    let odd: usize = found.iter().map(|found| found.odd).sum();
+    let rest = endings(found);
+    let others = (!rest.is_empty()).then(|| format!("the shards hold more than images and labels{rest}"));
+    let more = odd.saturating_sub(named.len());
+    let odd = passed_over(&named).map(|text| if more > 0 { format!("{text}, and {more} others") } else { text });
+    odd.into_iter().chain(others).collect()
+}
+
+/// The files that are neither images nor labels, counted by their endings.
+fn endings(found: &[&Found]) -> String {
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for (ending, count) in found.iter().flat_map(|found| &found.others) {
+        *counts.entry(ending).or_default() += count;
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+    let named = counts.iter().take(6).map(|(ending, count)| format!("{count} .{}", shown(Path::new(ending))));
+    let named = named.collect::<Vec<_>>().join(", ");
+    if named.is_empty() { named } else { format!(": {named}") }
+}
+
+fn fingerprint(shards: &[Shard], class_names: Option<&[String]>) -> String {
+    let mut fingerprint = Fingerprint::default();
+    for Shard { file, spans, names } in shards {
+        if shards.len() > 1 {
+            fingerprint.add_path(&file.name);
+        }
+        let plain = |span: &Span| [span.size.to_le_bytes(), span.label.to_le_bytes()].concat();
+        fingerprint.add(&spans.iter().flat_map(plain).collect::<Vec<u8>>());
+        names.iter().for_each(|names| fingerprint.add(names.text.as_bytes()));
+    }
+    class_names.into_iter().flatten().for_each(|name| fingerprint.add(name.as_bytes()));
+    fingerprint.finish()
+}

@@ -1,0 +1,96 @@
+//! Arrow tables as `datasets.save_to_disk` writes them, and damaged ones.
+
+use super::shards::{fixture, grey};
+use super::*;
+
+fn labels(source: &dyn Source) -> Vec<Option<u32>> {
+    (0..source.len()).map(|i| source.read(i).unwrap().label).collect()
+}
+
+#[test]
+fn what_datasets_saved_to_disk_is_read_with_its_class_names() {
+    let source = open_str(&fixture("saved")).unwrap();
+    conforms(&*source);
+    assert_eq!(source.class_names().unwrap(), ["cat", "dog"]);
+    assert_eq!(labels(&*source), [0, 1, 0, 1, 0, 1].map(Some));
+    assert_eq!((0..6).map(|i| grey(&*source, i)).collect::<Vec<_>>(), [0, 10, 20, 30, 40, 50]);
+    assert_eq!(source.read(4).unwrap().id, "data-00001-of-00002.arrow row 1");
+    assert!(source.describe().ends_with("6 images in 2 Arrow tables, 2 classes"), "{}", source.describe());
+    let one = open_str(&fixture("saved/data-00001-of-00002.arrow")).unwrap();
+    assert_eq!((one.len(), grey(&*one, 0)), (3, 30));
+}
+
+#[test]
+fn splits_that_were_saved_together_are_splits() {
+    let source = open_str(&fixture("saved-splits")).unwrap();
+    assert_eq!(source.len(), 6);
+    assert!(
+        source.notices()[0].starts_with("data.split is not set: 1 files of train are taken, and 1 of test are not")
+    );
+    let test = open_split(&fixture("saved-splits"), "test").unwrap();
+    assert_eq!((test.len(), grey(&*test, 0)), (1, 50));
+}
+
+#[test]
+fn labels_that_are_texts_are_classes_by_name() {
+    let source = open_str(&fixture("saved-texts")).unwrap();
+    assert_eq!(source.class_names().unwrap(), ["cat", "dog"]);
+    assert_eq!(labels(&*source), [None, Some(1), Some(0), Some(1), Some(0), Some(1)], "the first is null");
+}
+
+/// A copy of the fixture `saved`, whose files a test may change.
+fn saved() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    for entry in fs::read_dir(fixture("saved")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn only_the_tables_that_the_state_names_are_read_and_all_of_them() {
+    let dir = saved();
+    let before = open_path(dir.path()).unwrap();
+    fs::copy(dir.path().join("data-00000-of-00002.arrow"), dir.path().join("cache-12.arrow")).unwrap();
+    let source = open_path(dir.path()).unwrap();
+    assert_eq!((source.len(), source.fingerprint()), (6, before.fingerprint()));
+    fs::remove_file(dir.path().join("data-00001-of-00002.arrow")).unwrap();
+    let (message, _) = refused(dir.path().to_str().unwrap());
+    assert!(message.ends_with("data-00001-of-00002.arrow, which it names, is not there"), "{message}");
+}
+
+#[test]
+fn a_table_cut_anywhere_is_refused_or_ends_between_two_batches() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("x.arrow");
+    let whole = fs::read(fixture("saved-texts/data-00000-of-00001.arrow")).unwrap();
+    for len in 0..whole.len() {
+        replace(&path, &whole[..len]);
+        match open_path(&path) {
+            // Only the mark at the end is missing.
+            Ok(source) => assert!(len + 8 == whole.len(), "{len}: {}", source.describe()),
+            Err(DataError::BadFile { .. } | DataError::Empty { .. }) => {}
+            Err(other) => panic!("{len}: {other}"),
+        }
+    }
+}
+
+#[test]
+fn damaged_tables_never_panic_and_never_allocate_more_than_they_have() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("x.arrow");
+    for name in ["saved/data-00000-of-00002.arrow", "saved-texts/data-00000-of-00001.arrow"] {
+        let whole = fs::read(fixture(name)).unwrap();
+        for at in 0..whole.len() {
+            for damage in [0x01, 0x80, 0xFF] {
+                let mut damaged = whole.clone();
+                damaged[at] ^= damage;
+                replace(&path, &damaged);
+                if let Ok(source) = open_path(&path) {
+                    (0..source.len().min(10)).for_each(|i| drop(source.read(i)));
+                }
+            }
+        }
+    }
+}

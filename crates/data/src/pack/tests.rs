@@ -1,0 +1,121 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use image::ImageFormat;
+use tempfile::TempDir;
+
+use super::*;
+use crate::testing::{encode, gradient, grey_png};
+use crate::{Batcher, LoaderConfig, OpenOptions, open};
+
+/// Pictures of two classes, larger and smaller than 8x8, grey, in colour, and one that is torn.
+fn folder() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    for class in ["cat", "dog"] {
+        fs::create_dir(dir.path().join(class)).unwrap();
+        for i in 0..9u32 {
+            let image = encode(&gradient(20 + i, 31 - 3 * i), ImageFormat::Png);
+            fs::write(dir.path().join(class).join(format!("{i}.png")), image).unwrap();
+        }
+        fs::write(dir.path().join(class).join("grey.png"), grey_png(5, 77)).unwrap();
+        fs::write(dir.path().join(class).join("photo.jpg"), encode(&gradient(40, 30), ImageFormat::Jpeg)).unwrap();
+    }
+    fs::write(dir.path().join("dog/torn.png"), &grey_png(9, 1)[..30]).unwrap();
+    dir
+}
+
+fn opened(path: &Path) -> Arc<dyn Source> {
+    open(path.to_str().unwrap(), &OpenOptions::default()).unwrap()
+}
+
+fn config(pack_as: PackAs) -> PackConfig {
+    PackConfig { pack_as, shard_images: 5, workers: 2 }
+}
+
+fn packed(source: &dyn Source, to: &Path, pack_as: PackAs) -> Result<Packed, DataError> {
+    pack(source, to, &config(pack_as), &|_| {})
+}
+
+#[test]
+fn what_was_packed_trains_on_the_same_pixels_and_classes() {
+    let (dir, to) = (folder(), TempDir::new().unwrap());
+    let source = opened(dir.path());
+    let result = packed(&*source, to.path(), PackAs::Size(8)).unwrap();
+    assert_eq!((result.shards, result.kept, result.images, result.skipped), (5, 0, 22, 1));
+    assert_eq!((result.unreadable[0].index, result.unreadable[0].id.as_str()), (22, "dog/torn.png"));
+    fs::remove_file(dir.path().join("dog/torn.png")).unwrap();
+    let (source, shards) = (opened(dir.path()), opened(to.path()));
+    assert_eq!((shards.len(), shards.class_names()), (22, source.class_names()));
+    assert!(shards.notices().is_empty(), "{:?}", shards.notices());
+    for channels in [1, 3] {
+        let settings = LoaderConfig { channels, crop: Crop::Center, num_classes: Some(2), ..crate::testing::config() };
+        let batch = |source| Batcher::new(source, settings.clone()).unwrap().batch_at(3).unwrap();
+        assert_eq!(batch(Arc::clone(&source)), batch(Arc::clone(&shards)));
+    }
+}
+
+#[test]
+fn a_finished_shard_is_kept_and_a_missing_or_torn_one_is_made_again_the_same() {
+    let (dir, to) = (folder(), TempDir::new().unwrap());
+    let source = opened(dir.path());
+    packed(&*source, to.path(), PackAs::Size(8)).unwrap();
+    let path = |n: u32| to.path().join(format!("images-{n:06}.tar"));
+    let before = [1, 3].map(|n| fs::read(path(n)).unwrap());
+    fs::remove_file(path(1)).unwrap();
+    fs::write(path(3), &before[1][..700]).unwrap();
+    fs::write(to.path().join(".images-000001.tar.tmp"), b"killed here").unwrap();
+    let result = packed(&*source, to.path(), PackAs::Size(8)).unwrap();
+    assert_eq!((result.shards, result.kept, result.images, result.skipped), (5, 3, 22, 1));
+    assert_eq!([1, 3].map(|n| fs::read(path(n)).unwrap()), before);
+    let names: Vec<_> = fs::read_dir(to.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!names.iter().any(|name| name.to_string_lossy().ends_with(".tmp")), "{names:?}");
+}
+
+#[test]
+fn originals_keep_every_byte() {
+    let (dir, to) = (folder(), TempDir::new().unwrap());
+    let source = opened(dir.path());
+    assert_eq!(packed(&*source, to.path(), PackAs::Original).unwrap().images, 22);
+    let shards = opened(to.path());
+    for index in 0..22 {
+        assert_eq!(shards.read(index).unwrap().bytes, source.read(index).unwrap().bytes);
+    }
+    assert_eq!(shards.read(10).unwrap().id, "images-000002.tar: 000000010.jpg");
+}
+
+#[test]
+fn a_folder_that_is_not_ours_is_left_alone() {
+    let (dir, to) = (folder(), TempDir::new().unwrap());
+    let source = opened(dir.path());
+    fs::write(to.path().join("thesis.tex"), "x").unwrap();
+    let refused = |source: &dyn Source, pack_as| packed(source, to.path(), pack_as).unwrap_err().to_string();
+    assert!(refused(&*source, PackAs::Size(8)).ends_with("it is not empty: \"thesis.tex\" is there"));
+    assert_eq!(fs::read_dir(to.path()).unwrap().count(), 1);
+    fs::remove_file(to.path().join("thesis.tex")).unwrap();
+    packed(&*source, to.path(), PackAs::Size(8)).unwrap();
+    let text = refused(&*source, PackAs::Size(16));
+    assert!(text.ends_with("it holds PNGs of 8x8, 5 a shard, and not PNGs of 16x16, 5 a shard"), "{text}");
+    fs::remove_file(dir.path().join("cat/1.png")).unwrap();
+    assert!(refused(&*opened(dir.path()), PackAs::Size(8)).contains("another source"));
+    assert!(packed(&*source, to.path(), PackAs::Size(0)).unwrap_err().is_setting());
+}
+
+#[test]
+fn two_processes_do_not_pack_into_one_folder() {
+    let (dir, to) = (folder(), TempDir::new().unwrap());
+    let source = opened(dir.path());
+    packed(&*source, to.path(), PackAs::Size(8)).unwrap();
+    let held = File::open(to.path().join(RECORD)).unwrap();
+    held.try_lock().unwrap();
+    let text = packed(&*source, to.path(), PackAs::Size(8)).unwrap_err().to_string();
+    assert!(text.ends_with("another process packs into it now"), "{text}");
+}
+
+#[test]
+fn a_source_without_a_readable_image_is_an_error() {
+    let (dir, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fs::write(dir.path().join("a.png"), b"no image").unwrap();
+    let error = packed(&*opened(dir.path()), to.path(), PackAs::Size(8)).unwrap_err();
+    assert!(matches!(error, DataError::NothingReadable { count: 1, .. }), "{error}");
+}
