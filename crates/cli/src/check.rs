@@ -107,7 +107,7 @@ fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Result<
         measured: step.measured,
         images: step.images,
         epochs: step.images.map(|images| steps as f64 * config.train.batch_size as f64 / images as f64),
-        warnings: plan.warnings().iter().chain(&step.warning).cloned().collect(),
+        warnings: plan.warnings().iter().chain(&step.data_warnings).chain(&step.warning).cloned().collect(),
     })
 }
 
@@ -197,6 +197,7 @@ mod tests {
             measured: Measured::Extrapolated,
             warning: Some(warning),
             images: Some(64),
+            data_warnings: Vec::new(),
             data_error: None,
         };
         let needs = needs(&plan, UNet::new(&plan.config().model).unwrap().layout(), &step).unwrap();

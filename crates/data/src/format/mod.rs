@@ -7,6 +7,7 @@ mod builtin;
 mod files;
 mod folder;
 mod metadata;
+mod named;
 mod parquet;
 mod slice;
 mod split;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use self::files::has_extension;
+pub use self::named::with_classes;
 use crate::error::DataError;
 use crate::store::{self, FileInfo, Listing, Located, Store};
 

@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::step::{measure, milliseconds};
 use crate::config::{TrainPlan, Warning};
 use crate::error::Error;
+use crate::known_data::unused_classes;
 use crate::training::setup::loader_config;
 use crate::training::trainer::Trainer;
 
@@ -39,6 +40,8 @@ pub struct StepEstimate {
     pub warning: Option<Warning>,
     /// Number of images in the source, if it could be opened.
     pub images: Option<usize>,
+    /// What a person should know about how the data was read, and what does not fit this model.
+    pub data_warnings: Vec<Warning>,
     /// Why the data cannot be read; grey images replaced it.
     pub data_error: Option<DataError>,
 }
@@ -80,8 +83,18 @@ pub fn estimate_step(plan: &TrainPlan, repeat: usize) -> Result<StepEstimate, Er
     } else {
         (step_ms, peak_bytes, Measured::Extrapolated, memory_warning(&extrapolation, at_once, total))
     };
-    let images = data.images();
-    Ok(StepEstimate { step_ms, peak_bytes, estimated_bytes: None, measured, warning, images, data_error: data.error })
+    let (images, data_warnings) = (data.images(), data.warnings());
+    let data_error = data.error;
+    Ok(StepEstimate {
+        step_ms,
+        peak_bytes,
+        estimated_bytes: None,
+        measured,
+        warning,
+        images,
+        data_warnings,
+        data_error,
+    })
 }
 
 fn measure_on_gpu(
@@ -101,6 +114,7 @@ fn measure_on_gpu(
         measured: Measured::Batch,
         warning: notices.last().map(|message| Warning { key: "train.micro_batch", message }),
         images: data.images(),
+        data_warnings: data.warnings(),
         data_error: data.error,
     })
 }
@@ -128,6 +142,12 @@ impl<'a> LenientData<'a> {
 
     fn images(&self) -> Option<usize> {
         self.source.as_ref().map(|source| source.len())
+    }
+
+    fn warnings(&self) -> Vec<Warning> {
+        let Some(source) = &self.source else { return Vec::new() };
+        let notices = source.notices().iter().map(|notice| Warning { key: "data.source", message: notice.clone() });
+        notices.chain(unused_classes(self.plan.config(), source.as_ref())).collect()
     }
 
     /// Starts reading ahead, unless the data cannot be read.

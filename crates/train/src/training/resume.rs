@@ -1,16 +1,19 @@
 //! Where a run starts: from the beginning, or from a checkpoint.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use ddpm_data::Source;
 use ddpm_run::checkpoint::{Checkpoint, list, newest_good};
 use ddpm_run::{ChangedData, RunDir, RunPaths};
 
 use super::means::Means;
 use super::setup::RunSetup;
-use super::state::has_other_data;
+use super::state::{has_other_data, is_untrained};
 use super::trainer::Trainer;
 use crate::config::TrainPlan;
 use crate::error::Error;
+use crate::exchange::class_names;
 use crate::known_data::KnownData;
 
 /// Where a run resumes from.
@@ -107,6 +110,32 @@ pub(super) fn start_or_go_on(
         Some(checkpoint) => Trainer::restore(setup.plan, setup.device, checkpoint, &setup.data, accept_data),
         None => Ok((Trainer::new(setup.plan, setup.device)?, Means::default())),
     }
+}
+
+/// `source` with the labels of the model in `checkpoint`, by the names of its classes. With `accept_data` new classes take rows
+/// that have no name yet, and an import that no step has changed takes the classes of its data.
+///
+/// # Errors
+/// The data has a class that the model does not know.
+pub(super) fn with_the_models_classes(
+    plan: &TrainPlan,
+    source: Arc<dyn Source>,
+    checkpoint: Option<&Checkpoint>,
+    accept_data: bool,
+) -> Result<Arc<dyn Source>, Error> {
+    let known = checkpoint.and_then(|checkpoint| Some((checkpoint, class_names(checkpoint)?)));
+    let (Some(rows), Some((checkpoint, mut names))) = (plan.config().data_classes(), known) else { return Ok(source) };
+    if accept_data {
+        let there = source.class_names().unwrap_or_default();
+        let new: Vec<String> = there.iter().filter(|name| !names.contains(name)).cloned().collect();
+        if is_untrained(checkpoint) && !new.is_empty() {
+            return Ok(source);
+        }
+        if names.len() + new.len() <= rows {
+            names.extend(new);
+        }
+    }
+    Ok(ddpm_data::with_classes(source, &names)?)
 }
 
 /// The change of the data since `checkpoint`, if it is other data.

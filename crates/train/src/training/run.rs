@@ -14,14 +14,16 @@ use super::events::{FAILURE, PROGRESS, RUN};
 use super::gpu_memory::GpuEstimate;
 use super::observe::{End, Ending, Observers};
 use super::quarantine::Quarantine;
-use super::resume::{Resume, changed_data, choose_checkpoint, refuse_to_leave_an_import, start_or_go_on};
+use super::resume::{
+    Resume, changed_data, choose_checkpoint, refuse_to_leave_an_import, start_or_go_on, with_the_models_classes,
+};
 use super::setup::{RunSetup, device_name, loader_config};
 use super::stop::{Requests, StopReason, StopWatch};
 use super::trainer::Trainer;
 use super::upload::Uploader;
 use crate::config::TrainPlan;
 use crate::error::{Error, Kind};
-use crate::known_data::KnownData;
+use crate::known_data::{KnownData, unused_classes};
 use crate::memory;
 use crate::report::{Reporter, ReporterOptions};
 
@@ -74,7 +76,8 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let run_dir = RunDir::open(plan.run_dir())?;
     let removed = remove_stale(&run_dir.paths().checkpoints(), run_dir.lock())?;
     let (checkpoint, skipped) = choose_checkpoint(&run_dir, &options.resume)?;
-    let data = KnownData::of_source(&*source);
+    let source = with_the_models_classes(plan, source, checkpoint.as_ref(), options.accept_data)?;
+    let data = KnownData::of_source(&*source, plan.config());
     let setup = RunSetup { plan, run_dir: &run_dir, source, data, device: &device };
     let (mut trainer, means) = start_or_go_on(&setup, checkpoint.as_ref(), options.accept_data)?;
     let first = trainer.steps_taken();
@@ -215,7 +218,8 @@ fn span_of_run(run_dir: &RunDir, first: u64, total: u64) -> Span {
 
 fn announce(setup: &RunSetup<'_>, trainer: &Trainer, checkpoint: Option<&Checkpoint>, end: u64) {
     setup.source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
-    for warning in setup.plan.warnings() {
+    let unused = unused_classes(setup.plan.config(), &*setup.source);
+    for warning in setup.plan.warnings().iter().chain(&unused) {
         tracing::warn!(key = warning.key, "{}: {}", warning.key, warning.message);
     }
     let parameters = trainer.unet().layout().parameters();

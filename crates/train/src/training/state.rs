@@ -144,7 +144,7 @@ impl Trainer {
 }
 
 /// Whether a checkpoint is an import that no step has changed. Its configuration and data can still be chosen.
-fn is_untrained(checkpoint: &Checkpoint) -> bool {
+pub(super) fn is_untrained(checkpoint: &Checkpoint) -> bool {
     checkpoint.state.step == 0 && Imported::of(checkpoint).is_some()
 }
 
