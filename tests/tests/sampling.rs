@@ -62,7 +62,9 @@ fn a_trajectory_shows_the_way_of_the_first_images() {
     assert_eq!(document["files"], serde_json::json!(["samples.png", "way.png"]));
     let way = run.read("way.png");
     let number = |at: usize| u32::from_be_bytes(way[at..at + 4].try_into().unwrap());
-    run.ddpm("sample runs/tiny --steps 2 --trajectory samples.png").fails_with(2).stderr_has("a place of its own");
+    run.ddpm("sample runs/tiny --steps 2 --out way.png --trajectory way.png")
+        .fails_with(2)
+        .stderr_has("a place of its own");
     run.ddpm("sample runs/tiny --steps 2 --trajectory way.jpg").fails_with(2).stderr_has(".png");
     assert_eq!((number(16), number(20)), (5 * 66 + 2, 3 * 66 + 2), "5 stages of 3 images of 64 pixels");
 }
@@ -122,7 +124,7 @@ fn a_sampler_that_cannot_be_is_refused_with_the_fix() {
     sample("--sampler euler").stderr_has("ddpm, ddim or dpm");
     sample("--class 3").stderr_has("has no classes").stderr_has("leave --class out");
     sample("--guidance 2").stderr_has("was not trained for it").stderr_has("loss.label_dropout");
-    sample("--class -1").stderr_has("invalid value '-1' for '--class");
+    sample("--class -1").stderr_has("--class -1: runs/tiny has no classes");
     sample("--guidance 1e300").stderr_has("--guidance");
     sample("--variance learned_range").stderr_has("fixed_small or fixed_large");
 }

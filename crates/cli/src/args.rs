@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use ddpm_data::Format;
+use ddpm_run::shell::{UnsetVariable, expanded};
 use ddpm_train::config::{DeviceChoice, Setting};
 use ddpm_train::training::resume::Resume;
 
@@ -107,12 +109,13 @@ impl Command {
   ddpm train configs/quickstart.toml --max-hours 8    # stopped early: exit code 75")]
 pub struct TrainArgs {
     /// The configuration (TOML)
+    #[arg(value_parser = path())]
     pub config: PathBuf,
     /// Where everything of this run goes [default: run.dir of the configuration, runs/NAME]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = path())]
     pub run_dir: Option<PathBuf>,
     /// Where to go on from: the newest good checkpoint, none at all, or this one
-    #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
+    #[arg(long, value_name = "auto|never|PATH", default_value = "auto", value_parser = resume)]
     pub resume: Resume,
     /// Go on with other images than the checkpoint was made with: files were added, removed or repaired
     #[arg(long)]
@@ -136,7 +139,7 @@ pub struct TrainArgs {
     #[arg(long)]
     pub dry_run: bool,
     /// Write where the time goes: a trace that ui.perfetto.dev opens
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub trace: Option<PathBuf>,
 }
 
@@ -166,6 +169,7 @@ pub enum DataCommand {
   ddpm data inspect photos/ --preview photos.png")]
 pub struct InspectArgs {
     /// What to look at: anything that data.source may be
+    #[arg(value_parser = expanded)]
     pub source: String,
     /// How the images are stored: auto, folder, parquet, webdataset, arrow, idx or cifar
     #[arg(long, default_value = "auto", value_name = "NAME", value_parser = format)]
@@ -173,9 +177,9 @@ pub struct InspectArgs {
     /// The part of a data set that has several
     #[arg(long, value_name = "NAME")]
     pub split: Option<String>,
-    /// Where to write a grid of some of the images
-    #[arg(long, value_name = "PNG", default_value = "preview.png")]
-    pub preview: PathBuf,
+    /// Also write a grid of some of the images
+    #[arg(long, value_name = "PNG", value_parser = path())]
+    pub preview: Option<PathBuf>,
 }
 
 /// `ddpm data pack`
@@ -188,9 +192,10 @@ Examples:
 #[command(group = clap::ArgGroup::new("what").required(true).args(["size", "original"]))]
 pub struct PackArgs {
     /// What to pack: anything that data.source may be
+    #[arg(value_parser = expanded)]
     pub source: String,
     /// The folder to write; a new one, or one that was begun
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = path())]
     pub to: PathBuf,
     /// As PNGs of this height and width, from the middle of larger images
     #[arg(long, value_name = "PIXELS")]
@@ -234,7 +239,7 @@ pub struct InitArgs {
     #[arg(help = format!("Which one: {}", ddpm_train::config::presets::names()))]
     pub preset: String,
     /// The file to write; an existing one is left alone [default: stdout]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub to: Option<PathBuf>,
 }
 
@@ -245,6 +250,7 @@ pub struct InitArgs {
   DDPM_TRAIN__LR=1e-3 ddpm config show configs/quickstart.toml --set train.steps=100")]
 pub struct ShowArgs {
     /// The configuration (TOML), or a run directory
+    #[arg(value_parser = path())]
     pub config: PathBuf,
     /// Set a key; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
@@ -257,6 +263,7 @@ pub struct ShowArgs {
   ddpm config check configs/quickstart.toml --set train.batch_size=64")]
 pub struct CheckArgs {
     /// The configuration (TOML), or a run directory
+    #[arg(value_parser = path())]
     pub config: PathBuf,
     /// Set a key; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
@@ -285,12 +292,13 @@ Example:
 )]
 pub struct ForwardArgs {
     /// A run directory, a checkpoint, a diffusers folder or hf://owner/name
+    #[arg(value_parser = path())]
     pub model: PathBuf,
     /// The tensors to read
-    #[arg(long, value_name = "IN.safetensors")]
+    #[arg(long, value_name = "IN.safetensors", value_parser = path())]
     pub input: PathBuf,
     /// The tensors to write
-    #[arg(long, value_name = "OUT.safetensors")]
+    #[arg(long, value_name = "OUT.safetensors", value_parser = path())]
     pub to: PathBuf,
     /// Also the mean squared error and its gradients
     #[arg(long)]
@@ -298,6 +306,19 @@ pub struct ForwardArgs {
     /// Use the weights of the last step instead of their moving average
     #[arg(long)]
     pub raw: bool,
+}
+
+/// A path, with `~` and variables at its start as in a configuration.
+pub(super) fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(|path| match path.to_str() {
+        Some(text) => expanded(text).map(PathBuf::from),
+        None => Ok(path.into()),
+    })
+}
+
+/// Where a run resumes from, which may be a path.
+fn resume(text: &str) -> Result<Resume, UnsetVariable> {
+    expanded(text).map(|text| text.as_str().into())
 }
 
 /// A format's name, as in `data.format`.

@@ -123,7 +123,14 @@ fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Result<
         measured: step.measured,
         images,
         epochs: images.map(|images| steps as f64 * config.train.batch_size as f64 / images as f64),
-        warnings: plan.warnings().iter().chain(&step.warning).chain(&small_disk).cloned().collect(),
+        warnings: plan
+            .warnings()
+            .iter()
+            .chain(&step.data_warnings)
+            .chain(&step.warning)
+            .chain(&small_disk)
+            .cloned()
+            .collect(),
     })
 }
 
@@ -200,6 +207,7 @@ mod tests {
             measured: Measured::Extrapolated,
             warning: Some(warning),
             data: Some(KnownData { images: 64, ..KnownData::default() }),
+            data_warnings: Vec::new(),
             data_error: None,
         };
         let needs = needs(&plan, UNet::new(&plan.config().model).unwrap().layout(), &step).unwrap();

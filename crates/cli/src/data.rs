@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
-use ddpm_data::{Counts, Inspection, OpenOptions, Source};
+use ddpm_data::{Counts, Inspection, OpenOptions, Source, shown};
 use ddpm_run::memory::format_bytes;
 use ddpm_train::report::pictures::{self, Layout, grid};
 use serde_json::json;
 
 use super::args::InspectArgs;
+use super::places::{Kind, Place, prepare};
 use super::{Align, Output, Table};
-use crate::failure::Failure;
+use crate::failure::{Failure, Outcome};
 
 /// Images in the preview: a grid of 10 x 10.
 const PREVIEW_IMAGES: usize = 100;
@@ -18,9 +19,12 @@ const PREVIEW_SIZE: usize = 64;
 /// Rows of a list in the text; `--json` has them all.
 const SHOWN: usize = 12;
 
-/// Reads a whole source, reports what it holds, and draws a preview.
-pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<(), Failure> {
+/// Reads a whole source, reports what it holds, and draws a preview where one is asked for.
+pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Outcome, Failure> {
+    let place = args.preview.as_deref().map(|path| Place { option: "--preview", path, kind: Kind::Png });
+    place.iter().try_for_each(|place| place.refuse_inside(Path::new(&args.source)))?;
     let source = ddpm_data::open(&args.source, &OpenOptions { format: args.format, split: args.split.clone() })?;
+    prepare(&place.into_iter().collect::<Vec<_>>())?;
     let total = source.len();
     tracing::debug!("reading {}", source.describe());
     let inspection = ddpm_data::inspect(source.as_ref(), 0, &|done| {
@@ -29,18 +33,17 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<(), Failure
             tracing::info!(done, total, "{done} of {total} images");
         }
     })?;
-    let preview = (inspection.readable > 0).then_some(args.preview.as_path());
-    let preview = preview.filter(|path| match write_preview(&inspection, source.as_ref(), path) {
-        Ok(()) => true,
-        Err(failure) => {
-            // All images have been read: what was found is worth more than its picture.
-            tracing::warn!(causes = failure.causes.join(": "), "no preview: {}", failure.message);
-            false
-        }
-    });
-    let mut document = json!(inspection);
-    document["preview"] = json!(preview);
-    output.result(&document, || text(&inspection, preview))
+    let preview = args.preview.as_deref().filter(|_| inspection.readable > 0);
+    let document = |preview: Option<&Path>| {
+        let mut document = json!(inspection);
+        document["preview"] = json!(preview);
+        document
+    };
+    // What took long to find out is printed even if the picture cannot be written.
+    match preview.map_or(Ok(()), |path| write_preview(&inspection, source.as_ref(), path)) {
+        Ok(()) => output.result(&document(preview), || text(&inspection, preview)).map(|()| Outcome::Done),
+        Err(failure) => output.result_and_failure(&document(None), || text(&inspection, None), &failure),
+    }
 }
 
 fn write_preview(inspection: &Inspection, source: &dyn Source, path: &Path) -> Result<(), Failure> {
@@ -79,7 +82,10 @@ fn text(inspection: &Inspection, preview: Option<&Path>) -> String {
     }
     if !unreadable.is_empty() {
         let mut table = Table::new(&[Align::Left, Align::Left]);
-        unreadable.iter().take(SHOWN).for_each(|sample| table.row(&[&format!("  {}", sample.id), &sample.reason]));
+        unreadable
+            .iter()
+            .take(SHOWN)
+            .for_each(|sample| table.row(&[&format!("  {}", shown(&sample.id)), &sample.reason]));
         text += &format!("\nunreadable\n{}{}", table.render(), and_more(unreadable.len()));
     }
     text
@@ -88,7 +94,7 @@ fn text(inspection: &Inspection, preview: Option<&Path>) -> String {
 fn list(counts: &Counts) -> String {
     let mut table = Table::new(&[Align::Right, Align::Left, Align::Right]);
     for (number, (name, count)) in counts.0.iter().enumerate().take(SHOWN) {
-        table.row(&[&format!("{number:>3}"), name, count]);
+        table.row(&[&format!("{number:>3}"), &shown(name), count]);
     }
     table.render() + &and_more(counts.0.len())
 }

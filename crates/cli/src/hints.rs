@@ -149,6 +149,7 @@ fn model(error: &ModelError) -> Option<String> {
 fn unfit(error: &DataError) -> Option<String> {
     let hint = match error {
         DataError::Unreadable { .. } => "repair it or take it out: an image cannot be judged by another in its place",
+        DataError::UnknownClasses { .. } => "give the classes the model's names, or leave these out",
         DataError::NoLabels { .. } | DataError::LabelMissing { .. } | DataError::LabelOutOfRange { .. } => {
             "the model is class-conditional: give images with the labels it was trained with (a sub-folder per class)"
         }

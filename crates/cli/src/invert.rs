@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::args::{SAMPLE_IMAGES, SampleArgs};
 use super::output::{Align, Output, Table};
-use super::places::{Kind, Place, prepare};
+use super::places::{Kind, Place, out, prepare};
 use crate::failure::{ExitCode, Failure};
 
 /// The document of `sample --invert`.
@@ -62,10 +62,12 @@ pub(super) fn run(
         return Err(Failure::new(ExitCode::Usage, message).hint("leave --guidance out"));
     }
     let latents = args.latents.as_deref().map(|path| Place { option: "--latents", path, kind: Kind::Safetensors });
-    let out = Place { option: "--out", path: &args.out, kind: Kind::Png };
-    prepare(&[out].into_iter().chain(latents).collect::<Vec<_>>())?;
+    let out = out(args.out.as_deref(), &model.config.data.source)?;
+    let place = Place { option: "--out", path: &out, kind: Kind::Png };
+    prepare(&[place].into_iter().chain(latents).collect::<Vec<_>>())?;
     let selection = Selection { source, split: args.split.as_deref(), num: args.num, seed: args.seed };
-    let images = EvalImages::open(&selection, &model.config)?.at_most(args.num.unwrap_or(SAMPLE_IMAGES));
+    let images = EvalImages::open(&selection, &model.config)?.labelled_as(model.class_names())?;
+    let images = images.at_most(args.num.unwrap_or(SAMPLE_IMAGES));
     let (num, size) = (images.len(), model.config.data.image_size);
     let layout = Layout { columns: Some(num), ..Layout::visible(size, size) };
     page_size(3 * num, [size, size], layout)?;
@@ -86,12 +88,12 @@ pub(super) fn run(
     let pixels = [&all.images, &all.latents, &all.returned].map(to_bytes);
     let pixels = pixels.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
     let shape = [3 * num, size, size, model.config.data.channels];
-    write(&args.out, &encode(&grid(&pixels, shape, layout)?)?)?;
+    write(&out, &encode(&grid(&pixels, shape, layout)?)?)?;
     if let Some(path) = &args.latents {
         save_latents(&all.latents, path)?;
     }
 
-    let files = std::iter::once(&args.out).chain(&args.latents).map(AsRef::as_ref).collect();
+    let files = std::iter::once(&out).chain(&args.latents).map(AsRef::as_ref).collect();
     let steps = sampler.kept_timesteps(process.schedule().len())?.len();
     let document = Document { files, images: num, steps, refinements: args.refine, seconds, error };
     output.result(&document, || text(&document))

@@ -87,7 +87,7 @@ fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
         Command::Fork(args) => fork::run(&args, output)?,
         Command::Sample(args) => sample::run(&args, output)?,
         Command::Eval(EvalCommand::Nll(args)) => return eval::nll(&args, output),
-        Command::Data(DataCommand::Inspect(args)) => data::inspect(&args, output)?,
+        Command::Data(DataCommand::Inspect(args)) => return data::inspect(&args, output),
         Command::Data(DataCommand::Pack(args)) => pack::run(&args, output)?,
         Command::Config(ConfigCommand::Init(args)) => config::init(&args, output)?,
         Command::Config(ConfigCommand::Show(args)) => config::show(&args, output)?,

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::failure::{ExitCode, Failure, Outcome};
 use crate::listen::counter::Counter;
-use crate::listen::screen::{Label, Screen};
+use crate::listen::screen::{Label, Screen, tame};
 
 /// The document of a command that has a result and fails all the same: the result's fields, and `error`.
 #[derive(Serialize)]
@@ -39,7 +39,7 @@ impl Output {
 
     /// Prints the result of a command: `document` on stdout with `--json`, else what `text` returns.
     pub fn result<T: Serialize>(&self, document: &T, text: impl FnOnce() -> String) -> Result<(), Failure> {
-        print(&if self.json { in_json(document)? } else { text() })
+        print(&if self.json { in_json(document)? } else { tame(&text()).into_owned() })
     }
 
     /// Prints a part of a result that is ready before the rest: a line on stdout with `--json`, else nothing.

@@ -1,7 +1,7 @@
 //! Where a command's files go: checked before hours are spent on their contents.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::failure::{ExitCode, Failure};
 
@@ -70,6 +70,16 @@ impl Place<'_> {
         }
     }
 
+    /// Refuses a place inside the data: the next look at it would find one image more.
+    pub(super) fn refuse_inside(&self, data: &Path) -> Result<(), Failure> {
+        let Self { option, path, .. } = self;
+        if !lies_inside(path, data) {
+            return Ok(());
+        }
+        let message = format!("{option} {}: lies inside the data, {}", path.display(), data.display());
+        Err(Failure::new(ExitCode::Usage, message).hint("name a place outside of it"))
+    }
+
     fn make_folder(&self) -> Result<(), Failure> {
         let Self { option, path, kind } = self;
         let is_folder = *kind == Kind::PngOrFolder && !wants_grid(path);
@@ -82,6 +92,69 @@ impl Place<'_> {
             Failure::caused_by(ExitCode::Other, message, &error).hint("name a place that you may write to")
         })
     }
+}
+
+/// The folder that `path` is to be written to.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Whether a file at `path` would lie in the folder `data` or below it.
+fn lies_inside(path: &Path, data: &Path) -> bool {
+    if !data.is_dir() {
+        return false;
+    }
+    // The folder of `path` may have to be made yet: what counts is the part that is there.
+    let there = folder_of(path).ancestors().find_map(|folder| {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        folder.canonicalize().ok()
+    });
+    there.zip(data.canonicalize().ok()).is_some_and(|(there, data)| there.starts_with(data))
+}
+
+/// Where pictures go: the place that `named` says, or else a name in the current directory that is not taken.
+///
+/// # Errors
+/// No place is named, and the current directory lies inside the folder `data`.
+pub(super) fn out(named: Option<&Path>, data: &str) -> Result<PathBuf, Failure> {
+    if let Some(named) = named {
+        return Ok(named.to_owned());
+    }
+    let name =
+        |number: u32| PathBuf::from(if number == 1 { "samples.png".into() } else { format!("samples-{number}.png") });
+    let taken = |path: &PathBuf| path.symlink_metadata().is_ok();
+    let path = (1..=u32::MAX).map(name).find(|path| !taken(path)).unwrap_or_else(|| name(1));
+    Place { option: "--out", path: &path, kind: Kind::PngOrFolder }.refuse_inside(Path::new(data))?;
+    Ok(path)
+}
+
+/// Refuses a folder in which pictures would stay beside the `num` new ones: a score of all would be that of neither.
+///
+/// # Errors
+/// There are such pictures.
+pub(super) fn refuse_stale(folder: &Path, num: usize) -> Result<(), Failure> {
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.file_name()));
+    let number = |name: &Path| name.file_stem()?.to_str()?.parse().ok().filter(|&k| name == Path::new(&file_name(k)));
+    let is_new = |name: &Path| number(name).is_some_and(|k| k < num);
+    let mut stale: Vec<PathBuf> = entries.map(PathBuf::from).filter(|name| is_picture(name) && !is_new(name)).collect();
+    stale.sort_unstable();
+    let Some(first) = stale.first() else { return Ok(()) };
+    let more = match stale.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let (folder, first) = (folder.display(), first.display());
+    let message = format!("--out {folder}: {first}{more} would stay beside the {num} new images");
+    Err(Failure::new(ExitCode::Usage, message).hint("name a new folder, or remove them first"))
+}
+
+/// The file of image `k` in a folder of single PNGs.
+pub(super) fn file_name(k: usize) -> String {
+    format!("{k:05}.png")
+}
+
+fn is_picture(path: &Path) -> bool {
+    is_other_picture(path) || has_extension(path, "png")
 }
 
 fn is_other_picture(path: &Path) -> bool {

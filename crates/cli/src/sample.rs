@@ -1,8 +1,9 @@
 //! `ddpm sample`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use ddpm_data::shown;
 use ddpm_model::diffusion::{SamplerConfig, SamplerKind, Spacing};
 use ddpm_train::drawing::{Guidance, Images, Onlooker, Request, Start};
 use ddpm_train::exchange::Model;
@@ -12,7 +13,7 @@ use serde_json::json;
 use super::args::{SAMPLE_IMAGES, SampleArgs};
 use super::invert;
 use super::output::Output;
-use super::places::{Kind, Place, prepare, wants_grid};
+use super::places::{Kind, Place, out, prepare, refuse_stale, wants_grid};
 use super::series::Series;
 use super::trajectory::Trajectory;
 use crate::failure::{ExitCode, Failure};
@@ -22,6 +23,8 @@ const DDIM_STEPS: usize = 50;
 const DPM_STEPS: usize = 20;
 /// The largest guidance weight: images are out of range long before it.
 const MOST_GUIDANCE: f64 = 1000.0;
+/// Classes that an error names.
+const SHOWN_CLASSES: usize = 20;
 /// A row of an interpolation.
 const MOST_COLUMNS: usize = 16;
 
@@ -35,29 +38,35 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
         return invert::run(args, source, &model, &sampler, output);
     }
     let num = args.num.unwrap_or(SAMPLE_IMAGES);
+    let class = class(args, &model)?;
     let request = Request {
         num,
         sampler: &sampler,
         start: start(args, &model)?,
-        classes: classes(args, &model)?,
+        classes: class.map_or_else(|| model.config.all_classes(), |class| Some(vec![class])),
         guidance: guidance(args, &model)?,
         batch_size: args.batch_size,
     };
     let layout = grid_layout(args, num, &model);
     let trajectory = args.trajectory.as_deref().map(|path| Place { option: "--trajectory", path, kind: Kind::Png });
-    let out = Place { option: "--out", path: &args.out, kind: Kind::PngOrFolder };
-    prepare(&[out].into_iter().chain(trajectory).collect::<Vec<_>>())?;
-    check_page(args, num, &model, layout)?;
+    let out = out(args.out.as_deref(), &model.config.data.source)?;
+    let place = Place { option: "--out", path: &out, kind: Kind::PngOrFolder };
+    prepare(&[place].into_iter().chain(trajectory).collect::<Vec<_>>())?;
+    if wants_grid(&out) {
+        check_page(num, &model, layout)?;
+    } else {
+        refuse_stale(&out, num)?;
+    }
 
     let start = Instant::now();
     let mut trajectory = args.trajectory.as_ref().map(|_| Trajectory::new(num, steps));
     let span = tracing::debug_span!("sample", images = num, steps).entered();
-    let (mut files, drawn) = if wants_grid(&args.out) {
+    let (mut files, drawn) = if wants_grid(&out) {
         let images = draw(&request, &model, trajectory.as_mut(), output)?;
-        write(&args.out, &encode(&grid(&images.pixels, images.shape, layout)?)?)?;
-        (vec![args.out.clone()], num)
+        write(&out, &encode(&grid(&images.pixels, images.shape, layout)?)?)?;
+        (vec![out.clone()], num)
     } else {
-        draw_series(args, &request, &model, trajectory.as_mut(), output)?
+        draw_series(&out, &request, &model, trajectory.as_mut(), output)?
     };
     span.exit();
     let seconds = start.elapsed().as_secs_f64();
@@ -75,10 +84,13 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
         "steps": steps,
         "seed": if args.interpolate.is_some() { None } else { Some(args.seed) },
         "interpolate": args.interpolate,
+        "class": class,
+        "class_name": class.and_then(|class| class_name(class, &model)),
     });
     output.result(&document, || {
-        let (sampler, out) = (args.sampler, args.out.display());
-        let mut text = format!("{num} images ({sampler}, {steps} steps, {images_per_s:.1} images/s): {out}");
+        let (sampler, out) = (args.sampler, out.display());
+        let of = class.map_or(String::new(), |class| format!(" of {}", describe_class(class, &model)));
+        let mut text = format!("{num} images{of} ({sampler}, {steps} steps, {images_per_s:.1} images/s): {out}");
         if let Some(path) = &args.trajectory {
             text += &format!("\ntrajectory: {}", path.display());
         }
@@ -100,18 +112,18 @@ fn draw(
 /// Draws single images into the folder `--out`, each written as soon as it is made; returns the files, and how many images were
 /// not there yet.
 fn draw_series(
-    args: &SampleArgs,
+    folder: &Path,
     request: &Request<'_>,
     model: &Model,
     trajectory: Option<&mut Trajectory>,
     output: &Output,
 ) -> Result<(Vec<PathBuf>, usize), Failure> {
     // A trajectory is of images that are drawn, not of files.
-    let series = Series::begin(&args.out, request.num, &series_of(request, model)?, trajectory.is_none())?;
+    let series = Series::begin(folder, request.num, &series_of(request, model)?, trajectory.is_none())?;
     let there = series.there(request.num);
     let found = there.iter().filter(|there| **there).count();
     if found > 0 {
-        tracing::info!(found, "going on: {found} of {} images are in {} already", request.num, args.out.display());
+        tracing::info!(found, "going on: {found} of {} images are in {} already", request.num, folder.display());
     }
     let (painter, mut not_finite, mut drawn) = (model.painter(), 0, 0);
     with_onlooker(request, trajectory, output, |onlooker| {
@@ -161,15 +173,12 @@ fn warn_of_not_finite(bad: usize, all: usize) {
 }
 
 /// Refuses a grid that no picture can hold, before it is drawn.
-fn check_page(args: &SampleArgs, num: usize, model: &Model, layout: Layout) -> Result<(), Failure> {
+fn check_page(num: usize, model: &Model, layout: Layout) -> Result<(), Failure> {
     let size = model.config.data.image_size;
-    if wants_grid(&args.out)
-        && let Err(error) = page_size(num, [size, size], layout)
-    {
+    page_size(num, [size, size], layout).map(drop).map_err(|error| {
         let message = format!("--num {num}: {error}");
-        return Err(Failure::new(ExitCode::Usage, message).hint("draw fewer, or give --out a folder for single PNGs"));
-    }
-    Ok(())
+        Failure::new(ExitCode::Usage, message).hint("draw fewer, or give --out a folder for single PNGs")
+    })
 }
 
 /// The sampler's settings, with defaults for missing options. A respacing has its own number of steps.
@@ -208,20 +217,41 @@ fn grid_layout(args: &SampleArgs, num: usize, model: &Model) -> Layout {
     Layout { columns, ..Layout::visible(size, size) }
 }
 
-fn classes(args: &SampleArgs, model: &Model) -> Result<Option<Vec<u32>>, Failure> {
-    let known = model.config.all_classes();
-    match (args.class, known) {
-        (None, known) => Ok(known),
-        (Some(class), Some(known)) if known.contains(&class) => Ok(Some(vec![class])),
-        (Some(class), Some(known)) => {
-            let message = format!("--class {class}: the model has classes 0 to {}", known.len().saturating_sub(1));
-            Err(Failure::new(ExitCode::Usage, message).hint("leave --class out to see all of them in turn"))
-        }
-        (Some(class), None) => {
-            let message = format!("--class {class}: {} has no classes", args.model.display());
-            Err(Failure::new(ExitCode::Usage, message).hint("leave --class out"))
-        }
+/// The class that `--class` means: one of this name, or else of this number. Where folders are called 0, 1, 10, 2 the name counts.
+fn class(args: &SampleArgs, model: &Model) -> Result<Option<u32>, Failure> {
+    let Some(text) = args.class.as_deref() else { return Ok(None) };
+    let Some(classes) = model.config.data_classes() else {
+        let message = format!("--class {text}: {} has no classes", args.model.display());
+        return Err(Failure::new(ExitCode::Usage, message).hint("leave --class out"));
+    };
+    let names = model.class_names().unwrap_or_default();
+    let named = names.iter().position(|name| name == text);
+    let numbered = || text.parse().ok().filter(|&class| class < classes);
+    if let Some(class) = named.or_else(numbered) {
+        return Ok(u32::try_from(class).ok());
     }
+    let last = classes.saturating_sub(1);
+    let message = match names {
+        [] => format!("--class {text}: the model has classes 0 to {last}"),
+        names => {
+            let known: Vec<_> = names.iter().take(SHOWN_CLASSES).map(|name| shown(name)).collect();
+            let more = if names.len() > SHOWN_CLASSES { ", ..." } else { "" };
+            format!("--class {text}: the model has classes 0 to {last}: {}{more}", known.join(", "))
+        }
+    };
+    Err(Failure::new(ExitCode::Usage, message).hint("leave --class out to see all of them in turn"))
+}
+
+/// A class for a person: its number, and its name where it has one.
+fn describe_class(class: u32, model: &Model) -> String {
+    match class_name(class, model) {
+        Some(name) => format!("class {class}, {}", shown(name)),
+        None => format!("class {class}"),
+    }
+}
+
+fn class_name(class: u32, model: &Model) -> Option<&str> {
+    model.class_names()?.get(class as usize).map(String::as_str)
 }
 
 fn guidance(args: &SampleArgs, model: &Model) -> Result<Option<Guidance>, Failure> {

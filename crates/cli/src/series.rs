@@ -10,6 +10,7 @@ use ddpm_train::drawing::Images;
 use ddpm_train::report::pictures::{encode, single, write};
 use serde_json::Value;
 
+use super::places::file_name;
 use crate::failure::{ExitCode, Failure};
 
 /// Says which images an unfinished folder holds.
@@ -60,7 +61,7 @@ impl<'a> Series<'a> {
     }
 
     fn path(&self, k: usize) -> PathBuf {
-        self.folder.join(format!("{k:05}.png"))
+        self.folder.join(file_name(k))
     }
 }
 

@@ -102,7 +102,7 @@ fn text(summary: &Summary) -> String {
         lines.push(format!("  {}    # the same command goes on from here", shell::command(&this_command())));
     }
     let quoted = |path: &Path| shell::quoted(&path.display().to_string());
-    lines.push(format!("  ddpm sample {} --num 64 --out samples.png", quoted(&summary.run_dir)));
+    lines.push(format!("  ddpm sample {} --num 64", quoted(&summary.run_dir)));
     lines.push(format!("  tensorboard --logdir {}", quoted(&summary.run_dir.join("events"))));
     lines.join("\n")
 }

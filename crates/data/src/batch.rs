@@ -12,7 +12,7 @@ use ddpm_kernels::share::Share;
 use serde::{Deserialize, Serialize};
 
 use crate::decode::{Crop, Transform, decode};
-use crate::error::DataError;
+use crate::error::{DataError, shown};
 use crate::format::{RawImage, Source, read_each};
 use crate::order::Order;
 use crate::origin::Origin;
@@ -212,6 +212,6 @@ impl Batcher {
 
 impl std::fmt::Display for Unreadable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.id, self.reason)
+        write!(f, "{}: {}", shown(&self.id), self.reason)
     }
 }

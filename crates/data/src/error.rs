@@ -4,6 +4,7 @@
 //! [`DataError::help`] says what to do next. A sample that cannot be read is [`DataError::Unreadable`] and may be
 //! skipped (`data.on_corrupt`); everything else ends the run.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 /// The formats [`crate::open`] reads, for messages.
@@ -149,7 +150,7 @@ pub enum DataError {
         second: String,
     },
     /// One sample is corrupt. With `data.on_corrupt = "skip"` another takes its place.
-    #[error("{sample}: {reason}")]
+    #[error("{}: {reason}", shown(sample))]
     Unreadable {
         /// The sample's id.
         sample: String,
@@ -204,8 +205,18 @@ pub enum DataError {
         /// The source.
         place: String,
     },
+    /// Classes of a source that a model does not know.
+    #[error("{place}: {unknown} is no class of the model, which knows {known}")]
+    UnknownClasses {
+        /// The source.
+        place: String,
+        /// The classes, by name.
+        unknown: String,
+        /// Those of the model.
+        known: String,
+    },
     /// Classes were asked for, but this sample has no label.
-    #[error("{sample}: no label, but data.num_classes = {num_classes} asks for one")]
+    #[error("{}: no label, but data.num_classes = {num_classes} asks for one", shown(sample))]
     LabelMissing {
         /// The sample's id.
         sample: String,
@@ -213,7 +224,11 @@ pub enum DataError {
         num_classes: usize,
     },
     /// A label that is no class.
-    #[error("{sample}: label {label}, but data.num_classes = {num_classes} allows 0 to {}", num_classes.saturating_sub(1))]
+    #[error(
+        "{}: label {label}, but data.num_classes = {num_classes} allows 0 to {}",
+        shown(sample),
+        num_classes.saturating_sub(1)
+    )]
     LabelOutOfRange {
         /// The sample's id.
         sample: String,
@@ -223,7 +238,10 @@ pub enum DataError {
         num_classes: usize,
     },
     /// `data.crop = "none"` and an image that is too large.
-    #[error("{sample}: {width}x{height} pixels, but data.crop = \"none\" expects at most {image_size}x{image_size}")]
+    #[error(
+        "{}: {width}x{height} pixels, but data.crop = \"none\" expects at most {image_size}x{image_size}",
+        shown(sample)
+    )]
     CropNeeded {
         /// The sample's id.
         sample: String,
@@ -353,6 +371,11 @@ impl DataError {
             Self::NoLabels { .. } | Self::LabelMissing { .. } => {
                 "leave data.num_classes out for an unconditional model, or label every image (one sub-folder per class)".into()
             }
+            Self::UnknownClasses { .. } => {
+                "give the classes the model's names, or leave these out; `ddpm train --accept-data` takes new ones where \
+                 model.num_class_embeds has room for them, or where the run is an import that no step has changed"
+                    .into()
+            }
             Self::LabelOutOfRange { label, .. } => format!("set data.num_classes to at least {}", u64::from(*label) + 1),
             Self::CropNeeded { .. } => "set data.crop to \"center\" or \"random\"; or, in another run, raise data.image_size".into(),
             Self::WorkerPanicked { .. } => "this is a bug: please report it with the message above".into(),
@@ -378,9 +401,15 @@ impl DataError {
                 | Self::Setting { .. }
                 | Self::NoLabels { .. }
                 | Self::LabelOutOfRange { .. }
+                | Self::UnknownClasses { .. }
                 | Self::CropNeeded { .. }
         )
     }
+}
+
+/// A name from outside, for a person: one with control characters is quoted, so that it cannot break a line or clear a screen.
+pub fn shown(name: &str) -> Cow<'_, str> {
+    if name.chars().any(char::is_control) { format!("{name:?}").into() } else { name.into() }
 }
 
 /// Runs a third-party parser, turning a panic inside it into a message: hostile bytes must not end the program.

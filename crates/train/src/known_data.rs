@@ -4,6 +4,8 @@ use ddpm_data::Source;
 use ddpm_run::checkpoint::Checkpoint;
 use serde::{Deserialize, Serialize};
 
+use crate::config::{TrainConfig, Warning};
+
 /// The field of the state.
 pub(crate) const DATA: &str = "data";
 
@@ -21,12 +23,12 @@ pub struct KnownData {
 }
 
 impl KnownData {
-    /// A source as it is now.
-    pub fn of_source(source: &dyn Source) -> Self {
+    /// A source as it is now, for a run of `config`. Names of classes matter to a model with classes alone.
+    pub fn of_source(source: &dyn Source, config: &TrainConfig) -> Self {
         Self {
             fingerprint: source.fingerprint().to_owned(),
             images: source.len(),
-            classes: source.class_names().map(<[String]>::to_vec),
+            classes: config.data_classes().and(source.class_names()).map(<[String]>::to_vec),
         }
     }
 
@@ -36,4 +38,14 @@ impl KnownData {
         let known: Self = serde_json::from_value(state.extra.get(DATA)?.clone()).ok()?;
         Some(Self { fingerprint: state.data_fingerprint.clone(), ..known })
     }
+}
+
+/// A warning where a model has more classes than its data: rows that are never trained, of which samples are noise.
+pub(crate) fn unused_classes(config: &TrainConfig, source: &dyn Source) -> Option<Warning> {
+    let (classes, named) = config.data_classes().zip(source.class_names().map(<[String]>::len))?;
+    let last = classes.checked_sub(1).filter(|&last| last >= named)?;
+    let which = if last == named { format!("class {last} is") } else { format!("classes {named} to {last} are") };
+    let message =
+        format!("the model has {classes} classes and the data {named}: {which} never trained, and drawn as noise");
+    Some(Warning { key: "model.num_class_embeds", message })
 }

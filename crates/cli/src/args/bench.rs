@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use ddpm_train::config::{DeviceChoice, Setting};
 
-use super::count;
+use super::{count, path};
 
 /// `ddpm bench`
 #[derive(Clone, Debug, Args)]
@@ -18,7 +18,7 @@ pub struct BenchArgs {
     #[arg(value_enum, default_value = "step")]
     pub what: BenchKind,
     /// The configuration (TOML)
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = path())]
     pub config: PathBuf,
     /// Set a key of the configuration; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]

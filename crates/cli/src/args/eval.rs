@@ -6,8 +6,10 @@ use clap::{Args, Subcommand};
 use ddpm_model::diffusion::{Spacing, VarianceType};
 use ddpm_train::config::DeviceChoice;
 
-use super::count;
+use ddpm_run::shell::expanded;
+
 use super::sample::fixed_variance;
+use super::{count, path};
 
 /// The commands of `ddpm eval`.
 #[derive(Clone, Debug, Subcommand)]
@@ -24,9 +26,10 @@ pub enum EvalCommand {
   ddpm eval nll runs/mine --data photos --steps 50 --json                   # on 50 of the timesteps")]
 pub struct NllArgs {
     /// A run directory, a checkpoint, a diffusers folder or hf://owner/name
+    #[arg(value_parser = path())]
     pub model: PathBuf,
     /// The images: a folder, a .parquet file or folder, or builtin:fashion10k
-    #[arg(long, value_name = "SOURCE")]
+    #[arg(long, value_name = "SOURCE", value_parser = expanded)]
     pub data: String,
     /// The part of the data, or a slice of it: `train`, `train[:90%]`, `[9000:]`
     #[arg(long, value_name = "NAME")]
@@ -50,7 +53,7 @@ pub struct NllArgs {
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = count)]
     pub batch_size: usize,
     /// Draw the terms of the bound over t
-    #[arg(long, value_name = "PNG")]
+    #[arg(long, value_name = "PNG", value_parser = path())]
     pub plot: Option<PathBuf>,
     /// Use the weights of the last step instead of their moving average
     #[arg(long)]
@@ -59,6 +62,6 @@ pub struct NllArgs {
     #[arg(long, default_value_t = DeviceChoice::Auto)]
     pub device: DeviceChoice,
     /// Write where the time goes: a trace that ui.perfetto.dev opens
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub trace: Option<PathBuf>,
 }

@@ -7,6 +7,8 @@ use ddpm_hub::{RepoName, Revision};
 use ddpm_train::config::DeviceChoice;
 use ddpm_train::exchange::CARD_SAMPLES;
 
+use super::path;
+
 /// The options of `ddpm export`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:
@@ -16,9 +18,10 @@ use ddpm_train::exchange::CARD_SAMPLES;
 From Python: DDPMPipeline.from_pretrained(\"clothes\")")]
 pub struct ExportArgs {
     /// A run directory, a checkpoint, a diffusers folder or hf://owner/name
+    #[arg(value_parser = path())]
     pub model: PathBuf,
     /// The folder to make; an existing one is left alone
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = path())]
     pub to: PathBuf,
     /// Leave a learned variance out: a model of C output channels, with variance_type = fixed_small
     #[arg(long)]
@@ -44,6 +47,7 @@ pub struct ExportArgs {
 The same command finishes a push that failed. HF_TOKEN is the token, HF_ENDPOINT another hub than huggingface.co.")]
 pub struct PushArgs {
     /// A run directory, a checkpoint, a diffusers folder or hf://owner/name
+    #[arg(value_parser = path())]
     pub model: PathBuf,
     /// The repository; it is made if it is missing [default: hub.repo of the run]
     #[arg(long, value_name = "owner/name")]
@@ -58,7 +62,7 @@ pub struct PushArgs {
     #[arg(long, value_name = "NAME", visible_alias = "license", value_parser = licence)]
     pub licence: Option<String>,
     /// Bits per dimension for the card: what `ddpm eval nll --json` printed
-    #[arg(long, value_name = "JSON")]
+    #[arg(long, value_name = "JSON", value_parser = path())]
     pub metrics: Option<PathBuf>,
     /// Leave a learned variance out, as `ddpm export` does
     #[arg(long)]
@@ -93,9 +97,9 @@ fn licence(text: &str) -> Result<String, String> {
   ddpm train runs/mine/config.toml --set data.source=photos --set train.lr=1e-5")]
 pub struct ImportArgs {
     /// A diffusers folder (unet/config.json and unet/diffusion_pytorch_model.safetensors) or hf://owner/name, hf://owner/name@revision
-    #[arg(value_name = "FOLDER")]
+    #[arg(value_name = "FOLDER", value_parser = path())]
     pub folder: PathBuf,
     /// The run directory to make; an existing one is left alone
-    #[arg(long, value_name = "RUN_DIR")]
+    #[arg(long, value_name = "RUN_DIR", value_parser = path())]
     pub to: PathBuf,
 }

@@ -6,7 +6,9 @@ use clap::Args;
 use ddpm_model::diffusion::{SamplerKind, Spacing, VarianceType};
 use ddpm_train::config::DeviceChoice;
 
-use super::count;
+use ddpm_run::shell::expanded;
+
+use super::{count, path};
 
 /// Images of `ddpm sample` where no number is given.
 pub const SAMPLE_IMAGES: usize = 16;
@@ -22,6 +24,7 @@ pub const SAMPLE_IMAGES: usize = 16;
   ddpm sample runs/quickstart --sampler ddpm --num 500 --out images/            # a folder: single PNGs")]
 pub struct SampleArgs {
     /// A run directory, a checkpoint, a diffusers folder or hf://owner/name
+    #[arg(value_parser = path())]
     pub model: PathBuf,
     /// How many images [default: 16]
     #[arg(long, value_parser = count, allow_negative_numbers = true)]
@@ -41,9 +44,9 @@ pub struct SampleArgs {
     /// The variance of a model that does not learn it: fixed_small or fixed_large [default: that of its training]
     #[arg(long, value_name = "NAME", value_parser = fixed_variance)]
     pub variance: Option<VarianceType>,
-    /// The class to draw, of a class-conditional model [default: all in turn]
+    /// The class to draw, by its name or its number, of a class-conditional model [default: all in turn]
     #[arg(long, allow_negative_numbers = true)]
-    pub class: Option<u32>,
+    pub class: Option<String>,
     /// Classifier-free guidance W: how much more typical of its class an image is made
     #[arg(long, value_name = "W", default_value_t = 0.0, allow_negative_numbers = true)]
     pub guidance: f64,
@@ -53,17 +56,17 @@ pub struct SampleArgs {
     /// Images computed at once; it changes speed and memory, not the images
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = count)]
     pub batch_size: usize,
-    /// A PNG file for a grid, or a folder for single PNGs
-    #[arg(long, value_name = "PATH", default_value = "samples.png")]
-    pub out: PathBuf,
+    /// A PNG file for a grid, or a folder for single PNGs [default: samples.png, or samples-2.png, ... where that is taken]
+    #[arg(long, value_name = "PATH", value_parser = path())]
+    pub out: Option<PathBuf>,
     /// Also draw the images the network saw on the way, of the first eight
-    #[arg(long, value_name = "PNG")]
+    #[arg(long, value_name = "PNG", value_parser = path())]
     pub trajectory: Option<PathBuf>,
     /// Draw the way from the first image of seed A to that of seed B
     #[arg(long, value_names = ["A", "B"], num_args = 2, conflicts_with = "seed")]
     pub interpolate: Option<Vec<u64>>,
     /// Turn the images of SOURCE into latents and back, by ddim; --out shows images, latents and what came back
-    #[arg(long, value_name = "SOURCE", conflicts_with_all = ["interpolate", "trajectory", "class"])]
+    #[arg(long, value_name = "SOURCE", value_parser = expanded, conflicts_with_all = ["interpolate", "trajectory", "class"])]
     pub invert: Option<String>,
     /// The part of SOURCE, or a slice of it: `train`, `train[:90%]`, `[9000:]`
     #[arg(long, value_name = "NAME", requires = "invert")]
@@ -73,7 +76,7 @@ pub struct SampleArgs {
     #[arg(value_parser = clap::value_parser!(u64).range(..=1000))]
     pub refine: u64,
     /// Also write the latents, as `latents` [N, C, H, W]
-    #[arg(long, value_name = "OUT.safetensors", requires = "invert")]
+    #[arg(long, value_name = "OUT.safetensors", requires = "invert", value_parser = path())]
     pub latents: Option<PathBuf>,
     /// Use the weights of the last step instead of their moving average
     #[arg(long)]
@@ -82,7 +85,7 @@ pub struct SampleArgs {
     #[arg(long, default_value_t = DeviceChoice::Auto)]
     pub device: DeviceChoice,
     /// Write where the time goes: a trace that ui.perfetto.dev opens
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub trace: Option<PathBuf>,
 }
 

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use ddpm_model::diffusion::Spacing;
 
-use super::count;
+use ddpm_run::shell::expanded;
+
+use super::{count, path};
 
 /// The options of `ddpm schedule`.
 #[derive(Clone, Debug, Args)]
@@ -17,7 +19,7 @@ use super::count;
   ddpm schedule configs/quickstart.toml --json | jq .alphas_cumprod[999]")]
 pub struct ScheduleArgs {
     /// A configuration (TOML), a run directory, a checkpoint, a diffusers folder or hf://owner/name
-    #[arg(value_name = "CONFIG_OR_MODEL")]
+    #[arg(value_name = "CONFIG_OR_MODEL", value_parser = path())]
     pub config: PathBuf,
     /// How many steps a sampler takes [default: all]
     #[arg(long, value_parser = count)]
@@ -26,10 +28,10 @@ pub struct ScheduleArgs {
     #[arg(long, value_name = "NAME")]
     pub spacing: Option<Spacing>,
     /// Draw the curves, and a Fashion image being noised
-    #[arg(long, value_name = "PNG")]
+    #[arg(long, value_name = "PNG", value_parser = path())]
     pub plot: Option<PathBuf>,
     /// Noise these images and say whether T is large enough: a folder, a .parquet file or folder, or builtin:fashion10k
-    #[arg(long, value_name = "SOURCE")]
+    #[arg(long, value_name = "SOURCE", value_parser = expanded)]
     pub data: Option<String>,
     /// The part of the data, or a slice of it: `train`, `train[:90%]`, `[9000:]`
     #[arg(long, value_name = "NAME", requires = "data")]

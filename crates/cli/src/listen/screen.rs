@@ -1,5 +1,6 @@
 //! stderr: its capabilities, and whole lines above a progress bar.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{IsTerminal, Write, stderr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,6 +28,15 @@ impl Terminal {
         let interactive = is_terminal && term != Some("dumb");
         Self { interactive, colour: interactive && no_color.is_none_or(str::is_empty) }
     }
+}
+
+/// `text` without control characters but line feeds and tabs: a name from outside must not move the cursor.
+pub(crate) fn tame(text: &str) -> Cow<'_, str> {
+    let is_wild = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(is_wild) {
+        return text.into();
+    }
+    text.chars().map(|c| if is_wild(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 /// The label at the start of a warning or an error.
@@ -62,6 +72,10 @@ impl Screen {
 
     /// Writes a line, above the bar if there is one. A closed stderr must not end a run.
     pub(crate) fn line(&self, text: &str) {
+        self.raw_line(&tame(text));
+    }
+
+    fn raw_line(&self, text: &str) {
         let State { out, bar } = &mut *self.lock();
         let mut write = || {
             let _ = writeln!(out, "{text}");
@@ -78,10 +92,11 @@ impl Screen {
             Label::Warning => ("warning:", 33),
             Label::Error => ("error:", 31),
         };
+        let text = tame(text);
         if self.terminal.colour {
-            self.line(&format!("\x1b[1;{colour}m{word}\x1b[0m {text}"));
+            self.raw_line(&format!("\x1b[1;{colour}m{word}\x1b[0m {text}"));
         } else {
-            self.line(&format!("{word} {text}"));
+            self.raw_line(&format!("{word} {text}"));
         }
     }
 
@@ -193,6 +208,14 @@ mod tests {
         let screen = Screen::new(Terminal { interactive: true, colour: true }, Box::new(coloured.clone()));
         screen.labelled(Label::Error, "no disk");
         assert_eq!(coloured.text(), "\x1b[1;31merror:\x1b[0m no disk\n");
+    }
+
+    #[test]
+    fn escape_codes_of_names_do_not_reach_a_terminal() {
+        let page = Page::default();
+        page.screen().line("a\x1b[2Jb\tc\r");
+        page.screen().labelled(Label::Warning, "two\nlines \u{9b}31m");
+        assert_eq!(page.text(), "a\\u{1b}[2Jb\tc\\r\nwarning: two\nlines \\u{9b}31m\n");
     }
 
     #[test]

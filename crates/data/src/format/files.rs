@@ -38,8 +38,7 @@ pub(super) fn slashed(path: &Path) -> String {
 
 /// A path for a person: one that holds control characters is quoted, so that it cannot break a line or clear a screen.
 pub(super) fn shown(path: &Path) -> String {
-    let text = slashed(path);
-    if text.chars().any(char::is_control) { format!("{text:?}") } else { text }
+    crate::error::shown(&slashed(path)).into_owned()
 }
 
 /// What a listing passed over, in a sentence.

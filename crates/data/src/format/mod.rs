@@ -11,6 +11,7 @@ mod detect;
 mod files;
 mod folder;
 mod metadata;
+mod named;
 mod parquet;
 mod ranges;
 #[cfg_attr(not(feature = "datasets"), path = "raw/without.rs")]
@@ -27,6 +28,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use self::files::has_extension;
+pub use self::named::with_classes;
 pub(crate) use self::tar::{CLASSES_FILE, file_header, shard_len};
 use crate::error::DataError;
 use crate::store::{self, FileInfo, Listing, Located, Store};

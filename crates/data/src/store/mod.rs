@@ -156,6 +156,7 @@ pub(crate) fn refuse_remote(source: &str) -> Result<(), DataError> {
         ("az://", "object storage (az://)"),
         ("https://", "a web address (https://)"),
         ("http://", "a web address (http://)"),
+        ("file://", "a file:// address (write the path alone)"),
     ];
     match schemes.iter().find(|(prefix, _)| source.starts_with(prefix)) {
         Some((_, format)) => Err(DataError::Unsupported { found: source.to_owned(), format }),

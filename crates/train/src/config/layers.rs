@@ -10,7 +10,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use ddpm_run::RunPaths;
+use ddpm_run::{RunPaths, shell};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -113,8 +113,25 @@ impl Resolved {
             layers.add_text(key, value, Origin::CommandLine)?;
         }
         let mut resolved = Self { config: layers.config, path: path.to_owned(), origins: layers.origins };
+        resolved.expand_paths()?;
         resolved.fill_dependent_defaults();
         Ok(resolved)
+    }
+
+    /// Replaces `~` and variables at the start of paths.
+    fn expand_paths(&mut self) -> Result<(), ConfigError> {
+        let place = |key: &str| self.origins.get(key).unwrap_or(&Origin::Default).to_string();
+        let TrainConfig { run, data, .. } = &mut self.config;
+        for (key, path) in
+            [("run.dir", &mut run.dir), ("data.source", &mut data.source), ("data.cache_dir", &mut data.cache_dir)]
+        {
+            *path = shell::expanded(path).map_err(|error| ConfigError::Impossible {
+                place: place(key),
+                message: format!("{key} = {error}"),
+                help: error.help(),
+            })?;
+        }
+        Ok(())
     }
 
     /// A configuration that was built, not read, and is to be written to `path`.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use ddpm_data::{Batcher, Crop, Format, LoaderConfig, OnCorrupt, OpenOptions, Origin, Share, Source};
+use ddpm_data::{Batcher, Crop, Format, LoaderConfig, OnCorrupt, OpenOptions, Origin, Share, Source, with_classes};
 
 use crate::config::TrainConfig;
 use crate::error::Error;
@@ -72,6 +72,18 @@ impl EvalImages {
             prefetch: 1,
         };
         Ok(Self { source, settings, num })
+    }
+
+    /// The same images with the labels of a model whose classes have these names; says which of them have no image.
+    ///
+    /// # Errors
+    /// The images are of a class that the model does not know.
+    pub fn labelled_as(mut self, names: Option<&[String]>) -> Result<Self, Error> {
+        if let Some((names, _)) = names.zip(self.settings.num_classes) {
+            self.source = with_classes(self.source, names).map_err(Error::Unfit)?;
+        }
+        self.source.notices().iter().for_each(|notice| tracing::warn!("{notice}"));
+        Ok(self)
     }
 
     /// The same images without labels, for a measurement of pixels alone: then the data needs no labels.

@@ -15,6 +15,8 @@ use crate::config::{Resolved, TrainConfig};
 
 /// How the samples on the card are drawn.
 const SAMPLE_STEPS: usize = 50;
+/// Classes on the card; more of them are counted.
+const NAMED_CLASSES: usize = 100;
 
 /// The contents of the card.
 pub(super) struct Card<'a> {
@@ -206,6 +208,9 @@ fn training(facts: Option<&Facts>) -> String {
     };
     let split = if data.split.is_empty() { String::new() } else { format!(", split {}", escaped(&data.split)) };
     row("data", format!("{}{split}", escaped(&data.source)));
+    if let Some(classes) = &facts.classes {
+        row("classes", listed(classes));
+    }
     row("steps", facts.step.to_string());
     row("images seen", facts.images.to_string());
     row("batch size", train.batch_size.to_string());
@@ -231,6 +236,17 @@ fn training(facts: Option<&Facts>) -> String {
         let _ = write!(text, "\nThe run began with\n\n{}", fenced("sh", command));
     }
     text
+}
+
+/// The names of classes with their numbers, which is what a pipeline takes.
+fn listed(classes: &[String]) -> String {
+    let named =
+        classes.iter().take(NAMED_CLASSES).enumerate().map(|(label, name)| format!("{label}: {}", escaped(name)));
+    let more = match classes.len().saturating_sub(NAMED_CLASSES) {
+        0 => String::new(),
+        more => format!("; and {more} more in ddpm.json"),
+    };
+    named.collect::<Vec<_>>().join("; ") + &more
 }
 
 fn quality(measured: Option<&Measured>) -> String {

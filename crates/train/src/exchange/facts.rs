@@ -12,6 +12,7 @@ use ddpm_run::{RunPaths, RunRecord};
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
+use crate::known_data::KnownData;
 
 /// The field of a checkpoint's state that holds an [`Imported`].
 pub(crate) const IMPORTED: &str = "imported";
@@ -37,6 +38,9 @@ pub struct Facts {
     pub command: Option<String>,
     /// What the training started from, if not random weights.
     pub fine_tuned_from: Option<String>,
+    /// The names of its classes in the order of their labels, where they have names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<String>>,
     /// The configuration of the training, without names and places of this machine.
     pub config: TrainConfig,
 }
@@ -55,6 +59,15 @@ impl Imported {
     /// The record in a checkpoint whose run began with an import.
     pub(crate) fn of(checkpoint: &Checkpoint) -> Option<Self> {
         serde_json::from_value(checkpoint.state.extra.get(IMPORTED)?.clone()).ok()
+    }
+}
+
+/// The names of the classes that the model in a checkpoint knows: those of its data, or, before the first step, of what was
+/// imported. Older checkpoints do not remember them.
+pub(crate) fn class_names(checkpoint: &Checkpoint) -> Option<Vec<String>> {
+    match KnownData::of_checkpoint(checkpoint) {
+        Some(data) => data.classes,
+        None => Imported::of(checkpoint)?.facts?.classes,
     }
 }
 
@@ -80,6 +93,7 @@ impl Facts {
             epsilon_only: false,
             command: None,
             fine_tuned_from: imported.map(|imported| imported.source),
+            classes: class_names(checkpoint),
             config,
         })
     }

@@ -100,6 +100,11 @@ impl Model {
         Painter { unet: &self.unet, params: &self.params, process: &self.process }
     }
 
+    /// The names of its classes in the order of their labels, where they are known.
+    pub fn class_names(&self) -> Option<&[String]> {
+        self.config.data_classes().and(self.facts.as_ref()?.classes.as_deref())
+    }
+
     /// Changes the variance of a model that does not learn it.
     ///
     /// # Errors

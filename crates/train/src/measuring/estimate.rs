@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::step::{measure, milliseconds};
 use crate::config::{TrainPlan, Warning};
 use crate::error::Error;
-use crate::known_data::KnownData;
+use crate::known_data::{KnownData, unused_classes};
 use crate::training::cpu_memory::require_room;
 use crate::training::setup::loader_config;
 use crate::training::trainer::Trainer;
@@ -41,6 +41,8 @@ pub struct StepEstimate {
     pub warning: Option<Warning>,
     /// What the source is, if it can be opened.
     pub data: Option<KnownData>,
+    /// What a person should know about how the data was read, and what does not fit this model.
+    pub data_warnings: Vec<Warning>,
     /// Why the data cannot be read; grey images replaced it.
     pub data_error: Option<DataError>,
 }
@@ -90,6 +92,7 @@ pub fn estimate_step(plan: &TrainPlan, repeat: usize) -> Result<StepEstimate, Er
         measured,
         warning,
         data: data.facts(),
+        data_warnings: data.warnings(),
         data_error: data.error,
     })
 }
@@ -111,6 +114,7 @@ fn measure_on_gpu(
         measured: Measured::Batch,
         warning: notices.last().map(|message| Warning { key: "train.micro_batch", message }),
         data: data.facts(),
+        data_warnings: data.warnings(),
         data_error: data.error,
     })
 }
@@ -137,7 +141,13 @@ impl<'a> LenientData<'a> {
     }
 
     fn facts(&self) -> Option<KnownData> {
-        self.source.as_deref().map(KnownData::of_source)
+        self.source.as_deref().map(|source| KnownData::of_source(source, self.plan.config()))
+    }
+
+    fn warnings(&self) -> Vec<Warning> {
+        let Some(source) = &self.source else { return Vec::new() };
+        let notices = source.notices().iter().map(|notice| Warning { key: "data.source", message: notice.clone() });
+        notices.chain(unused_classes(self.plan.config(), source.as_ref())).collect()
     }
 
     /// Starts reading ahead, unless the data cannot be read.

@@ -1,17 +1,20 @@
 //! Where a run starts: from the beginning, or from a checkpoint.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::Device;
+use ddpm_data::Source;
 use ddpm_run::checkpoint::{Checkpoint, list, newest_good};
 use ddpm_run::{ChangedData, RunPaths};
 
-use super::accept::{Accept, Continuation, go_on_from};
+use super::accept::{Accept, Continuation, go_on_from, is_untrained};
 use super::means::Means;
 use super::state::rollbacks_before;
 use super::trainer::Trainer;
 use crate::config::{Change, TrainPlan};
 use crate::error::Error;
+use crate::exchange::class_names;
 use crate::known_data::KnownData;
 
 /// Where a run resumes from.
@@ -179,4 +182,30 @@ fn open_named(path: &Path) -> Result<Checkpoint, Error> {
 
 fn occupied(run: &RunPaths, newest: u64, from: Option<u64>) -> Error {
     Error::Occupied { run_dir: run.root().to_owned(), newest, from }
+}
+
+/// `source` with the labels of the model in `checkpoint`, by the names of its classes. With `accept_data` new classes take rows
+/// that have no name yet, and an import that no step has changed takes the classes of its data.
+///
+/// # Errors
+/// The data has a class that the model does not know.
+pub(super) fn with_the_models_classes(
+    plan: &TrainPlan,
+    source: Arc<dyn Source>,
+    checkpoint: Option<&Checkpoint>,
+    accept_data: bool,
+) -> Result<Arc<dyn Source>, Error> {
+    let known = checkpoint.and_then(|checkpoint| Some((checkpoint, class_names(checkpoint)?)));
+    let (Some(rows), Some((checkpoint, mut names))) = (plan.config().data_classes(), known) else { return Ok(source) };
+    if accept_data {
+        let there = source.class_names().unwrap_or_default();
+        let new: Vec<String> = there.iter().filter(|name| !names.contains(name)).cloned().collect();
+        if is_untrained(checkpoint) && !new.is_empty() {
+            return Ok(source);
+        }
+        if names.len() + new.len() <= rows {
+            names.extend(new);
+        }
+    }
+    Ok(ddpm_data::with_classes(source, &names)?)
 }

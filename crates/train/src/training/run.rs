@@ -19,14 +19,14 @@ use super::events::{FAILURE, PROGRESS, RUN};
 use super::gpu_memory::GpuEstimate;
 use super::loop_of_steps::train_until;
 use super::observe::{End, Ending, Observers};
-use super::resume::{Beginning, Resume, choose_checkpoint, refuse_to_leave_an_import};
+use super::resume::{Beginning, Resume, choose_checkpoint, refuse_to_leave_an_import, with_the_models_classes};
 use super::setup::{RunSetup, device_name, loader_config};
 use super::stop::{Requests, StopReason, StopWatch};
 use super::trainer::Trainer;
 use super::upload::Uploader;
 use crate::config::{TrainPlan, Warning};
 use crate::error::{Error, Kind};
-use crate::known_data::KnownData;
+use crate::known_data::{KnownData, unused_classes};
 use crate::memory;
 use crate::report::{Reporter, ReporterOptions};
 
@@ -103,7 +103,8 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let run_dir = RunDir::claim(plan.run_dir())?;
     run_dir.put_back()?;
     let (checkpoint, mut notices) = choose_checkpoint(run_dir.paths(), &options.resume)?;
-    let data = KnownData::of_source(&*source);
+    let source = with_the_models_classes(plan, source, checkpoint.as_ref(), options.accept.data)?;
+    let data = KnownData::of_source(&*source, plan.config());
     let mut beginning = Beginning::at(checkpoint, plan, &data, &options.accept)?;
     let frame = Frame { started, stop, device, source, data, run_dir, options };
     loop {
@@ -262,7 +263,8 @@ fn span_of_run(run_dir: &RunDir, first: u64, total: u64) -> Span {
 
 fn announce(setup: &RunSetup<'_>, trainer: &Trainer, beginning: &Beginning, end: u64) {
     setup.source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
-    for warning in setup.plan.warnings() {
+    let unused = unused_classes(setup.plan.config(), &*setup.source);
+    for warning in setup.plan.warnings().iter().chain(&unused) {
         tracing::warn!(key = warning.key, "{}: {}", warning.key, warning.message);
     }
     let need = DiskNeed::of(setup.plan, trainer.unet().layout());
