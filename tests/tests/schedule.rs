@@ -128,3 +128,13 @@ fn schedule_noises_real_images_and_says_whether_t_is_large_enough() {
     schedule("--num 5").fails_with(2).stderr_has("--data");
     schedule("--data nowhere").fails_with(3).stderr_has("nowhere");
 }
+
+#[test]
+fn settings_are_tried_on_a_configuration_and_not_on_a_model() {
+    let run = ddpm_tests::trained_run(&["train.steps=1", "sample.every=0"]);
+    let shown = run.ddpm("schedule tiny.toml --set diffusion.num_train_timesteps=20").json();
+    assert_eq!(shown["alphas_cumprod"].as_array().map(Vec::len), Some(20));
+    run.ddpm("schedule runs/tiny --set diffusion.num_train_timesteps=20")
+        .fails_with(2)
+        .stderr_has("--set: runs/tiny is a trained model");
+}

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ddpm_model::diffusion::{DiffusionConfig, DiffusionProcess, Schedule, Spacing, Timestep};
-use ddpm_train::config::{MAX_TERMINAL_SIGNAL, Resolved, TrainConfig};
+use ddpm_train::config::{MAX_TERMINAL_SIGNAL, Resolved, Setting, TrainConfig};
 use ddpm_train::eval::images::{EvalImages, Selection};
 use ddpm_train::eval::noising::{self, Noising, ValueStatistics};
 use ddpm_train::exchange::{Folder, is_diffusers_folder, locate};
@@ -15,7 +15,7 @@ use super::args::ScheduleArgs;
 use super::places::{Kind, Place, prepare};
 use super::schedule_plot::plot;
 use super::{Align, Output, Table};
-use crate::failure::Failure;
+use crate::failure::{ExitCode, Failure};
 
 /// Rows of the table; a schedule of more steps is shown at that many, evenly spread.
 const ROWS: usize = 21;
@@ -34,7 +34,7 @@ struct Document<'a> {
 /// Shows the schedule of a configuration, respaced if steps are given; noises images, if any are given, with the schedule of
 /// the training.
 pub(super) fn run(args: &ScheduleArgs, output: &Output) -> Result<(), Failure> {
-    let config = config_of(&args.config)?;
+    let config = config_of(&args.config, &args.set)?;
     let trained = Schedule::new(&config.diffusion)?;
     let spacing = args.spacing.clone().unwrap_or_default();
     let kept = spacing.kept_timesteps(args.steps, trained.len())?;
@@ -90,14 +90,18 @@ fn tables(visited: &Schedule, kept: &[Timestep]) -> Value {
 }
 
 /// The settings of a config file with the environment, or those of a run directory, a checkpoint in one, or a diffusers folder.
-fn config_of(named: &Path) -> Result<TrainConfig, Failure> {
+fn config_of(named: &Path, settings: &[Setting]) -> Result<TrainConfig, Failure> {
     let path = &locate(named)?.path;
+    if path.is_dir() && !settings.is_empty() {
+        let message = format!("--set: {} is a trained model, whose schedule is what it is", named.display());
+        return Err(Failure::new(ExitCode::Usage, message).hint("name a configuration (TOML) to try other settings"));
+    }
     if is_diffusers_folder(path) {
         return Ok(Folder::read(path)?.config);
     }
     let of_checkpoint = path.join("../../config.toml");
     let resolved = if !path.is_dir() {
-        Resolved::load(path, &[])?
+        Resolved::load(path, settings)?
     } else if !path.join("config.toml").is_file() && of_checkpoint.is_file() {
         Resolved::load_file(&of_checkpoint)?
     } else {

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use ddpm_model::diffusion::Spacing;
-
 use ddpm_run::shell::expanded;
+use ddpm_train::config::Setting;
 
 use super::{count, path};
 
@@ -21,6 +21,9 @@ pub struct ScheduleArgs {
     /// A configuration (TOML), a run directory, a checkpoint, a diffusers folder or hf://owner/name
     #[arg(value_name = "CONFIG_OR_MODEL", value_parser = path())]
     pub config: PathBuf,
+    /// Set a key of the configuration; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<Setting>,
     /// How many steps a sampler takes [default: all]
     #[arg(long, value_parser = count)]
     pub steps: Option<usize>,

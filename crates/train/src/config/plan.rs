@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use ddpm_data::{OpenOptions, Origin, Share};
-use ddpm_model::diffusion::{Schedule, TimestepSamplerKind};
+use ddpm_model::diffusion::{BetaSchedule, DiffusionConfig, Schedule, TimestepSamplerKind};
 use ddpm_model::unet::ImageShape;
 use serde::Serialize;
 
@@ -188,6 +188,9 @@ fn warnings(config: &TrainConfig, schedule: &Schedule, device: DeviceChoice) -> 
         );
         warn("diffusion.num_train_timesteps", message);
     }
+    if let Some(message) = unscaled_linear(&config.diffusion) {
+        warn("diffusion.beta_end", message);
+    }
     let train = &config.train;
     if train.warmup_steps >= train.steps {
         let message =
@@ -217,6 +220,24 @@ fn warnings(config: &TrainConfig, schedule: &Schedule, device: DeviceChoice) -> 
         warn("train.ema_decays", "samples are taken from the raw weights, which gives noisier images".to_owned());
     }
     warnings
+}
+
+/// The linear schedule of improved-diffusion and guided-diffusion for T steps has its ends multiplied by 1000 / T
+/// (`get_named_beta_schedule`), so that it ends in as much noise; here, as in diffusers, the ends are as configured.
+fn unscaled_linear(diffusion: &DiffusionConfig) -> Option<String> {
+    const PUBLISHED: usize = 1000;
+    let DiffusionConfig { num_train_timesteps: steps, beta_schedule, beta_start, beta_end, .. } = *diffusion;
+    let usual = DiffusionConfig::default();
+    let as_published =
+        beta_schedule == BetaSchedule::Linear && (beta_start, beta_end) == (usual.beta_start, usual.beta_end);
+    (as_published && steps != PUBLISHED).then(|| {
+        let scale = PUBLISHED as f64 / steps as f64;
+        let (start, end) = (beta_start * scale, beta_end * scale);
+        format!(
+            "the ends are those for {PUBLISHED} steps, and there are {steps}: the linear schedule of improved-diffusion would have \
+             beta_start = {start}, beta_end = {end}"
+        )
+    })
 }
 
 /// `loss_second_moment` needs ten losses at every t; uniform draws fill them after about `T (ln T + 9 ln ln T)` images
@@ -259,9 +280,22 @@ mod tests {
     #[test]
     fn a_schedule_that_leaves_the_image_visible_is_warned_about() {
         let plan = plan("[diffusion]\nnum_train_timesteps = 100");
-        assert_eq!(plan.warnings().len(), 1);
+        assert_eq!(plan.warnings().len(), 2);
         assert_eq!(plan.warnings()[0].key, "diffusion.num_train_timesteps");
         assert!(plan.warnings()[0].message.starts_with("sqrt(alpha_bar_T) = 0.603:"), "{}", plan.warnings()[0].message);
+    }
+
+    #[test]
+    fn a_linear_schedule_of_other_lengths_is_compared_with_the_reference() {
+        let warned = |text: &str| {
+            let plan = plan(&format!("[diffusion]\n{text}"));
+            plan.warnings().iter().find(|warning| warning.key == "diffusion.beta_end").map(|w| w.message.clone())
+        };
+        let message = warned("num_train_timesteps = 4000").unwrap_or_default();
+        assert!(message.ends_with("would have beta_start = 0.000025, beta_end = 0.005"), "{message}");
+        assert_eq!(warned("num_train_timesteps = 1000"), None);
+        assert_eq!(warned("num_train_timesteps = 4000\nbeta_schedule = \"squaredcos_cap_v2\""), None);
+        assert_eq!(warned("num_train_timesteps = 4000\nbeta_start = 0.000025\nbeta_end = 0.005"), None);
     }
 
     #[test]
