@@ -45,6 +45,9 @@ pub enum ExitCode {
     Locked = 8,
     /// Stopped early, with a checkpoint written; the same command goes on.
     Stopped = 75,
+    /// The run did not go on, and its configuration asks for an end then (`run.exit_on_stall`); the same command goes on from
+    /// the newest checkpoint.
+    Stalled = 76,
 }
 
 impl From<Kind> for ExitCode {

@@ -36,6 +36,8 @@ fn options(args: &TrainArgs) -> Result<RunOptions, Failure> {
         command: this_command(),
         requests: signals::requests()?,
         accept: Accept { keys: args.accept.clone(), data: args.accept_data },
+        // A hung call can neither be waited for nor taken back.
+        on_stall: Some(|| std::process::exit(ExitCode::Stalled as i32)),
         poisoned: Vec::new(),
     })
 }

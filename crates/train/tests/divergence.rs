@@ -9,10 +9,7 @@ use ddpm_data::{Batcher, Crop, LoaderConfig, OnCorrupt, Origin, Share};
 use ddpm_run::RunRecord;
 use ddpm_train::Error;
 use ddpm_train::config::{Resolved, Setting, TrainPlan};
-use ddpm_train::training::accept::Accept;
-use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, Summary, train};
-use ddpm_train::training::stop::Requests;
 
 const TINY: &str = r#"
 [run]
@@ -60,15 +57,7 @@ impl Case {
             settings.map(|(key, value)| Setting { key: key.to_owned(), value: value.to_owned() }).collect();
         let plan =
             TrainPlan::new(&Resolved::from_layers(Path::new("tiny.toml"), TINY, [], &settings).unwrap()).unwrap();
-        let options = RunOptions {
-            resume: Resume::Auto,
-            max_steps,
-            max_hours: None,
-            command: Vec::new(),
-            requests: Requests::default(),
-            accept: Accept::default(),
-            poisoned: self.poisoned.clone(),
-        };
+        let options = RunOptions { max_steps, poisoned: self.poisoned.clone(), ..RunOptions::default() };
         train(&plan, &options)
     }
 

@@ -14,10 +14,12 @@ use super::types::TrainConfig;
 const FREE_SECTIONS: [&str; 4] = ["checkpoint", "sample", "log", "hub"];
 
 /// Keys of other sections that cannot change past results. Data may move: a checkpoint identifies it by its fingerprint.
-const FREE_KEYS: [&str; 17] = [
+const FREE_KEYS: [&str; 19] = [
     "run.name",
     "run.dir",
     "run.device",
+    "run.stall_after",
+    "run.exit_on_stall",
     "data.source",
     "data.format",
     "data.workers",

@@ -68,11 +68,16 @@ pub struct RunConfig {
     pub seed: u64,
     /// `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// Seconds without any progress after which a run is reported as stalled; 0: never.
+    pub stall_after: u64,
+    /// End a stalled run's process with 76, for a supervisor to start it again.
+    pub exit_on_stall: bool,
 }
 
 impl Default for RunConfig {
     fn default() -> Self {
-        Self { name: String::new(), dir: String::new(), seed: 0, device: "auto".to_owned() }
+        let device = "auto".to_owned();
+        Self { name: String::new(), dir: String::new(), seed: 0, device, stall_after: 1800, exit_on_stall: false }
     }
 }
 

@@ -9,12 +9,16 @@ use ddpm_data::{Loader, Unreadable};
 
 use super::stop::{StopReason, StopWatch};
 use super::trainer::Trainer;
+use super::watchdog::Activity;
 use crate::error::Error;
 
 /// What the loop tells of its course.
 pub(super) trait Observe {
     /// How long one more step and what follows the last one may take.
     fn time_to_stop(&self) -> Duration;
+
+    /// The loop begins to do this.
+    fn begins(&mut self, activity: Activity);
 
     /// The loop has waited for a batch.
     fn waited(&mut self, wait: Duration);
@@ -34,6 +38,8 @@ impl Observe for () {
     fn time_to_stop(&self) -> Duration {
         Duration::ZERO
     }
+
+    fn begins(&mut self, _: Activity) {}
 
     fn waited(&mut self, _: Duration) {}
 
@@ -62,11 +68,13 @@ pub(super) fn train_until(
         }
         let number = trainer.steps_taken() + 1;
         let step = tracing::trace_span!("step", step = number).entered();
+        observers.begins(Activity::Data);
         let waiting = Instant::now();
         let next = tracing::trace_span!("data").in_scope(|| loader.next_unless(&|| stop.is_over()));
         observers.met(number, loader.take_warnings());
         let Some(batch) = next? else { continue };
         observers.waited(waiting.elapsed());
+        observers.begins(Activity::Step);
         trainer.step(batch)?;
         step.exit();
         observers.after_step(trainer)?;
@@ -95,6 +103,8 @@ mod tests {
         fn time_to_stop(&self) -> Duration {
             Duration::ZERO
         }
+
+        fn begins(&mut self, _: Activity) {}
 
         fn waited(&mut self, _: Duration) {
             self.waits += 1;

@@ -15,6 +15,7 @@
 //! | `quarantine` | the list of samples that could not be read |
 //! | `upload` | pushes to the hub, beside the loop |
 //! | [`stop`] | when to stop before the end |
+//! | `watchdog` | reports a run that does not go on |
 //! | [`events`] | the names of spans and targets |
 
 pub mod accept;
@@ -40,3 +41,4 @@ mod step_state;
 pub mod stop;
 pub mod trainer;
 mod upload;
+mod watchdog;

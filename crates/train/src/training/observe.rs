@@ -25,6 +25,7 @@ use super::state::Position;
 use super::stop::{StopReason, StopWatch};
 use super::trainer::Trainer;
 use super::upload::Uploader;
+use super::watchdog::{Activity, Watchdog};
 use crate::config::Cadence;
 use crate::error::{Error, Kind, in_one_line};
 use crate::report::Reporter;
@@ -54,6 +55,7 @@ pub(super) struct Observers<'a> {
     status_failed: bool,
     engines: Option<Engines>,
     quarantine: Quarantine,
+    watchdog: Watchdog,
     /// A save is due, and waits for a step that is not bad.
     save_waits: bool,
     /// The newest steps, for a report on a divergence.
@@ -122,6 +124,10 @@ impl Observe for Observers<'_> {
     fn time_to_stop(&self) -> Duration {
         let Longest { step, save, picture } = self.longest;
         step + 2 * save + picture + Duration::from_secs(5)
+    }
+
+    fn begins(&mut self, activity: Activity) {
+        self.watchdog.enter(activity);
     }
 
     fn waited(&mut self, wait: Duration) {
@@ -213,6 +219,7 @@ impl<'a> Observers<'a> {
             status_failed: false,
             engines,
             quarantine: Quarantine::of_run(setup.run_dir.paths()),
+            watchdog: setup.watchdog.clone(),
             save_waits: false,
             history: History::default(),
             next_spike: 0,
@@ -231,6 +238,11 @@ impl<'a> Observers<'a> {
 
     /// Records that another phase of the run begins.
     pub(super) fn enter(&mut self, phase: RunPhase) {
+        self.watchdog.enter(match phase {
+            RunPhase::Saving => Activity::Save,
+            RunPhase::Sampling => Activity::Sample,
+            _ => Activity::Step,
+        });
         let written = self.status.enter(phase);
         self.check_status(written);
     }

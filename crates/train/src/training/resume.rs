@@ -18,9 +18,10 @@ use crate::exchange::class_names;
 use crate::known_data::KnownData;
 
 /// Where a run resumes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Resume {
     /// The newest good checkpoint of the run directory, if there is one.
+    #[default]
     Auto,
     /// None: start from the beginning.
     Never,

@@ -24,6 +24,7 @@ use super::setup::{RunSetup, device_name, loader_config};
 use super::stop::{Requests, StopReason, StopWatch};
 use super::trainer::Trainer;
 use super::upload::Uploader;
+use super::watchdog::Watch;
 use crate::config::{TrainPlan, Warning};
 use crate::error::{Error, Kind};
 use crate::known_data::{KnownData, unused_classes};
@@ -31,7 +32,7 @@ use crate::memory;
 use crate::report::{Reporter, ReporterOptions};
 
 /// The options of a run beside its plan.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct RunOptions {
     /// Where to resume from.
     pub resume: Resume,
@@ -43,6 +44,8 @@ pub struct RunOptions {
     pub command: Vec<String>,
     /// Requests that may come while it runs.
     pub requests: Requests,
+    /// Called when the run stalls, if the configuration asks for an end.
+    pub on_stall: Option<fn()>,
     /// What may differ from the checkpoint, from there on.
     pub accept: Accept,
     /// For tests of divergence: see [`Trainer::poison`].
@@ -72,6 +75,7 @@ pub struct Summary {
 struct Frame<'a> {
     started: Instant,
     stop: StopWatch,
+    watch: Watch,
     device: Device,
     source: Arc<dyn Source>,
     data: KnownData,
@@ -94,6 +98,9 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let started = Instant::now();
     let stop = StopWatch::new(started, options.max_hours, options.requests.clone());
     options.accept.check()?;
+    let run = &plan.config().run;
+    let on_stall = options.on_stall.filter(|_| run.exit_on_stall);
+    let watch = Watch::begin(Duration::from_secs(run.stall_after), on_stall)?;
     let device = plan.device().open()?;
     let at_once = plan.micro_batch().map_or(plan.config().train.batch_size, usize::from);
     require_room(plan.config(), at_once, &device)?;
@@ -106,7 +113,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let source = with_the_models_classes(plan, source, checkpoint.as_ref(), options.accept.data)?;
     let data = KnownData::of_source(&*source, plan.config());
     let mut beginning = Beginning::at(checkpoint, plan, &data, &options.accept)?;
-    let frame = Frame { started, stop, device, source, data, run_dir, options };
+    let frame = Frame { started, stop, watch, device, source, data, run_dir, options };
     loop {
         match try_from(&frame, &beginning, &std::mem::take(&mut notices))? {
             Ended::Finished(summary) => return Ok(*summary),
@@ -118,8 +125,8 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
 /// Trains from `beginning` to the end, or until it diverges.
 fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Result<Ended, Error> {
     let Frame { stop, device, data, run_dir, options, .. } = frame;
-    let (plan, rollbacks) = (&beginning.plan, beginning.rollbacks);
-    let setup = RunSetup { plan, run_dir, source: Arc::clone(&frame.source), data, device, rollbacks };
+    let (plan, rollbacks, watchdog) = (&beginning.plan, beginning.rollbacks, frame.watch.watchdog());
+    let setup = RunSetup { plan, run_dir, source: Arc::clone(&frame.source), data, device, rollbacks, watchdog };
     let (mut trainer, means) = beginning.trainer(device)?;
     trainer.poison(options.poisoned.iter().copied());
     let first = trainer.steps_taken();

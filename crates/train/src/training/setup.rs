@@ -7,6 +7,7 @@ use ddpm_data::{LoaderConfig, Source};
 use ddpm_model::diffusion::SamplerConfig;
 use ddpm_run::RunDir;
 
+use super::watchdog::Watchdog;
 use crate::config::{TrainConfig, TrainPlan};
 use crate::drawing::{BATCH, Request, Start};
 use crate::known_data::KnownData;
@@ -20,6 +21,8 @@ pub(super) struct RunSetup<'a> {
     pub(super) device: &'a Device,
     /// How often the run has gone back after a divergence.
     pub(super) rollbacks: u64,
+    /// To be told what the run does.
+    pub(super) watchdog: Watchdog,
 }
 
 /// The loader's settings, from a plan.

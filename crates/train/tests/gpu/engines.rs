@@ -3,8 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use ddpm_train::training::accept::Accept;
-use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, train};
 use ddpm_train::training::stop::Requests;
 use serde_json::Value;
@@ -17,15 +15,7 @@ fn run(dir: &Path, steps: u64) {
     let quiet = [("log.tensorboard", "false"), ("sample.every", "0"), ("log.every", "1"), ("train.precision", "bf16")];
     let plan = plan(TINY, &[&quiet[..], &[("run.dir", dir), ("run.device", "cuda"), ("train.steps", &all)]].concat());
     let requests = Requests::default();
-    let options = RunOptions {
-        resume: Resume::Auto,
-        accept: Accept::default(),
-        poisoned: Vec::new(),
-        max_steps: None,
-        max_hours: None,
-        command: vec![],
-        requests,
-    };
+    let options = RunOptions { requests, ..RunOptions::default() };
     train(&plan, &options).unwrap();
 }
 

@@ -5,12 +5,9 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::cuda::Gpu;
 use ddpm_train::config::TrainPlan;
-use ddpm_train::training::accept::Accept;
 use ddpm_train::training::gpu_memory::GpuEstimate;
 use ddpm_train::training::outcome::StepOutcome;
-use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, train as run};
-use ddpm_train::training::stop::Requests;
 use ddpm_train::training::trainer::Trainer;
 use ddpm_train::{Error, Kind};
 
@@ -259,15 +256,7 @@ fn run_in(dir: &Path) -> (TrainPlan, RunOptions) {
         ("sample.steps", "1"),
         ("log.every", "1"),
     ];
-    let options = RunOptions {
-        resume: Resume::Auto,
-        accept: Accept::default(),
-        poisoned: Vec::new(),
-        max_steps: None,
-        max_hours: None,
-        command: Vec::new(),
-        requests: Requests::default(),
-    };
+    let options = RunOptions::default();
     (network(&settings), options)
 }
 
