@@ -1,12 +1,16 @@
 //! Adds to an error what the crates below do not know: what to type about it, and the options that its message is about.
 
+use std::io;
+use std::path::Path;
+
 use ddpm_data::DataError;
+use ddpm_hub::HubError;
 use ddpm_kernels::KernelError;
 use ddpm_model::ModelError;
 use ddpm_run::durable::io_help;
-use ddpm_run::shell;
+use ddpm_run::{RunError, shell};
 use ddpm_train::Error;
-use ddpm_train::config::{Change, DeviceError, may_be_accepted};
+use ddpm_train::config::{Change, ConfigError, DeviceError, may_be_accepted, presets};
 use serde_json::{Map, Value};
 
 /// What may stand for a model on the command line.
@@ -35,16 +39,16 @@ pub(crate) fn message(error: &Error) -> String {
 /// What to do about it.
 pub(crate) fn hint(error: &Error) -> Option<String> {
     let hint = match error {
-        Error::Config(error) | Error::ForeignConfig(error) => return error.help().map(str::to_owned),
+        Error::Config(error) | Error::ForeignConfig(error) => return config(error),
         Error::Device(error) => device(error),
         Error::Data(error) => return error.help(),
         Error::Unfit(error) => return unfit(error),
         Error::Diffusion(error) => return error.help().map(Into::into),
         Error::Model(error) => return model(error),
-        Error::Run(error) => return Some(error.help()),
+        Error::Run(error) => return Some(run(error)),
         Error::Checkpoint(error) | Error::Unsaved { cause: error, .. } => return Some(error.help()),
         Error::Report(error) => return Some(error.help()),
-        Error::Hub(error) => return Some(error.help()),
+        Error::Hub(error) => return Some(hub(error)),
         Error::Besides { error, .. } => return hint(error),
         Error::Unreadable { advice, .. } => return Some(advice.clone()),
         Error::StepTooLarge { advice, .. } => return advice.clone(),
@@ -118,6 +122,45 @@ fn changed(changes: &[Change]) -> String {
         false => String::new(),
     };
     format!("undo the change to go on, {accept}or start another run with --run-dir DIR (or --set run.name=NAME)")
+}
+
+fn hub(error: &HubError) -> String {
+    let help = error.help();
+    if !error.is_about_settings() {
+        return help;
+    }
+    format!("{help}\n`ddpm doctor` says which address and which token are used")
+}
+
+fn run(error: &RunError) -> String {
+    let option = if matches!(error, RunError::Locked { .. }) { " with --run-dir" } else { "" };
+    error.help() + option
+}
+
+fn config(error: &ConfigError) -> Option<String> {
+    const INIT: &str = "`ddpm config init` writes a config that works, to start from";
+    match error {
+        ConfigError::Read { path, source } => Some(missing(path, source)),
+        error => error.help().map(str::to_owned).or_else(|| error.is_malformed().then(|| INIT.to_owned())),
+    }
+}
+
+/// What to do about a config file that could not be read.
+fn missing(path: &Path, error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::NotFound && path.file_name().is_some_and(|name| name == "config.toml") {
+        return "name a config file, or a run directory, which has a config.toml".to_owned();
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    match (error.kind(), presets::find(&stem)) {
+        (io::ErrorKind::NotFound, Some(preset)) => {
+            let path = shell::quoted(&path.display().to_string());
+            format!("`ddpm config init --preset {} --to {path}` writes it", preset.name)
+        }
+        (io::ErrorKind::NotFound, None) => {
+            "check the path; `ddpm config init --to my.toml` writes a config to start from".to_owned()
+        }
+        _ => "check that it is a text file and that you may read it".to_owned(),
+    }
 }
 
 fn device(error: &DeviceError) -> &'static str {

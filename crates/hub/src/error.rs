@@ -168,6 +168,15 @@ impl HubError {
         }
     }
 
+    /// Whether another address or token may be meant than the one that is used.
+    pub fn is_about_settings(&self) -> bool {
+        match self.reason() {
+            Self::Connection { .. } | Self::Transfer { .. } | Self::Answer { .. } => true,
+            Self::Status { status, .. } => !matches!(status, 403 | 404 | 409 | 412 | 413 | 429 | 500..),
+            _ => false,
+        }
+    }
+
     /// What happened, in a word.
     pub fn kind(&self) -> Kind {
         match self.reason() {
@@ -224,9 +233,9 @@ impl HubError {
             Self::Status { status, retry_after, .. } => status_help(*status, *retry_after),
             Self::Silent { .. } => "try again later; DDPM_HUB_TIMEOUT=SECONDS allows a longer silence".into(),
             Self::Connection { .. } | Self::Transfer { .. } => {
-                "check the network and HF_ENDPOINT (`ddpm doctor`), then run the same command again".into()
+                "check the network and HF_ENDPOINT, then run the same command again".into()
             }
-            Self::Answer { .. } => "is HF_ENDPOINT the address of a hub? (`ddpm doctor`)".into(),
+            Self::Answer { .. } => "is HF_ENDPOINT the address of a hub?".into(),
             Self::Damaged { .. } => {
                 "nothing of it is kept: run the same command again; if it stays so, the file on the hub is damaged"
                     .into()
@@ -246,8 +255,8 @@ impl HubError {
 
 fn status_help(status: u16, retry_after: Option<Duration>) -> String {
     match (status, retry_after) {
-        (401, _) => "the token is missing, wrong or expired, or there is no such repository: `ddpm doctor` says which \
-                     token is used; make one at https://huggingface.co/settings/tokens and set HF_TOKEN"
+        (401, _) => "the token is missing, wrong or expired, or there is no such repository: make one at \
+                     https://huggingface.co/settings/tokens and set HF_TOKEN"
             .into(),
         (403, _) => "the token may not do this: take one with write access to this repository's owner".into(),
         (404, _) => "check the name, owner/name, and the revision; a private one needs a token that may see it".into(),
@@ -258,6 +267,6 @@ fn status_help(status: u16, retry_after: Option<Duration>) -> String {
         (429, Some(wait)) => format!("run the same command again in {} s", wait.as_secs()),
         (429, None) => "run the same command again in some minutes".into(),
         (500.., _) => "the hub has a problem: run the same command again later".into(),
-        _ => "is HF_ENDPOINT the address of a hub? (`ddpm doctor`)".into(),
+        _ => "is HF_ENDPOINT the address of a hub?".into(),
     }
 }

@@ -49,7 +49,7 @@ pub fn io_help(error: &io::Error, path: &Path) -> String {
             // The file that could not be written is gone by now: ask for the place where it would have been.
             let free = path.ancestors().find_map(|place| memory::disk_free(place).ok());
             let free = free.map_or_else(|| "unknown".into(), memory::format_bytes);
-            format!("free disk space or quota (free there now: {free}), or put the run on another disk with --run-dir")
+            format!("free disk space or quota (free there now: {free}), or use another disk")
         }
         Kind::FileTooLarge => {
             "files may not grow that large here: raise the limit (`ulimit -f`), or use another disk".into()

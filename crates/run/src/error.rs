@@ -49,8 +49,7 @@ impl RunError {
     pub fn help(&self) -> String {
         match self {
             Self::Locked { .. } => {
-                "wait for that process, stop it (SIGTERM saves first), or choose another directory with --run-dir"
-                    .into()
+                "wait for that process, stop it (SIGTERM saves first), or choose another directory".into()
             }
             Self::Io { path, source, .. } => io_help(source, path),
             Self::Record { .. } => {

@@ -85,7 +85,7 @@ impl<'a> Checks<'a> {
             ("", "count the classes of the data")
         };
         let message = format!("{key} = {embeds}: expected data.num_classes = {classes}{why}");
-        Err(self.impossible(key, message, &format!("{help}; `ddpm data inspect` lists them")))
+        Err(self.impossible(key, message, help))
     }
 
     pub(super) fn model(&self) -> Result<ImageShape, ConfigError> {

@@ -58,8 +58,6 @@ pub enum ConfigError {
         path: PathBuf,
         /// Why.
         source: io::Error,
-        /// What to do about it.
-        help: String,
     },
     /// The file is not TOML.
     #[error("{place}: this is not TOML: {message}")]
@@ -109,12 +107,17 @@ impl ConfigError {
     /// What to do about it.
     pub fn help(&self) -> Option<&str> {
         match self {
-            Self::Read { help, .. } | Self::UnknownKey { help, .. } | Self::Impossible { help, .. } => {
+            Self::UnknownKey { help, .. } | Self::Impossible { help, .. } => {
                 Some(help.as_str()).filter(|help| !help.is_empty())
             }
             Self::Type { help, .. } => help.as_deref(),
-            Self::Syntax { .. } => Some("`ddpm config init` writes a config that works, to start from"),
+            Self::Read { .. } | Self::Syntax { .. } => None,
         }
+    }
+
+    /// Whether the text is not that of a configuration at all.
+    pub fn is_malformed(&self) -> bool {
+        matches!(self, Self::Syntax { .. } | Self::UnknownKey { .. })
     }
 }
 

@@ -53,7 +53,7 @@ fn key_help(key: &str) -> String {
     match (closest(key, keys.iter().map(String::as_str), SIMILAR_KEYS), known_section) {
         (Some(known), None) => format!("did you mean `{known}`?"),
         (_, Some((section, keys))) => format!("keys of [{section}]: {}", keys.join(", ")),
-        (None, None) => "`ddpm config init` writes a config that works, to start from".to_owned(),
+        (None, None) => String::new(),
     }
 }
 

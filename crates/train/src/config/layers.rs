@@ -86,11 +86,7 @@ impl Resolved {
         settings: &[Setting],
     ) -> Result<Self, ConfigError> {
         let path = if path.is_dir() { path.join(presets::RESOLVED) } else { path.to_owned() };
-        let text = read_limited(&path).map_err(|source| ConfigError::Read {
-            help: presets::help_for_missing(&path, &source),
-            path: path.clone(),
-            source,
-        })?;
+        let text = read_limited(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
         let here = directory_of_run(&path).map(|dir| Setting { key: "run.dir".to_owned(), value: dir });
         let settings: Vec<Setting> = here.into_iter().chain(settings.iter().cloned()).collect();
         Self::from_layers(&path, &text, environment, &settings)

@@ -1,8 +1,5 @@
 //! The shipped configurations, compiled in so that an installed binary has them too.
 
-use std::io;
-use std::path::Path;
-
 /// A shipped configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Preset {
@@ -61,29 +58,15 @@ pub fn names() -> String {
 /// The configuration that every run directory holds.
 pub(super) const RESOLVED: &str = "config.toml";
 
-/// What to do about a config file that could not be read.
-pub(super) fn help_for_missing(path: &Path, error: &io::Error) -> String {
-    if error.kind() == io::ErrorKind::NotFound && path.file_name().is_some_and(|name| name == RESOLVED) {
-        return "name a config file, or a run directory, which has a config.toml".to_owned();
-    }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    match (error.kind(), find(&stem)) {
-        (io::ErrorKind::NotFound, Some(preset)) => {
-            format!("`ddpm config init --preset {} --to {}` writes it", preset.name, path.display())
-        }
-        (io::ErrorKind::NotFound, None) => {
-            "check the path; `ddpm config init --to my.toml` writes a config to start from".to_owned()
-        }
-        _ => "check that it is a text file and that you may read it".to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::path::Path;
+
+    use ddpm_model::unet::UNet;
+
     use super::*;
     use crate::config::{Resolved, TrainPlan};
-    use ddpm_model::unet::UNet;
 
     fn plan(preset: &Preset) -> TrainPlan {
         let path = format!("configs/{}.toml", preset.name);

@@ -84,7 +84,7 @@ impl DiskNeed {
                 .or_else(|| few(more_files, free.files).map(|free| (format!("{more_files} more files"), files(free))))
         };
         let advice =
-            "free some, keep fewer checkpoints (checkpoint.keep_last), or put the run on another disk with --run-dir";
+            "free some, keep fewer checkpoints (checkpoint.keep_last), or put the run on another disk (run.dir)";
         let message = match (next, all()) {
             (Some((needed, free)), _) => format!(
                 "the next checkpoint needs {needed}, and {place} has {free}: it cannot be saved there; {advice}"

@@ -72,12 +72,12 @@ fn classes_of_data_and_model_must_agree() {
     is_refused(
         &["data.num_classes=10", "model.num_class_embeds=12"],
         "model.num_class_embeds = 12: expected data.num_classes = 10",
-        "count the classes of the data; `ddpm data inspect` lists them",
+        "count the classes of the data",
     );
     is_refused(
         &["data.num_classes=10", "model.num_class_embeds=10", "loss.label_dropout=0.1"],
         "model.num_class_embeds = 10: expected data.num_classes = 10 and one more for a hidden label (loss.label_dropout)",
-        "count the classes of the data and one more; `ddpm data inspect` lists them",
+        "count the classes of the data and one more",
     );
     is_refused(
         &["loss.label_dropout=0.1"],
