@@ -93,6 +93,19 @@ fn a_run_whose_directory_is_removed_makes_it_again_and_saves_into_it() {
 }
 
 #[test]
+fn a_run_whose_directory_vanishes_after_its_last_save_still_leaves_its_last_step() {
+    let run = fresh_run(&["train.steps=100_000", "log.every=1", "checkpoint.every=1", "sample.every=0"]);
+    let mut running = run.train().spawn();
+    running.wait_for_stderr("step 5/");
+    fs::rename(run.path("runs/tiny"), run.path("hidden")).unwrap();
+    running.signal("TERM");
+    let finished = running.wait(SOON).has_code(75).stderr_has("runs/tiny is gone").stdout_has("everything is saved");
+    let step =
+        run.checkpoints().iter().filter_map(|name| name.strip_prefix("step-")?.parse::<u64>().ok()).max().unwrap();
+    finished.stdout_has(&format!("at step {step}"));
+}
+
+#[test]
 fn a_start_that_is_refused_leaves_everything_as_it_was() {
     let run = trained_run(&["train.steps=20"]);
     fs::create_dir(run.path("runs/tiny/checkpoints/.tmp-step-000000099")).unwrap();

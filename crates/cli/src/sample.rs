@@ -118,23 +118,34 @@ fn draw_series(
     trajectory: Option<&mut Trajectory>,
     output: &Output,
 ) -> Result<(Vec<PathBuf>, usize), Failure> {
+    let mut files = room_for_names(request.num, model)?;
     // A trajectory is of images that are drawn, not of files.
     let series = Series::begin(folder, request.num, &series_of(request, model)?, trajectory.is_none())?;
     let there = series.there(request.num);
-    let found = there.iter().filter(|there| **there).count();
+    let found = there.len();
     if found > 0 {
         tracing::info!(found, "going on: {found} of {} images are in {} already", request.num, folder.display());
     }
     let (painter, mut not_finite, mut drawn) = (model.painter(), 0, 0);
     with_onlooker(request, trajectory, output, |onlooker| {
         let mut drawing = painter.prepare(request)?;
-        drawing.draw_parts(&|images| images.into_iter().all(|k| there[k]), onlooker, &mut |first, images| {
+        drawing.draw_parts(&|images| images.into_iter().all(|k| there.contains(&k)), onlooker, &mut |first, images| {
             (not_finite, drawn) = (not_finite + images.not_finite, drawn + images.shape[0]);
             series.keep(first, &images)
         })
     })?;
     warn_of_not_finite(not_finite, request.num);
-    Ok((series.end(request.num)?, drawn))
+    files.extend((0..request.num).map(|k| series.path(k)));
+    series.end()?;
+    Ok((files, drawn))
+}
+
+/// Memory for the names of all files, allocated before hours are spent on them.
+fn room_for_names(count: usize, model: &Model) -> Result<Vec<PathBuf>, Failure> {
+    let (mut files, size) = (Vec::new(), model.config.data.image_size);
+    let reserved = files.try_reserve_exact(count);
+    reserved.map_err(|_| ddpm_train::Error::ImagesTooMany { count, height: size, width: size })?;
+    Ok(files)
 }
 
 /// All that the images depend on, apart from their number.

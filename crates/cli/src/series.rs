@@ -1,6 +1,7 @@
 //! Single images in a folder, each written as soon as it is made. Killed on the way, the same command goes on: a file beside the
 //! images says what they are, until all are there. Images of another command are replaced.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -30,7 +31,8 @@ impl<'a> Series<'a> {
         let series = Self { folder, goes_on: may_go_on && there.as_ref() == Some(what) };
         if !series.goes_on {
             // In this order: whatever is there once the file says what it is must be of this command.
-            for old in [path.clone()].into_iter().chain((0..num).map(|k| series.path(k))) {
+            remove_any(&path).map_err(|error| failed(&path, "cannot be replaced", &error))?;
+            for old in series.pictures(num).into_iter().map(|k| series.path(k)) {
                 remove_any(&old).map_err(|error| failed(&old, "cannot be replaced", &error))?;
             }
             replace_file(&path, what.to_string().as_bytes())
@@ -40,8 +42,16 @@ impl<'a> Series<'a> {
     }
 
     /// Which of the first `num` images are there.
-    pub(super) fn there(&self, num: usize) -> Vec<bool> {
-        (0..num).map(|k| self.goes_on && self.path(k).is_file()).collect()
+    pub(super) fn there(&self, num: usize) -> HashSet<usize> {
+        if self.goes_on { self.pictures(num) } else { HashSet::new() }
+    }
+
+    /// The numbers below `num` whose pictures are in the folder, whoever drew them.
+    fn pictures(&self, num: usize) -> HashSet<usize> {
+        let number = |name: &str| name.strip_suffix(".png")?.parse::<usize>().ok();
+        let entries = fs::read_dir(self.folder).into_iter().flatten().flatten();
+        let numbers = entries.filter_map(|entry| number(entry.file_name().to_str()?));
+        numbers.filter(|&k| k < num && self.path(k).is_file()).collect()
     }
 
     /// Writes images, of which the first has this number.
@@ -53,14 +63,14 @@ impl<'a> Series<'a> {
         Ok(())
     }
 
-    /// All `num` images are there; returns their files.
-    pub(super) fn end(self, num: usize) -> Result<Vec<PathBuf>, Failure> {
+    /// All images are there.
+    pub(super) fn end(self) -> Result<(), Failure> {
         let path = self.folder.join(UNFINISHED);
-        remove_any(&path).map_err(|error| failed(&path, "cannot be removed", &error))?;
-        Ok((0..num).map(|k| self.path(k)).collect())
+        remove_any(&path).map_err(|error| failed(&path, "cannot be removed", &error))
     }
 
-    fn path(&self, k: usize) -> PathBuf {
+    /// The file of the image of this number.
+    pub(super) fn path(&self, k: usize) -> PathBuf {
         self.folder.join(file_name(k))
     }
 }

@@ -1,5 +1,5 @@
 //! One process per run directory. The lock is the kernel's (`flock`), so a killed process never leaves a run locked; what
-//! stands in the file is for people. Where the file system has no such locks, a [lease](lease) stands for it.
+//! stands in the file is for people. Where the file system has no such locks, a lease (`lease`) stands for it.
 
 mod lease;
 

@@ -168,7 +168,7 @@ fn create_dir(path: &Path) -> Result<(), RunError> {
 /// Removes the directories that are empty, the last one first.
 fn remove_empty(created: &[PathBuf]) {
     // Not with all in it: another process may have begun there.
-    created.iter().rev().for_each(|dir| drop(std::fs::remove_dir(dir)));
+    created.iter().rev().for_each(|dir| drop(disk::remove_empty_dir(dir)));
 }
 
 fn write_config(path: &Path, text: &str) -> Result<(), RunError> {

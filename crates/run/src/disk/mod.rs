@@ -2,7 +2,7 @@
 //!
 //! Some file systems cannot do what a checkpoint relies on: CIFS, 9p, some of FUSE and WSL cannot sync a directory, some of FUSE
 //! and old overlays cannot rename one. A run must start there too. What is missing is replaced by the next safe thing, and a
-//! warning says once what is lost ([`weak`]).
+//! warning says once what is lost (`weak`).
 //!
 //! Tests make the call number k fail, be cut short or be the last one of a killed process or machine: `faults`. Outside of
 //! tests nothing of that is compiled.
@@ -212,12 +212,17 @@ pub fn remove_any(path: &Path) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
+/// Deletes a directory with nothing in it.
+pub(crate) fn remove_empty_dir(path: &Path) -> io::Result<()> {
+    call(|| fs::remove_dir(path))
+}
+
 /// Call by call, as a kill may fall between any two.
 fn remove_dir(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         remove_any(&entry?.path())?;
     }
-    call(|| fs::remove_dir(path))
+    remove_empty_dir(path)
 }
 
 /// Makes the names in `dir` durable: what was created, renamed or removed there survives a crash from now on. Where a directory

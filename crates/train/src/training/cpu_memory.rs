@@ -58,19 +58,25 @@ fn room() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::path::Path;
+
     use super::*;
+    use crate::config::{Resolved, TrainPlan};
 
     #[test]
     fn a_step_that_cannot_fit_is_refused_with_a_micro_batch_that_can() {
-        let config = TrainConfig::default();
-        let needs = |images| lasting_and_activations(&GpuEstimate::new(&config).unwrap().in_f32(images));
-        refuse_above(&config, 64, needs(64)).unwrap();
-        let Err(Error::StepTooLarge { message, advice, .. }) = refuse_above(&config, 64, needs(16)) else {
+        let text = "[data]\nsource = \"x\"\nimage_size = 32\n";
+        let resolved = Resolved::from_layers(Path::new("my.toml"), text, [], &[]).unwrap();
+        let plan = TrainPlan::new(&resolved).unwrap();
+        let config = plan.config();
+        let needs = |images| lasting_and_activations(&GpuEstimate::new(config).unwrap().in_f32(images));
+        refuse_above(config, 64, needs(64)).unwrap();
+        let Err(Error::StepTooLarge { message, advice, .. }) = refuse_above(config, 64, needs(16)) else {
             panic!("64 images in the room of 16 are accepted")
         };
         assert!(message.starts_with("a step with 64 images at once takes at least "), "{message}");
         assert_eq!(advice.unwrap(), "set train.micro_batch = 8, which changes no update");
-        let Err(Error::StepTooLarge { advice, .. }) = refuse_above(&config, 1, 1 << 20) else {
+        let Err(Error::StepTooLarge { advice, .. }) = refuse_above(config, 1, 1 << 20) else {
             panic!("it is accepted")
         };
         assert!(advice.unwrap().contains("narrower"));

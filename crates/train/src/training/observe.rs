@@ -309,13 +309,7 @@ impl<'a> Observers<'a> {
 
     /// Starts writing a checkpoint; returns the result of the save before, if it was not read yet.
     fn submit(&mut self, trainer: &Trainer) -> Result<Option<Result<SaveOutcome, CheckpointError>>, Error> {
-        match self.setup.run_dir.make_again_if_gone() {
-            Ok(true) => self.saved = None,
-            Ok(false) => {}
-            Err(error) if error.kind() == Kind::Held => return Err(error.into()),
-            // The save fails for the same reason, and is tried again.
-            Err(error) => tracing::warn!("{}", in_one_line(&error)),
-        }
+        self.look_after_run_dir()?;
         self.reporter.sync();
         if let Some(Err(error)) = self.engines.as_mut().map(Engines::keep) {
             tracing::warn!("engines.json was not written: {error}");
@@ -329,6 +323,20 @@ impl<'a> Observers<'a> {
         })?;
         span.exit();
         Ok(self.writer.submit(snapshot))
+    }
+
+    /// Makes the run's directory again if it is gone, with all that was saved there.
+    ///
+    /// # Errors
+    /// The run belongs to another process now. Any other failure is also that of the save, which is tried again.
+    fn look_after_run_dir(&mut self) -> Result<(), Error> {
+        match self.setup.run_dir.make_again_if_gone() {
+            Ok(true) => self.saved = None,
+            Ok(false) => {}
+            Err(error) if error.kind() == Kind::Held => return Err(error.into()),
+            Err(error) => tracing::warn!("{}", in_one_line(&error)),
+        }
+        Ok(())
     }
 
     /// Records the end of a save; a failed one causes a warning, and the next checkpoint is the next attempt.
@@ -362,6 +370,7 @@ impl<'a> Observers<'a> {
     pub(super) fn finish(&mut self, trainer: &mut Trainer, end: End) -> Result<Ending, Error> {
         self.take_outcomes(trainer, true)?;
         self.finish_save();
+        self.look_after_run_dir()?;
         let step = trainer.steps_taken();
         // Before the first step there is nothing to save; a checkpoint of step 0 is an import.
         if step > 0 && self.saved.as_ref().is_none_or(|(saved, _)| *saved != step) {
