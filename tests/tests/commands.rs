@@ -26,6 +26,7 @@ fn every_command_explains_itself_with_an_example() {
         "sample",
         "eval nll",
         "data inspect",
+        "data pack",
         "config init",
         "config show",
         "config check",

@@ -158,7 +158,7 @@ impl TrainArgs {
 pub enum DataCommand {
     /// Count images, sizes, classes and unreadable files, and draw a preview
     Inspect(InspectArgs),
-    /// Write a data set as tar shards, decoded and cut once: they load many times faster
+    /// Write a data set as tar shards, decoded and cut once and not at every step
     Pack(PackArgs),
 }
 
@@ -209,7 +209,7 @@ pub struct PackArgs {
     /// The part of a data set that has several
     #[arg(long, value_name = "NAME")]
     pub split: Option<String>,
-    /// Images of each shard [default: a sixteenth, 5000 at most]
+    /// Images of each shard [default: a sixteenth, 100 to 5000]
     #[arg(long, value_name = "N", value_parser = count)]
     pub shard_images: Option<usize>,
     /// Threads [default: one per core]

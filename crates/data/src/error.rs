@@ -140,6 +140,8 @@ pub enum DataError {
         place: String,
         /// Its columns with their types.
         columns: Vec<String>,
+        /// What to do about one of them, where that is known.
+        advice: Option<String>,
     },
     /// Two Parquet files of one source give the labels different names.
     #[error("{second} names the classes otherwise than {first}, so their labels cannot be mixed")]
@@ -269,13 +271,13 @@ pub enum DataError {
         #[source]
         cause: std::io::Error,
     },
-    /// `data.source` is a file of a kind that is not read.
-    #[error("data.source = {found}: {what}")]
+    /// A file of a kind that is not read.
+    #[error("{found} is not read: {what}")]
     OtherFormat {
-        /// The source as it was given.
+        /// The file.
         found: String,
         /// What it is.
-        what: &'static str,
+        what: String,
         /// What to do; may be empty.
         advice: &'static str,
     },
@@ -351,6 +353,7 @@ impl DataError {
             Self::BadParquet { .. } | Self::BadFile { .. } => "the file is damaged or was only partly downloaded: fetch it again".into(),
             Self::PackTarget { .. } => "name a folder that is empty or does not exist yet; a folder that was begun goes on with the same options".into(),
             Self::NotWhole { .. } => "unpack all of its files, under their own names, into one folder".into(),
+            Self::NoImageColumn { advice: Some(advice), .. } => advice.clone(),
             Self::NoImageColumn { .. } => "store the encoded images (PNG, JPEG) in a struct column `image` {bytes, path}".into(),
             Self::ClassNamesDiffer { .. } => "train on one of the two, or choose a part with data.split".into(),
             Self::Unreadable { .. } => {

@@ -20,9 +20,10 @@ use crate::format::{CLASSES_FILE, RawImage, Source, file_header, shard_len};
 
 /// What and how a folder is packed.
 const RECORD: &str = "pack.json";
-/// Of images at training size; larger shards are no faster to read.
+/// Of images at training size; larger shards are no faster to read, and smaller ones are many files.
 const MAX_SHARD_IMAGES: usize = 5000;
-/// Shards of a small source: as many threads may work.
+const MIN_SHARD_IMAGES: usize = 100;
+/// Shards of a source between: as many threads may work.
 const SHARDS: usize = 16;
 /// Headers and contents begin at multiples of it.
 const BLOCK: usize = 512;
@@ -125,7 +126,7 @@ fn claim(source: &dyn Source, to: &Path, config: &PackConfig) -> Result<(Record,
         // Checks the size.
         Transform::new(0, size, 3, Crop::Center, false)?;
     }
-    let chosen = source.len().div_ceil(SHARDS).clamp(1, MAX_SHARD_IMAGES);
+    let chosen = source.len().div_ceil(SHARDS).clamp(MIN_SHARD_IMAGES, MAX_SHARD_IMAGES);
     let record = Record {
         fingerprint: source.fingerprint().to_owned(),
         samples: source.len(),

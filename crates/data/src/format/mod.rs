@@ -209,9 +209,9 @@ fn refuse_file(source: &str, file: &FileInfo) -> DataError {
         _ if detect::is_idx(&file.name) => ("a single IDX file", "give its folder, with images and labels in it"),
         _ if detect::is_cifar(&file.name) => ("a single file of CIFAR", "give its folder, with all batches in it"),
         Some(known) => known,
-        None => ("no kind of file that is read", ""),
+        None => ("a file of an unknown kind", ""),
     };
-    DataError::OtherFormat { found: source.to_owned(), what, advice }
+    DataError::OtherFormat { found: format!("data.source = {source}"), what: what.to_owned(), advice }
 }
 
 fn open_folder(

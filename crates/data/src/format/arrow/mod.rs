@@ -74,7 +74,7 @@ fn refuse(store: &dyn Store, file: &FileInfo, fault: Fault) -> DataError {
     match fault {
         Fault::Store(error) => error.into(),
         Fault::Damaged(reason) => DataError::BadFile { place, format: "Arrow table", reason },
-        Fault::NoImages(columns) => DataError::NoImageColumn { place, columns },
+        Fault::NoImages(columns) => DataError::NoImageColumn { place, columns, advice: None },
     }
 }
 

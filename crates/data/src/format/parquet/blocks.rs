@@ -88,9 +88,22 @@ pub(super) fn read(
         let rows = Rows { stored: Arc::clone(&stored), group, first, count };
         let images = rows.binary(columns.bytes)?;
         let paths = columns.path.map_or(Ok(vec![None; count]), |leaf| rows.binary(leaf))?;
-        let labels = columns.label.as_ref().map_or(Ok(vec![None; count]), |label| rows.integer(label.leaf))?;
+        let numbers = columns.label.as_ref().filter(|label| !label.text);
+        let labels = numbers.map_or(Ok(vec![None; count]), |label| rows.integer(label.leaf))?;
         Ok(Block { images, paths, labels })
     });
+    decoded.map_err(|reason| stored.take_error().map_or(Fault::Damaged(reason), Fault::from))
+}
+
+/// Decodes all values of a column of text.
+pub(super) fn read_texts(
+    stored: &StoredFile,
+    group: &RowGroupMetaData,
+    leaf: usize,
+    count: usize,
+) -> Result<Vec<Option<Bytes>>, Fault> {
+    let stored = Arc::new(stored.alone());
+    let decoded = guard(|| Rows { stored: Arc::clone(&stored), group, first: 0, count }.binary(leaf));
     decoded.map_err(|reason| stored.take_error().map_or(Fault::Damaged(reason), Fault::from))
 }
 

@@ -3,7 +3,7 @@
 //! Hugging Face's convention: an image is a struct `{bytes: binary, path: string}`; the schema metadata `huggingface`
 //! is JSON with the features, in which a `ClassLabel` lists its names.
 
-use parquet::basic::Type as Physical;
+use parquet::basic::{Compression, ConvertedType, LogicalType, Type as Physical};
 use parquet::file::metadata::{FileMetaData, RowGroupMetaData};
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 use serde_json::Value;
@@ -41,6 +41,8 @@ impl Columns {
 pub(super) struct Label {
     pub(super) leaf: usize,
     pub(super) name: String,
+    /// Whether it holds names, and no numbers.
+    pub(super) text: bool,
 }
 
 /// Finds the columns, or returns the name and type of each column there is.
@@ -62,8 +64,10 @@ pub(super) fn find(schema: &SchemaDescriptor) -> Result<Columns, Vec<String>> {
     let plain = || IMAGE_NAMES.iter().find_map(|&name| Some((leaf(&[name], &binary)?, None)));
     let (bytes, path) = in_struct.or_else(plain).ok_or_else(|| describe(schema))?;
     let label = LABEL_NAMES.iter().find_map(|&name| {
-        let leaf = leaf(&[name], &[Physical::INT32, Physical::INT64])?;
-        Some(Label { leaf, name: name.to_owned() })
+        let leaf = leaf(&[name], &[Physical::INT32, Physical::INT64, Physical::BYTE_ARRAY])?;
+        let column = schema.column(leaf);
+        let text = column.physical_type() == Physical::BYTE_ARRAY;
+        (!text || is_text(&column)).then(|| Label { leaf, name: name.to_owned(), text })
     });
     Ok(Columns { bytes, path, label })
 }
@@ -73,12 +77,44 @@ fn describe(schema: &SchemaDescriptor) -> Vec<String> {
     schema.columns().iter().map(|column| one(column)).collect()
 }
 
+/// Whether the bytes of a column are text.
+fn is_text(column: &ColumnDescriptor) -> bool {
+    column.converted_type() == ConvertedType::UTF8 || matches!(column.logical_type_ref(), Some(LogicalType::String))
+}
+
+/// What to do where no column holds images as they are expected, from the first column that may hold some.
+pub(super) fn advice(schema: &SchemaDescriptor) -> Option<String> {
+    schema.columns().iter().filter(|column| !is_text(column)).find_map(|column| {
+        let (name, listed) = (&column.path().parts()[0], column.max_rep_level() > 0);
+        match column.physical_type() {
+            Physical::BYTE_ARRAY if listed => Some(format!("{name} is a list: write a row for each image")),
+            Physical::BYTE_ARRAY => Some(format!("if {name} holds image files, call the column image")),
+            Physical::FIXED_LEN_BYTE_ARRAY => {
+                Some(format!("if {name} holds image files, write it as binary of any length, in a column image"))
+            }
+            Physical::INT32 if listed => {
+                Some(format!("{name} is a list of numbers: if they are pixels, encode them as PNGs, in a column image"))
+            }
+            _ => None,
+        }
+    })
+}
+
+/// The name of a column that is read and has a compression that nobody reads any more, and that compression.
+pub(super) fn unread_compression(columns: &Columns, group: &RowGroupMetaData) -> Option<String> {
+    let label = columns.label.as_ref().map(|label| label.leaf);
+    let chunks =
+        [Some(columns.bytes), columns.path, label].into_iter().flatten().filter_map(|leaf| group.columns().get(leaf));
+    let odd = chunks.into_iter().find(|chunk| matches!(chunk.compression(), Compression::LZO))?;
+    Some(format!("{} is compressed with {}", odd.column_path().string(), odd.compression()))
+}
+
 /// The notice for a column that is named like a label but holds no whole numbers.
 pub(super) fn odd_label(schema: &SchemaDescriptor) -> Option<String> {
     let odd = |name: &&str| schema.columns().iter().find(|column| column.path().parts()[0] == **name);
     let column = LABEL_NAMES.iter().find_map(odd)?;
     let (name, found) = (&column.path().parts()[0], column.physical_type());
-    Some(format!("the column {name} is no class, as it holds {found:?} and no whole numbers"))
+    Some(format!("the column {name} is no class, as it holds {found:?} and neither whole numbers nor names"))
 }
 
 /// The names of the classes of `label_column`, where the file's metadata has them.
@@ -105,10 +141,10 @@ mod tests {
         let only = "message m { optional int64 id; optional group photo { optional binary bytes; optional binary path (UTF8); } }";
         assert_eq!(columns(only).unwrap(), Columns { bytes: 1, path: Some(2), label: None });
         let two = "message m { optional group mask { optional binary bytes; } optional group img { optional binary bytes; } optional int32 fine_label; }";
-        let label = Some(Label { leaf: 2, name: "fine_label".into() });
+        let label = Some(Label { leaf: 2, name: "fine_label".into(), text: false });
         assert_eq!(columns(two).unwrap(), Columns { bytes: 1, path: None, label });
         let plain = "message m { required binary image; required int64 labels; required int64 label; }";
-        let label = Some(Label { leaf: 2, name: "label".into() });
+        let label = Some(Label { leaf: 2, name: "label".into(), text: false });
         assert_eq!(columns(plain).unwrap(), Columns { bytes: 0, path: None, label });
     }
 
@@ -119,8 +155,29 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_is_text_is_no_label() {
-        let schema = "message m { required binary image; optional binary label (UTF8); }";
-        assert_eq!(columns(schema).unwrap().label, None);
+    fn a_label_is_a_number_or_a_name_and_nothing_else() {
+        let label = |kind: &str| columns(&format!("message m {{ required binary image; {kind}; }}")).unwrap().label;
+        assert!(label("optional binary label (UTF8)").unwrap().text);
+        assert!(!label("optional int32 label").unwrap().text);
+        for odd in ["optional double label", "optional binary label", "optional boolean label"] {
+            assert_eq!(label(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_images_is_named_with_what_would_make_them_so() {
+        let advice = |fields: &str| {
+            advice(&SchemaDescriptor::new(Arc::new(parse_message_type(&format!("message m {{ {fields} }}")).unwrap())))
+        };
+        let list = |of: &str| format!("optional group x (LIST) {{ repeated group list {{ {of} }} }}");
+        for (fields, want) in [
+            ("required binary t (UTF8); required binary jpg;", "if jpg holds image files, call the column image"),
+            (&list("optional binary element;"), "x is a list: write a row for each image"),
+            (&list("optional int32 element (UINT_8);"), "x is a list of numbers: if they are pixels"),
+            ("required fixed_len_byte_array (9) x;", "if x holds image files, write it as binary of any length"),
+        ] {
+            assert!(advice(fields).unwrap().starts_with(want), "{fields}");
+        }
+        assert_eq!(advice("required int64 n;"), None);
     }
 }

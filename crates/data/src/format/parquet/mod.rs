@@ -1,9 +1,10 @@
 //! Parquet in Hugging Face's image convention: one file, or several that follow one another.
 //!
-//! Read through the `parquet` crate's column readers: its Arrow layer would bring a dozen more crates to decode three columns.
+//! Read through the `parquet` crate's column readers: its Arrow layer would decode whole batches for a row of three columns.
 
 mod blocks;
 mod columns;
+mod labels;
 mod stored;
 
 use std::sync::Arc;
@@ -13,8 +14,10 @@ use parquet::file::reader::{ChunkReader, Length};
 
 use self::blocks::{Block, BlockCache, CACHE_BYTES};
 use self::columns::Columns;
+use self::labels::TextLabels;
 use self::stored::StoredFile;
 use super::files::{Fingerprint, slashed};
+use super::ranges::Span;
 use super::split::{self, Chosen};
 use super::{RawImage, Source};
 use crate::error::{DataError, guard};
@@ -31,6 +34,8 @@ pub(super) struct ParquetSource {
     files: Vec<ParquetFile>,
     groups: Vec<Group>,
     len: usize,
+    /// Where the labels are texts.
+    labels: Option<TextLabels>,
     class_names: Option<Vec<String>>,
     fingerprint: String,
     notices: Vec<String>,
@@ -99,8 +104,10 @@ impl ParquetSource {
             let detail = format!("{} Parquet files without rows", files.len());
             return Err(DataError::Empty { place, detail });
         }
+        let labels = labels::read(&files, &groups)?;
         let (fingerprint, cache) = (fingerprint.finish(), BlockCache::new(CACHE_BYTES));
-        Ok(Self { place, files, groups, len, class_names, fingerprint, notices: Vec::new(), cache })
+        let class_names = labels.as_ref().and_then(|labels| labels.names.clone()).or(class_names);
+        Ok(Self { place, files, groups, len, labels, class_names, fingerprint, notices: Vec::new(), cache })
     }
 
     fn group_of(&self, index: usize) -> Result<(usize, &Group), DataError> {
@@ -125,7 +132,9 @@ impl ParquetFile {
         hash_file(&stored, fingerprint).map_err(failed)?;
         let about = metadata.file_metadata();
         let found = columns::find(about.schema_descr());
-        let columns = found.map_err(|columns| DataError::NoImageColumn { place: place.clone(), columns })?;
+        let advice = || columns::advice(about.schema_descr());
+        let no_images = |columns| DataError::NoImageColumn { place: place.clone(), columns, advice: advice() };
+        let columns = found.map_err(no_images)?;
         let class_names = columns.label.as_ref().and_then(|label| columns::class_names(about, &label.name));
         Ok(Self { name, stored, metadata, columns, class_names })
     }
@@ -145,6 +154,14 @@ impl ParquetFile {
             };
             if let Some(fault) = self.columns.fault_in(group) {
                 return Err(bad(fault));
+            }
+            if let Some(column) = columns::unread_compression(&self.columns, group) {
+                let found = self.stored.place().display().to_string();
+                return Err(DataError::OtherFormat {
+                    found,
+                    what: column,
+                    advice: "write it again with compression=\"zstd\"",
+                });
             }
             let rows = usize::try_from(group.num_rows()).ok();
             let end = rows.and_then(|rows| next.checked_add(rows));
@@ -202,7 +219,13 @@ impl Source for ParquetSource {
         });
         let id = format!("{} row {}", file.name, group.file_row + row);
         match loaded.as_ref() {
-            Ok(block) => sample(block, row_in_block, id),
+            Ok(block) => {
+                let mut sample = sample(block, row_in_block, id)?;
+                if let Some(labels) = &self.labels {
+                    sample.label = labels.rows.get(index).copied().filter(|&label| label != Span::NONE);
+                }
+                Ok(sample)
+            }
             Err(fault) => Err(fault.of_sample(id)),
         }
     }

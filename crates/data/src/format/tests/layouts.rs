@@ -178,13 +178,36 @@ fn links_to_nothing_and_folders_without_permission_are_named_and_passed_over() {
 }
 
 #[test]
-fn labels_that_are_text_are_said_to_be_no_classes() {
+fn labels_that_are_text_are_classes_by_name() {
     let dir = TempDir::new().unwrap();
     put(&dir, "x.parquet", &parquet_with_text_labels());
     let source = open_path(&dir.path().join("x.parquet")).unwrap();
-    assert!(!source.has_labels());
-    assert_eq!(
-        source.notices(),
-        ["x.parquet: the column label is no class, as it holds BYTE_ARRAY and no whole numbers"]
-    );
+    assert_eq!((source.has_labels(), source.class_names().unwrap()), (true, &["cat".to_owned()][..]));
+    assert_eq!(labels(&*source), [Some(0)]);
+    put(&dir, "y.parquet", &parquet_bytes(&rows(0..3), &Layout::default()));
+    let (message, _) = refused(dir.path().to_str().unwrap());
+    assert!(message.starts_with("y.parquet names the classes otherwise than x.parquet"), "{message}");
+}
+
+#[test]
+fn what_is_no_data_is_named_with_what_to_do() {
+    let dir = TempDir::new().unwrap();
+    for (name, what) in [
+        ("a.npz", "NumPy's arrays: save each image"),
+        ("a.h5", "arrays in HDF5: save each image"),
+        ("a.zip", "an archive: unpack it"),
+        ("a.tar.gz", "a compressed file: unpack it"),
+        ("a.csv", "a table: put it beside the images"),
+        ("a.pkl", "Python's pickle, which runs code when it is read: save"),
+    ] {
+        put(&dir, name, b"x");
+        let path = dir.path().join(name);
+        let (message, help) = refused(path.to_str().unwrap());
+        let (named, advice) = what.split_once(": ").unwrap();
+        assert!(message.ends_with(named) && help.starts_with(advice), "{message}; {help}");
+        let (message, _) = refused(dir.path().to_str().unwrap());
+        let ending = path.extension().unwrap().to_str().unwrap();
+        assert!(message.contains(&format!("found 1 file: 1 .{ending}; .{ending} is {what}")), "{message}");
+        fs::remove_file(path).unwrap();
+    }
 }

@@ -94,3 +94,20 @@ fn damaged_tables_never_panic_and_never_allocate_more_than_they_have() {
         }
     }
 }
+
+#[test]
+fn damaged_parquet_files_with_labels_that_are_texts_never_panic() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("x.parquet");
+    let whole = parquet_with_text_labels();
+    for at in 0..whole.len() {
+        for damage in [0x01, 0x81] {
+            let mut damaged = whole.clone();
+            damaged[at] ^= damage;
+            replace(&path, &damaged);
+            if let Ok(source) = open_path(&path) {
+                (0..source.len().min(3)).for_each(|i| drop(source.read(i)));
+            }
+        }
+    }
+}
