@@ -77,6 +77,8 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let removed = remove_stale(&run_dir.paths().checkpoints(), run_dir.lock())?;
     let (checkpoint, skipped) = choose_checkpoint(&run_dir, &options.resume)?;
     let source = with_the_models_classes(plan, source, checkpoint.as_ref(), options.accept_data)?;
+    // Before a refusal too: they may say why the data is other data.
+    source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
     let data = KnownData::of_source(&*source, plan.config());
     let setup = RunSetup { plan, run_dir: &run_dir, source, data, device: &device };
     let (mut trainer, means) = start_or_go_on(&setup, checkpoint.as_ref(), options.accept_data)?;
@@ -162,6 +164,7 @@ fn train_until(
         let waiting = Instant::now();
         let next = tracing::trace_span!("data").in_scope(|| loader.next_unless(&|| stop.is_over()));
         quarantine.add(trainer.steps_taken() + 1, loader.take_warnings());
+        loader.take_notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
         let Some(batch) = next? else { continue };
         observers.waited(waiting.elapsed());
         trainer.step(batch)?;
@@ -217,7 +220,6 @@ fn span_of_run(run_dir: &RunDir, first: u64, total: u64) -> Span {
 }
 
 fn announce(setup: &RunSetup<'_>, trainer: &Trainer, checkpoint: Option<&Checkpoint>, end: u64) {
-    setup.source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
     let unused = unused_classes(setup.plan.config(), &*setup.source);
     for warning in setup.plan.warnings().iter().chain(&unused) {
         tracing::warn!(key = warning.key, "{}: {}", warning.key, warning.message);
