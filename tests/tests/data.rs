@@ -37,6 +37,21 @@ fn a_variable_that_is_not_set_is_an_error_by_its_name() {
     assert!(!run.exists("$PHOTOS"));
 }
 
+// Sizes
+
+#[test]
+fn frames_around_some_images_are_said_and_can_be_had_otherwise() {
+    let run = fresh_run(&["train.steps=4", "data.source=photos", "sample.every=0"]);
+    (0..4).for_each(|k| run.write(&format!("photos/{k}.png"), png(if k == 0 { 8 } else { 20 }, k)));
+    let said = "1 of the first 4 images are smaller than data.image_size = 16 and get a frame";
+    run.train().succeeds().stderr_has(said).stderr_has("data.upscale = true");
+    // Another size is another run.
+    run.train().set("data.upscale=true").fails_with(2).stderr_has("data.upscale: false in the checkpoint, true now");
+    let other = run.train().set("data.upscale=true").set("data.background=grey").set("data.fit=pad");
+    other.arg("--run-dir").arg("runs/other").succeeds().stderr_lacks("get a frame");
+    run.train().set("data.background=pink").fails_with(2).stderr_has("expected black, grey, white or #rrggbb");
+}
+
 // Outputs
 
 #[test]

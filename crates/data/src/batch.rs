@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decode::{Crop, Transform, decode};
 use crate::error::{DataError, shown};
+use crate::fitting::{Fitted, Fitting};
 use crate::format::{RawImage, Source, read_each};
 use crate::order::Order;
 use crate::origin::Origin;
@@ -46,6 +47,8 @@ pub struct LoaderConfig {
     pub channels: usize,
     /// Where larger images are cut (`data.crop`).
     pub crop: Crop,
+    /// How other sizes are made to fit (`data.fit`, `data.upscale`, `data.background`).
+    pub fitting: Fitting,
     /// Whether half of the images are mirrored (`data.flip`).
     pub flip: bool,
     /// With a number, batches have labels and each must be below it (`data.num_classes`); without, they have none.
@@ -89,6 +92,15 @@ pub struct Unreadable {
 pub(crate) struct Made {
     pub(crate) batch: Batch,
     pub(crate) unreadable: Vec<Unreadable>,
+    /// What fitting did to its images.
+    pub(crate) fitted: Fitted,
+}
+
+/// What was met while a batch was made.
+#[derive(Default)]
+struct Met {
+    unreadable: Vec<Unreadable>,
+    fitted: Fitted,
 }
 
 /// Makes any batch on request, in the calling thread.
@@ -102,7 +114,8 @@ pub struct Batcher {
 impl Batcher {
     /// Checks the settings; errors name the key.
     pub fn new(source: Arc<dyn Source>, config: LoaderConfig) -> Result<Self, DataError> {
-        let transform = Transform::new(config.seed, config.image_size, config.channels, config.crop, config.flip)?;
+        let transform =
+            Transform::new(config.seed, config.image_size, config.channels, config.crop, config.fitting, config.flip)?;
         if config.share.count() == 0 {
             return Err(DataError::Setting { key: "train.batch_size", found: "0".into(), expected: "at least 1" });
         }
@@ -138,7 +151,7 @@ impl Batcher {
         let (n, size) = (self.config.share.count(), self.config.image_size);
         let mut images = vec![0; n * self.transform.image_len()];
         let mut labels = self.config.num_classes.map(|_| Vec::with_capacity(n));
-        let (mut ids, mut unreadable) = (Vec::with_capacity(n), Vec::new());
+        let (mut ids, mut met) = (Vec::with_capacity(n), Met::default());
         let positions: Vec<u64> = self.config.origin.positions(self.config.share, step).collect();
         let indices: Vec<usize> = positions.iter().map(|&position| self.index_at(position, 0)).collect();
         let mut rows = images.chunks_exact_mut(self.transform.image_len());
@@ -147,7 +160,7 @@ impl Batcher {
                 return Err(DataError::Stopped);
             }
             let pixels = rows.next().unwrap_or_default();
-            let (index, label) = self.sample_at(positions[place], raw, pixels, &mut unreadable)?;
+            let (index, label) = self.sample_at(positions[place], raw, pixels, &mut met)?;
             ids.push(index as u64);
             if let Some((labels, label)) = labels.as_mut().zip(label) {
                 labels.push(label);
@@ -155,7 +168,7 @@ impl Batcher {
             Ok(())
         })?;
         let batch = Batch { images, shape: [n, size, size, self.config.channels], labels, ids };
-        Ok(Made { batch, unreadable })
+        Ok(Made { batch, unreadable: met.unreadable, fitted: met.fitted })
     }
 
     /// The index of the sample `further` places behind `position` in the order of its epoch, which starts again at its
@@ -173,31 +186,38 @@ impl Batcher {
         position: u64,
         raw: Result<RawImage, DataError>,
         pixels: &mut [u8],
-        unreadable: &mut Vec<Unreadable>,
+        met: &mut Met,
     ) -> Result<(usize, Option<u32>), DataError> {
         let probes = (self.source.len() as u64).min(MAX_PROBES);
         let mut first = Some(raw);
         for probe in 0..probes {
             let index = self.index_at(position, probe);
             let raw = first.take().unwrap_or_else(|| self.source.read(index));
-            match raw.and_then(|raw| self.fit(raw, position, pixels)) {
+            match raw.and_then(|raw| self.fit(raw, position, pixels, &mut met.fitted)) {
                 Ok(label) => return Ok((index, label)),
                 Err(DataError::Unreadable { sample: id, reason }) if self.config.on_corrupt == OnCorrupt::Skip => {
-                    unreadable.push(Unreadable { index, id, reason });
+                    met.unreadable.push(Unreadable { index, id, reason });
                 }
                 Err(error) => return Err(error),
             }
         }
-        let last = unreadable.last().map_or(String::new(), Unreadable::to_string);
+        let last = met.unreadable.last().map_or(String::new(), Unreadable::to_string);
         Err(DataError::NothingReadable { count: probes, last })
     }
 
     /// Decodes and fits one sample; its label, where classes were asked for.
-    fn fit(&self, raw: RawImage, position: u64, pixels: &mut [u8]) -> Result<Option<u32>, DataError> {
+    fn fit(
+        &self,
+        raw: RawImage,
+        position: u64,
+        pixels: &mut [u8],
+        fitted: &mut Fitted,
+    ) -> Result<Option<u32>, DataError> {
         let decoded = match decode(&raw.bytes) {
             Ok(decoded) => decoded,
             Err(reason) => return Err(DataError::Unreadable { sample: raw.id, reason }),
         };
+        self.transform.note(fitted, &decoded.image);
         self.transform.apply(decoded.image, &raw.id, position, pixels)?;
         let Some(num_classes) = self.config.num_classes else { return Ok(None) };
         match raw.label {

@@ -1,11 +1,12 @@
 //! Bytes to pixels: decode, flatten, crop, resize, pad, flip. `[H, W, C]` u8, the size the network trains at.
 //!
 //! The rule for the size, for an image of `w x h` and a network of `S x S`:
-//! - `w <= S` and `h <= S`: no resampling; the image is centred on black (28x28 Fashion images become 32x32 untouched).
-//! - otherwise the largest square is cut out where `crop` says and resized to `S x S` with Lanczos. Cutting first gives
-//!   what resizing the shorter side and cutting then gives, but the work and memory stay bounded for a 1x10000 strip.
+//! - `w <= S` and `h <= S`, unless it is to be enlarged: no resampling; the image is centred on the background (28x28 Fashion
+//!   images become 32x32 untouched).
+//! - otherwise as [`Fit`] says, with Lanczos. `crop` cuts out the largest square where [`Crop`] says and resizes it. Cutting first
+//!   gives what resizing the shorter side and cutting then gives, but the work and memory stay bounded for a 1x10000 strip.
 //!
-//! Transparency is laid on white, as browsers show it. EXIF orientation is applied, so that photos train upright.
+//! Transparency is laid on the background. EXIF orientation is applied, so that photos train upright.
 //! The crop's place and the flip are drawn at the sample's position in the run (images seen before it): see
 //! `ddpm_kernels::philox`.
 
@@ -14,10 +15,11 @@ use std::io::Cursor;
 use ddpm_kernels::philox::{Philox, Purpose};
 use image::imageops::FilterType;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, RgbaImage};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DataError, guard};
+use crate::fitting::{Fit, Fitted, Fitting};
 
 /// No camera's picture is larger; a header that claims more is an attack or damage.
 const MAX_SIDE: u32 = 16_384;
@@ -72,10 +74,35 @@ fn decode_frame(mut reader: ImageReader<Cursor<&[u8]>>) -> image::ImageResult<Dy
     // Not every decoder counts the buffer it is given, so its size is checked before it is allocated.
     limits.reserve(decoder.total_bytes())?;
     // Damaged EXIF data is no reason to lose the picture.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let orientation = match decoder.orientation().unwrap_or(Orientation::NoTransforms) {
+        Orientation::NoTransforms => decoder.exif_metadata().ok().flatten().and_then(|exif| long_orientation(&exif)),
+        other => Some(other),
+    };
     let mut image = DynamicImage::from_decoder(decoder)?;
-    image.apply_orientation(orientation);
+    image.apply_orientation(orientation.unwrap_or(Orientation::NoTransforms));
     Ok(image)
+}
+
+/// The orientation of EXIF data that holds it as a number of 32 bits. The standard says 16, which the decoders read; some cameras
+/// and editors write 32, which other programs follow.
+fn long_orientation(exif: &[u8]) -> Option<Orientation> {
+    const ORIENTATION: u16 = 0x0112;
+    const LONG: u16 = 4;
+    let little = exif.starts_with(b"II");
+    let short = |at: usize| {
+        let bytes = exif.get(at..at.checked_add(2)?)?.try_into().ok()?;
+        Some(if little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) })
+    };
+    let long = |at: usize| {
+        let bytes = exif.get(at..at.checked_add(4)?)?.try_into().ok()?;
+        Some(if little { u32::from_le_bytes(bytes) } else { u32::from_be_bytes(bytes) })
+    };
+    let directory = long(4)? as usize;
+    let entries = usize::from(short(directory)?);
+    // Entries of 12 bytes: tag, type, count, value.
+    let mut entries = (0..entries).filter_map(|entry| directory.checked_add(2 + 12 * entry));
+    let entry = entries.find(|&at| short(at) == Some(ORIENTATION) && short(at + 2) == Some(LONG))?;
+    Orientation::from_exif(u8::try_from(long(entry + 8)?).ok()?)
 }
 
 /// The JPEG decoder fills what is missing with grey and reports nothing, so a cut file is recognised here: behind a scan
@@ -116,6 +143,7 @@ pub(crate) struct Transform {
     size: u32,
     channels: usize,
     crop: Crop,
+    fitting: Fitting,
     flip: bool,
     crop_draws: Philox,
     flip_draws: Philox,
@@ -128,6 +156,7 @@ impl Transform {
         image_size: usize,
         channels: usize,
         crop: Crop,
+        fitting: Fitting,
         flip: bool,
     ) -> Result<Self, DataError> {
         if !(1..=MAX_IMAGE_SIZE).contains(&image_size) {
@@ -139,7 +168,7 @@ impl Transform {
             return Err(DataError::Setting { key, found, expected: "1 (grey) or 3 (RGB)" });
         }
         let (crop_draws, flip_draws) = (Philox::new(seed, Purpose::Crop), Philox::new(seed, Purpose::Flip));
-        Ok(Self { size: image_size as u32, channels, crop, flip, crop_draws, flip_draws })
+        Ok(Self { size: image_size as u32, channels, crop, fitting, flip, crop_draws, flip_draws })
     }
 
     /// Bytes of one image, `size * size * channels`.
@@ -157,10 +186,11 @@ impl Transform {
     ) -> Result<(), DataError> {
         let fitted = self.fit(image, sample, position)?;
         let (width, height) = (fitted.width() as usize, fitted.height() as usize);
-        let flat = flatten(fitted, self.channels);
+        let flat = self.flatten(fitted);
         let size = self.size as usize;
         let (left, top) = ((size - width) / 2, (size - height) / 2);
-        out.fill(0);
+        let around = self.fitting.background.around(self.channels);
+        out.chunks_exact_mut(self.channels).for_each(|pixel| pixel.copy_from_slice(&around));
         let rows = out.chunks_exact_mut(size * self.channels).skip(top);
         for (row, pixels) in rows.zip(flat.chunks_exact(width * self.channels)) {
             row[left * self.channels..][..pixels.len()].copy_from_slice(pixels);
@@ -171,12 +201,31 @@ impl Transform {
         Ok(())
     }
 
-    /// At most `size` in both directions, by cutting a square and resizing it where the image is larger.
+    /// What fitting does to an image of this size.
+    pub(crate) fn note(&self, fitted: &mut Fitted, image: &DynamicImage) {
+        fitted.add((image.width(), image.height()), self.size, self.fitting);
+    }
+
+    /// At most `size` in both directions.
     fn fit(&self, image: DynamicImage, sample: &str, position: u64) -> Result<DynamicImage, DataError> {
         let (width, height) = (image.width(), image.height());
-        if width <= self.size && height <= self.size {
+        if width <= self.size && height <= self.size && !self.fitting.upscale {
             return Ok(image);
         }
+        match self.fitting.fit {
+            Fit::Crop => self.cut(image, sample, position).map(|square| self.resize(square, self.size, self.size)),
+            Fit::Pad => {
+                let scale = f64::from(self.size) / f64::from(width.max(height));
+                let side = |length: u32| ((f64::from(length) * scale).round() as u32).clamp(1, self.size);
+                Ok(self.resize(image, side(width), side(height)))
+            }
+            Fit::Stretch => Ok(self.resize(image, self.size, self.size)),
+        }
+    }
+
+    /// The largest square of an image.
+    fn cut(&self, image: DynamicImage, sample: &str, position: u64) -> Result<DynamicImage, DataError> {
+        let (width, height) = (image.width(), image.height());
         let side = width.min(height);
         let (x, y) = match self.crop {
             Crop::Center => ((width - side) / 2, (height - side) / 2),
@@ -184,35 +233,43 @@ impl Transform {
                 let draw = |axis, room| self.crop_draws.below(axis, position, u64::from(room) + 1) as u32;
                 (draw(0, width - side), draw(1, height - side))
             }
+            Crop::None if width == height && side <= self.size => (0, 0),
             Crop::None => {
                 let image_size = self.size as usize;
                 return Err(DataError::CropNeeded { sample: sample.to_owned(), width, height, image_size });
             }
         };
-        let square = if width == height { image } else { image.crop_imm(x, y, side, side) };
-        if side == self.size {
-            return Ok(square);
+        Ok(if width == height { image } else { image.crop_imm(x, y, side, side) })
+    }
+
+    fn resize(&self, image: DynamicImage, width: u32, height: u32) -> DynamicImage {
+        if (image.width(), image.height()) == (width, height) {
+            return image;
         }
         // Transparency first: resampling colour and alpha apart would bleed the colour of invisible pixels.
-        let opaque = if square.has_alpha() { DynamicImage::ImageRgb8(on_white(&square.into_rgba8())) } else { square };
-        Ok(opaque.resize_exact(self.size, self.size, FilterType::Lanczos3))
+        self.opaque(image).resize_exact(width, height, FilterType::Lanczos3)
     }
-}
 
-/// The pixels as `[H, W, channels]` bytes, transparency laid on white.
-fn flatten(image: DynamicImage, channels: usize) -> Vec<u8> {
-    let image = if image.has_alpha() { DynamicImage::ImageRgb8(on_white(&image.into_rgba8())) } else { image };
-    if channels == 1 { image.into_luma8().into_raw() } else { image.into_rgb8().into_raw() }
-}
-
-fn on_white(image: &RgbaImage) -> RgbImage {
-    let mut flat = RgbImage::new(image.width(), image.height());
-    for (to, from) in flat.pixels_mut().zip(image.pixels()) {
-        let [colour @ .., alpha] = from.0;
-        let alpha = u32::from(alpha);
-        to.0 = colour.map(|c| ((u32::from(c) * alpha + 255 * (255 - alpha) + 127) / 255) as u8);
+    /// The pixels as `[H, W, channels]` bytes.
+    fn flatten(&self, image: DynamicImage) -> Vec<u8> {
+        let image = self.opaque(image);
+        if self.channels == 1 { image.into_luma8().into_raw() } else { image.into_rgb8().into_raw() }
     }
-    flat
+
+    /// The image without transparency, laid on the background.
+    fn opaque(&self, image: DynamicImage) -> DynamicImage {
+        if !image.has_alpha() {
+            return image;
+        }
+        let (image, under) = (image.into_rgba8(), self.fitting.background.under().map(u32::from));
+        let mut flat = RgbImage::new(image.width(), image.height());
+        for (to, from) in flat.pixels_mut().zip(image.pixels()) {
+            let [colour @ .., alpha] = from.0.map(u32::from);
+            let blend = |at: usize| ((colour[at] * alpha + under[at] * (255 - alpha) + 127) / 255) as u8;
+            to.0 = [blend(0), blend(1), blend(2)];
+        }
+        DynamicImage::ImageRgb8(flat)
+    }
 }
 
 /// Reverses the pixels of a row.

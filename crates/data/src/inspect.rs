@@ -10,6 +10,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use crate::batch::Unreadable;
 use crate::decode::{Crop, Transform, decode};
 use crate::error::DataError;
+use crate::fitting::Fitting;
 use crate::format::{RawImage, Source, read_each};
 
 /// Consecutive samples that a thread takes at a time: neighbours in a Parquet file are decoded together.
@@ -196,7 +197,7 @@ impl Inspection {
         image_size: usize,
         channels: usize,
     ) -> Result<Vec<Preview>, DataError> {
-        let transform = Transform::new(0, image_size, channels, Crop::Center, false)?;
+        let transform = Transform::new(0, image_size, channels, Crop::Center, Fitting::default(), false)?;
         let draw = |index| {
             let raw = source.read(index)?;
             let unreadable = |reason| DataError::Unreadable { sample: raw.id.clone(), reason };

@@ -18,6 +18,7 @@
 mod batch;
 mod decode;
 mod error;
+mod fitting;
 mod format;
 mod inspect;
 mod loader;
@@ -32,6 +33,7 @@ pub use batch::{Batch, Batcher, LoaderConfig, OnCorrupt, Unreadable};
 pub use ddpm_kernels::share::Share;
 pub use decode::Crop;
 pub use error::{DataError, shown};
+pub use fitting::{Background, Fit, Fitting};
 pub use format::{Format, OpenOptions, RawImage, Source, open, with_classes};
 pub use inspect::{Counts, Inspection, Preview, inspect};
 pub use loader::Loader;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::{Batch, Batcher, LoaderConfig, Made, Unreadable};
 use crate::error::{DataError, panic_message};
+use crate::fitting::Fitted;
 use crate::format::Source;
 
 /// More decoding threads than this are a typing error.
@@ -41,6 +42,9 @@ pub struct Loader {
     /// Indices of the corrupt samples met so far.
     corrupt: HashSet<usize>,
     warnings: Vec<Unreadable>,
+    /// What fitting did to the first images; none once it has been said.
+    fitted: Option<Fitted>,
+    notices: Vec<String>,
 }
 
 struct Shared {
@@ -81,8 +85,10 @@ impl Loader {
             ready: Condvar::new(),
             stop: AtomicBool::new(false),
         });
-        let (corrupt, warnings) = (HashSet::new(), Vec::new());
-        let mut loader = Self { shared, workers: Vec::new(), failed: false, seen: 0, corrupt, warnings };
+        let (corrupt, warnings, notices) = (HashSet::new(), Vec::new(), Vec::new());
+        let fitted = Some(Fitted::default());
+        let mut loader =
+            Self { shared, workers: Vec::new(), failed: false, seen: 0, corrupt, warnings, fitted, notices };
         for worker in 0..workers {
             let shared = Arc::clone(&loader.shared);
             let thread = Builder::new().name(format!("data-{worker}")).spawn(move || shared.work());
@@ -123,6 +129,11 @@ impl Loader {
         std::mem::take(&mut self.warnings)
     }
 
+    /// What a person should know about the sizes of the images, once the first of them were seen.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notices)
+    }
+
     /// How many decoding threads there are.
     pub fn workers(&self) -> usize {
         self.workers.len()
@@ -132,6 +143,13 @@ impl Loader {
     fn count(&mut self, made: Made) -> Result<Batch, DataError> {
         let (config, len) = (self.shared.batcher.config(), self.shared.batcher.source().len());
         self.seen = self.seen.saturating_add(config.share.count()).min(len);
+        if let Some(fitted) = &mut self.fitted {
+            fitted.merge(&made.fitted);
+            if self.seen >= len.min(JUDGED_AMONG) {
+                self.notices = fitted.notices(config.image_size);
+                self.fitted = None;
+            }
+        }
         let among = self.seen.max(len.min(JUDGED_AMONG));
         for unreadable in made.unreadable {
             if !self.corrupt.insert(unreadable.index) {

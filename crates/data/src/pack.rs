@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Unreadable;
 use crate::decode::{Crop, Transform, decode};
 use crate::error::DataError;
+use crate::fitting::Fitting;
 use crate::format::{CLASSES_FILE, RawImage, Source, file_header, shard_len};
 
 /// What and how a folder is packed.
@@ -124,7 +125,7 @@ pub fn pack(
 fn claim(source: &dyn Source, to: &Path, config: &PackConfig) -> Result<(Record, File), DataError> {
     if let PackAs::Size(size) = config.pack_as {
         // Checks the size.
-        Transform::new(0, size, 3, Crop::Center, false)?;
+        Transform::new(0, size, 3, Crop::Center, Fitting::default(), false)?;
     }
     let chosen = source.len().div_ceil(SHARDS).clamp(MIN_SHARD_IMAGES, MAX_SHARD_IMAGES);
     let record = Record {
@@ -253,7 +254,7 @@ impl Job<'_> {
         // A grey image has the same pixels in one channel.
         let (channels, color) =
             if decoded.image.color().has_color() { (3, ExtendedColorType::Rgb8) } else { (1, ExtendedColorType::L8) };
-        let transform = Transform::new(0, size, channels, Crop::Center, false)?;
+        let transform = Transform::new(0, size, channels, Crop::Center, Fitting::default(), false)?;
         let mut pixels = vec![0; transform.image_len()];
         transform.apply(decoded.image, &raw.id, 0, &mut pixels)?;
         let mut bytes = Cursor::new(Vec::new());

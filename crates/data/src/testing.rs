@@ -17,7 +17,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
 use crate::store::{FileInfo, Listing, Piece, Store, StoreError};
-use crate::{Crop, DataError, LoaderConfig, OnCorrupt, Origin, RawImage, Share, Source};
+use crate::{Crop, DataError, Fitting, LoaderConfig, OnCorrupt, Origin, RawImage, Share, Source};
 
 /// A colourful picture without symmetry.
 pub(crate) fn gradient(width: u32, height: u32) -> DynamicImage {
@@ -204,6 +204,7 @@ pub(crate) fn config() -> LoaderConfig {
         image_size: 8,
         channels: 1,
         crop: Crop::Random,
+        fitting: Fitting::default(),
         flip: true,
         num_classes: Some(10),
         on_corrupt: OnCorrupt::Skip,

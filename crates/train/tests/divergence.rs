@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ddpm_data::{Batcher, Crop, LoaderConfig, OnCorrupt, Origin, Share};
+use ddpm_data::{Batcher, Crop, Fitting, LoaderConfig, OnCorrupt, Origin, Share};
 use ddpm_run::RunRecord;
 use ddpm_train::Error;
 use ddpm_train::config::{Resolved, Setting, TrainPlan};
@@ -93,6 +93,7 @@ fn first_image(step: u64) -> u64 {
         image_size: 8,
         channels: 1,
         crop: Crop::Center,
+        fitting: Fitting::default(),
         flip: false,
         num_classes: None,
         on_corrupt: OnCorrupt::Fail,

@@ -2,10 +2,11 @@
 use image::{GrayImage, Luma, Rgb, Rgba};
 
 use super::*;
+use crate::fitting::Background;
 use crate::testing::{encode, gradient};
 
 fn transform(size: usize, channels: usize, crop: Crop, flip: bool) -> Transform {
-    Transform::new(7, size, channels, crop, flip).unwrap()
+    Transform::new(7, size, channels, crop, Fitting::default(), flip).unwrap()
 }
 
 fn pixels(transform: &Transform, image: DynamicImage, position: u64) -> Vec<u8> {
@@ -34,13 +35,20 @@ fn each_format_is_decoded_and_named() {
 #[test]
 fn a_photo_taken_upright_is_turned_upright() {
     let jpeg = encode(&gradient(9, 7), ImageFormat::Jpeg);
-    // An EXIF segment with one entry: orientation (0x0112) = 6, a quarter turn.
-    let entry = [0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, 6, 0, 0, 0, 0, 0, 0];
-    let exif = [b"Exif\0\0MM\0*\0\0\0\x08\0\x01".as_slice(), &entry].concat();
-    let length = (exif.len() as u16 + 2).to_be_bytes();
-    let turned = [&jpeg[..2], &[0xFF, 0xE1], &length, &exif, &jpeg[2..]].concat();
-    let image = decode(&turned).unwrap().image;
-    assert_eq!((image.width(), image.height()), (7, 9));
+    // An EXIF segment with one entry: orientation (0x0112) = 6, a quarter turn, as 16 bits and as 32.
+    let short = [0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, 6, 0, 0, 0, 0, 0, 0];
+    let long = [0x01, 0x12, 0, 4, 0, 0, 0, 1, 0, 0, 0, 6, 0, 0, 0, 0];
+    let none = [0x01, 0x12, 0, 4, 0, 0, 0, 1, 0, 0, 1, 6, 0, 0, 0, 0];
+    for (entry, size) in [(short, (7, 9)), (long, (7, 9)), (none, (9, 7))] {
+        let exif = [b"Exif\0\0MM\0*\0\0\0\x08\0\x01".as_slice(), &entry].concat();
+        let length = (exif.len() as u16 + 2).to_be_bytes();
+        let turned = [&jpeg[..2], &[0xFF, 0xE1], &length, &exif, &jpeg[2..]].concat();
+        let image = decode(&turned).unwrap().image;
+        assert_eq!((image.width(), image.height()), size);
+    }
+    for hostile in [b"".as_slice(), b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff\x12\x01"] {
+        assert_eq!(long_orientation(hostile), None);
+    }
 }
 
 #[test]
@@ -211,8 +219,44 @@ fn about_half_the_positions_are_mirrored() {
 
 #[test]
 fn impossible_settings_are_named() {
-    let error = Transform::new(0, 0, 3, Crop::Center, false).unwrap_err();
+    let error = Transform::new(0, 0, 3, Crop::Center, Fitting::default(), false).unwrap_err();
     assert_eq!(error.to_string(), "data.image_size = 0: expected 1 to 4096 pixels");
-    let error = Transform::new(0, 32, 4, Crop::Center, false).unwrap_err();
+    let error = Transform::new(0, 32, 4, Crop::Center, Fitting::default(), false).unwrap_err();
     assert_eq!(error.to_string(), "data.channels = 4: expected 1 (grey) or 3 (RGB)");
+}
+
+/// A transform to 8x8 RGB.
+fn fitting(fit: Fit, upscale: bool, background: Background) -> Transform {
+    let fitting = Fitting { fit, upscale, background };
+    Transform::new(7, 8, 3, Crop::Center, fitting, false).unwrap()
+}
+
+#[test]
+fn a_padded_image_keeps_its_proportions_between_bars_of_the_background() {
+    let red = DynamicImage::ImageRgb8(RgbImage::from_pixel(40, 20, Rgb([200, 0, 0])));
+    let out = pixels(&fitting(Fit::Pad, false, Background::Colour([1, 2, 3])), red.clone(), 0);
+    let rows: Vec<_> = out.chunks_exact(8 * 3).map(|row| row[..3].to_vec()).collect();
+    let (bar, image) = (vec![1, 2, 3], vec![200, 0, 0]);
+    assert_eq!(rows, [&bar, &bar, &image, &image, &image, &image, &bar, &bar].map(Clone::clone));
+    let stretched = pixels(&fitting(Fit::Stretch, false, Background::default()), red, 0);
+    assert!(stretched.chunks_exact(3).all(|pixel| pixel == [200, 0, 0]));
+}
+
+#[test]
+fn a_small_image_is_enlarged_only_where_asked_for() {
+    let small = DynamicImage::ImageRgb8(RgbImage::from_pixel(4, 4, Rgb([0, 90, 0])));
+    let filled = |upscale| {
+        let out = pixels(&fitting(Fit::Crop, upscale, Background::default()), small.clone(), 0);
+        out.chunks_exact(3).filter(|pixel| *pixel == [0, 90, 0]).count()
+    };
+    assert_eq!((filled(false), filled(true)), (16, 64));
+}
+
+#[test]
+fn transparency_lies_on_the_background() {
+    let clear = DynamicImage::ImageRgba8(image::RgbaImage::from_pixel(8, 8, Rgba([9, 9, 9, 0])));
+    for (background, want) in [(Background::default(), [255; 3]), (Background::Colour([10, 20, 30]), [10, 20, 30])] {
+        let out = pixels(&fitting(Fit::Crop, false, background), clear.clone(), 0);
+        assert!(out.chunks_exact(3).all(|pixel| pixel == want), "{background:?}");
+    }
 }

@@ -267,6 +267,7 @@ fn without_runs(mut listing: Listing) -> Listing {
     };
     let runs: Vec<PathBuf> = folders_with("run.json").intersection(&folders_with("config.toml")).cloned().collect();
     listing.files.retain(|file| !runs.iter().any(|run| file.name.starts_with(run)));
+    listing.passed_over.retain(|(name, _)| !runs.iter().any(|run| name.starts_with(run)));
     listing.passed_over.extend(runs.into_iter().map(|run| (run, "a run directory".into())));
     listing.passed_over.sort_unstable();
     listing

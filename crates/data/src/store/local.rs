@@ -60,8 +60,10 @@ impl LocalStore {
         if !seen.insert(folder(&at).canonicalize()?) {
             return Ok(());
         }
+        let mut empty = true;
         for entry in std::fs::read_dir(folder(&at))? {
             let name = entry?.file_name();
+            empty = false;
             if name.as_encoded_bytes().starts_with(b".") {
                 continue;
             }
@@ -75,6 +77,10 @@ impl LocalStore {
                 }
                 Err(cause) => listing.passed_over.push((name, cause.to_string())),
             }
+        }
+        // A class without images is none: a person may be waiting for it.
+        if empty && !below.as_os_str().is_empty() {
+            listing.passed_over.push((below.to_owned(), "an empty folder".into()));
         }
         Ok(())
     }

@@ -5,7 +5,8 @@
 
 use std::fmt::{self, Display, Formatter};
 
-pub use ddpm_data::{Crop, Format, OnCorrupt};
+use ddpm_data::Fitting;
+pub use ddpm_data::{Background, Crop, Fit, Format, OnCorrupt};
 pub use ddpm_model::diffusion::{DiffusionConfig, LossConfig, SamplerKind};
 pub use ddpm_model::optim::LrSchedule;
 pub use ddpm_model::unet::UNetConfig;
@@ -95,8 +96,14 @@ pub struct DataConfig {
     pub image_size: usize,
     /// 1 for grey, 3 for RGB; images are converted.
     pub channels: usize,
-    /// How an image of another shape is made square.
+    /// How an image that is larger, or of another shape, is made square.
+    pub fit: Fit,
+    /// Where the square is cut out of it, with `fit = "crop"`.
     pub crop: Crop,
+    /// Enlarge images that are smaller than the square, instead of centring them on the background.
+    pub upscale: bool,
+    /// The colour under transparent pixels and around images; left out, white under and black around.
+    pub background: Background,
     /// Mirror half of the images, left to right.
     pub flip: bool,
     /// Number of classes of the labels; 0: that of the model, see [`TrainConfig::model_classes`].
@@ -113,6 +120,13 @@ pub struct DataConfig {
     pub prefetch: usize,
 }
 
+impl DataConfig {
+    /// How images are made to fit.
+    pub fn fitting(&self) -> Fitting {
+        Fitting { fit: self.fit, upscale: self.upscale, background: self.background }
+    }
+}
+
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
@@ -121,7 +135,10 @@ impl Default for DataConfig {
             split: String::new(),
             image_size: 32,
             channels: 3,
+            fit: Fit::Crop,
             crop: Crop::Center,
+            upscale: false,
+            background: Background::default(),
             flip: false,
             num_classes: 0,
             on_corrupt: OnCorrupt::Skip,

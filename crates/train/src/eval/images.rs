@@ -63,6 +63,7 @@ impl EvalImages {
             image_size: data.image_size,
             channels: data.channels,
             crop: Crop::Center,
+            fitting: data.fitting(),
             flip: false,
             num_classes: config.data_classes(),
             // Training may replace an unreadable image by another; a measurement must not.

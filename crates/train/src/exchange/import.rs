@@ -73,6 +73,9 @@ fn configuration(theirs: TrainConfig, to: &Path) -> TrainConfig {
         image_size: data.image_size,
         channels: data.channels,
         crop: data.crop,
+        fit: data.fit,
+        upscale: data.upscale,
+        background: data.background,
         flip: data.flip,
         num_classes: data.num_classes,
         ..DataConfig::default()

@@ -72,6 +72,7 @@ pub(super) fn train_until(
         let waiting = Instant::now();
         let next = tracing::trace_span!("data").in_scope(|| loader.next_unless(&|| stop.is_over()));
         observers.met(number, loader.take_warnings());
+        loader.take_notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
         let Some(batch) = next? else { continue };
         observers.waited(waiting.elapsed());
         observers.begins(Activity::Step);

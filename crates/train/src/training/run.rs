@@ -111,6 +111,8 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     run_dir.put_back()?;
     let (checkpoint, mut notices) = choose_checkpoint(run_dir.paths(), &options.resume)?;
     let source = with_the_models_classes(plan, source, checkpoint.as_ref(), options.accept.data)?;
+    // Before a refusal too: they may say why the data is other data.
+    source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
     let data = KnownData::of_source(&*source, plan.config());
     let mut beginning = Beginning::at(checkpoint, plan, &data, &options.accept)?;
     let frame = Frame { started, stop, watch, device, source, data, run_dir, options };
@@ -269,7 +271,6 @@ fn span_of_run(run_dir: &RunDir, first: u64, total: u64) -> Span {
 }
 
 fn announce(setup: &RunSetup<'_>, trainer: &Trainer, beginning: &Beginning, end: u64) {
-    setup.source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
     let unused = unused_classes(setup.plan.config(), &*setup.source);
     for warning in setup.plan.warnings().iter().chain(&unused) {
         tracing::warn!(key = warning.key, "{}: {}", warning.key, warning.message);

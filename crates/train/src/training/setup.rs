@@ -36,6 +36,7 @@ pub(crate) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
         image_size: data.image_size,
         channels: data.channels,
         crop: data.crop,
+        fitting: data.fitting(),
         flip: data.flip,
         num_classes: config.data_classes(),
         on_corrupt: data.on_corrupt,

@@ -74,6 +74,7 @@ pub(crate) fn batches(plan: &TrainPlan) -> Batcher {
         image_size: config.data.image_size,
         channels: config.data.channels,
         crop: config.data.crop,
+        fitting: config.data.fitting(),
         flip: config.data.flip,
         num_classes: plan.classes(),
         on_corrupt: config.data.on_corrupt,
