@@ -19,9 +19,7 @@ pub fn quoted(arg: &str) -> String {
 
 /// A path begins with a variable that is not set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{path}: the environment has no variable {name}; set it, or write the path out (./{path} is a file of that name)"
-)]
+#[error("{path}: the environment has no variable {name}")]
 pub struct UnsetVariable {
     /// The path.
     pub path: String,
