@@ -146,7 +146,11 @@ impl Store for Remote {
 
 /// A file with an image and a label that is text.
 pub(crate) fn parquet_with_text_labels() -> Vec<u8> {
-    let schema = "message schema { required binary image; required binary label (UTF8); }";
+    parquet_of_two_columns("message schema { required binary image; required binary label (UTF8); }")
+}
+
+/// A file with an image and a column of bytes.
+pub(crate) fn parquet_of_two_columns(schema: &str) -> Vec<u8> {
     let schema = Arc::new(parse_message_type(schema).unwrap());
     let mut file = SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap();
     let mut group = file.next_row_group().unwrap();

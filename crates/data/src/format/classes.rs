@@ -43,6 +43,11 @@ impl Classes {
     }
 }
 
+/// What is said of a column that is named like a label and is none.
+pub(super) fn odd_label(column: &str, kind: &str) -> String {
+    format!("the column {column} is no class, as it holds {kind} and neither whole numbers nor names")
+}
+
 /// Names of classes in JSON: a list, or (as in a dataset card) a map from number to name.
 pub(super) fn names_in(json: &Value) -> Option<Vec<String>> {
     let name = |value: &Value| value.as_str().map(str::to_owned);

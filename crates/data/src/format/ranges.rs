@@ -80,6 +80,8 @@ pub(super) struct About {
     pub(super) place: String,
     /// What a shard is called: "tar shard".
     pub(super) kind: &'static str,
+    /// Why there are no labels, where a column seems to hold some.
+    pub(super) odd: Option<String>,
     pub(super) has_labels: bool,
     pub(super) class_names: Option<Vec<String>>,
     pub(super) fingerprint: String,
@@ -199,9 +201,10 @@ impl Source for RangeSource {
     }
 
     fn describe(&self) -> String {
-        let About { place, kind, class_names, .. } = &self.about;
+        let About { place, kind, odd, class_names, .. } = &self.about;
         let (n, s) = (self.shards.len(), if self.shards.len() == 1 { "" } else { "s" });
         let classes = class_names.as_ref().map_or(String::new(), |names| format!(", {} classes", names.len()));
-        format!("{place}: {} images in {n} {kind}{s}{classes}", self.len)
+        let odd = odd.as_ref().map_or(String::new(), |odd| format!(" ({odd})"));
+        format!("{place}: {} images in {n} {kind}{s}{classes}{odd}", self.len)
     }
 }

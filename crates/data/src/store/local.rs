@@ -101,6 +101,7 @@ impl Store for LocalStore {
         self.root.join(file)
     }
 
+    #[cfg(feature = "datasets")]
     fn on_disk(&self, path: &Path) -> Option<PathBuf> {
         Some(self.root.join(path))
     }

@@ -58,6 +58,7 @@ pub(crate) trait Store: Debug + Send + Sync {
     fn place(&self, file: &Path) -> PathBuf;
 
     /// The path of a file or folder below the root that other libraries can open; `None` where it lies on no disk.
+    #[cfg(feature = "datasets")]
     fn on_disk(&self, _: &Path) -> Option<PathBuf> {
         None
     }

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use self::batches::{Fault, Table};
-use self::layout::LabelKind;
-use super::classes::{Classes, names_of_feature};
+use self::layout::{Label, LabelKind};
+use super::classes::{self, Classes, names_of_feature};
 use super::files::Fingerprint;
 use super::ranges::{About, RangeSource, Shard, Span};
 use super::split::{self, Chosen};
@@ -52,11 +52,8 @@ pub(super) fn open(
             table.class_names = names_in_info(&*store, file, others, &label.name)?;
         }
     }
-    let odd = tables.iter().find_map(|table| match &table.columns.label.as_ref()?.kind {
-        LabelKind::Odd(found) => {
-            let name = &table.columns.label.as_ref()?.name;
-            Some(format!("the column {name} is no class, as it holds {found} and neither whole numbers nor names"))
-        }
+    let odd = tables.iter().find_map(|table| match table.columns.label.as_ref()? {
+        Label { name, kind: LabelKind::Odd(found) } => Some(classes::odd_label(name, found)),
         _ => None,
     });
     let has_labels = odd.is_none() && tables.iter().all(|table| table.columns.label.is_some());
@@ -64,9 +61,9 @@ pub(super) fn open(
     let shards: Vec<Shard> =
         files.into_iter().zip(tables).map(|(file, table)| Shard { file, spans: table.spans, names: None }).collect();
     let fingerprint = fingerprint(&shards, class_names.as_deref());
-    let notices = notice.into_iter().chain(odd).collect();
+    let notices = notice.into_iter().chain(odd.clone()).collect();
     let (place, kind) = (place.to_owned(), "Arrow table");
-    Ok(RangeSource::new(store, shards, About { place, kind, has_labels, class_names, fingerprint, notices }))
+    Ok(RangeSource::new(store, shards, About { place, kind, odd, has_labels, class_names, fingerprint, notices }))
 }
 
 fn refuse(store: &dyn Store, file: &FileInfo, fault: Fault) -> DataError {

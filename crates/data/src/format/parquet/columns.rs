@@ -8,7 +8,7 @@ use parquet::file::metadata::{FileMetaData, RowGroupMetaData};
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 use serde_json::Value;
 
-use crate::format::classes::names_of_feature;
+use crate::format::classes::{self, names_of_feature};
 use crate::format::{IMAGE_NAMES, LABEL_NAMES};
 
 /// Leaf indices of the columns that are read.
@@ -109,12 +109,11 @@ pub(super) fn unread_compression(columns: &Columns, group: &RowGroupMetaData) ->
     Some(format!("{} is compressed with {}", odd.column_path().string(), odd.compression()))
 }
 
-/// The notice for a column that is named like a label but holds no whole numbers.
+/// What is said of a column that is named like a label but holds neither whole numbers nor names.
 pub(super) fn odd_label(schema: &SchemaDescriptor) -> Option<String> {
     let odd = |name: &&str| schema.columns().iter().find(|column| column.path().parts()[0] == **name);
     let column = LABEL_NAMES.iter().find_map(odd)?;
-    let (name, found) = (&column.path().parts()[0], column.physical_type());
-    Some(format!("the column {name} is no class, as it holds {found:?} and neither whole numbers nor names"))
+    Some(classes::odd_label(&column.path().parts()[0], &format!("{:?}", column.physical_type())))
 }
 
 /// The names of the classes of `label_column`, where the file's metadata has them.

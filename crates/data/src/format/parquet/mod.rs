@@ -82,7 +82,7 @@ impl ParquetSource {
             }
             opened.push(ParquetFile::open(StoredFile::new(Arc::clone(store), file), &mut fingerprint)?);
         }
-        let odd = opened.iter().filter(|file| file.columns.label.is_none()).find_map(ParquetFile::odd_label);
+        let odd = opened.iter().find_map(|file| Some(format!("{}: {}", file.name, file.odd_label()?)));
         let source = Self::assemble(place.to_owned(), opened, fingerprint)?;
         Ok(source.with_notices(notice.into_iter().chain(odd).collect()))
     }
@@ -139,9 +139,10 @@ impl ParquetFile {
         Ok(Self { name, stored, metadata, columns, class_names })
     }
 
+    /// What is said of a column that is named like a label and is none, where no other is one.
     fn odd_label(&self) -> Option<String> {
-        let text = columns::odd_label(self.metadata.file_metadata().schema_descr())?;
-        Some(format!("{}: {text}", self.name))
+        let schema = self.metadata.file_metadata().schema_descr();
+        if self.columns.label.is_none() { columns::odd_label(schema) } else { None }
     }
 
     /// Appends the row groups; `start` is the source's index of the first row, the result that of the row after the last.
@@ -252,7 +253,9 @@ impl Source for ParquetSource {
             n => format!("{n} Parquet files"),
         };
         let classes = self.class_names.as_ref().map_or(String::new(), |names| format!(", {} classes", names.len()));
-        format!("{}: {} images in {files}{classes}", self.place, self.len)
+        let odd = self.files.iter().find_map(ParquetFile::odd_label);
+        let odd = odd.map_or(String::new(), |odd| format!(" ({odd})"));
+        format!("{}: {} images in {files}{classes}{odd}", self.place, self.len)
     }
 }
 

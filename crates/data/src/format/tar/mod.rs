@@ -81,7 +81,7 @@ pub(super) fn open(
     }
     let fingerprint = fingerprint(&shards, class_names.as_deref());
     let (place, kind) = (place.to_owned(), "tar shard");
-    Ok(RangeSource::new(store, shards, About { place, kind, has_labels, class_names, fingerprint, notices }))
+    Ok(RangeSource::new(store, shards, About { place, kind, odd: None, has_labels, class_names, fingerprint, notices }))
 }
 
 /// An index of each shard, from the cache or from its headers.

@@ -190,6 +190,18 @@ fn labels_that_are_text_are_classes_by_name() {
 }
 
 #[test]
+fn a_label_that_is_no_class_is_named_when_classes_are_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let odd = parquet_of_two_columns("message schema { required binary image; required binary label; }");
+    put(&dir, "x.parquet", &odd);
+    let source = open_path(&dir.path().join("x.parquet")).unwrap();
+    let why = "the column label is no class, as it holds BYTE_ARRAY and neither whole numbers nor names";
+    assert_eq!(source.notices(), [format!("x.parquet: {why}")]);
+    let error = crate::Batcher::new(source, crate::testing::config()).err().unwrap().to_string();
+    assert!(error.ends_with(&format!("1 images in 1 Parquet file ({why}) has no labels")), "{error}");
+}
+
+#[test]
 fn what_is_no_data_is_named_with_what_to_do() {
     let dir = TempDir::new().unwrap();
     for (name, what) in [

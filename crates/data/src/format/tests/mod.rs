@@ -18,7 +18,8 @@ use tempfile::TempDir;
 use self::stores::remote_copy;
 use super::*;
 use crate::testing::{
-    Layout, Remote, Row, encode, gradient, grey_png, parquet_bytes, parquet_of_text, parquet_with_text_labels,
+    Layout, Remote, Row, encode, gradient, grey_png, parquet_bytes, parquet_of_text, parquet_of_two_columns,
+    parquet_with_text_labels,
 };
 
 fn assets(name: &str) -> String {
