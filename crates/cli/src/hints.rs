@@ -7,6 +7,7 @@ use ddpm_data::DataError;
 use ddpm_hub::HubError;
 use ddpm_kernels::KernelError;
 use ddpm_model::ModelError;
+use ddpm_run::checkpoint::CheckpointError;
 use ddpm_run::durable::io_help;
 use ddpm_run::{RunError, shell};
 use ddpm_train::Error;
@@ -41,12 +42,12 @@ pub(crate) fn hint(error: &Error) -> Option<String> {
     let hint = match error {
         Error::Config(error) | Error::ForeignConfig(error) => return config(error),
         Error::Device(error) => device(error),
-        Error::Data(error) => return error.help(),
+        Error::Data(error) => return data(error),
         Error::Unfit(error) => return unfit(error),
         Error::Diffusion(error) => return error.help().map(Into::into),
         Error::Model(error) => return model(error),
         Error::Run(error) => return Some(run(error)),
-        Error::Checkpoint(error) | Error::Unsaved { cause: error, .. } => return Some(error.help()),
+        Error::Checkpoint(error) | Error::Unsaved { cause: error, .. } => return Some(checkpoint(error)),
         Error::Report(error) => return Some(error.help()),
         Error::Hub(error) => return Some(hub(error)),
         Error::Besides { error, .. } => return hint(error),
@@ -124,12 +125,39 @@ fn changed(changes: &[Change]) -> String {
     format!("undo the change to go on, {accept}or start another run with --run-dir DIR (or --set run.name=NAME)")
 }
 
+fn data(error: &DataError) -> Option<String> {
+    let help = error.help()?;
+    let more = match error {
+        DataError::Unreadable { .. } | DataError::TooManyUnreadable { .. } | DataError::NothingReadable { .. } => {
+            " (a run that has begun then goes on with --accept-data); `ddpm data inspect` lists every unreadable sample"
+        }
+        DataError::UnknownClasses { .. } => {
+            "; --accept-data takes new ones where model.num_class_embeds has room for them, or where the run is an import that \
+             no step has changed"
+        }
+        _ => "",
+    };
+    Some(help + more)
+}
+
 fn hub(error: &HubError) -> String {
     let help = error.help();
-    if !error.is_about_settings() {
-        return help;
-    }
-    format!("{help}\n`ddpm doctor` says which address and which token are used")
+    let more = match error.reason() {
+        HubError::Public { .. } => "; or leave --private out",
+        HubError::Status { status: 413, .. } => " (--samples)",
+        _ if error.is_about_settings() => "\n`ddpm doctor` says which address and which token are used",
+        _ => "",
+    };
+    help + more
+}
+
+fn checkpoint(error: &CheckpointError) -> String {
+    let more = match error {
+        CheckpointError::NoManifest { .. } => "; `ddpm runs` lists the runs",
+        error if error.is_damaged() => " (--resume auto takes the newest good one)",
+        _ => "",
+    };
+    error.help() + more
 }
 
 fn run(error: &RunError) -> String {

@@ -89,7 +89,7 @@ pub enum HubError {
         limit: u64,
     },
     /// A private repository was asked for, and a public one is there.
-    #[error("{repo}: is public, expected a private repository, as --private asks")]
+    #[error("{repo}: is public, expected a private repository, as was asked for")]
     Public {
         /// Which one.
         repo: String,
@@ -241,9 +241,7 @@ impl HubError {
                     .into()
             }
             Self::TooLarge { .. } => "push to a hub with xet storage, as huggingface.co has".into(),
-            Self::Public { .. } => {
-                "choose another name, make it private in its settings on the hub, or leave --private out".into()
-            }
+            Self::Public { .. } => "choose another name, or make it private in its settings on the hub".into(),
             Self::NoToken { .. } => {
                 "make a token that may write at https://huggingface.co/settings/tokens and set HF_TOKEN".into()
             }
@@ -261,9 +259,7 @@ fn status_help(status: u16, retry_after: Option<Duration>) -> String {
         (403, _) => "the token may not do this: take one with write access to this repository's owner".into(),
         (404, _) => "check the name, owner/name, and the revision; a private one needs a token that may see it".into(),
         (409 | 412, _) => "somebody else changes the repository: run the same command again".into(),
-        (413, _) => {
-            "the hub accepts no commit of this size: export with fewer --samples, or ask the hub for more space".into()
-        }
+        (413, _) => "the hub accepts no commit of this size: push fewer samples, or ask the hub for more space".into(),
         (429, Some(wait)) => format!("run the same command again in {} s", wait.as_secs()),
         (429, None) => "run the same command again in some minutes".into(),
         (500.., _) => "the hub has a problem: run the same command again later".into(),

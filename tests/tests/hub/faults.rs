@@ -86,7 +86,7 @@ fn a_commit_of_somebody_else_in_between_412() {
 #[test]
 fn a_commit_that_is_too_large_is_not_sent_again_413() {
     let (failed, hub) = fails(Fault::status(Route::Commit, 413).times(1));
-    let _ = failed.stderr_has("the hub answered 413").stderr_has("fewer --samples");
+    let _ = failed.stderr_has("the hub answered 413").stderr_has("fewer samples");
     assert_eq!(commits(&hub), 2, "one that failed, one that did not");
 }
 

@@ -58,14 +58,6 @@ impl FolderSource {
         let (images, others): (Vec<_>, Vec<_>) =
             listing.files.into_iter().partition(|file| has_extension(&file.name, EXTENSIONS));
         let passed_over = passed_over(&listing.passed_over);
-        if images.is_empty() {
-            let mut also = passed_over.map_or(String::new(), |text| format!("; {text}"));
-            if others.iter().any(|file| has_extension(&file.name, &["arrow"])) {
-                also += "; what `datasets` saved to disk is read after load_from_disk(...).to_parquet(...)";
-            }
-            let detail = format!("looked for .{}; found {} other files{also}", EXTENSIONS.join(", ."), others.len());
-            return Err(DataError::Empty { place, detail });
-        }
         let chosen = split::choose_images(&place, images, split)?;
         let mut notices: Vec<String> =
             chosen.notice.into_iter().chain(passed_over).chain(not_looked_at(&others)).collect();

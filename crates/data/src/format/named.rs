@@ -137,7 +137,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = with_classes(folder(dir.path(), &["bee", "cow"]), &names(&["ant", "bee"])).err().unwrap();
         assert!(error.to_string().ends_with("cow is no class of the model, which knows ant, bee"), "{error}");
-        assert!(error.is_setting() && error.help().unwrap().contains("--accept-data"));
+        assert!(error.is_setting() && error.help().unwrap().contains("the model's names"));
     }
 
     #[test]

@@ -127,24 +127,26 @@ impl CheckpointError {
                 "a newer ddpm wrote it: use that version to go on".into()
             }
             Self::FormatVersion { .. } => "an older ddpm wrote it: use that version to go on".into(),
-            Self::NoManifest { .. } => {
-                "give a directory named step-… inside a run's checkpoints; `ddpm runs` lists the runs".into()
-            }
+            Self::NoManifest { .. } => "give a directory named step-… inside a run's checkpoints".into(),
             Self::NoSuchFile { .. } => "choose one of the files it holds".into(),
             Self::Snapshot { .. } => "this is a bug in ddpm: please report it".into(),
             Self::Thread { .. } => "training goes on and saves again at the next step that is due".into(),
-            Self::Manifest { .. }
-            | Self::MissingFile { .. }
-            | Self::NotAFile { .. }
-            | Self::Size { .. }
-            | Self::Hash { .. }
-            | Self::State { .. }
-            | Self::Tensors { .. } => {
-                "the checkpoint is damaged: use an older one of the run (ddpm train --resume auto \
-                 takes the newest good one), or restore it from a copy"
-                    .into()
-            }
+            _ => "the checkpoint is damaged: use an older one of the run, or restore it from a copy".into(),
         }
+    }
+
+    /// Whether a file of the checkpoint is not what was saved.
+    pub fn is_damaged(&self) -> bool {
+        matches!(
+            self,
+            Self::Manifest { .. }
+                | Self::MissingFile { .. }
+                | Self::NotAFile { .. }
+                | Self::Size { .. }
+                | Self::Hash { .. }
+                | Self::State { .. }
+                | Self::Tensors { .. }
+        )
     }
 
     /// For `map_err`: names what was being done, and where.

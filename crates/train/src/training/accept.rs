@@ -41,7 +41,7 @@ impl Accept {
                 return Err(ConfigError::Impossible {
                     place: "--accept".to_owned(),
                     message: format!("{key} cannot change in a run: the weights have learnt with its value"),
-                    help: "start another run with --run-dir DIR".to_owned(),
+                    help: "start another run (run.dir)".to_owned(),
                 });
             }
         }
