@@ -236,6 +236,24 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_16_bits_are_read_exactly() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("half.safetensors");
+        // 1.5, -2 and the smallest number above zero, in f16; 1.5 and -2 in bf16.
+        let [f16, bf16] = [[0x00, 0x3E, 0x00, 0xC0, 0x01, 0x00].as_slice(), &[0xC0, 0x3F, 0x00, 0xC0]];
+        let view = |dtype, bytes: &'static [u8]| {
+            safetensors::tensor::TensorView::new(dtype, vec![bytes.len() / 2], bytes).unwrap()
+        };
+        let tensors = [("a", view(Dtype::F16, f16)), ("b", view(Dtype::BF16, bf16))];
+        std::fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+        let mut found = read_foreign(&path).unwrap();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        assert_eq!(found[0].data, [1.5, -2.0, 2.0_f32.powi(-24)]);
+        assert_eq!(found[1].data, [1.5, -2.0]);
+        assert!(read(&path).unwrap_err().to_string().contains("expected F32"), "a checkpoint of ours has f32");
+    }
+
+    #[test]
     fn a_repeated_name_or_a_wrong_shape_is_refused_before_anything_is_written() {
         let tensor = |shape: Vec<usize>| NamedTensor { name: "w".into(), shape, data: vec![0.0; 2] };
         assert!(header(&file_of(vec![tensor(vec![2]), tensor(vec![2])])).unwrap_err().contains("two tensors"));

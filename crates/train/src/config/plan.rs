@@ -81,7 +81,7 @@ impl TrainPlan {
     }
 
     /// The same plan for steps that follow each other from `origin` on in the order of the images.
-    pub(crate) fn from_origin(&self, origin: Origin) -> Self {
+    pub(crate) fn starting_at(&self, origin: Origin) -> Self {
         Self { origin, ..self.clone() }
     }
 

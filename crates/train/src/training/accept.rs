@@ -95,7 +95,7 @@ pub(super) fn go_on_from(
         true => Origin { step: state.step, images: state.images },
         false => origin_of(checkpoint)?,
     };
-    let plan = plan.from_origin(origin);
+    let plan = plan.starting_at(origin);
     if origin.step > state.step || plan.images(state.step) != state.images {
         return Err(not_an_origin(checkpoint));
     }

@@ -77,7 +77,7 @@ pub(super) fn second_try(setup: &RunSetup<'_>, step: u64, what: &str) -> Result<
          ({rollbacks} of at most {most} times)"
     );
     let origin = Origin { step: to, images: setup.plan.images(step) };
-    let plan = setup.plan.from_origin(origin);
+    let plan = setup.plan.starting_at(origin);
     Ok(Some(Beginning { reason: Some(reason), ..Beginning::of(plan, Some(checkpoint), rollbacks) }))
 }
 
