@@ -48,15 +48,7 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
         batch_size: args.batch_size,
     };
     let layout = grid_layout(args, num, &model);
-    let trajectory = args.trajectory.as_deref().map(|path| Place { option: "--trajectory", path, kind: Kind::Png });
-    let out = out(args.out.as_deref(), &model.config.data.source)?;
-    let place = Place { option: "--out", path: &out, kind: Kind::PngOrFolder };
-    prepare(&[place].into_iter().chain(trajectory).collect::<Vec<_>>())?;
-    if wants_grid(&out) {
-        check_page(num, &model, layout)?;
-    } else {
-        refuse_stale(&out, num)?;
-    }
+    let out = place(args, num, &model, layout)?;
 
     let start = Instant::now();
     let mut trajectory = args.trajectory.as_ref().map(|_| Trajectory::new(num, steps));
@@ -96,6 +88,20 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
         }
         text
     })
+}
+
+/// Where the images go, checked before they are drawn.
+fn place(args: &SampleArgs, num: usize, model: &Model, layout: Layout) -> Result<PathBuf, Failure> {
+    let trajectory = args.trajectory.as_deref().map(|path| Place { option: "--trajectory", path, kind: Kind::Png });
+    let out = out(args.out.as_deref(), &model.config.data.source)?;
+    let place = Place { option: "--out", path: &out, kind: Kind::PngOrFolder };
+    prepare(&[place].into_iter().chain(trajectory).collect::<Vec<_>>())?;
+    if wants_grid(&out) {
+        check_page(num, model, layout)?;
+    } else {
+        refuse_stale(&out, num)?;
+    }
+    Ok(out)
 }
 
 fn draw(

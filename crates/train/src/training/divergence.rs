@@ -1,4 +1,4 @@
-//! What follows a divergence: a report on the step that ended the training, and a second try from the newest checkpoint with
+//! Steps that are not as they should be, and what follows a divergence: a report on the step that ended the training, and a second try from the newest checkpoint with
 //! other images.
 //!
 //! The same steps from the same checkpoint would diverge again: everything random is a function of the step. So a second try
@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use ddpm_data::{Origin, Source};
+use ddpm_kernels::optim::StepState;
 use ddpm_run::checkpoint::{NamedTensor, TensorFile, newest_good, tensors};
 use ddpm_run::durable::replace_file;
 use serde::Serialize;
@@ -25,6 +26,11 @@ use crate::report::pictures::{Layout, encode, grid, write};
 const HISTORY: usize = 200;
 /// Tensors whose gradient the report names.
 const GRADIENTS: usize = 20;
+
+/// A gradient whose norm is more than so many times the usual one is reported.
+const SPIKE: f64 = 10.0;
+/// Not more often than every so many steps.
+const SPIKE_EVERY: u64 = 100;
 
 /// A step of the report's history.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -49,6 +55,38 @@ impl History {
             grad_norm: outcome.state.norm,
             lr: outcome.lr,
         });
+    }
+}
+
+/// Warns about steps that were skipped, and about gradients that are much larger than usual.
+#[derive(Debug)]
+pub(super) struct Alarm {
+    max_bad_steps: u64,
+    /// The first step whose spike is reported.
+    next_spike: u64,
+}
+
+impl Alarm {
+    /// Of a run that skips so many bad steps in a row.
+    pub(super) fn new(max_bad_steps: u64) -> Self {
+        Self { max_bad_steps, next_spike: 0 }
+    }
+
+    /// Looks at a step.
+    pub(super) fn tell(&mut self, outcome: &StepOutcome) {
+        let StepState { norm, usual_norm, bad_steps, .. } = outcome.state;
+        let (step, most) = (outcome.step, self.max_bad_steps);
+        if outcome.is_bad() {
+            let complaint = outcome.complaint();
+            tracing::warn!(
+                step,
+                bad_steps,
+                "step {step} was skipped: {complaint} ({bad_steps} of at most {most} in a row)"
+            );
+        } else if norm > SPIKE * usual_norm && step >= self.next_spike {
+            self.next_spike = step + SPIKE_EVERY;
+            tracing::warn!(step, norm, usual_norm, "step {step}: {}", outcome.complaint());
+        }
     }
 }
 

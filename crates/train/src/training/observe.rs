@@ -6,14 +6,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ddpm_data::Unreadable;
-use ddpm_kernels::optim::StepState;
 use ddpm_run::checkpoint::{CheckpointError, Retention, SaveOutcome, Writer};
 use ddpm_run::memory;
 use ddpm_run::metrics::Timing;
 use ddpm_run::{RunError, RunPhase, StatusFile};
 use tracing::Span;
 
-use super::divergence::History;
+use super::divergence::{Alarm, History};
 use super::engines::Engines;
 use super::events::PROGRESS;
 use super::loop_of_steps::Observe;
@@ -29,11 +28,6 @@ use super::watchdog::{Activity, Watchdog};
 use crate::config::Cadence;
 use crate::error::{Error, Kind, in_one_line};
 use crate::report::Reporter;
-
-/// A gradient whose norm is more than so many times the usual one is reported.
-const SPIKE: f64 = 10.0;
-/// Not more often than every so many steps.
-const SPIKE_EVERY: u64 = 100;
 
 /// See the module.
 pub(super) struct Observers<'a> {
@@ -60,8 +54,7 @@ pub(super) struct Observers<'a> {
     save_waits: bool,
     /// The newest steps, for a report on a divergence.
     history: History,
-    /// The first step whose spike is reported.
-    next_spike: u64,
+    alarm: Alarm,
 }
 
 /// How a run ends.
@@ -222,7 +215,7 @@ impl<'a> Observers<'a> {
             watchdog: setup.watchdog.clone(),
             save_waits: false,
             history: History::default(),
-            next_spike: 0,
+            alarm: Alarm::new(setup.plan.config().train.max_bad_steps),
         })
     }
 
@@ -267,28 +260,11 @@ impl<'a> Observers<'a> {
         for outcome in trainer.outcomes(all)? {
             self.means.add(&outcome);
             self.history.add(&outcome);
-            self.warn_about(&outcome);
+            self.alarm.tell(&outcome);
             self.longest.step = self.longest.step.max(outcome.phases.total());
             self.last = Some(outcome);
         }
         Ok(())
-    }
-
-    /// Warns about a step that was skipped, and about a gradient that is much larger than usual.
-    fn warn_about(&mut self, outcome: &StepOutcome) {
-        let StepState { norm, usual_norm, bad_steps, .. } = outcome.state;
-        let (step, complaint) = (outcome.step, outcome.complaint());
-        if outcome.is_bad() {
-            let most = self.setup.plan.config().train.max_bad_steps;
-            tracing::warn!(
-                step,
-                bad_steps,
-                "step {step} was skipped: {complaint} ({bad_steps} of at most {most} in a row)"
-            );
-        } else if norm > SPIKE * usual_norm && step >= self.next_spike {
-            self.next_spike = step + SPIKE_EVERY;
-            tracing::warn!(step, norm, usual_norm, "step {step}: {complaint}");
-        }
     }
 
     /// The newest steps.
