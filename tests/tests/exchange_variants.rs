@@ -111,7 +111,14 @@ fn schedulers_that_noise_as_ddpm_does_are_read() {
         change(&place, scheduler, "variance_type", json!(null));
         change(&place, scheduler, "solver_order", json!(2));
         let sampled = place.ddpm("sample theirs --num 1 --steps 2").succeeds();
-        sampled.stderr_has("solver_order = 2 is left aside, as diffusers leaves aside what it does not know");
+        sampled.stderr_has("solver_order = 2 is left aside: it is no part of what the weights have learnt");
+    }
+    for (key, value, expected) in
+        [("use_flow_sigmas", json!(true), "false"), ("timestep_type", json!("continuous"), "\"discrete\"")]
+    {
+        change(&place, scheduler, key, value.clone());
+        place.ddpm("sample theirs").fails_with(6).stderr_has(&format!("{key} = {value}: expected {expected}"));
+        change(&place, scheduler, key, json!(null));
     }
     change(&place, scheduler, "_class_name", json!("EDMEulerScheduler"));
     let refused = place

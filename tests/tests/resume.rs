@@ -222,7 +222,7 @@ fn a_branch_begins_at_a_checkpoint_and_leaves_the_run_alone() {
     let before = run.files("runs/tiny");
     run.ddpm("fork runs/tiny --at 7 --to runs/branch")
         .fails_with(6)
-        .stderr_has("--at runs/tiny has no checkpoint of step 7");
+        .stderr_has("--at: step 7: runs/tiny has no checkpoint of it");
     run.ddpm("fork runs/tiny --at 10 --to runs/branch").succeeds().stdout_has("ddpm train runs/branch");
     assert_eq!(run.text("runs/branch/metrics.jsonl").lines().count(), 10);
     let record = run.text("runs/branch/run.json");

@@ -37,6 +37,7 @@ pub(super) fn nll(args: &NllArgs, output: &Output) -> Result<Outcome, Failure> {
     let selection = Selection { source: &args.data, split: args.split.as_deref(), num: args.num, seed: args.seed };
     let images = EvalImages::open(&selection, &model.config)?.labelled_as(model.class_names())?;
     let plot_place = args.plot.as_deref().map(|path| Place { option: "--plot", path, kind: Kind::Png });
+    plot_place.map_or(Ok(()), |place| place.refuse_inside(Path::new(&args.data)))?;
     prepare(&plot_place.into_iter().collect::<Vec<_>>())?;
     let request = NllRequest { kept: &kept, batch_size: args.batch_size, seed: args.seed };
 

@@ -26,7 +26,8 @@ pub(crate) fn message(error: &Error) -> String {
         Error::NothingToCut { .. } => "--epsilon-only: ",
         Error::Measurements { .. } => "--metrics ",
         Error::TooFewImages { .. } => "--num ",
-        Error::NoTimestep { .. } | Error::NoSuchStep { .. } => "--at ",
+        Error::NoTimestep { .. } => "--at ",
+        Error::NoSuchStep { .. } => "--at: ",
         Error::Occupied { run_dir, newest, from } => {
             let resume = from.map_or("never".to_owned(), |step| format!("at step {step}"));
             let run_dir = run_dir.display();
@@ -84,9 +85,9 @@ pub(crate) fn of_event(hint: &str, fields: &Map<String, Value>) -> Option<String
 fn simple(error: &Error) -> Option<&'static str> {
     Some(match error {
         Error::Diverged { .. } => {
-            "go on from the newest checkpoint with a lower train.lr (--set train.lr=LR --accept train.lr) or a lower \
-             train.clip_grad_norm, or start another run (--run-dir DIR) with a longer train.warmup_steps; the checkpoints \
-             so far are as they were"
+            "go on from the newest checkpoint with a lower train.lr (--set train.lr=LR --accept train.lr), or from an older one \
+             (ddpm fork RUN --at STEP --to DIR) if its weights are ruined already, or start another run (--run-dir DIR) with a \
+             longer train.warmup_steps; the checkpoints so far are as they were"
         }
         Error::NetworkTooLarge { .. } => "make model.block_out_channels narrower, or model.layers_per_block smaller",
         Error::ImagesTooMany { .. } => "draw fewer at a time, each time with another seed",

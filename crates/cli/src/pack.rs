@@ -1,5 +1,6 @@
 //! `ddpm data pack`
 
+use std::path::Path;
 use std::sync::Mutex;
 
 use ddpm_data::{OpenOptions, PackAs, PackConfig, Packed};
@@ -7,6 +8,7 @@ use ddpm_run::memory::format_bytes;
 use serde_json::json;
 
 use super::args::PackArgs;
+use super::places::{Kind, Place};
 use super::{Align, Output, Table};
 use crate::failure::Failure;
 
@@ -15,6 +17,7 @@ const SHOWN: usize = 12;
 
 /// Writes a source as tar shards.
 pub(super) fn run(args: &PackArgs, output: &Output) -> Result<(), Failure> {
+    Place { option: "--to", path: &args.to, kind: Kind::Folder }.refuse_inside(Path::new(&args.source))?;
     let source = ddpm_data::open(&args.source, &OpenOptions { format: args.format, split: args.split.clone() })?;
     source.notices().iter().for_each(|notice| tracing::info!("{notice}"));
     let config = PackConfig {

@@ -23,6 +23,8 @@ pub(super) enum Kind {
     Png,
     /// One picture where the name ends in .png, else a folder of them.
     PngOrFolder,
+    /// A folder of other files.
+    Folder,
     /// Tensors.
     Safetensors,
     /// A trace.
@@ -82,7 +84,7 @@ impl Place<'_> {
 
     fn make_folder(&self) -> Result<(), Failure> {
         let Self { option, path, kind } = self;
-        let is_folder = *kind == Kind::PngOrFolder && !wants_grid(path);
+        let is_folder = *kind == Kind::Folder || *kind == Kind::PngOrFolder && !wants_grid(path);
         let folder = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
         if folder.as_os_str().is_empty() {
             return Ok(());
@@ -104,8 +106,9 @@ fn lies_inside(path: &Path, data: &Path) -> bool {
     if !data.is_dir() {
         return false;
     }
-    // The folder of `path` may have to be made yet: what counts is the part that is there.
-    let there = folder_of(path).ancestors().find_map(|folder| {
+    // The place may have to be made yet: what counts is the part that is there.
+    let place = if path.is_dir() { path } else { folder_of(path) };
+    let there = place.ancestors().find_map(|folder| {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         folder.canonicalize().ok()
     });
@@ -115,10 +118,11 @@ fn lies_inside(path: &Path, data: &Path) -> bool {
 /// Where pictures go: the place that `named` says, or else a name in the current directory that is not taken.
 ///
 /// # Errors
-/// No place is named, and the current directory lies inside the folder `data`.
+/// The place lies inside the folder `data`.
 pub(super) fn out(named: Option<&Path>, data: &str) -> Result<PathBuf, Failure> {
-    if let Some(named) = named {
-        return Ok(named.to_owned());
+    if let Some(path) = named {
+        Place { option: "--out", path, kind: Kind::PngOrFolder }.refuse_inside(Path::new(data))?;
+        return Ok(path.to_owned());
     }
     let name =
         |number: u32| PathBuf::from(if number == 1 { "samples.png".into() } else { format!("samples-{number}.png") });

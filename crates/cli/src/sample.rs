@@ -93,7 +93,9 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
 /// Where the images go, checked before they are drawn.
 fn place(args: &SampleArgs, num: usize, model: &Model, layout: Layout) -> Result<PathBuf, Failure> {
     let trajectory = args.trajectory.as_deref().map(|path| Place { option: "--trajectory", path, kind: Kind::Png });
-    let out = out(args.out.as_deref(), &model.config.data.source)?;
+    let data = &model.config.data.source;
+    let out = out(args.out.as_deref(), data)?;
+    trajectory.map_or(Ok(()), |place| place.refuse_inside(Path::new(data)))?;
     let place = Place { option: "--out", path: &out, kind: Kind::PngOrFolder };
     prepare(&[place].into_iter().chain(trajectory).collect::<Vec<_>>())?;
     if wants_grid(&out) {

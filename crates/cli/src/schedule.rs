@@ -40,6 +40,8 @@ pub(super) fn run(args: &ScheduleArgs, output: &Output) -> Result<(), Failure> {
     let kept = spacing.kept_timesteps(args.steps, trained.len())?;
     let visited = trained.respaced(&kept)?;
     let plot_place = args.plot.as_deref().map(|path| Place { option: "--plot", path, kind: Kind::Png });
+    let data = args.data.as_deref().unwrap_or(&config.data.source);
+    plot_place.map_or(Ok(()), |place| place.refuse_inside(Path::new(data)))?;
     prepare(&plot_place.into_iter().collect::<Vec<_>>())?;
     let noising = args.data.as_deref().map(|source| noise(source, args, &config, output)).transpose()?;
     if let Some(path) = &args.plot {

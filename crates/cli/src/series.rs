@@ -1,5 +1,5 @@
 //! Single images in a folder, each written as soon as it is made. Killed on the way, the same command goes on: a file beside the
-//! images says what they are, until all are there. Images of another command are replaced.
+//! images says what they are, until all are there. Where pictures of another command are, nothing is drawn.
 
 use std::collections::HashSet;
 use std::fs;
@@ -30,10 +30,11 @@ impl<'a> Series<'a> {
         let there: Option<Value> = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let series = Self { folder, goes_on: may_go_on && there.as_ref() == Some(what) };
         if !series.goes_on {
-            // In this order: whatever is there once the file says what it is must be of this command.
-            remove_any(&path).map_err(|error| failed(&path, "cannot be replaced", &error))?;
-            for old in series.pictures(num).into_iter().map(|k| series.path(k)) {
-                remove_any(&old).map_err(|error| failed(&old, "cannot be replaced", &error))?;
+            // Whatever is there once the file says what it is must be of this command.
+            if let Some(first) = series.pictures(num).into_iter().min() {
+                let message = format!("--out {}: {} is there already", folder.display(), file_name(first));
+                let hint = "name a new folder, or remove its pictures first: nothing is overwritten";
+                return Err(Failure::new(ExitCode::Usage, message).hint(hint));
             }
             replace_file(&path, what.to_string().as_bytes())
                 .map_err(|error| failed(&path, "cannot be written", &error))?;

@@ -6,7 +6,7 @@ use std::env;
 use crate::failure::{ExitCode, Failure};
 
 const NUMBER: &str = "RAYON_NUM_THREADS";
-/// More threads than this for each core are a mistake: every step then waits for all of them.
+/// More threads than this for each core are a mistake, and not started: every step would wait for all of them.
 const PER_CORE: usize = 4;
 
 /// Starts the threads.
@@ -16,7 +16,10 @@ const PER_CORE: usize = 4;
 pub(super) fn start() -> Result<(), Failure> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let wanted = env::var_os(NUMBER).map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty());
-    rayon::ThreadPoolBuilder::new().build_global().map_err(|error| {
+    // 0 is rayon's own choice.
+    let threads =
+        wanted.as_deref().and_then(|text| text.parse().ok()).map_or(0, |number: usize| number.min(PER_CORE * cores));
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|error| {
         Failure::caused_by(ExitCode::Other, "the threads cannot be started", &error)
             .hint(format!("the system starts no more threads: raise `ulimit -u`, or set {NUMBER}=1"))
     })?;
@@ -30,7 +33,7 @@ fn warning(wanted: &str, cores: usize, threads: usize) -> Option<String> {
     match wanted.parse::<usize>() {
         Err(_) => Some(format!("{NUMBER} = {wanted:?} is no number of threads: {threads} are used, one for each core")),
         Ok(number) if number > PER_CORE * cores => Some(format!(
-            "{NUMBER} = {number} on {cores} cores: more threads than cores make every step slower; {NUMBER}={cores} is best"
+            "{NUMBER} = {number} on {cores} cores: {threads} threads are used, for more make every step slower; {cores} are best"
         )),
         Ok(_) => None,
     }

@@ -138,6 +138,8 @@ fn claim(source: &dyn Source, to: &Path, config: &PackConfig) -> Result<(Record,
     fs::create_dir_all(to).map_err(failed("make the folder", to))?;
     let path = to.join(RECORD);
     match fs::read(&path) {
+        // A record that a power failure took the bytes of: what is there counts if it fits.
+        Ok(bytes) if bytes.is_empty() => replace(&path, &serde_json::json!(record).to_string())?,
         Ok(bytes) => {
             let there: Record = serde_json::from_slice(&bytes).map_err(|e| refuse(format!("{RECORD}: {e}")))?;
             if there != record {
@@ -320,10 +322,14 @@ impl ShardWriter {
     }
 }
 
-/// Writes a small file beside its place, and renames it.
+/// Writes a small file beside its place, and renames it once its bytes are on the disk.
 fn replace(path: &Path, text: &str) -> Result<(), DataError> {
     let beside = beside(path);
-    fs::write(&beside, text).map_err(failed("write", &beside))?;
+    let written = File::create(&beside).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(failed("write", &beside))?;
     fs::rename(&beside, path).map_err(failed("rename", &beside))
 }
 

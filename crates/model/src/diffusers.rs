@@ -74,8 +74,9 @@ struct Class {
     neutral: fn() -> Value,
     /// Keys that are not ours and that only a sampler of diffusers reads; they do not change the model.
     inference: &'static [&'static str],
-    /// Keys that are not known are left aside, unless they are among these.
-    decisive: &'static [&'static str],
+    /// Keys that are not ours are left aside, unless they are among these and have another value than the one that changes
+    /// nothing.
+    decisive: fn() -> Value,
 }
 
 /// `UNet2DModel`, as of [`DIFFUSERS_VERSION`].
@@ -98,7 +99,7 @@ const UNET: Class = Class {
     neutral: || json!({"num_train_timesteps": [null]}),
     // The number of timesteps matters to the learned time embedding alone, which is refused.
     inference: &["num_train_timesteps"],
-    decisive: &[],
+    decisive: || json!({}),
 };
 
 /// `DDPMScheduler`; the others noise images as it does, and differ in sampling only.
@@ -142,8 +143,31 @@ const SCHEDULER: Class = Class {
         "steps_offset",
         "timestep_spacing",
     ],
-    decisive: &["trained_betas", "rescale_betas_zero_snr"],
+    decisive: || {
+        json!({
+            "trained_betas": null, "rescale_betas_zero_snr": false, "use_flow_sigmas": false, "timestep_type": "discrete",
+        })
+    },
 };
+
+/// Schedulers that clip the predicted image by default.
+const WITH_CLIPPING: [&str; 4] = ["DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"];
+
+/// Schedulers whose betas begin and end elsewhere by default.
+const OF_STABLE_DIFFUSION: [&str; 4] =
+    ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"];
+
+/// The defaults of the class that a config names, where they are not those of the class that is written.
+fn own_defaults(class: Option<&str>, values: &mut Value) {
+    let Some(class) = class.filter(|class| *class != UNET.names[0]) else { return };
+    if !WITH_CLIPPING.contains(&class) {
+        values["clip_sample"] = json!(false);
+    }
+    if OF_STABLE_DIFFUSION.contains(&class) {
+        values["beta_start"] = json!(0.00085);
+        values["beta_end"] = json!(0.012);
+    }
+}
 
 /// The text of `unet/config.json`.
 pub fn unet_json(config: &UNetConfig) -> String {
@@ -244,6 +268,7 @@ fn read<T: Serialize + DeserializeOwned + Default>(
         left_aside.extend(look_at_foreign(key, value, class)?);
     }
     let mut values = (class.defaults)();
+    own_defaults(found.get("_class_name").and_then(Value::as_str), &mut values);
     // A sampler that predicts no variance says null; the default is that of a scheduler that does not say.
     let says_nothing = |key: &str, value: &Value| key == "variance_type" && value.is_null();
     let said = found.iter().filter(|(key, value)| !says_nothing(key, value));
@@ -264,11 +289,14 @@ fn look_at_foreign(key: &str, value: &Value, class: &Class) -> Result<Option<Str
     if class.inference.contains(&key) || value.is_null() || accepted.is_some_and(|values| values.contains(value)) {
         return Ok(None);
     }
-    if !class.decisive.contains(&key) {
-        return Ok(Some(format!("{key} = {value}")));
+    match (class.decisive)().get(key) {
+        None => Ok(Some(format!("{key} = {value}"))),
+        Some(changes_nothing) if changes_nothing == value => Ok(None),
+        Some(expected) => {
+            let (key, value, expected) = (key.to_owned(), value.to_string(), expected.to_string());
+            Err(DiffusersConfigError::Foreign { key, value, expected })
+        }
     }
-    let expected = accepted.and_then(|values| values.first()).map_or_else(String::new, Value::to_string);
-    Err(DiffusersConfigError::Foreign { key: key.to_owned(), value: value.to_string(), expected })
 }
 
 /// Why a name in `value` that diffusers knows is refused here, where that is known.

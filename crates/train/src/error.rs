@@ -162,7 +162,7 @@ pub enum Error {
         skipped: Vec<String>,
     },
     /// A run without a checkpoint of this step.
-    #[error("{} has no checkpoint of step {step}: expected {}", run.display(), one_of(steps))]
+    #[error("step {step}: {} has no checkpoint of it, expected {}", run.display(), one_of(steps))]
     NoSuchStep {
         /// The run directory.
         run: PathBuf,

@@ -167,6 +167,7 @@ fn a_run_that_keeps_diverging_ends_with_a_report() {
     assert_eq!(what, "the loss is NaN");
     assert!(error.causes()[0].contains("divergence"), "{:?}", error.causes());
     assert_eq!(case.reasons().len(), 2);
+    assert_eq!(fs::read_dir(case.path("divergence")).unwrap().count(), 3, "a report of each");
     let report: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("report.json")).unwrap()).unwrap();
     assert_eq!(report["samples"].as_array().unwrap().len(), 4);
     assert!(report["samples"][0]["loss"].is_null() && report["samples"][1]["loss"].is_number(), "{report}");

@@ -247,11 +247,17 @@ fn pid_namespace() -> Option<String> {
     Some(fs::read_link("/proc/self/ns/pid").ok()?.display().to_string())
 }
 
-/// When a process started; nothing if it is gone. The name in the second field may hold anything, also brackets.
+/// When a process started; nothing if it is gone, or dead and only not yet waited for by its parent.
 fn start_of(process: &str) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The field 22; the first behind the name is the third.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(22 - 3)?.parse().ok()
+    start_in(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)
+}
+
+/// The same from its line. The name in the second field may hold anything, also brackets.
+fn start_in(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    // The field 22; the first behind the state is the fourth.
+    fields.nth(22 - 4).filter(|_| !["Z", "X"].contains(&state))?.parse().ok()
 }
 
 #[cfg(test)]
@@ -260,6 +266,12 @@ mod tests {
     use super::*;
 
     const SOON: Duration = Duration::from_millis(300);
+
+    #[test]
+    fn a_dead_process_that_nobody_waited_for_holds_nothing() {
+        let stat = |state: &str| format!("12 (a) b) {state} 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20");
+        assert_eq!(["S", "R", "Z", "X"].map(|state| start_in(&stat(state))), [Some(4711), Some(4711), None, None]);
+    }
 
     fn leased(dir: &Path, change: impl FnOnce(&mut Sign)) -> PathBuf {
         let mut sign = Sign::new();

@@ -137,7 +137,14 @@ impl<'a> Checks<'a> {
         positive("train.eps", train.eps, "1e-8 is usual")?;
         let not_negative = |key, value: f64, help| self.require(key, value, value >= 0.0, "0 or more", help);
         not_negative("train.weight_decay", train.weight_decay, "0 is usual for diffusion models")?;
-        not_negative("train.spike_factor", train.spike_factor, "10 is a spike; 0 skips none")?;
+        let spike = train.spike_factor;
+        self.require(
+            "train.spike_factor",
+            spike,
+            spike == 0.0 || spike > 1.0,
+            "0, or more than 1",
+            "10 is a spike; 0 skips none",
+        )?;
         not_negative("train.clip_grad_norm", train.clip_grad_norm, "1 is usual; 0 turns clipping off")?;
         for beta in train.betas {
             let expected = "two numbers in [0, 1)";

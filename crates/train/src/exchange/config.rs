@@ -30,7 +30,7 @@ pub(super) fn read_scheduler(path: &Path, document: &Value) -> Result<DiffusionC
 fn told<T>(path: &Path, (config, left_aside): (T, Vec<String>)) -> T {
     let ema = |key: &str| EMA_KEYS.iter().any(|known| key.starts_with(&format!("{known} = ")));
     for key in left_aside.iter().filter(|key| !ema(key)) {
-        tracing::warn!(key, "{}: {key} is left aside, as diffusers leaves aside what it does not know", path.display());
+        tracing::warn!(key, "{}: {key} is left aside: it is no part of what the weights have learnt", path.display());
     }
     config
 }

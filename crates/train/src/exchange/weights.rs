@@ -36,7 +36,9 @@ fn single(dir: &Path) -> Option<PathBuf> {
     };
     let names = std::fs::read_dir(dir).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let found: BTreeSet<String> = names.filter(|name| is_variant(name)).collect();
-    found.into_iter().next().map(|name| dir.join(name))
+    let name = found.into_iter().next()?;
+    tracing::warn!(name, "{}: the weights are those of a variant, {name}", dir.display());
+    Some(dir.join(name))
 }
 
 /// The tensors of the files that an index names.

@@ -36,6 +36,13 @@ impl Accept {
     /// A key that does not exist, or whose value decides what the weights mean.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         for key in &self.keys {
+            if let Some((name, _)) = key.split_once('=').filter(|(name, _)| check_key(name, "--accept").is_ok()) {
+                return Err(ConfigError::Impossible {
+                    place: "--accept".to_owned(),
+                    message: format!("{key}: expected a key without a value"),
+                    help: format!("name the key alone, {name}, and give its value as a setting"),
+                });
+            }
             check_key(key, "--accept")?;
             if !may_be_accepted(key) {
                 return Err(ConfigError::Impossible {

@@ -103,8 +103,14 @@ pub(super) fn report(setup: &RunSetup<'_>, trainer: &mut Trainer, history: &Hist
     })
 }
 
-/// Where a second try begins, if the run has one left and has a checkpoint; `step` diverged because of `what`.
-pub(super) fn second_try(setup: &RunSetup<'_>, step: u64, what: &str) -> Result<Option<Beginning>, Error> {
+/// Where a second try begins, if the run has one left and has a checkpoint; `step` of the try from `beginning` diverged because of
+/// `what`.
+pub(super) fn second_try(
+    setup: &RunSetup<'_>,
+    beginning: &Beginning,
+    step: u64,
+    what: &str,
+) -> Result<Option<Beginning>, Error> {
     let (done, most) = (setup.rollbacks, setup.plan.config().train.max_rollbacks);
     let newest = newest_good(&setup.run_dir.paths().checkpoints())?.0;
     let Some(checkpoint) = newest.filter(|_| done < most) else { return Ok(None) };
@@ -116,12 +122,21 @@ pub(super) fn second_try(setup: &RunSetup<'_>, step: u64, what: &str) -> Result<
     );
     let origin = Origin { step: to, images: setup.plan.images(step) };
     let plan = setup.plan.starting_at(origin);
-    Ok(Some(Beginning { reason: Some(reason), ..Beginning::of(plan, Some(checkpoint), rollbacks) }))
+    // What was accepted there is accepted again: no checkpoint has it yet.
+    let same = beginning.checkpoint.as_ref().is_some_and(|before| before.state.step == to);
+    let (accepted, changed_data) =
+        if same { (beginning.accepted.clone(), beginning.changed_data.clone()) } else { Default::default() };
+    Ok(Some(Beginning {
+        accepted,
+        changed_data,
+        reason: Some(reason),
+        ..Beginning::of(plan, Some(checkpoint), rollbacks)
+    }))
 }
 
 fn write_report(setup: &RunSetup<'_>, diagnosis: &Diagnosis, history: &History, what: &str) -> Result<PathBuf, Error> {
     let Diagnosis { outcome, gradients, images, shape, .. } = diagnosis;
-    let dir = setup.run_dir.paths().divergence(outcome.step);
+    let dir = free(setup.run_dir.paths().divergence(outcome.step));
     let cannot_write = |error| Error::caused(format!("{} cannot be written", dir.display()))(error);
     std::fs::create_dir_all(&dir).map_err(cannot_write)?;
     let document = json!({
@@ -143,6 +158,12 @@ fn write_report(setup: &RunSetup<'_>, diagnosis: &Diagnosis, history: &History, 
     let page = grid(images, *shape, Layout::visible(shape[1], shape[2])).and_then(|page| encode(&page))?;
     write(&dir.join("batch.png"), &page)?;
     Ok(dir)
+}
+
+/// `dir`, or a name behind it that is not taken: several tries may diverge at the same step.
+fn free(dir: PathBuf) -> PathBuf {
+    let numbered = |number: u32| PathBuf::from(format!("{}-{number}", dir.display()));
+    if dir.exists() { (2..).map(numbered).find(|dir| !dir.exists()).unwrap_or(dir) } else { dir }
 }
 
 /// Each image: its number and name in the source, its timestep and its loss.

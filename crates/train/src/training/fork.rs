@@ -23,6 +23,10 @@ use crate::weights::checkpoint_config;
 /// There is no such checkpoint, or it is damaged; `to` is taken or cannot be written.
 pub fn fork(from: &Path, at: Option<u64>, to: &Path, command: Vec<String>) -> Result<(PathBuf, u64), Error> {
     refuse_taken(to)?;
+    if !RunPaths::new(from).checkpoints().is_dir() {
+        let what = if from.is_dir() { "not a run directory" } else { "no such directory" };
+        return Err(Error::NotAModel { path: from.to_owned(), what: what.to_owned() });
+    }
     let run = RunPaths::new(from);
     let checkpoint = choose(&run, at)?;
     let step = checkpoint.state.step;

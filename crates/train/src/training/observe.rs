@@ -345,6 +345,7 @@ impl<'a> Observers<'a> {
     /// The last checkpoint could not be written: the newest steps are lost, and the caller must report it.
     pub(super) fn finish(&mut self, trainer: &mut Trainer, end: End) -> Result<Ending, Error> {
         self.take_outcomes(trainer, true)?;
+        self.watchdog.enter(Activity::Save);
         self.finish_save();
         self.look_after_run_dir()?;
         let step = trainer.steps_taken();
@@ -364,7 +365,9 @@ impl<'a> Observers<'a> {
         // A finished run that is started again already has its last picture, and would draw the same one.
         let last = self.setup.run_dir.paths().sample(step);
         let wanted = picture && !last.exists() && self.setup.plan.sample_cadence() != Cadence::NEVER;
+        self.watchdog.enter(Activity::Sample);
         let interrupted = wanted && !self.draw(trainer)?;
+        self.watchdog.rest();
         if let Some(uploader) = self.uploader.take() {
             let stop = self.stop;
             uploader.finish(&|| end != End::Reached || stop.is_over());

@@ -161,7 +161,7 @@ fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Res
         Err(Error::Diverged { step, what, .. }) => {
             observers.finish_save();
             let report = report(&setup, &mut trainer, observers.history(), &what);
-            if let Some(earlier) = second_try(&setup, step, &what)? {
+            if let Some(earlier) = second_try(&setup, beginning, step, &what)? {
                 return Ok(Ended::GoesBack(Box::new(earlier)));
             }
             Err(Error::Diverged { step, what, report })

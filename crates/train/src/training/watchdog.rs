@@ -16,6 +16,9 @@ use crate::error::Error;
 /// An activity may take so many times as long as the longest of its kind.
 const PATIENCE: u32 = 10;
 
+/// How long an end waits for the report.
+const REPORTING: Duration = Duration::from_secs(5);
+
 /// What a run does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Activity {
@@ -79,10 +82,7 @@ pub(super) struct Watch(Watchdog);
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if let Some(shared) = &self.0.shared {
-            shared.lock().over = true;
-            shared.ended.notify_all();
-        }
+        self.0.rest();
     }
 }
 
@@ -113,6 +113,14 @@ impl Watch {
 }
 
 impl Watchdog {
+    /// What follows may take as long as it takes: an upload waits for a hub, with limits of its own.
+    pub(super) fn rest(&self) {
+        if let Some(shared) = &self.shared {
+            shared.lock().over = true;
+            shared.ended.notify_all();
+        }
+    }
+
     /// Another activity begins.
     pub(super) fn enter(&self, activity: Activity) {
         let Some(shared) = &self.shared else { return };
@@ -139,7 +147,16 @@ impl Shared {
                 state.reported = true;
                 let activity = state.activity;
                 drop(state);
-                report(activity, elapsed);
+                // The report may hang as the run does: its log may lie on the same disk.
+                let (span, (told, wait)) = (Span::current(), std::sync::mpsc::channel());
+                let reporting = thread::Builder::new().name("stall".into()).spawn(move || {
+                    span.in_scope(|| report(activity, elapsed));
+                    told.send(())
+                });
+                if reporting.is_ok() {
+                    // Either it was told in time, or it was not.
+                    let _ = wait.recv_timeout(REPORTING);
+                }
                 on_stall.iter().for_each(|end| end());
                 state = self.lock();
                 continue;

@@ -14,7 +14,7 @@ use crate::format::ranges::{Names, Span};
 use crate::store::FileInfo;
 
 /// The first bytes of a file; another layout gets another number.
-const MAGIC: &[u8] = b"ddpm tar index 1";
+const MAGIC: &[u8] = b"ddpm tar index 2";
 /// Of blake3, at the end.
 const HASH: usize = 32;
 /// Bytes of a span.

@@ -53,6 +53,8 @@ pub(super) struct Found {
     pub(super) odd: usize,
     /// The first of them, with what they are.
     pub(super) odd_named: Vec<(String, String)>,
+    /// The shard ends where a header could stand, without the blocks of zeros that end an archive: perhaps it was cut there.
+    pub(super) without_end: bool,
 }
 
 /// Why a shard cannot be indexed.
@@ -71,12 +73,16 @@ impl From<StoreError> for Fault {
 /// Reads the headers of a shard.
 pub(super) fn build(store: &dyn Store, file: &FileInfo) -> Result<Index, Fault> {
     let ahead = if store.at_once() > 1 { FAR_WINDOW } else { WINDOW };
-    let mut shard = Reader { store, file, ahead, start: 0, bytes: Bytes::new() };
+    if file.size == 0 {
+        return Err(Fault::Damaged("it is empty".to_owned()));
+    }
+    let mut shard = Reader { store, file, ahead, start: 0, bytes: Bytes::new(), has_end: false };
     let (mut samples, mut at) = (Samples::default(), 0);
     while let Some(entry) = shard.entry(at)? {
         at = entry.next;
         samples.add(entry, &mut shard)?;
     }
+    samples.found.without_end = !shard.has_end;
     Ok(samples.finish())
 }
 
@@ -98,6 +104,8 @@ struct Reader<'a> {
     /// What is in memory, and where it begins.
     start: u64,
     bytes: Bytes,
+    /// Whether the end of the archive was met.
+    has_end: bool,
 }
 
 impl Reader<'_> {
@@ -130,6 +138,7 @@ impl Reader<'_> {
             }
             let parsed = header::parse(&self.block(at)?);
             let Some(header) = parsed.map_err(|what| Fault::Damaged(format!("{what}, at byte {at}")))? else {
+                self.has_end = true;
                 return Ok(None);
             };
             let mut begin = at + BLOCK;

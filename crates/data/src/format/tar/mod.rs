@@ -36,7 +36,7 @@ const INDEXERS: usize = 8;
 /// The number of samples in a shard on a disk; `None` where there is none, or a damaged one.
 pub(crate) fn shard_len(path: &Path) -> Option<usize> {
     let Ok(Located::File(store, file)) = locate(path.to_str()?) else { return None };
-    index::build(&*store, &file).ok().map(|index| index.spans.len())
+    index::build(&*store, &file).ok().filter(|index| !index.found.without_end).map(|index| index.spans.len())
 }
 
 /// Opens those of the shards `files` that belong to `split`; `others` lie beside them, and `place` is `data.source`.
@@ -56,6 +56,7 @@ pub(super) fn open(
         return Err(DataError::Empty { place: place.to_owned(), detail });
     }
     notices.extend(about_the_rest(&found));
+    notices.extend(about_ends(&files, &found));
     let captions = are_captions(&indices);
     let texts = found.iter().flat_map(|found| found.texts.iter().map(String::as_str));
     let classes = Classes::of(texts.filter(|_| !captions));
@@ -120,6 +121,17 @@ fn refuse(store: &dyn Store, file: &FileInfo, fault: Fault) -> DataError {
             DataError::BadFile { place: store.place(&file.name).display().to_string(), format: "tar shard", reason }
         }
     }
+}
+
+/// Names shards that may have been cut.
+fn about_ends(files: &[FileInfo], found: &[&Found]) -> Option<String> {
+    let mut without = files.iter().zip(found).filter(|(_, found)| found.without_end).map(|(file, _)| &file.name);
+    let first = shown(without.next()?);
+    let more = match without.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!("{first}{more}: a tar shard without the mark of its end, perhaps cut: some images may be missing"))
 }
 
 /// Whether the texts are a caption for each image rather than names that many images share.
