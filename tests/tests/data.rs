@@ -89,7 +89,9 @@ fn a_folder_with_pictures_of_another_run_is_refused() {
     run.train().succeeds();
     let sample = |num: u32| run.ddpm(&format!("sample runs/tiny --steps 2 --num {num} --out drawn"));
     sample(5).succeeds();
-    sample(5).succeeds();
+    let before = run.files("drawn");
+    sample(5).fails_with(2).stderr_has("--out drawn: 00000.png is there already").stderr_has("nothing is overwritten");
+    assert!(run.files("drawn") == before);
     sample(3).fails_with(2).stderr_has("--out drawn: 00003.png and 1 more would stay beside the 3 new images");
 }
 

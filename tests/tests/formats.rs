@@ -38,7 +38,9 @@ fn a_packed_source_trains_resumes_and_keeps_its_classes() {
 fn packing_never_writes_into_a_folder_of_another_and_says_what_it_left_out() {
     let run = photos(&[]);
     run.ddpm("data pack photos --to out").fails_with(2).stderr_has("--size").stderr_has("--original");
-    run.ddpm("data pack photos --original --to photos").fails_with(2).stderr_has("it is not empty");
+    run.ddpm("data pack photos --original --to photos").fails_with(2).stderr_has("lies inside the data");
+    run.write("full/mine.txt", "mine");
+    run.ddpm("data pack photos --original --to full").fails_with(2).stderr_has("it is not empty");
     run.ddpm("data pack photos --original --to out").succeeds().stdout_has("dog/torn.png");
     run.ddpm("data pack photos --size 16 --to out").fails_with(2).stderr_has("it holds images as they are");
     assert_eq!(run.names("photos"), ["cat", "dog"]);

@@ -189,11 +189,12 @@ fn images_are_written_as_they_are_made_and_the_same_command_goes_on() {
         |out: &str| run.files(out).into_iter().map(|(path, bytes)| (path.replace(out, ""), bytes)).collect::<Vec<_>>();
     assert!(names("images") == names("whole"), "{:?}", run.names("images"));
 
-    // Images of another command are never taken for its own.
-    let mut running = sample("images", 1).spawn();
-    assert!(running.wait_until(|| (1..50).contains(&pictures("images"))), "it ended");
+    // Images of another command are neither taken for its own nor replaced.
+    let mut running = sample("other", 1).spawn();
+    assert!(running.wait_until(|| (1..50).contains(&pictures("other"))), "it ended");
     assert!(running.kill());
-    sample("images", 2).succeeds().stderr_lacks("already");
-    sample("other", 2).succeeds();
-    assert!(names("images") == names("other"));
+    let before = names("other");
+    sample("other", 2).fails_with(2).stderr_has("is there already");
+    assert!(names("other") == before);
+    sample("other", 1).succeeds().stderr_has("are in other/ already");
 }

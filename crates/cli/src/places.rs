@@ -140,7 +140,10 @@ pub(super) fn refuse_stale(folder: &Path, num: usize) -> Result<(), Failure> {
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.file_name()));
     let number = |name: &Path| name.file_stem()?.to_str()?.parse().ok().filter(|&k| name == Path::new(&file_name(k)));
     let is_new = |name: &Path| number(name).is_some_and(|k| k < num);
-    let mut stale: Vec<PathBuf> = entries.map(PathBuf::from).filter(|name| is_picture(name) && !is_new(name)).collect();
+    // A kill leaves hidden names of unfinished files, which the next try overwrites.
+    let is_hidden = |name: &Path| name.as_os_str().as_encoded_bytes().starts_with(b".");
+    let is_stale = |name: &PathBuf| is_picture(name) && !is_hidden(name) && !is_new(name);
+    let mut stale: Vec<PathBuf> = entries.map(PathBuf::from).filter(is_stale).collect();
     stale.sort_unstable();
     let Some(first) = stale.first() else { return Ok(()) };
     let more = match stale.len() - 1 {

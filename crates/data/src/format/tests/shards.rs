@@ -149,10 +149,16 @@ fn a_shard_cut_anywhere_is_refused_or_lacks_only_padding_or_whole_files() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("x.tar");
     let mut refused = 0;
-    for len in (0..whole.len()).step_by(64) {
+    let end = whole.chunks(512).position(|block| block.iter().all(|&byte| byte == 0)).unwrap() * 512;
+    for len in (64..whole.len()).step_by(64) {
         replace(&path, &whole[..len]);
         match open_path(&path) {
-            Ok(source) => (0..source.len()).for_each(|i| assert_eq!(usize::from(grey(&*source, i)), 10 * i)),
+            Ok(source) => {
+                (0..source.len()).for_each(|i| assert_eq!(usize::from(grey(&*source, i)), 10 * i));
+                let is_named =
+                    source.notices().iter().any(|notice| notice.contains("x.tar: a tar shard without the mark"));
+                assert_eq!(is_named, len < end + 512, "{len}: {:?}", source.notices());
+            }
             Err(DataError::Empty { .. }) => {}
             Err(DataError::BadFile { reason, .. }) => {
                 refused += 1;
@@ -162,6 +168,7 @@ fn a_shard_cut_anywhere_is_refused_or_lacks_only_padding_or_whole_files() {
         }
     }
     assert!(refused > 60, "{refused}");
+    assert_eq!(reason(&[]), "it is empty");
     let cut = archive(&[("a.png", &grey_png(4, 1))]);
     assert_eq!(reason(&cut[..100]), "it ends in the middle of a header, at byte 0");
     assert!(reason(&cut[..520]).starts_with("\"a.png\" at byte 0 has "), "{}", reason(&cut[..520]));
