@@ -31,6 +31,8 @@ pub mod record;
 pub mod run_dir;
 pub mod shell;
 pub mod status;
+#[cfg(test)]
+mod testing;
 pub mod view;
 
 pub use error::RunError;

@@ -67,20 +67,11 @@ fn narrowest(root: &Path, path: &str, limit: &str, usage: &str) -> Option<Memory
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    fn groups(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            let path = dir.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        dir
-    }
+    use crate::testing::folder_with;
 
     #[test]
     fn the_narrowest_group_on_the_way_up_counts_in_both_versions() {
-        let two = groups(&[
+        let two = folder_with(&[
             ("job/step/memory.max", "max\n"),
             ("job/memory.max", "4000\n"),
             ("job/memory.current", "1000\n"),
@@ -89,7 +80,7 @@ mod tests {
         let limit = of_groups("0::/job/step\n", two.path()).unwrap();
         assert_eq!((limit.bytes, limit.used), (4000, Some(1000)));
 
-        let one = groups(&[
+        let one = folder_with(&[
             ("memory/docker/abc/memory.limit_in_bytes", "419430400\n"),
             ("memory/memory.limit_in_bytes", "9223372036854771712\n"),
         ]);
@@ -99,9 +90,9 @@ mod tests {
 
     #[test]
     fn a_path_of_the_host_leads_to_the_group_that_is_mounted() {
-        let container = groups(&[("memory.max", "4000\n")]);
+        let container = folder_with(&[("memory.max", "4000\n")]);
         assert_eq!(of_groups("0::/../../kubepods/pod7\n", container.path()).unwrap().bytes, 4000);
-        assert_eq!(of_groups("0::/\n", groups(&[]).path()), None);
+        assert_eq!(of_groups("0::/\n", folder_with(&[]).path()), None);
         assert_eq!(of_groups("nonsense", container.path()), None);
     }
 }

@@ -193,18 +193,9 @@ fn packed_ref(common: &Path, name: &str) -> Option<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::testing::folder_with;
 
     const HASH: &str = "0123456789abcdef0123456789abcdef01234567";
-
-    fn repository(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            let path = dir.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        dir
-    }
 
     #[test]
     fn the_commit_is_read_from_loose_packed_detached_and_worktree_refs() {
@@ -212,10 +203,10 @@ mod tests {
         let packed = format!("# pack-refs\n{HASH} refs/heads/main\n");
         let head = ("repo/.git/HEAD", "ref: refs/heads/main\n");
         let cases = [
-            repository(&[head, ("repo/.git/refs/heads/main", &line)]),
-            repository(&[head, ("repo/.git/packed-refs", &packed)]),
-            repository(&[("repo/.git/HEAD", &line)]),
-            repository(&[
+            folder_with(&[head, ("repo/.git/refs/heads/main", &line)]),
+            folder_with(&[head, ("repo/.git/packed-refs", &packed)]),
+            folder_with(&[("repo/.git/HEAD", &line)]),
+            folder_with(&[
                 ("repo/.git", "gitdir: ../main/.git/worktrees/w\n"),
                 ("main/.git/worktrees/w/HEAD", "ref: refs/heads/main\n"),
                 ("main/.git/worktrees/w/commondir", "../..\n"),
@@ -229,8 +220,8 @@ mod tests {
 
     #[test]
     fn no_repository_or_no_commit_yet_is_no_hash() {
-        assert_eq!(git_hash(repository(&[]).path()), None);
-        assert_eq!(git_hash(repository(&[(".git/HEAD", "ref: refs/heads/main\n")]).path()), None);
-        assert_eq!(git_hash(repository(&[(".git/HEAD", "nonsense\n")]).path()), None);
+        assert_eq!(git_hash(folder_with(&[]).path()), None);
+        assert_eq!(git_hash(folder_with(&[(".git/HEAD", "ref: refs/heads/main\n")]).path()), None);
+        assert_eq!(git_hash(folder_with(&[(".git/HEAD", "nonsense\n")]).path()), None);
     }
 }

@@ -16,7 +16,7 @@ use candle_core::{Device, Tensor};
 use ddpm_kernels::optim::{JudgedStep, StepState};
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::diffusion::{DiffusionProcess, Loss, LossInputs, TimestepSampler};
-use ddpm_model::optim::{AdamWConfig, Optimizer};
+use ddpm_model::optim::Optimizer;
 use ddpm_model::params::{Gradients, Params};
 use ddpm_model::tape::{DropoutStream, Tape};
 use ddpm_model::unet::UNet;
@@ -98,15 +98,7 @@ impl Step {
         let unet = UNet::new(&config.model)?;
         let params = Params::initialise(unet.layout(), config.run.seed, &device)?;
         let train = &config.train;
-        let adamw = AdamWConfig {
-            betas: train.betas,
-            eps: train.eps,
-            weight_decay: train.weight_decay,
-            clip_grad_norm: train.clip_grad_norm,
-            ema_decays: train.ema_decays.clone(),
-            max_bad_steps: train.max_bad_steps,
-            spike_factor: train.spike_factor,
-        };
+        let adamw = train.adamw();
         let (size, channels) = (config.data.image_size, config.data.channels);
         let dims = [train.batch_size, size, size, channels];
         let noise = Philox::new(config.run.seed, Purpose::Noise);

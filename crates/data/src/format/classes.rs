@@ -26,13 +26,16 @@ impl Classes {
     }
 
     /// The class that a text means. A negative number is no label, as everywhere in `datasets`.
-    pub(super) fn class(&self, text: &str) -> u32 {
+    pub(super) fn class(&self, text: &str) -> Option<u32> {
         match self {
-            Self::Numbers => text.parse().ok().and_then(|number: i64| u32::try_from(number).ok()).unwrap_or(Span::NONE),
-            Self::Names(names) => {
-                names.binary_search_by(|name| name.as_str().cmp(text)).map_or(Span::NONE, |at| at as u32)
-            }
+            Self::Numbers => text.parse().ok().and_then(|number: i64| u32::try_from(number).ok()),
+            Self::Names(names) => names.binary_search_by(|name| name.as_str().cmp(text)).ok().map(|at| at as u32),
         }
+    }
+
+    /// The label of each text, as a span has it.
+    pub(super) fn labels(&self, texts: &[String]) -> Vec<u32> {
+        texts.iter().map(|text| self.class(text).unwrap_or(Span::NONE)).collect()
     }
 
     pub(super) fn into_names(self) -> Option<Vec<String>> {
@@ -72,9 +75,9 @@ mod tests {
     #[test]
     fn numbers_stay_and_names_are_numbered_in_their_order() {
         let numbers = Classes::of(["3", "-1", "07"].into_iter());
-        assert_eq!(["3", "-1", "07"].map(|text| numbers.class(text)), [3, Span::NONE, 7]);
+        assert_eq!(["3", "-1", "07"].map(|text| numbers.class(text)), [Some(3), None, Some(7)]);
         let names = Classes::of(["dog", "cat", "7", "dog"].into_iter());
-        assert_eq!(["7", "cat", "dog", "cow"].map(|text| names.class(text)), [0, 1, 2, Span::NONE]);
+        assert_eq!(["7", "cat", "dog", "cow"].map(|text| names.class(text)), [Some(0), Some(1), Some(2), None]);
         assert_eq!(names.into_names(), Some(["7", "cat", "dog"].map(str::to_owned).to_vec()));
     }
 

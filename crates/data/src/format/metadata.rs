@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::LABEL_NAMES;
+use super::classes::Classes;
 use super::files::shown;
 use crate::error::DataError;
 use crate::store::{FileInfo, Store};
@@ -84,17 +85,11 @@ pub(super) fn read(
     Ok(Some(Labels { labels, class_names, notices }))
 }
 
-/// Values as classes. A negative number is no label, as everywhere in `datasets`.
+/// Values as classes, and their names where they have some.
 fn number(values: &[Option<String>]) -> (Vec<Option<u32>>, Option<Vec<String>>) {
-    let number = |value: &Option<String>| value.as_ref().map(|value| value.parse::<i64>()).transpose();
-    if let Ok(numbers) = values.iter().map(number).collect::<Result<Vec<_>, _>>() {
-        return (numbers.into_iter().map(|n| n.and_then(|n| u32::try_from(n).ok())).collect(), None);
-    }
-    let mut names: Vec<String> = values.iter().flatten().cloned().collect();
-    names.sort_unstable();
-    names.dedup();
-    let label = |value: &String| names.binary_search(value).ok().and_then(|at| u32::try_from(at).ok());
-    (values.iter().map(|value| value.as_ref().and_then(label)).collect(), Some(names))
+    let classes = Classes::of(values.iter().flatten().map(String::as_str));
+    let label = |value: &Option<String>| classes.class(value.as_deref()?);
+    (values.iter().map(label).collect(), classes.into_names())
 }
 
 /// A row is a JSON object in a line.

@@ -8,6 +8,7 @@ use std::fmt::{self, Display, Formatter};
 use ddpm_data::Fitting;
 pub use ddpm_data::{Background, Crop, Fit, Format, OnCorrupt};
 pub use ddpm_model::diffusion::{DiffusionConfig, LossConfig, SamplerKind};
+use ddpm_model::optim::AdamWConfig;
 pub use ddpm_model::optim::LrSchedule;
 pub use ddpm_model::unet::UNetConfig;
 use serde::{Deserialize, Serialize};
@@ -190,6 +191,21 @@ pub struct OptimConfig {
     pub deterministic: bool,
     /// Decay rates of the moving averages of the weights; samples use the first.
     pub ema_decays: Vec<f64>,
+}
+
+impl OptimConfig {
+    /// The optimizer's constants.
+    pub fn adamw(&self) -> AdamWConfig {
+        AdamWConfig {
+            betas: self.betas,
+            eps: self.eps,
+            weight_decay: self.weight_decay,
+            clip_grad_norm: self.clip_grad_norm,
+            ema_decays: self.ema_decays.clone(),
+            max_bad_steps: self.max_bad_steps,
+            spike_factor: self.spike_factor,
+        }
+    }
 }
 
 impl Default for OptimConfig {

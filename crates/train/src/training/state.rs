@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::accept::{is_untrained, origin_entry};
 use super::means::Means;
-use super::trainer::{Trainer, adamw_config};
+use super::trainer::Trainer;
 use crate::config::{TrainConfig, TrainPlan};
 use crate::error::Error;
 use crate::exchange::{IMPORTED, Imported};
@@ -110,7 +110,8 @@ impl Trainer {
                 .map_err(|error| does_not_fit(checkpoint, OPTIMIZER_FILE, error))
         });
         let step = checkpoint.state.step;
-        let optimizer = Optimizer::restore(adamw_config(plan), &params, exp_avg?, exp_avg_sq?, averages, step)?;
+        let optimizer =
+            Optimizer::restore(plan.config().train.adamw(), &params, exp_avg?, exp_avg_sq?, averages, step)?;
         let means = match checkpoint.state.extra.get(MEANS) {
             Some(value) => {
                 serde_json::from_value(value.clone()).map_err(|error| does_not_fit(checkpoint, "state.json", error))?
@@ -139,7 +140,7 @@ impl Trainer {
     /// the averages may differ from those that the import recorded.
     fn from_import(plan: &TrainPlan, device: &Device, checkpoint: &Checkpoint, unet: UNet) -> Result<Self, Error> {
         let params = read_params(checkpoint, MODEL_FILE, &unet, device)?;
-        let optimizer = Optimizer::new(adamw_config(plan), &params)?;
+        let optimizer = Optimizer::new(plan.config().train.adamw(), &params)?;
         let mut trainer = Self::from_parts(plan, device, unet, &params, optimizer)?;
         trainer.imported = Imported::of(checkpoint);
         Ok(trainer)

@@ -21,7 +21,6 @@ use ddpm_model::optim::{LrConfig, Optimizer};
 use ddpm_model::params::Params;
 use ddpm_model::unet::UNet;
 
-pub(super) use self::parts::adamw_config;
 use self::parts::{any_inputs, learner, require_room};
 use self::suspect::Suspect;
 pub use self::suspect::{Diagnosis, LayerGradient};
@@ -93,7 +92,7 @@ impl Trainer {
         let unet = UNet::new(&plan.config().model)?;
         require_room(unet.layout().len(), plan.config().train.ema_decays.len(), device)?;
         let params = Params::initialise(unet.layout(), plan.config().run.seed, device)?;
-        let optimizer = Optimizer::new(adamw_config(plan), &params)?;
+        let optimizer = Optimizer::new(plan.config().train.adamw(), &params)?;
         Self::from_parts(plan, device, unet, &params, optimizer)
     }
 

@@ -117,7 +117,7 @@ fn resolve(files: &[FileInfo], tables: &mut [Table]) -> Result<Option<Vec<String
     let mut named: Option<(usize, Vec<String>)> = None;
     for (number, table) in tables.iter_mut().enumerate() {
         if let Some(texts) = &table.texts {
-            let of_text: Vec<u32> = texts.iter().map(|text| classes.class(text)).collect();
+            let of_text = classes.labels(texts);
             let class = |span: &mut Span| span.label = of_text.get(span.label as usize).copied().unwrap_or(Span::NONE);
             table.spans.iter_mut().for_each(class);
         }

@@ -41,7 +41,7 @@ pub(super) fn read(files: &[ParquetFile], groups: &[Group]) -> Result<Option<Tex
         }
     }
     let classes = Classes::of(texts.iter().map(String::as_str));
-    let of_text: Vec<u32> = texts.iter().map(|text| classes.class(text)).collect();
+    let of_text = classes.labels(&texts);
     rows.iter_mut().for_each(|row| *row = of_text.get(*row as usize).copied().unwrap_or(Span::NONE));
     Ok(Some(TextLabels { rows, names: classes.into_names() }))
 }

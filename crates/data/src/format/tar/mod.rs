@@ -143,7 +143,7 @@ fn are_captions(indices: &[Index]) -> bool {
 }
 
 fn shard(file: FileInfo, mut index: Index, classes: &Classes, captions: bool) -> Shard {
-    let of_text: Vec<u32> = index.found.texts.iter().map(|text| classes.class(text)).collect();
+    let of_text = classes.labels(&index.found.texts);
     for span in &mut index.spans {
         span.label = of_text.get(span.label as usize).copied().filter(|_| !captions).unwrap_or(Span::NONE);
     }

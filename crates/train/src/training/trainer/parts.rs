@@ -5,7 +5,7 @@ use ddpm_kernels::ops::diffusion::{SampleConstants, place};
 use ddpm_kernels::optim::{JudgedStep, StepSettings, StepState};
 use ddpm_kernels::philox::{Philox, Purpose};
 use ddpm_model::ModelError;
-use ddpm_model::optim::{AdamWConfig, Optimizer};
+use ddpm_model::optim::Optimizer;
 use ddpm_model::params::{Gradients, Params};
 use ddpm_model::unet::UNet;
 use ddpm_run::memory::format_bytes;
@@ -60,19 +60,6 @@ pub(super) fn any_inputs(plan: &TrainPlan, learner: &Learner) -> Result<StepInpu
         place: Tensor::new(&place(0, 0), &host)?,
         settings: Tensor::zeros(settings, DType::F64, &host)?,
     })
-}
-
-pub(in crate::training) fn adamw_config(plan: &TrainPlan) -> AdamWConfig {
-    let train = &plan.config().train;
-    AdamWConfig {
-        betas: train.betas,
-        eps: train.eps,
-        weight_decay: train.weight_decay,
-        clip_grad_norm: train.clip_grad_norm,
-        ema_decays: train.ema_decays.clone(),
-        max_bad_steps: train.max_bad_steps,
-        spike_factor: train.spike_factor,
-    }
 }
 
 /// Refuses a network whose weights, gradient, moments and averages alone exceed the memory of the machine or the GPU: an
