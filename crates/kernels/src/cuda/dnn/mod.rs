@@ -135,11 +135,25 @@ unsafe impl Send for Convolutions {}
 
 impl Convolutions {
     fn new(gpu: &Gpu) -> Result<Self> {
-        let handle = result::create_handle().map_err(refused("opening cuDNN"))?;
+        let handle = result::create_handle().map_err(|error| not_opened(gpu, error))?;
         let convolutions = Self { handle, plans: HashMap::new() };
         // SAFETY: the handle was just made, the stream lives as long as the GPU.
         unsafe { result::set_stream(handle, gpu.stream().cu_stream().cast()) }.map_err(refused("opening cuDNN"))?;
         Ok(convolutions)
+    }
+}
+
+/// What cuDNN certainly opens with.
+const OPENS_WITH: u64 = 256 << 20;
+
+/// Where its own memory does not fit, cuDNN 9.19 says CUDNN_STATUS_INTERNAL_ERROR as it opens (seen on an H100 with
+/// some tens of MiB free), which says nothing to a user.
+fn not_opened(gpu: &Gpu, error: result::CudnnError) -> KernelError {
+    match gpu.memory() {
+        Ok(memory) if memory.free < OPENS_WITH => {
+            KernelError::OutOfMemory { what: format!("no room to open cuDNN ({error})") }
+        }
+        _ => refused("opening cuDNN")(error),
     }
 }
 
