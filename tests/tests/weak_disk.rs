@@ -71,6 +71,22 @@ fn without_locks_a_lease_keeps_a_second_process_out_and_one_that_was_killed_does
 }
 
 #[test]
+fn a_slow_disk_delays_saves_and_not_steps_and_is_said_to_be_slow() {
+    let run = fresh_run(&["train.steps=1_000_000", "log.every=1", "checkpoint.every=2", "sample.every=0"]);
+    let Some(weak) = weak(&run, "slow") else { return };
+    let mut running = weak(run.train()).spawn();
+    // A step waits at most 2 of the 5 seconds.
+    running.wait_for_stderr("the disk is slow: at step 4 ");
+    running.wait_for_stderr("step 7/");
+    assert!(!run.exists("runs/tiny/checkpoints/step-000000004"), "it was to wait");
+    let saved = || run.checkpoints().iter().any(|name| name.starts_with("step-") && *name > *"step-000000006");
+    assert!(running.wait_until(saved), "the save that waited is made later");
+    running.signal("TERM");
+    running.wait(SOON).has_code(75).stdout_has("everything is saved");
+    run.ddpm("runs").succeeds();
+}
+
+#[test]
 fn a_run_whose_directory_is_removed_makes_it_again_and_saves_into_it() {
     let run = fresh_run(&["train.steps=100_000", "log.every=1", "checkpoint.every=5", "sample.every=1_000_000"]);
     let mut running = run.train().spawn();

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::{Checkpoint, CheckpointError, Retention, Saved, Snapshot, save};
 
+/// How often who waits for a save looks whether it has ended.
+const GLANCE: Duration = Duration::from_millis(2);
+
 /// A finished save.
 #[derive(Debug)]
 pub struct SaveOutcome {
@@ -43,17 +46,32 @@ impl Writer {
         self.in_flight.as_ref().is_some_and(|save| !save.thread.is_finished())
     }
 
-    /// Starts saving `snapshot`. Waits for an earlier save first, and returns its result if that was not polled.
-    pub fn submit(&mut self, snapshot: Snapshot) -> Option<Result<SaveOutcome, CheckpointError>> {
+    /// Waits for the save in flight, but not longer than `patience`; whether none is in flight any more.
+    pub fn is_free_within(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while self.is_busy() {
+            if Instant::now() >= until {
+                return false;
+            }
+            thread::sleep(GLANCE);
+        }
+        true
+    }
+
+    /// Starts saving what `snapshot` makes, on the thread that writes: the loop goes on meanwhile. Waits for an earlier save first,
+    /// and returns its result if that was not polled.
+    pub fn submit(
+        &mut self,
+        step: u64,
+        snapshot: impl FnOnce() -> Snapshot + Send + 'static,
+    ) -> Option<Result<SaveOutcome, CheckpointError>> {
         let earlier = self.finish();
-        let step = snapshot.state.step;
         let (dir, retention) = (self.dir.clone(), self.retention);
         let span = tracing::debug_span!("save", step);
         let spawned = thread::Builder::new().name("checkpoint".into()).spawn(move || {
             let _span = span.entered();
             let start = Instant::now();
-            let saved = save(&dir, &snapshot)?;
-            drop(snapshot);
+            let saved = save(&dir, &snapshot())?;
             let verified = Checkpoint::open(&saved.path)?;
             let removed = retention.apply(&dir, &verified);
             Ok(SaveOutcome { saved, took: start.elapsed(), removed })
@@ -103,20 +121,36 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(dir.path().into(), KEEP_TWO);
         assert!(writer.poll().is_none() && writer.finish().is_none());
-        assert!(writer.submit(snapshot(10, 1.0)).is_none());
-        let first = writer.submit(snapshot(20, 2.0)).unwrap().unwrap();
+        assert!(writer.submit(10, || snapshot(10, 1.0)).is_none());
+        let first = writer.submit(20, || snapshot(20, 2.0)).unwrap().unwrap();
         assert_eq!(first.saved.step, 10);
-        assert_eq!(writer.submit(snapshot(30, 3.0)).unwrap().unwrap().saved.step, 20);
+        assert_eq!(writer.submit(30, || snapshot(30, 3.0)).unwrap().unwrap().saved.step, 20);
         let last = writer.finish().unwrap().unwrap();
         assert_eq!(last.removed.unwrap(), [dir_name(10)]);
         assert_eq!(Checkpoint::open(&last.saved.path).unwrap().state, snapshot(30, 3.0).state);
     }
 
     #[test]
+    fn a_save_that_takes_long_is_waited_for_only_so_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path().into(), KEEP_TWO);
+        assert!(writer.is_free_within(Duration::ZERO));
+        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        writer.submit(10, move || {
+            let _ = wait.recv();
+            snapshot(10, 1.0)
+        });
+        assert!(!writer.is_free_within(Duration::from_millis(5)));
+        drop(go_on);
+        assert!(writer.is_free_within(Duration::from_secs(60)));
+        assert_eq!(writer.poll().unwrap().unwrap().saved.step, 10);
+    }
+
+    #[test]
     fn dropping_the_writer_completes_the_save() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(dir.path().into(), KEEP_TWO);
-        writer.submit(snapshot(10, 1.0));
+        writer.submit(10, || snapshot(10, 1.0));
         drop(writer);
         Checkpoint::open(&dir.path().join(dir_name(10))).unwrap();
     }
@@ -125,15 +159,15 @@ mod tests {
     fn a_failed_save_is_reported_touches_nothing_and_the_next_one_works() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(dir.path().into(), Retention { keep_last: 1, keep_every: 0 });
-        writer.submit(snapshot(10, 1.0));
+        writer.submit(10, || snapshot(10, 1.0));
         writer.finish().unwrap().unwrap();
         let mut wrong = snapshot(20, 1.0);
         wrong.files[0].tensors[0].shape.push(2);
-        writer.submit(wrong);
+        writer.submit(20, || wrong);
         assert!(writer.finish().unwrap().is_err());
         assert_eq!(list(dir.path()).unwrap().len(), 1);
         Checkpoint::open(&dir.path().join(dir_name(10))).unwrap();
-        writer.submit(snapshot(30, 1.0));
+        writer.submit(30, || snapshot(30, 1.0));
         assert_eq!(writer.finish().unwrap().unwrap().removed.unwrap(), [dir_name(10)]);
     }
 }

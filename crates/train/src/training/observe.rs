@@ -57,6 +57,9 @@ pub(super) struct Observers<'a> {
     alarm: Alarm,
 }
 
+/// How long a step waits for the save before, when the next one is due.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// How a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -136,12 +139,14 @@ impl Observe for Observers<'_> {
         let (step, plan) = (trainer.steps_taken(), self.setup.plan);
         let log = plan.log_cadence().is_due(step);
         let asked = self.stop.takes_save_request();
-        let wanted = asked || self.save_waits || plan.checkpoint_cadence().is_due(step);
+        let due = asked || self.save_waits || plan.checkpoint_cadence().is_due(step);
+        let free = !due || self.disk_is_free(step);
+        let wanted = due && free;
         let draw = plan.sample_cadence().is_due(step);
         self.take_outcomes(trainer, log || wanted || draw)?;
         // Weights that only lead to bad steps would push good ones out of the checkpoints that are kept.
-        self.save_waits = wanted && self.last.as_ref().is_some_and(StepOutcome::is_bad);
-        let save = wanted && !self.save_waits;
+        let save = wanted && !self.last.as_ref().is_some_and(StepOutcome::is_bad);
+        self.save_waits = due && !save;
         trainer.take_notices().iter().for_each(|notice| tracing::warn!("{notice}"));
         self.run.record("step", step);
         let written = self.status.step(step);
@@ -272,6 +277,20 @@ impl<'a> Observers<'a> {
         &self.history
     }
 
+    /// Whether the save before has ended. A slow disk delays saves, and steps only by [`PATIENCE`]: the save that is due is then
+    /// made as soon as the disk is ready.
+    fn disk_is_free(&self, step: u64) -> bool {
+        let patience = if self.save_waits { Duration::ZERO } else { PATIENCE };
+        let free = self.writer.is_free_within(patience);
+        if !free && !self.save_waits {
+            tracing::warn!(
+                "the disk is slow: at step {step} the checkpoint before is still being written; the next one waits for it, and \
+                 training goes on"
+            );
+        }
+        free
+    }
+
     /// Starts writing a checkpoint; with `checkpoint.async = false`, also waits for it.
     fn save(&mut self, trainer: &Trainer) -> Result<(), Error> {
         if let Some(earlier) = self.submit(trainer)? {
@@ -291,14 +310,14 @@ impl<'a> Observers<'a> {
             tracing::warn!("engines.json was not written: {error}");
         }
         let span = tracing::debug_span!("snapshot", step = trainer.steps_taken()).entered();
-        let snapshot = trainer.snapshot(&Position {
+        let copy = trainer.copy(&Position {
             plan: self.setup.plan,
             data: self.setup.data,
             means: &self.means,
             rollbacks: self.setup.rollbacks,
         })?;
         span.exit();
-        Ok(self.writer.submit(snapshot))
+        Ok(self.writer.submit(trainer.steps_taken(), || copy.into_snapshot()))
     }
 
     /// Makes the run's directory again if it is gone, with all that was saved there.

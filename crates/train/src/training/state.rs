@@ -3,9 +3,13 @@
 //! Weights, averages and moments are named tensors in PyTorch's layout; the rest is a few numbers. The state also holds the
 //! resolved configuration, so that a checkpoint alone is a model, and a refused resume can say what changed.
 
+use std::sync::Arc;
+
 use candle_core::Device;
+use ddpm_kernels::buffer::FlatBuffer;
 use ddpm_model::diffusion::{DiffusionError, LossHistory};
 use ddpm_model::optim::{Average, Optimizer};
+use ddpm_model::params::ParamLayout;
 use ddpm_model::unet::UNet;
 use ddpm_run::checkpoint::{
     Checkpoint, EpochPosition, MODEL_FILE, NamedTensor, OPTIMIZER_FILE, Snapshot, State, TIMESTEP_SAMPLER_FILE,
@@ -20,9 +24,7 @@ use crate::config::{TrainConfig, TrainPlan};
 use crate::error::Error;
 use crate::exchange::{IMPORTED, Imported};
 use crate::known_data::{DATA, KnownData};
-use crate::weights::{
-    CONFIG, MOMENTS, checkpoint_config, does_not_fit, flat_from_tensors, named_tensors, read_params, weights_file,
-};
+use crate::weights::{CONFIG, MOMENTS, checkpoint_config, does_not_fit, flat_from_tensors, named_tensors, read_params};
 
 const MEANS: &str = "metrics_window";
 const STEP_STATE: &str = "step_state";
@@ -46,23 +48,47 @@ pub struct Position<'a> {
     pub rollbacks: u64,
 }
 
-impl Trainer {
-    /// A copy of everything, for a checkpoint.
-    pub fn snapshot(&self, position: &Position<'_>) -> Result<Snapshot, Error> {
-        let (layout, optimizer) = (self.unet().layout(), &self.learner.optimizer);
-        let mut files = vec![weights_file(MODEL_FILE.to_owned(), &self.learner.params)?];
-        for average in optimizer.averages() {
-            files.push(weights_file(ema_file(average.decay), &average.params)?);
-        }
-        let mut tensors = Vec::new();
-        for (name, moment) in MOMENTS.iter().zip(optimizer.moments()) {
-            tensors.extend(named_tensors(layout, &moment.to_vec()?, &format!("{name}.")));
-        }
+/// What a checkpoint is made of, on the host, as the trainer's flat buffers hold it.
+#[derive(Debug)]
+pub struct HostCopy {
+    layout: Arc<ParamLayout>,
+    /// Weights and averages, by file.
+    weights: Vec<(String, Vec<f32>)>,
+    moments: [Vec<f32>; 2],
+    history: Option<TensorFile>,
+    state: State,
+}
+
+impl HostCopy {
+    /// The same in the order and with the names of the files, which takes about as long as the copy and may be done beside the
+    /// training.
+    pub fn into_snapshot(self) -> Snapshot {
+        let Self { layout, weights, moments, history, state } = self;
+        // One after the other: each flat copy is freed as soon as it is in order.
+        let in_order = |flat: Vec<f32>, prefix: &str| named_tensors(&layout, &flat, prefix);
+        let mut files: Vec<_> =
+            weights.into_iter().map(|(name, flat)| TensorFile { name, tensors: in_order(flat, "") }).collect();
+        let tensors =
+            MOMENTS.iter().zip(moments).flat_map(|(name, flat)| in_order(flat, &format!("{name}."))).collect();
         files.push(TensorFile { name: OPTIMIZER_FILE.to_owned(), tensors });
-        files.extend(self.timestep_sampler.history().map(history_file));
+        files.extend(history);
+        Snapshot { files, state }
+    }
+}
+
+impl Trainer {
+    /// A copy of everything, for a checkpoint: all that training must wait for.
+    pub fn copy(&self, position: &Position<'_>) -> Result<HostCopy, Error> {
+        let optimizer = &self.learner.optimizer;
+        let mut weights = vec![(MODEL_FILE.to_owned(), self.learner.params.buffer().to_vec()?)];
+        for average in optimizer.averages() {
+            weights.push((ema_file(average.decay), average.params.buffer().to_vec()?));
+        }
+        let [exp_avg, exp_avg_sq] = optimizer.moments().map(FlatBuffer::to_vec);
         let mut state = self.state(position);
         state.extra.insert(STEP_STATE.to_owned(), self.step_state()?);
-        Ok(Snapshot { files, state })
+        let history = self.timestep_sampler.history().map(history_file);
+        Ok(HostCopy { layout: self.unet().layout().clone(), weights, moments: [exp_avg?, exp_avg_sq?], history, state })
     }
 
     fn state(&self, position: &Position<'_>) -> State {

@@ -15,7 +15,8 @@ fn settings(precision: &str) -> [(&str, &str); 3] {
 
 fn snapshot(plan: &TrainPlan, trainer: &Trainer) -> Snapshot {
     let means = Means::default();
-    trainer.snapshot(&Position { plan, data: &KnownData::default(), means: &means, rollbacks: 0 }).unwrap()
+    let position = Position { plan, data: &KnownData::default(), means: &means, rollbacks: 0 };
+    trainer.copy(&position).unwrap().into_snapshot()
 }
 
 /// Weights, averages and moments as bits, by file and name, and the rest of the state.
