@@ -79,7 +79,7 @@ fn a_slow_disk_delays_saves_and_not_steps_and_is_said_to_be_slow() {
     running.wait_for_stderr("the disk is slow: at step 4 ");
     running.wait_for_stderr("step 7/");
     assert!(!run.exists("runs/tiny/checkpoints/step-000000004"), "it was to wait");
-    let saved = || run.checkpoints().iter().any(|name| name.starts_with("step-") && *name > *"step-000000006");
+    let saved = || run.checkpoints().iter().any(|name| name.starts_with("step-") && name.as_str() > "step-000000006");
     assert!(running.wait_until(saved), "the save that waited is made later");
     running.signal("TERM");
     running.wait(SOON).has_code(75).stdout_has("everything is saved");
