@@ -1,6 +1,9 @@
 //! Helpers that the unit tests of this crate share: small pictures, Parquet files made on the spot, and a broken source.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "stores")]
+pub(crate) mod server;
+
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -123,7 +123,8 @@ impl TrainPlan {
     /// How to open `data.source`.
     pub fn open_options(&self) -> OpenOptions {
         let data = &self.config().data;
-        OpenOptions { format: data.format, split: Some(data.split.clone()).filter(|split| !split.is_empty()) }
+        let split = Some(data.split.clone()).filter(|split| !split.is_empty());
+        OpenOptions { format: data.format, split, stores: data.stores() }
     }
 
     /// The number of classes that the network is conditioned on, if any.

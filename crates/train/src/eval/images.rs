@@ -49,6 +49,7 @@ impl EvalImages {
         let options = OpenOptions {
             format: Format::Auto,
             split: selection.split.filter(|split| !split.is_empty()).map(str::to_owned),
+            stores: config.data.stores(),
         };
         let source = ddpm_data::open(selection.source, &options)?;
         let num = selection.num.unwrap_or(source.len());

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "stores")]
+mod far;
 mod layouts;
 #[cfg(feature = "datasets")]
 mod raw;
@@ -392,7 +394,7 @@ fn what_cannot_be_opened_is_refused_by_name_with_a_way_out() {
 
 #[test]
 fn a_format_that_contradicts_the_source_is_refused() {
-    let with = |format, source: &str| open(source, &OpenOptions { format, split: None });
+    let with = |format, source: &str| open(source, &OpenOptions { format, ..OpenOptions::default() });
     assert!(matches!(with(Format::Folder, &assets("emoji32.parquet")), Err(DataError::FormatMismatch { .. })));
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("a.png"), grey_png(4, 1)).unwrap();

@@ -7,7 +7,9 @@ use super::*;
 
 /// The files below `folder` in a store that is not the disk.
 pub(super) fn remote_copy(folder: &Path, remote: Remote) -> Arc<Remote> {
-    let Located::Folder(store) = store::locate(folder.to_str().unwrap()).unwrap() else { panic!("a folder") };
+    let Located::Folder(store) = store::locate(folder.to_str().unwrap(), &StoreOptions::default()).unwrap() else {
+        panic!("a folder")
+    };
     let files = store.list().unwrap().files.into_iter().map(|file| {
         let bytes = fs::read(folder.join(&file.name)).unwrap();
         (file.name, bytes.into())
@@ -56,7 +58,7 @@ fn a_store_out_of_reach_ends_the_run_and_blames_no_sample() {
         store.down.store(true, std::sync::atomic::Ordering::Relaxed);
         let error =
             Batcher::new(source, LoaderConfig { num_classes: None, ..config() }).unwrap().batch_at(0).unwrap_err();
-        assert_eq!(error.to_string(), "s3://far: the data cannot be reached any more: 503 after 8 attempts");
+        assert_eq!(error.to_string(), "s3://far: the data cannot be reached: 503 after 8 attempts");
         assert!(matches!(error, DataError::Unavailable { .. }));
     }
 }
