@@ -97,7 +97,8 @@ impl Loader {
         Ok(loader)
     }
 
-    /// The next batch, as [`next`](Self::next); `None` if `is_over` says so before it is there, and it is then still the next.
+    /// The next batch, as [`next`](Self::next); `None` if `is_over` says so before it is there: it is then still the next, unless
+    /// a store that was waited for has given it up for the same reason, after which there are no more.
     ///
     /// # Errors
     /// As [`next`](Self::next).
@@ -107,7 +108,10 @@ impl Loader {
                 return Ok(None);
             }
         }
-        self.next().map(Some)
+        match self.next() {
+            Err(DataError::Stopped) if is_over() => Ok(None),
+            next => next.map(Some),
+        }
     }
 
     /// The next batch; waits for it where the workers are behind. After an error there are no more batches.

@@ -20,7 +20,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
 use crate::store::{FileInfo, Listing, Piece, Store, StoreError};
-use crate::{Crop, DataError, Fitting, LoaderConfig, OnCorrupt, Origin, RawImage, Share, Source};
+use crate::{Crop, DataError, Fitting, LoaderConfig, OnCorrupt, Origin, RawImage, Share, Shuffle, Source};
 
 /// A colourful picture without symmetry.
 pub(crate) fn gradient(width: u32, height: u32) -> DynamicImage {
@@ -129,6 +129,10 @@ impl Store for Remote {
         Ok(Listing { files: files.collect(), passed_over: Vec::new() })
     }
 
+    fn is_far(&self) -> bool {
+        self.at_once > 1
+    }
+
     fn at_once(&self) -> usize {
         self.at_once
     }
@@ -208,6 +212,7 @@ pub(crate) fn config() -> LoaderConfig {
         seed: 3,
         share: Share::whole(16),
         origin: Origin::default(),
+        shuffle: Shuffle::Auto,
         image_size: 8,
         channels: 1,
         crop: Crop::Random,

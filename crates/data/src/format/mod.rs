@@ -27,7 +27,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use self::files::has_extension;
+use self::files::{Fingerprint, has_extension};
 pub use self::named::with_classes;
 pub(crate) use self::tar::{CLASSES_FILE, file_header, shard_len};
 use crate::error::DataError;
@@ -79,12 +79,45 @@ pub trait Source: Send + Sync {
     /// A hex digest that changes when samples, their order or their labels change, but not when the source is moved.
     fn fingerprint(&self) -> &str;
 
+    /// Whether neighbours lie in one object behind a network, and are best read together.
+    fn is_far(&self) -> bool {
+        false
+    }
+
+    /// What is known of its files where they lie behind a network.
+    fn objects(&self) -> Option<Objects> {
+        None
+    }
+
     /// One line for a person: what and where.
     fn describe(&self) -> String;
 
     /// What a person should know about how the source was read, a sentence each: what was left out, and why.
     fn notices(&self) -> &[String] {
         &[]
+    }
+}
+
+/// The files of a source behind a network, as they were listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Objects {
+    /// The folder.
+    pub place: String,
+    /// A hash of their names, sizes and versions (etags): another one where one of them was written again.
+    pub version: String,
+}
+
+impl Objects {
+    /// Those of `store`; `None` for a disk, whose times of change say little.
+    fn of<'a>(store: &dyn Store, files: impl IntoIterator<Item = &'a FileInfo>) -> Option<Self> {
+        let mut version = Fingerprint::default();
+        for file in files {
+            version.add_path(&file.name);
+            version.add(&file.size.to_le_bytes());
+            version.add(&file.version.to_le_bytes());
+        }
+        let place = store.place("".as_ref()).display().to_string();
+        store.is_far().then(|| Self { place, version: version.finish() })
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{RawImage, Source};
+use super::{Objects, RawImage, Source};
 use crate::error::{DataError, shown};
 
 /// Classes named in a sentence; more of them are counted.
@@ -91,6 +91,14 @@ impl Source for Named {
 
     fn notices(&self) -> &[String] {
         &self.notices
+    }
+
+    fn is_far(&self) -> bool {
+        self.inner.is_far()
+    }
+
+    fn objects(&self) -> Option<Objects> {
+        self.inner.objects()
     }
 
     fn describe(&self) -> String {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::files::slashed;
 use super::folder::READ_AT_ONCE_BYTES;
-use super::{RawImage, Source};
+use super::{Objects, RawImage, Source};
 use crate::error::DataError;
 use crate::store::{FileInfo, Piece, Store, StoreError};
 
@@ -198,6 +198,14 @@ impl Source for RangeSource {
 
     fn notices(&self) -> &[String] {
         &self.about.notices
+    }
+
+    fn is_far(&self) -> bool {
+        self.store.is_far()
+    }
+
+    fn objects(&self) -> Option<Objects> {
+        Objects::of(&*self.store, self.shards.iter().map(|shard| &shard.file))
     }
 
     fn describe(&self) -> String {

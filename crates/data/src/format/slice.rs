@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::files::Fingerprint;
-use super::{RawImage, Source};
+use super::{Objects, RawImage, Source};
 use crate::error::DataError;
 
 /// `data.split`, taken apart.
@@ -136,6 +136,14 @@ impl Source for SlicedSource {
 
     fn notices(&self) -> &[String] {
         self.inner.notices()
+    }
+
+    fn is_far(&self) -> bool {
+        self.inner.is_far()
+    }
+
+    fn objects(&self) -> Option<Objects> {
+        self.inner.objects()
     }
 
     fn describe(&self) -> String {

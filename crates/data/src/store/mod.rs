@@ -88,6 +88,11 @@ pub(crate) trait Store: Debug + Send + Sync {
     /// Everything below the root. An error where the root itself cannot be listed.
     fn list(&self) -> Result<Listing, StoreError>;
 
+    /// Whether it is behind a network, where long pieces cost hardly more than short ones.
+    fn is_far(&self) -> bool {
+        false
+    }
+
     /// How many pieces it reads side by side. To ask for more at once costs memory and saves no time.
     fn at_once(&self) -> usize;
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use ddpm_data::{Background, Crop, Fit, Format, OnCorrupt};
-use ddpm_data::{Fitting, StoreOptions};
+use ddpm_data::{Fitting, Shuffle, StoreOptions};
 pub use ddpm_model::diffusion::{DiffusionConfig, LossConfig, SamplerKind};
 use ddpm_model::optim::AdamWConfig;
 pub use ddpm_model::optim::LrSchedule;
@@ -111,6 +111,8 @@ pub struct DataConfig {
     pub background: Background,
     /// Mirror half of the images, left to right.
     pub flip: bool,
+    /// Images that are shuffled among each other; 0: all of them, and 16384 where they come over a network in large files.
+    pub shuffle_window: u64,
     /// Number of classes of the labels; 0: that of the model, see [`TrainConfig::model_classes`].
     pub num_classes: usize,
     /// What to do with an image that cannot be decoded.
@@ -140,6 +142,14 @@ impl DataConfig {
         Fitting { fit: self.fit, upscale: self.upscale, background: self.background }
     }
 
+    /// Which order of the images is asked for.
+    pub fn shuffle(&self) -> Shuffle {
+        match self.shuffle_window {
+            0 => Shuffle::Auto,
+            window => Shuffle::Windows(window),
+        }
+    }
+
     /// How the source is reached.
     pub fn stores(&self) -> StoreOptions {
         StoreOptions {
@@ -164,6 +174,7 @@ impl Default for DataConfig {
             upscale: false,
             background: Background::default(),
             flip: false,
+            shuffle_window: 0,
             num_classes: 0,
             on_corrupt: OnCorrupt::Skip,
             max_corrupt: 0.01,

@@ -19,7 +19,7 @@ use self::stored::StoredFile;
 use super::files::{Fingerprint, slashed};
 use super::ranges::Span;
 use super::split::{self, Chosen};
-use super::{RawImage, Source};
+use super::{Objects, RawImage, Source};
 use crate::error::{DataError, guard};
 use crate::store::{FileInfo, Store};
 
@@ -245,6 +245,15 @@ impl Source for ParquetSource {
 
     fn notices(&self) -> &[String] {
         &self.notices
+    }
+
+    fn is_far(&self) -> bool {
+        self.files.iter().any(|file| file.stored.store().is_far())
+    }
+
+    fn objects(&self) -> Option<Objects> {
+        let first = self.files.first()?;
+        Objects::of(first.stored.store(), self.files.iter().map(|file| file.stored.file()))
     }
 
     fn describe(&self) -> String {

@@ -275,6 +275,10 @@ impl Store for RemoteStore {
         Ok(Listing { files, passed_over: Vec::new() })
     }
 
+    fn is_far(&self) -> bool {
+        true
+    }
+
     fn at_once(&self) -> usize {
         PIECES
     }
