@@ -236,9 +236,9 @@ mod tests {
             let mut sorted = slots.to_vec();
             sorted.sort_unstable();
             let pieces = 1 + sorted.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
-            // 64 runs of 100, one more where the window begins inside one, and the rest of the samples; fewer where two happen
-            // to be neighbours.
-            assert!((58..=66).contains(&pieces), "{pieces} pieces");
+            // 64 runs of 100, one more where the window begins inside one, and the rest of the samples. Fewer where two of them
+            // happen to be neighbours: of 1,000 runs four are expected to be, 13 with a probability of some 1e-4.
+            assert!((51..=66).contains(&pieces), "{pieces} pieces");
             let neighbours = slots.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) == 1).count();
             assert!(neighbours < 12, "{neighbours}: about two are expected");
         }

@@ -197,6 +197,9 @@ fn open_pattern(
 ) -> Result<Arc<dyn Source>, DataError> {
     let bad = |reason| DataError::BadPattern { found: source.to_owned(), reason };
     let names = braces::expand(&name).map_err(bad)?;
+    if names.iter().collect::<HashSet<_>>().len() < names.len() {
+        return Err(bad("it names a shard twice".to_owned()));
+    }
     let found = store.find_all(&names)?;
     let missing: Vec<&String> = names.iter().zip(&found).filter(|(_, file)| file.is_none()).map(|(n, _)| n).collect();
     if let Some(first) = missing.first() {

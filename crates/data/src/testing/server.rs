@@ -109,7 +109,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     let fault = if method == "GET" { state.faults.pop_front() } else { None }.or(state.always);
     let file = state.files.get(path).cloned();
     let (ranges, etags) = (!state.without_ranges, !state.without_etags);
-    let forbidden = state.query != *query || state.without_head && method == "HEAD";
+    let forbidden = state.query.is_some() && state.query != *query || state.without_head && method == "HEAD";
     drop(state);
     let mut refuse = |status: u16| {
         let text = format!("HTTP/1.1 {status} -\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno\n");

@@ -45,10 +45,14 @@ impl Far {
         self.server.add(path, bytes);
     }
 
-    /// Options of a run that waits two seconds at most.
-    fn options(&self) -> OpenOptions {
-        let (cache_dir, retry_for) = (Some(self.cache.path().to_owned()), Duration::from_secs(2));
+    /// Options of a run that waits so many seconds at most, and a quarter of them for each answer.
+    fn patient(&self, seconds: u64) -> OpenOptions {
+        let (cache_dir, retry_for) = (Some(self.cache.path().to_owned()), Duration::from_secs(seconds));
         OpenOptions { stores: StoreOptions { cache_dir, retry_for, ..StoreOptions::default() }, ..Default::default() }
+    }
+
+    fn options(&self) -> OpenOptions {
+        self.patient(2)
     }
 
     fn open(&self, path: &str) -> Result<Arc<dyn Source>, DataError> {
@@ -93,7 +97,8 @@ fn what_passes_is_tried_again_and_changes_nothing() {
     // What was read for the index is read again.
     fs::remove_dir_all(far.cache.path().join("blocks")).unwrap();
     drop(there);
-    assert_eq!(batch(far.open(SHARDS).unwrap()).unwrap(), near);
+    assert_eq!(batch(open(&far.server.url(SHARDS), &far.patient(12)).unwrap()).unwrap(), near);
+    assert!(far.server.state.lock().unwrap().faults.is_empty(), "not all of them happened");
 }
 
 #[test]

@@ -43,12 +43,15 @@ pub(super) fn connect(
     let failed = |error: object_store::Error| Refusal::Other(error.to_string());
     Ok(match address.scheme {
         Scheme::S3 => {
-            let mut builder = AmazonS3Builder::from_env().with_bucket_name(name).with_retry(once());
-            if variable("AWS_ACCESS_KEY_ID").is_none()
-                && let Some(found) = profile()
-            {
-                builder = builder.with_access_key_id(found.id).with_secret_access_key(found.secret);
-                builder = found.token.into_iter().fold(builder, AmazonS3Builder::with_token);
+            let mut builder = amazon().with_bucket_name(name).with_retry(once());
+            if variable("AWS_ACCESS_KEY_ID").is_none() && !is_set("AWS_SKIP_SIGNATURE") {
+                if let Some(found) = profile() {
+                    builder = builder.with_access_key_id(found.id).with_secret_access_key(found.secret);
+                    builder = found.token.into_iter().fold(builder, AmazonS3Builder::with_token);
+                } else if is_set("AWS_EC2_METADATA_DISABLED") && !OTHER_WAYS.iter().any(|name| variable(name).is_some())
+                {
+                    return Err(Refusal::NoCredentials);
+                }
             }
             // Who writes such an endpoint means it.
             let plain = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"].into_iter().find_map(variable);
@@ -84,6 +87,19 @@ pub(super) fn connect(
             Arc::new(builder.with_client_options(options).build().map_err(failed)?)
         }
     })
+}
+
+/// How Amazon's containers and clusters are told who they are.
+const OTHER_WAYS: [&str; 3] =
+    ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"];
+
+/// As `from_env` makes it, but a variable that is set to nothing is not set.
+fn amazon() -> AmazonS3Builder {
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let ours = variables.filter(|(name, value)| name.starts_with("AWS_") && !value.is_empty());
+    let known = ours.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value)));
+    known.fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value))
 }
 
 fn variable(name: &str) -> Option<String> {
