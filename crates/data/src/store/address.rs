@@ -55,6 +55,8 @@ pub(crate) struct Address {
     /// Below the root, without a slash at either end; empty for all of it.
     pub(crate) path: String,
     query: Option<String>,
+    /// Written with a slash at its end: no file is meant.
+    is_folder: bool,
 }
 
 impl Address {
@@ -83,7 +85,7 @@ impl Address {
         let parts = if scheme == Scheme::Hub { 3 } else { 1 };
         let cut = rest.match_indices('/').nth(parts - 1).map_or(rest.len(), |(at, _)| at);
         let (root, path) = rest.split_at(cut);
-        let path = path.trim_matches('/');
+        let (path, is_folder) = (path.trim_matches('/'), path.ends_with('/'));
         if scheme == Scheme::Hub {
             let data_set = root.strip_prefix("datasets/").is_some_and(|name| name.split('/').count() == 2);
             if !data_set {
@@ -106,7 +108,7 @@ impl Address {
         if path.split('/').any(|part| matches!(part, "." | "..")) {
             return Err(bad("a store has no . and no ..", "write the path as the store lists it"));
         }
-        Ok(Some(Self { scheme, root: format!("{written}{root}"), path: path.to_owned(), query }))
+        Ok(Some(Self { scheme, root: format!("{written}{root}"), path: path.to_owned(), query, is_folder }))
     }
 
     /// The whole of it, for a person and as an identity: without its query.
@@ -133,8 +135,11 @@ impl Address {
         Self { path, ..self.clone() }
     }
 
-    /// The folder above, and the name in it.
+    /// The folder above, and the name in it; no name where a folder is meant.
     pub(crate) fn split(&self) -> (Self, String) {
+        if self.is_folder {
+            return (self.clone(), String::new());
+        }
         let (folder, name) = self.path.rsplit_once('/').unwrap_or(("", &self.path));
         (Self { path: folder.to_owned(), ..self.clone() }, name.to_owned())
     }
@@ -166,7 +171,7 @@ mod tests {
     use super::*;
 
     fn parts(source: &str) -> (Scheme, String, String, Option<String>) {
-        let Address { scheme, root, path, query } = Address::parse(source).unwrap().unwrap();
+        let Address { scheme, root, path, query, .. } = Address::parse(source).unwrap().unwrap();
         (scheme, root, path, query)
     }
 
