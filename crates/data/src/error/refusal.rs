@@ -8,9 +8,9 @@ pub enum Refusal {
     /// 404.
     #[error("no such bucket, folder or file (404)")]
     Missing,
-    /// 401 or 403.
-    #[error("access is refused (401 or 403)")]
-    Forbidden,
+    /// 401 or 403: the status, and what the server calls it.
+    #[error("access is refused ({0})")]
+    Forbidden(String),
     /// There is nothing to prove who is asking.
     #[error("no credentials were found")]
     NoCredentials,
@@ -52,7 +52,7 @@ impl Refusal {
         let credentials = CREDENTIALS.iter().find(|(scheme, _)| place.starts_with(scheme)).map(|(_, help)| *help);
         match self {
             Self::Missing => "check the address: names are case-sensitive".into(),
-            Self::Forbidden | Self::NoCredentials => {
+            Self::Forbidden(_) | Self::NoCredentials => {
                 credentials.unwrap_or("a signed address may have expired: ask for a new one").into()
             }
             Self::NoRanges => "fetch the files, and name their folder".into(),

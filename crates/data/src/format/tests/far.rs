@@ -155,7 +155,9 @@ fn refusals_say_what_to_do_and_are_not_waited_for() {
     assert!(far.refused("set/t-{0..3}.tar").contains("1 of 4 shards are not there, the first t-3.tar"));
     assert!(far.refused("set/").contains("a web server does not say which files it has; name its files"));
     far.server.state.lock().unwrap().query = Some("sig=other".into());
-    assert!(far.refused("x.parquet?sig=secret").contains("access is refused (401 or 403); a signed address may have"));
+    assert!(
+        far.refused("x.parquet?sig=secret").contains("access is refused (403 Forbidden); a signed address may have")
+    );
     far.server.state.lock().unwrap().query = None;
     far.server.state.lock().unwrap().without_ranges = true;
     assert!(far.refused("x.parquet").contains("the server cannot send a part of a file"));

@@ -130,12 +130,15 @@ impl From<ObjectError> for Fault {
             ObjectError::NotFound { .. } => Self::Refused(Refusal::Missing),
             _ if METADATA.iter().any(|host| error.to_string().contains(host)) => Self::Refused(Refusal::NoCredentials),
             ObjectError::PermissionDenied { .. } | ObjectError::Unauthenticated { .. } => {
-                Self::Refused(Refusal::Forbidden)
+                Self::Refused(Refusal::Forbidden(reason(&error)))
             }
             ObjectError::NotSupported { .. } => Self::Refused(Refusal::NoRanges),
             error => {
                 let reason = reason(&error);
                 match status(&reason) {
+                    // Some requests, such as those for a listing, come with the status alone.
+                    Some(404) => return Self::Refused(Refusal::Missing),
+                    Some(401 | 403) => return Self::Refused(Refusal::Forbidden(reason)),
                     Some(408 | 425 | 429) | None => {}
                     Some(400..500) => return Self::Refused(Refusal::Other(reason)),
                     Some(_) => {}
@@ -155,15 +158,17 @@ impl From<ObjectError> for Fault {
 /// How a failure that carries a status begins, in `object_store`'s words.
 const STATUS: &str = "Server returned non-2xx status code: ";
 
-/// The innermost cause; or the status, where a server gave one.
+/// The innermost cause; or the status, where a server gave one, with the code that S3 and its like have for it.
 fn reason(error: &ObjectError) -> String {
     let mut text = error.to_string();
     let mut cause: &dyn Error = error;
     while let Some(next) = cause.source() {
         let found = next.to_string();
         if let Some(status) = found.strip_prefix(STATUS) {
-            let status = status.split(':').next().unwrap_or(status);
-            return status.to_owned();
+            let (status, body) = status.split_once(':').unwrap_or((status, ""));
+            let code = body.split_once("<Code>").and_then(|(_, rest)| Some(rest.split_once("</Code>")?.0));
+            let code = code.filter(|code| code.len() < 60 && code.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+            return code.map_or(status.to_owned(), |code| format!("{status}, {code}"));
         }
         if !found.is_empty() {
             text = found;
