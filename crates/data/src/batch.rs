@@ -173,6 +173,21 @@ impl Batcher {
         Ok(Made { batch, unreadable: met.unreadable, fitted: met.fitted })
     }
 
+    /// Has the store fetch what is needed about a window after `step`, so that a window's end is no pause.
+    pub(crate) fn fetch_ahead(&self, step: u64) -> Result<(), DataError> {
+        let len = self.source.len() as u64;
+        let positions = self.config.origin.positions(self.config.share, step);
+        let ahead = positions.map_while(|position| self.order.ahead(position / len, position % len));
+        let mut indices: Vec<usize> = ahead.map(|index| index as usize).collect();
+        indices.sort_unstable();
+        if indices.is_empty() { Ok(()) } else { self.source.will_need(&indices) }
+    }
+
+    /// Whether [`fetch_ahead`](Self::fetch_ahead) does anything.
+    pub(crate) fn fetches_ahead(&self) -> bool {
+        self.source.is_far() && self.order.ahead(0, 0).is_some()
+    }
+
     /// The index of the sample `further` places behind `position` in the order of its epoch, which starts again at its
     /// end.
     fn index_at(&self, position: u64, further: u64) -> usize {

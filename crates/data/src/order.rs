@@ -82,6 +82,17 @@ impl Order {
         self.in_runs(epoch, start + self.permuted(self.window.min(self.len - start), stream, slot - start))
     }
 
+    /// A sample that is needed about a window after `slot` of `epoch`: taken at each slot, they are all samples, run after run.
+    /// `None` where there are no windows.
+    pub(crate) fn ahead(&self, epoch: u64, slot: u64) -> Option<u64> {
+        let later = slot + self.window;
+        match later.checked_sub(self.len) {
+            _ if self.window >= self.len => None,
+            None => Some(self.in_runs(epoch, later)),
+            Some(slot) => Some(self.in_runs(epoch + 1, slot)),
+        }
+    }
+
     /// The index at `slot` of an epoch whose runs alone are permuted. The samples that make no whole run lie between two of
     /// the others, so that every slot's run follows from its number.
     fn in_runs(&self, epoch: u64, slot: u64) -> u64 {
@@ -247,6 +258,25 @@ mod tests {
             let same = all.iter().zip(&other).filter(|(a, b)| a == b).count();
             assert!(same < 12, "{same} of {len} places agree");
         }
+    }
+
+    #[test]
+    fn what_is_fetched_ahead_is_the_next_window_run_after_run() {
+        let (len, window) = (1000, 128);
+        let order = in_windows(3, len, window);
+        for epoch_number in 0..2 {
+            let ahead: Vec<u64> = (0..len).filter_map(|slot| order.ahead(epoch_number, slot)).collect();
+            let mut next: Vec<u64> = epoch(&order, len, epoch_number)[window as usize..].to_vec();
+            next.extend(&epoch(&order, len, epoch_number + 1)[..window as usize]);
+            let sorted = |values: &[u64]| {
+                let mut values = values.to_vec();
+                values.sort_unstable();
+                values
+            };
+            assert_eq!(sorted(&ahead[..128]), sorted(&next[..128]), "the second window");
+            assert_eq!(sorted(&ahead[872..]), sorted(&next[872..]), "the first window of the next epoch");
+        }
+        assert_eq!(whole(3, len).ahead(0, 5), None);
     }
 
     #[test]

@@ -113,6 +113,8 @@ pub(crate) struct Remote {
     pub(crate) down: AtomicBool,
     /// The number of pieces of each call.
     pub(crate) calls: Mutex<Vec<usize>>,
+    /// Where the pieces begin that will be needed.
+    pub(crate) needed: Mutex<Vec<u64>>,
 }
 
 impl Store for Remote {
@@ -131,6 +133,11 @@ impl Store for Remote {
 
     fn is_far(&self) -> bool {
         self.at_once > 1
+    }
+
+    fn will_need(&self, pieces: &[Piece<'_>]) -> Result<(), StoreError> {
+        self.needed.lock().unwrap().extend(pieces.iter().map(|piece| piece.range.start));
+        Ok(())
     }
 
     fn at_once(&self) -> usize {

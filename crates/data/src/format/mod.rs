@@ -70,6 +70,14 @@ pub trait Source: Send + Sync {
         indices.iter().take(1).map(|&index| self.read(index)).collect()
     }
 
+    /// These samples, in ascending order, will be read later: where they come over a network, this fetches them.
+    ///
+    /// # Errors
+    /// The source as a whole cannot be reached.
+    fn will_need(&self, _: &[usize]) -> Result<(), DataError> {
+        Ok(())
+    }
+
     /// The classes' names in the order of their labels, where the source has names.
     fn class_names(&self) -> Option<&[String]>;
 

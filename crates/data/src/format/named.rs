@@ -77,6 +77,10 @@ impl Source for Named {
         read.into_iter().map(|image| image.map(|image| self.relabelled(image))).collect()
     }
 
+    fn will_need(&self, indices: &[usize]) -> Result<(), DataError> {
+        self.inner.will_need(indices)
+    }
+
     fn class_names(&self) -> Option<&[String]> {
         Some(&self.names)
     }

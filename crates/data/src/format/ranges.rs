@@ -184,6 +184,11 @@ impl Source for RangeSource {
         indices.iter().zip(read).map(|(&index, bytes)| self.sample(index, bytes)).collect()
     }
 
+    fn will_need(&self, indices: &[usize]) -> Result<(), DataError> {
+        let pieces: Vec<_> = indices.iter().filter_map(|&index| self.piece(index).ok()).collect();
+        Ok(self.store.will_need(&pieces)?)
+    }
+
     fn class_names(&self) -> Option<&[String]> {
         self.about.class_names.as_deref()
     }

@@ -122,6 +122,11 @@ impl Source for SlicedSource {
         self.inner.read_many(&inside)
     }
 
+    fn will_need(&self, indices: &[usize]) -> Result<(), DataError> {
+        let inside: Vec<_> = indices.iter().filter(|&&i| i < self.len()).map(|i| self.range.start + i).collect();
+        self.inner.will_need(&inside)
+    }
+
     fn class_names(&self) -> Option<&[String]> {
         self.inner.class_names()
     }

@@ -99,6 +99,11 @@ pub(crate) trait Store: Debug + Send + Sync {
     /// Reads each piece; a result for each, in their order. A result is the whole piece or an error.
     fn read(&self, pieces: &[Piece<'_>]) -> Vec<Result<Bytes, StoreError>>;
 
+    /// Fetches pieces that will be read later, if it can keep them.
+    fn will_need(&self, _: &[Piece<'_>]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Reads one piece.
     fn read_one(&self, file: &FileInfo, range: Range<u64>) -> Result<Bytes, StoreError> {
         let lost = || StoreError::failed("read", self.place(&file.name), io::ErrorKind::UnexpectedEof.into());

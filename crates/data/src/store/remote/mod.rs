@@ -201,6 +201,24 @@ impl RemoteStore {
         })?
     }
 
+    /// The blocks of all pieces, from wherever they are.
+    fn gather(&self, pieces: &[Piece<'_>]) -> Gathered {
+        let keys: Vec<[u8; 16]> = pieces.iter().map(|piece| self.key_of(piece.file)).collect();
+        let files: HashMap<_, _> = keys.iter().copied().zip(pieces.iter().map(|piece| piece.file)).collect();
+        let wanted: BTreeSet<Key> =
+            keys.iter().zip(pieces).flat_map(|(&object, piece)| block_keys(object, piece)).collect();
+        let (mut there, mut bad, mut lost) = (HashMap::new(), HashMap::new(), None);
+        let mut left: Vec<Key> = wanted.into_iter().collect();
+        while !left.is_empty() && lost.is_none() {
+            let mut order = self.blocks.order(left);
+            lost = self.fetch(&mut order, &files, &mut bad).err();
+            left = if lost.is_none() { order.await_others() } else { Vec::new() };
+            left.retain(|key| !bad.contains_key(&key.object));
+            there.extend(std::mem::take(&mut order.there));
+        }
+        Gathered { keys, there, bad, lost }
+    }
+
     /// Some bytes of an object, with one request at a time.
     async fn range(&self, file: &FileInfo, range: Range<u64>) -> Result<Bytes, StoreError> {
         let (place, object) = (self.place(&file.name), self.object(&file.name)?);
@@ -284,19 +302,7 @@ impl Store for RemoteStore {
     }
 
     fn read(&self, pieces: &[Piece<'_>]) -> Vec<Result<Bytes, StoreError>> {
-        let keys: Vec<[u8; 16]> = pieces.iter().map(|piece| self.key_of(piece.file)).collect();
-        let files: HashMap<_, _> = keys.iter().copied().zip(pieces.iter().map(|piece| piece.file)).collect();
-        let wanted: BTreeSet<Key> =
-            keys.iter().zip(pieces).flat_map(|(&object, piece)| block_keys(object, piece)).collect();
-        let (mut there, mut bad) = (HashMap::new(), HashMap::new());
-        let (mut left, mut lost): (Vec<Key>, _) = (wanted.into_iter().collect(), None);
-        while !left.is_empty() && lost.is_none() {
-            let mut order = self.blocks.order(left);
-            lost = self.fetch(&mut order, &files, &mut bad).err();
-            left = if lost.is_none() { order.await_others() } else { Vec::new() };
-            left.retain(|key| !bad.contains_key(&key.object));
-            there.extend(std::mem::take(&mut order.there));
-        }
+        let Gathered { keys, there, bad, lost } = self.gather(pieces);
         let one = |(object, piece): (&[u8; 16], &Piece<'_>)| {
             let beyond =
                 || StoreError::failed("read", self.place(&piece.file.name), std::io::ErrorKind::UnexpectedEof.into());
@@ -305,6 +311,25 @@ impl Store for RemoteStore {
         };
         keys.iter().zip(pieces).map(one).collect()
     }
+
+    /// Nothing without a disk: in memory it would displace what is needed now.
+    fn will_need(&self, pieces: &[Piece<'_>]) -> Result<(), StoreError> {
+        match self.disk.as_ref().and_then(|_| self.gather(pieces).lost) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What came of a call for pieces.
+struct Gathered {
+    /// The object of each piece.
+    keys: Vec<[u8; 16]>,
+    there: HashMap<Key, Bytes>,
+    /// What is wrong with an object.
+    bad: HashMap<[u8; 16], StoreError>,
+    /// Why the rest was not fetched.
+    lost: Option<StoreError>,
 }
 
 /// The blocks that a piece lies in; none of an empty one, or of one beyond the end.
