@@ -1,5 +1,8 @@
 //! `hf://datasets/owner/name` as `data.source`.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use ddpm_tests::fixtures::image_folder;
 use ddpm_tests::hub::{FakeHub, Fault, Route};
 use ddpm_tests::{Ddpm, Place, fresh_run};
@@ -91,4 +94,37 @@ fn failures_of_the_hub_pass_or_are_named() {
     train(&place, &hub, DATA).env("HF_HUB_OFFLINE", "1").fails_with(3).stderr_has("HF_HUB_OFFLINE is set");
     train(&place, &hub, "hf://datasets/me/none").fails_with(3).stderr_has("404");
     train(&place, &hub, "hf://me/clothes").fails_with(2).stderr_has("write hf://datasets/owner/name");
+}
+
+/// All files below a folder.
+fn below(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { below(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn a_signature_in_an_address_is_in_no_file_of_a_run_and_in_no_message() {
+    let (place, hub) = place();
+    // The hub is a web server too, and looks at no query.
+    hub.change("me/web", |repo| repo.add("main", "a shard", &[("x.tar", &place.read("shards/images-000000.tar"))]));
+    let address = format!("{}/me/web/resolve/main/x.tar?X-Amz-Signature=a-secret", hub.endpoint());
+    let said = [
+        train(&place, &hub, &address).max_steps(3).succeeds(),
+        train(&place, &hub, &address).succeeds().resumes_at(3),
+        place.ddpm("config show tiny.toml").set(&format!("data.source={address}")).succeeds(),
+        train(&place, &hub, &address.replace("x.tar", "y.tar")).fails_with(3),
+    ];
+    let files = below(&place.path("runs/tiny"));
+    assert!(files.iter().any(|path| path.ends_with("run.json")));
+    let written = files.iter().map(|path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned());
+    let said = said.iter().map(|finished| format!("{}{}", finished.stdout, finished.stderr));
+    for text in written.chain(said) {
+        assert!(!text.contains("a-secret"), "{text}");
+    }
+    place.ddpm("export runs/tiny --to out --samples 0").succeeds();
+    assert!(
+        below(&place.path("out"))
+            .iter()
+            .all(|path| !String::from_utf8_lossy(&fs::read(path).unwrap()).contains("a-secret"))
+    );
 }

@@ -6,7 +6,8 @@
 //! | `connect` | a client, with credentials from the environment |
 //! | `fetch` | attempts, pauses, the deadline; what an error means |
 //! | `blocks` | the unit of reading, in memory |
-//! | `disk` | the same on this disk, for all runs |
+//! | `pieces` | from pieces of files to blocks, and back |
+//! | `disk` | blocks on this disk, for all runs |
 //! | `hub` | which files a data set of the hub has |
 //!
 //! Calls come from decoding threads and block; the requests run on tokio's threads. An object is known by its size and its version
@@ -17,6 +18,7 @@ mod connect;
 mod disk;
 mod fetch;
 mod hub;
+mod pieces;
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -32,6 +34,7 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt
 use self::blocks::{BLOCK_BYTES, Blocks, Key, MEMORY_BYTES, Order};
 use self::disk::DiskCache;
 use self::fetch::{Fault, Patience};
+use self::pieces::{assemble, block_keys, requests};
 use super::address::{Address, Scheme};
 use super::options::StoreOptions;
 use super::{FileInfo, Listing, Piece, Store, StoreError, in_order, sizes};
@@ -41,8 +44,6 @@ use crate::error::{DataError, Refusal};
 const REQUESTS: usize = 16;
 /// Pieces that a caller may ask for at once.
 const PIECES: usize = 32;
-/// Neighbouring blocks are fetched by one request, up to so many.
-const BLOCKS_A_REQUEST: u64 = 8;
 /// The longest silence of a server within one attempt; less where the whole deadline is short.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -232,11 +233,19 @@ impl RemoteStore {
             if self.files.is_none() && version(&answer.meta) != file.version {
                 return Err(Fault::Changed("it has another version (etag or time of change)".to_owned()));
             }
-            let (wanted, bytes) = (range.end - range.start, answer.bytes().await?);
-            if bytes.len() as u64 != wanted {
+            let wanted = (range.end - range.start) as usize;
+            let (mut bytes, mut body) = (BytesMut::with_capacity(wanted), answer.into_stream());
+            while let Some(part) = body.try_next().await? {
+                // Nothing says that a server ends where it was asked to.
+                if part.len() > wanted - bytes.len() {
+                    return Err(Fault::Passing(format!("more bytes came than the {wanted} that were asked for")));
+                }
+                bytes.extend_from_slice(&part);
+            }
+            if bytes.len() < wanted {
                 return Err(Fault::Passing(format!("{} bytes came instead of {wanted}", bytes.len())));
             }
-            Ok(bytes)
+            Ok(bytes.freeze())
         };
         self.patience.patiently(&place, attempt).await
     }
@@ -330,55 +339,6 @@ struct Gathered {
     bad: HashMap<[u8; 16], StoreError>,
     /// Why the rest was not fetched.
     lost: Option<StoreError>,
-}
-
-/// The blocks that a piece lies in; none of an empty one, or of one beyond the end.
-fn block_keys(object: [u8; 16], piece: &Piece<'_>) -> impl Iterator<Item = Key> + use<> {
-    let Range { start, end } = piece.range;
-    let inside = start < end && end <= piece.file.size;
-    let numbers = if inside { start / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES) } else { 0..0 };
-    numbers.map(move |number| Key { object, number })
-}
-
-/// Neighbours together: the first block of each request, and how many.
-fn requests(keys: &[Key]) -> Vec<(Key, u64)> {
-    let mut requests: Vec<(Key, u64)> = Vec::new();
-    for &key in keys {
-        match requests.last_mut() {
-            Some((first, count))
-                if first.object == key.object && first.number + *count == key.number && *count < BLOCKS_A_REQUEST =>
-            {
-                *count += 1;
-            }
-            _ => requests.push((key, 1)),
-        }
-    }
-    requests
-}
-
-/// The bytes of a piece, if all its blocks are there.
-fn assemble(object: [u8; 16], piece: &Piece<'_>, blocks: &HashMap<Key, Bytes>) -> Option<Bytes> {
-    let Range { start, end } = piece.range;
-    if start >= end || end > piece.file.size {
-        return (start == end && end <= piece.file.size).then(Bytes::new);
-    }
-    let part = |key: Key| {
-        let block = blocks.get(&key)?;
-        let at = key.number * BLOCK_BYTES;
-        let from = start.saturating_sub(at) as usize;
-        let to = (end - at).min(block.len() as u64) as usize;
-        (from <= to).then(|| block.slice(from..to))
-    };
-    let parts = block_keys(object, piece).map(part).collect::<Option<Vec<Bytes>>>()?;
-    let whole = match <[Bytes; 1]>::try_from(parts) {
-        Ok([one]) => one,
-        Err(parts) => {
-            let mut whole = BytesMut::with_capacity((end - start) as usize);
-            parts.iter().for_each(|part| whole.extend_from_slice(part));
-            whole.freeze()
-        }
-    };
-    (whole.len() as u64 == end - start).then_some(whole)
 }
 
 fn info(name: PathBuf, about: &ObjectMeta) -> FileInfo {
