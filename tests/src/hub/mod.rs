@@ -4,9 +4,11 @@
 //! | --- | --- |
 //! | `store` | repositories, branches, commits, files |
 //! | `routes` | the requests, over HTTP |
+//! | `data_sets` | those for data sets |
 //! | `xet` | large files, put together again from what the upload library wrote |
 //! | `fault` | faults: which, where, how often |
 
+mod data_sets;
 mod fault;
 mod routes;
 mod store;

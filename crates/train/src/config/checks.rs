@@ -40,6 +40,14 @@ impl<'a> Checks<'a> {
         }
         self.at_most("data.image_size", data.image_size, 4096)?;
         self.at_most("data.prefetch", data.prefetch, 1024)?;
+        let help = "300 outlasts most failures of a network";
+        self.require(
+            "data.retry_for",
+            data.retry_for,
+            (1..=86_400).contains(&data.retry_for),
+            "1 to 86400 seconds",
+            help,
+        )?;
         let size = data.image_size;
         self.require("data.image_size", size, size > 0, "at least 1", "32 trains fast; 64 and more want a GPU")?;
         let channels = data.channels;

@@ -33,6 +33,7 @@ pub(crate) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
         seed: config.run.seed,
         share: plan.share(),
         origin: plan.origin(),
+        shuffle: plan.shuffle(),
         image_size: data.image_size,
         channels: data.channels,
         crop: data.crop,
