@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ddpm_run::secrets::masked;
 use ddpm_run::shell;
 use ddpm_train::config::{Resolved, Setting, TrainPlan};
 use ddpm_train::training::accept::Accept;
@@ -81,9 +82,9 @@ fn document(summary: &Summary) -> serde_json::Value {
     })
 }
 
-/// The command as it was typed.
+/// The command as it was typed, but for secrets: it is kept with the run and goes on its card.
 pub(super) fn this_command() -> Vec<String> {
-    std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect()
+    std::env::args_os().map(|arg| masked(&arg.to_string_lossy()).into_owned()).collect()
 }
 
 fn text(summary: &Summary) -> String {

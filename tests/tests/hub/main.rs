@@ -4,6 +4,7 @@
 mod faults;
 mod pull;
 mod push;
+mod secrets;
 mod training;
 
 use ddpm_tests::Place;
