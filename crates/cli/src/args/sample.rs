@@ -39,6 +39,9 @@ pub struct SampleArgs {
     /// Noise of ddim: 0 none, 1 as much as ddpm
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub eta: f64,
+    /// Take ddim's eps from the clamped x_0 instead of the network
+    #[arg(long)]
+    pub use_clipped_model_output: bool,
     /// The variance of a model that does not learn it: fixed_small or fixed_large [default: that of its training]
     #[arg(long, value_name = "NAME", value_parser = fixed_variance)]
     pub variance: Option<VarianceType>,
