@@ -38,11 +38,13 @@ mod threads;
 mod train;
 mod trajectory;
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
+use ddpm_run::secrets::masked;
 
 use crate::failure::{ExitCode, Failure, Outcome, after_panic, install_panic_hook};
 use crate::listen::screen::Screen;
@@ -53,6 +55,7 @@ pub use output::{Align, Output, Table};
 /// The whole program.
 pub fn main() -> std::process::ExitCode {
     install_panic_hook();
+    ddpm_run::disk::limit_modes();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return not_a_command(&error),
@@ -111,8 +114,13 @@ fn not_a_command(error: &clap::Error) -> std::process::ExitCode {
     if json && !asked_for {
         Output::new(true, &Arc::new(Screen::stderr()), false).failure(&usage_failure(error));
     } else {
-        // Fails only if the stream is closed.
-        let _ = error.print();
+        match masked(&error.to_string()) {
+            // Fails only if the stream is closed.
+            Cow::Borrowed(_) => {
+                let _ = error.print();
+            }
+            Cow::Owned(text) => eprint!("{text}"),
+        }
     }
     if asked_for { std::process::ExitCode::SUCCESS } else { ExitCode::Usage.into() }
 }

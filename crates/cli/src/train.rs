@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use ddpm_data::DataError;
+use ddpm_run::secrets::masked;
 use ddpm_run::shell;
 use ddpm_train::Error;
 use ddpm_train::config::{Resolved, Setting, TrainPlan};
@@ -89,9 +90,9 @@ fn document(summary: &Summary) -> serde_json::Value {
     })
 }
 
-/// The command as it was typed.
+/// The command as it was typed, but for secrets: it is kept with the run and goes on its card.
 pub(super) fn this_command() -> Vec<String> {
-    std::env::args_os().map(|arg| without_signature(&arg.to_string_lossy()).to_owned()).collect()
+    std::env::args_os().map(|arg| masked(without_signature(&arg.to_string_lossy())).into_owned()).collect()
 }
 
 /// An argument without the query of a web address in it, which may be a signature.

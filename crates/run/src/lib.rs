@@ -13,6 +13,7 @@
 //! | [`disk`] | every call that changes a disk, and what weak file systems get instead |
 //! | [`durable`] | files that are the old ones or the new ones |
 //! | [`memory`], [`limits`], [`clock`], [`shell`] | this machine: memory and disk, what of it may be used, the time, commands as a user would type them |
+//! | [`secrets`] | what is neither shown nor kept |
 //! | [`error`], [`kind`] | errors of a run directory, and the kinds of errors of all crates above |
 
 pub mod checkpoint;
@@ -29,6 +30,7 @@ pub mod metrics;
 pub mod paths;
 pub mod record;
 pub mod run_dir;
+pub mod secrets;
 pub mod shell;
 pub mod status;
 #[cfg(test)]

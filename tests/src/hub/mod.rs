@@ -28,6 +28,9 @@ use crate::{Ddpm, Place};
 /// The token that may write.
 pub const TOKEN: &str = "hf_of_the_tests";
 
+/// The token that the hub itself gives out, for its storage of large files.
+pub const XET_TOKEN: &str = "xet_of_the_tests";
+
 /// Seconds of silence that commands wait for it: more than a busy machine needs for an answer.
 const PATIENCE: &str = "20";
 

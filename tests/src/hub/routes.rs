@@ -16,7 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::store::{File, Repo};
-use super::{Fault, Route, Shared, TOKEN, data_sets, xet};
+use super::{Fault, Route, Shared, TOKEN, XET_TOKEN, data_sets, xet};
 
 pub(super) type Hub = State<Arc<Shared>>;
 type Answer = Result<Response, Response>;
@@ -220,7 +220,7 @@ async fn write_token(hub: Hub, headers: HeaderMap) -> Response {
         may_write(&headers)?;
         let storage = hub.state.lock().unwrap().storage.clone();
         let url = storage.unwrap_or_else(|| xet::endpoint(hub.large.path()));
-        Ok(answer(&json!({"accessToken": "xet", "exp": 4_000_000_000_u64, "casUrl": url})))
+        Ok(answer(&json!({"accessToken": XET_TOKEN, "exp": 4_000_000_000_u64, "casUrl": url})))
     })
     .await
 }

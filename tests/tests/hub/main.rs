@@ -5,6 +5,7 @@ mod data_sets;
 mod faults;
 mod pull;
 mod push;
+mod secrets;
 mod training;
 
 use ddpm_tests::Place;

@@ -76,10 +76,11 @@ impl Hub {
         Ok(Self { settings, repo, kind, http, runtime: Some(runtime) })
     }
 
-    /// Runs a future to its end.
+    /// Runs a future to its end. The error is without the token, which a hub may repeat in its answer.
     pub(super) fn block_on<T>(&self, future: impl Future<Output = Result<T, HubError>>) -> Result<T, HubError> {
+        let secret = self.settings.token.as_ref().map(|token| token.secret());
         match &self.runtime {
-            Some(runtime) => runtime.block_on(future),
+            Some(runtime) => runtime.block_on(future).map_err(|error| error.without(secret)),
             None => Err(HubError::Answer { doing: "asking the hub".into(), what: "the client is closed".into() }),
         }
     }

@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use ddpm_hub::RepoName;
 use ddpm_kernels::optim::MAX_AVERAGES;
-use ddpm_model::diffusion::{DiffusionError, Schedule};
+use ddpm_model::diffusion::{DiffusionError, SamplerKind, Schedule};
 use ddpm_model::unet::{ImageShape, UNetConfigError};
 
 use super::device::DeviceChoice;
@@ -192,6 +192,10 @@ impl<'a> Checks<'a> {
         let (steps, timesteps) = (sample.steps, diffusion.num_train_timesteps);
         let expected = format!("1 to diffusion.num_train_timesteps ({timesteps})");
         self.require("sample.steps", steps, (1..=timesteps).contains(&steps), &expected, "50 is usual with ddim")?;
+        let clipped = sample.use_clipped_model_output;
+        let fits = !clipped || sample.sampler == SamplerKind::Ddim;
+        let expected = format!("false with sample.sampler = \"{}\"", sample.sampler);
+        self.require("sample.use_clipped_model_output", clipped, fits, &expected, "only ddim's step has an eps")?;
         if !hub.repo.is_empty() {
             self.uploads(&hub.repo)?;
         }

@@ -227,6 +227,8 @@ pub struct OptimConfig {
     pub deterministic: bool,
     /// Decay rates of the moving averages of the weights; samples use the first.
     pub ema_decays: Vec<f64>,
+    /// Let the averages forget their start: a decay of at most `(1 + n) / (10 + n)` after n steps.
+    pub ema_warmup: bool,
 }
 
 impl OptimConfig {
@@ -238,6 +240,7 @@ impl OptimConfig {
             weight_decay: self.weight_decay,
             clip_grad_norm: self.clip_grad_norm,
             ema_decays: self.ema_decays.clone(),
+            ema_warmup: self.ema_warmup,
             max_bad_steps: self.max_bad_steps,
             spike_factor: self.spike_factor,
         }
@@ -265,6 +268,7 @@ impl Default for OptimConfig {
             gradient_checkpointing: false,
             deterministic: false,
             ema_decays: vec![0.9999],
+            ema_warmup: true,
         }
     }
 }
@@ -323,13 +327,15 @@ pub struct SampleConfig {
     pub sampler: SamplerKind,
     /// Steps of the sampler, at most `diffusion.num_train_timesteps`.
     pub steps: usize,
+    /// Take the eps of `ddim` from the clamped x_0 instead of the network.
+    pub use_clipped_model_output: bool,
     /// Seed of the noise; the same every time, so that pictures can be compared.
     pub seed: u64,
 }
 
 impl Default for SampleConfig {
     fn default() -> Self {
-        Self { every: 5000, num: 16, sampler: SamplerKind::Ddim, steps: 50, seed: 0 }
+        Self { every: 5000, num: 16, sampler: SamplerKind::Ddim, steps: 50, use_clipped_model_output: false, seed: 0 }
     }
 }
 

@@ -54,6 +54,7 @@ pub(crate) fn sampler_config(config: &TrainConfig) -> SamplerConfig {
         sampler: sample.sampler,
         steps: Some(sample.steps),
         eta: 0.0,
+        use_clipped_model_output: sample.use_clipped_model_output,
         spacing: sample.sampler.default_spacing(),
     }
 }
