@@ -23,6 +23,9 @@ fn every_command_explains_itself_with_an_example() {
     let place = empty_place();
     let commands = [
         "train",
+        "runs",
+        "plot",
+        "fork",
         "sample",
         "eval nll",
         "data inspect",

@@ -27,6 +27,8 @@ mod listen;
 pub mod output;
 mod pack;
 mod places;
+#[cfg(feature = "plot")]
+mod plot;
 mod push;
 mod runs;
 mod sample;
@@ -84,6 +86,8 @@ fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
     match command {
         Command::Train(args) => return train::run(&args, output),
         Command::Runs(args) => runs::run(&args, output)?,
+        #[cfg(feature = "plot")]
+        Command::Plot(args) => plot::run(&args, output)?,
         Command::Fork(args) => fork::run(&args, output)?,
         Command::Sample(args) => sample::run(&args, output)?,
         Command::Eval(EvalCommand::Nll(args)) => return eval::nll(&args, output),

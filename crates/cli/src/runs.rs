@@ -41,6 +41,36 @@ pub(super) fn run(args: &RunsArgs, output: &Output) -> Result<(), Failure> {
     output.result(&lines, || if lines.is_empty() { none_in(&args.dir) } else { text(&lines) })
 }
 
+/// The run in `root`, for a command that is about this one.
+///
+/// # Errors
+/// Exit code 2 where there is no run; 6 where its record cannot be read.
+pub(super) fn open_run(root: &Path) -> Result<RunView, Failure> {
+    let hint = "name a run directory (runs/NAME); `ddpm runs` lists them";
+    match RunView::open(root) {
+        Ok(Some(run)) => Ok(run),
+        Ok(None) => Err(Failure::new(ExitCode::Usage, format!("{}: there is no run", root.display())).hint(hint)),
+        Err(error) => {
+            let message = format!("{}: the run cannot be read", root.display());
+            Err(Failure::caused_by(ExitCode::Checkpoint, message, &error).hint(error.help()))
+        }
+    }
+}
+
+/// The name of the run in `root`.
+pub(super) fn name_of(root: &Path) -> String {
+    let name = root.canonicalize().ok().and_then(|root| Some(root.file_name()?.to_owned()));
+    name.unwrap_or_else(|| root.as_os_str().to_owned()).to_string_lossy().into_owned()
+}
+
+/// A name for each of several runs: that of its directory, or its whole path where two are called the same.
+pub(super) fn names_of(runs: &[RunView]) -> Vec<String> {
+    let short: Vec<String> = runs.iter().map(|run| name_of(run.paths.root())).collect();
+    let is_unique = |name: &String| short.iter().filter(|other| *other == name).count() == 1;
+    let whole = |run: &RunView| run.paths.root().display().to_string();
+    runs.iter().zip(&short).map(|(run, name)| if is_unique(name) { name.clone() } else { whole(run) }).collect()
+}
+
 fn none_in(dir: &Path) -> String {
     format!("no runs in {}", dir.display())
 }
@@ -50,9 +80,8 @@ impl<'a> Line<'a> {
         let root = run.paths.root();
         let status = run.status.as_ref();
         let running = run.state == RunState::Running;
-        let root_name = root.canonicalize().ok().and_then(|root| Some(root.file_name()?.to_owned()));
         Self {
-            name: root_name.unwrap_or_else(|| root.as_os_str().to_owned()).to_string_lossy().into_owned(),
+            name: name_of(root),
             run_dir: root,
             state: run.state,
             step: run.step(),
