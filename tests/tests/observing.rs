@@ -65,3 +65,44 @@ fn a_loss_that_was_not_finite_leaves_a_gap() {
     run.write("runs/tiny/metrics.jsonl", metrics.replace(line, &gone) + "{\"step\": 7, \"lo");
     assert_eq!(run.ddpm("plot runs/tiny").json()["curves"][0]["points"], 5);
 }
+
+#[test]
+fn equal_runs_are_equal_to_the_bit_and_the_first_difference_of_others_is_named() {
+    let run = trained_run(&["train.steps=20", "log.every=1"]);
+    run.train().arg("--run-dir=runs/again").succeeds();
+    let same = run.ddpm("compare runs/tiny runs/again").json();
+    assert_eq!(same["config"], json!([]));
+    assert_eq!((&same["data"]["same"], &same["data"]["a"]["images"]), (&json!(true), &json!(10_000)));
+    assert_eq!(same["weights"], json!({"step": 20, "same": true}));
+    let curves = &same["curves"];
+    assert_eq!((&curves["common_steps"], &curves["first_difference"]), (&json!(20), &json!(null)));
+    run.ddpm("compare runs/tiny runs/again")
+        .succeeds()
+        .stdout_has("configuration: the same")
+        .stdout_has("metrics: equal to the bit at all 20 common steps, up to 20");
+
+    // A branch of the run, which goes on in another way.
+    run.ddpm("fork runs/again --at 10 --to runs/slower").succeeds();
+    let slower = run.ddpm("train runs/slower --set train.lr=1e-4 --accept train.lr --set log.every=2");
+    slower.succeeds();
+    let other = run.ddpm("compare runs/tiny runs/slower").json();
+    let keys: Vec<_> = other["config"].as_array().unwrap().iter().collect();
+    let [lr, every] = keys[..] else { panic!("{other}") };
+    let want = json!({"key": "train.lr", "a": 1e-3, "b": 1e-4, "default": 2e-4, "changes_results": true});
+    assert_eq!((lr, &every["key"], &every["changes_results"]), (&want, &json!("log.every"), &json!(false)));
+    assert_eq!((&other["weights"]["step"], &other["weights"]["same"]), (&json!(20), &json!(false)));
+    assert_eq!(other["curves"]["first_difference"], 12, "what is logged every other step is a mean of two");
+    assert_eq!(other["runs"][1]["accepted"], json!(["train.lr: 0.001 -> 1e-4"]));
+    let text = run.ddpm("compare runs/tiny runs/slower").succeeds();
+    text.stdout_has("* train.lr").stdout_has("they differ from step 12 on").stdout_has("weights: different at step 20");
+}
+
+#[test]
+fn a_run_without_checkpoint_or_metrics_can_be_compared_too() {
+    let run = trained_run(&["train.steps=4", "log.every=0"]);
+    run.train().arg("--run-dir=runs/bad").set("train.lr=1e30").set("train.max_bad_steps=0").fails_with(5);
+    let compared = run.ddpm("compare runs/tiny runs/bad").json();
+    assert_eq!((&compared["data"]["same"], &compared["weights"]), (&json!(null), &json!(null)));
+    run.ddpm("compare runs/tiny runs/bad").succeeds().stdout_has("metrics: no step that both have logged");
+    run.ddpm("compare runs/tiny nowhere").fails_with(2).stderr_has("nowhere: there is no run");
+}

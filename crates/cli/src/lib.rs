@@ -13,6 +13,7 @@
 pub mod args;
 mod bench;
 mod check;
+mod compare;
 mod config;
 mod data;
 mod doctor;
@@ -88,6 +89,7 @@ fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
         Command::Runs(args) => runs::run(&args, output)?,
         #[cfg(feature = "plot")]
         Command::Plot(args) => plot::run(&args, output)?,
+        Command::Compare(args) => compare::run(&args, output)?,
         Command::Fork(args) => fork::run(&args, output)?,
         Command::Sample(args) => sample::run(&args, output)?,
         Command::Eval(EvalCommand::Nll(args)) => return eval::nll(&args, output),

@@ -1,10 +1,13 @@
 //! `ddpm runs`: lists runs and their progress.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use ddpm_run::durable::io_help;
 use ddpm_run::{RunState, RunView};
 use serde::Serialize;
+use serde_json::json;
 
 use super::args::RunsArgs;
 use super::output::{Align, Output, Table};
@@ -57,6 +60,17 @@ pub(super) fn open_run(root: &Path) -> Result<RunView, Failure> {
     }
 }
 
+/// The failure to read a run's file at `path`.
+pub(super) fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    let message = format!("{}: cannot be read", path.display());
+    Failure::caused_by(ExitCode::Other, message, error).hint(io_help(error, path))
+}
+
+/// A state, as `--json` names it.
+pub(super) fn state_name(state: RunState) -> String {
+    json!(state).as_str().unwrap_or_default().to_owned()
+}
+
 /// The name of the run in `root`.
 pub(super) fn name_of(root: &Path) -> String {
     let name = root.canonicalize().ok().and_then(|root| Some(root.file_name()?.to_owned()));
@@ -105,10 +119,9 @@ fn text(lines: &[Line<'_>]) -> String {
     let or_nothing = |number: Option<String>| number.unwrap_or_default();
     for line in lines {
         let step = line.steps.map_or_else(|| line.step.to_string(), |steps| format!("{}/{steps}", line.step));
-        let state = serde_json::to_value(line.state).unwrap_or_default();
         table.row(&[
             &line.name,
-            &state.as_str().unwrap_or_default(),
+            &state_name(line.state),
             &step,
             &or_nothing(line.loss.map(|loss| format!("{loss:.4}"))),
             &or_nothing(line.images_per_s.map(|speed| format!("{speed:.0}"))),

@@ -34,6 +34,19 @@ pub struct ForkArgs {
     pub to: PathBuf,
 }
 
+/// `ddpm compare`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Example:
+  ddpm compare runs/quickstart runs/slower")]
+pub struct CompareArgs {
+    /// A run directory
+    #[arg(value_name = "RUN_A", value_parser = path())]
+    pub a: PathBuf,
+    /// Another one
+    #[arg(value_name = "RUN_B", value_parser = path())]
+    pub b: PathBuf,
+}
+
 /// `ddpm plot`
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:

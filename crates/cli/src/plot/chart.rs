@@ -1,5 +1,7 @@
 //! The page: curves over the steps, with a line for each run above them and marks where a run turned.
 
+use std::ops::Range;
+
 use ddpm_run::{Turn, TurnKind};
 use plotters::coord::Shift;
 use plotters::prelude::{
@@ -45,14 +47,21 @@ type Drawn<B> = plotters::prelude::DrawResult<(), B>;
 
 /// What is drawn.
 pub(super) struct Figure {
-    pub(super) title: String,
-    /// Beside the vertical axis: what it shows, with its unit.
-    pub(super) quantity: String,
-    pub(super) scale: Scale,
+    title: String,
+    /// Beside the vertical axis.
+    quantity: String,
+    scale: Scale,
     pub(super) curves: Vec<Curve>,
+    heights: Range<f64>,
 }
 
 impl Figure {
+    /// What is drawn of at least one curve, each with points; `quantity` says what it shows, with its unit.
+    pub(super) fn new(title: String, quantity: String, scale: Scale, curves: Vec<Curve>) -> Self {
+        let heights = heights(scale, &curves);
+        Self { title, quantity, scale, curves, heights }
+    }
+
     /// As an SVG document.
     pub(super) fn svg(&self) -> Result<String, String> {
         let mut text = String::new();
@@ -86,9 +95,9 @@ impl Figure {
         let (header, rest) = area.split_vertically(self.header() * fine);
         self.draw_header(&header, fine)?;
         let steps = self.steps();
-        let heights = self.heights();
+        let heights = &self.heights;
         let x_axis = Axis::new(steps.clone(), even_ticks(steps.start, steps.end));
-        let y_axis = Axis::new(heights.clone(), self.scale.ticks(&heights));
+        let y_axis = Axis::new(heights.clone(), self.scale.ticks(heights));
         let mut chart = ChartBuilder::on(&rest)
             .margin_right(28 * fine)
             .margin_bottom(8 * fine)
@@ -180,7 +189,7 @@ impl Figure {
         fine: u32,
     ) -> Drawn<B> {
         let area = chart.plotting_area();
-        let heights = self.heights();
+        let heights = &self.heights;
         let loud = |turn: &Turn| turn.kind != TurnKind::Resumed;
         let with_text = self.curves.len() == 1 && curve.turns.iter().filter(|turn| loud(turn)).count() <= TEXTS;
         for turn in &curve.turns {
@@ -188,7 +197,7 @@ impl Figure {
             area.draw(&PathElement::new(vec![top, bottom], colour.mix(0.35).stroke_width(fine)))?;
             let base = area.map_coordinate(&bottom);
             let backend = area.strip_coord_spec();
-            let ((left, above), _) = (backend.get_base_pixel(), ());
+            let (left, above) = backend.get_base_pixel();
             for shape in sign(turn.kind, fine) {
                 let lift = 9 * fine.cast_signed();
                 let path = shape.into_iter().map(|(dx, dy)| (base.0 - left + dx, base.1 - above + dy - lift));
@@ -207,30 +216,33 @@ impl Figure {
 
     /// Where a point is drawn: within the page, if it has a place at all.
     fn place(&self, (step, value): (f64, f64)) -> Option<(f64, f64)> {
-        let heights = self.heights();
+        let heights = &self.heights;
         Some((step, self.scale.height(value)?.clamp(heights.start, heights.end)))
     }
 
-    fn steps(&self) -> std::ops::Range<f64> {
+    fn steps(&self) -> Range<f64> {
         let (first, last) = ends(self.curves.iter().flat_map(|curve| &curve.smooth).map(|point| point.0));
         let turns = self.curves.iter().flat_map(|curve| &curve.turns).map(|turn| turn.step as f64);
         let first = if first < 0.1 * last { 0.0 } else { first };
         let last = turns.fold(last, f64::max);
         if last > first { first..last } else { first - 1.0..last + 1.0 }
     }
+}
 
-    /// From the lowest to the highest of the smooth lines, and nearly all of the points; a single outlier may lie on the edge.
-    fn heights(&self) -> std::ops::Range<f64> {
-        let height = |point: &(f64, f64)| self.scale.height(point.1);
-        let lines = self.curves.iter().flat_map(|curve| &curve.smooth).filter_map(height);
-        let mut points: Vec<f64> = self.curves.iter().flat_map(|curve| &curve.points).filter_map(height).collect();
-        points.sort_by(f64::total_cmp);
-        let (rare, last) = (points.len() / 100, points.len().saturating_sub(1));
-        let nearly_all = [points.get(rare), points.get(last - rare)].into_iter().flatten().copied();
-        let (low, high) = ends(lines.chain(nearly_all));
-        let margin = if high > low { 0.05 * (high - low) } else { 0.5 * high.abs().max(f64::MIN_POSITIVE) };
-        low - margin..high + margin
+/// From the lowest to the highest of the smooth lines, and nearly all of the points; a single outlier may lie on the edge.
+fn heights(scale: Scale, curves: &[Curve]) -> Range<f64> {
+    let height = |point: &(f64, f64)| scale.height(point.1);
+    let lines = curves.iter().flat_map(|curve| &curve.smooth).filter_map(height);
+    let mut points: Vec<f64> = curves.iter().flat_map(|curve| &curve.points).filter_map(height).collect();
+    points.sort_by(f64::total_cmp);
+    let (rare, last) = (points.len() / 100, points.len().saturating_sub(1));
+    let nearly_all = [points.get(rare), points.get(last - rare)].into_iter().flatten().copied();
+    let (low, high) = ends(lines.chain(nearly_all));
+    if !low.is_finite() {
+        return 0.0..1.0; // None has a logarithm.
     }
+    let margin = if high > low { 0.05 * (high - low) } else { 0.5 * high.abs().max(1e-12) };
+    low - margin..high + margin
 }
 
 /// The sign of a turn around a point: a bar, a lozenge, a cross.

@@ -18,7 +18,7 @@ use crate::args::{PlotArgs, PlotScale};
 use crate::failure::{ExitCode, Failure};
 use crate::output::Output;
 use crate::places::{Kind, Place, free_name, is_svg, prepare};
-use crate::runs::{names_of, open_run};
+use crate::runs::{names_of, open_run, unreadable};
 use axis::Scale;
 use chart::{Figure, brief, in_words};
 use curve::Curve;
@@ -72,7 +72,7 @@ fn figure(args: &PlotArgs, curves: Vec<Curve>) -> Figure {
     };
     let quantity = quantity(&args.key);
     let title = format!("{} of {whose}", quantity.split(',').next().unwrap_or_default());
-    Figure { title, quantity, scale, curves }
+    Figure::new(title, quantity, scale, curves)
 }
 
 /// What a key shows, with its unit.
@@ -117,11 +117,6 @@ fn text(document: &Document<'_>) -> String {
         }
     }
     text + &format!("plot: {}", document.plot.display())
-}
-
-fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
-    let message = format!("{}: cannot be read", path.display());
-    Failure::caused_by(ExitCode::Other, message, error).hint(io_help(error, path))
 }
 
 /// The refusal of a key that a run has not logged.
