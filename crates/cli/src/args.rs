@@ -19,7 +19,7 @@ mod schedule;
 pub use bench::{BenchArgs, BenchKind};
 pub use eval::{EvalCommand, NllArgs};
 pub use exchange::{ExportArgs, ImportArgs, PushArgs};
-pub use runs::{ForkArgs, RunsArgs};
+pub use runs::{CompareArgs, ForkArgs, PlotArgs, PlotScale, RunsArgs};
 pub use sample::{SAMPLE_IMAGES, SampleArgs};
 pub use schedule::ScheduleArgs;
 
@@ -59,6 +59,11 @@ pub enum Command {
     Train(TrainArgs),
     /// List runs: how far they are, and what became of them
     Runs(RunsArgs),
+    /// Draw the loss curves of runs, as PNG or SVG
+    #[cfg(feature = "plot")]
+    Plot(PlotArgs),
+    /// Say what two runs differ in: configuration, data, weights, losses
+    Compare(CompareArgs),
     /// Begin a branch of a run, from one of its checkpoints on
     Fork(ForkArgs),
     /// Draw images from a trained model

@@ -13,6 +13,7 @@
 pub mod args;
 mod bench;
 mod check;
+mod compare;
 mod config;
 mod data;
 mod doctor;
@@ -27,6 +28,8 @@ mod listen;
 pub mod output;
 mod pack;
 mod places;
+#[cfg(feature = "plot")]
+mod plot;
 mod push;
 mod runs;
 mod sample;
@@ -87,6 +90,9 @@ fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
     match command {
         Command::Train(args) => return train::run(&args, output),
         Command::Runs(args) => runs::run(&args, output)?,
+        #[cfg(feature = "plot")]
+        Command::Plot(args) => plot::run(&args, output)?,
+        Command::Compare(args) => compare::run(&args, output)?,
         Command::Fork(args) => fork::run(&args, output)?,
         Command::Sample(args) => sample::run(&args, output)?,
         Command::Eval(EvalCommand::Nll(args)) => return eval::nll(&args, output),
