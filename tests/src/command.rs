@@ -20,7 +20,8 @@ pub struct Ddpm {
     dir: PathBuf,
     args: Vec<OsString>,
     environment: Vec<(String, String)>,
-    ignores_hangups: bool,
+    /// The command that runs it, with its first arguments; none: itself.
+    through: Vec<String>,
 }
 
 impl Ddpm {
@@ -29,7 +30,7 @@ impl Ddpm {
             dir: dir.to_owned(),
             args: args.map(OsString::from).collect(),
             environment: Vec::new(),
-            ignores_hangups: false,
+            through: Vec::new(),
         }
     }
 
@@ -69,7 +70,14 @@ impl Ddpm {
     /// Starts it as `nohup` does.
     #[must_use]
     pub fn ignoring_hangups(mut self) -> Self {
-        self.ignores_hangups = true;
+        self.through = vec!["nohup".to_owned()];
+        self
+    }
+
+    /// Starts it under this umask, such as `077`.
+    #[must_use]
+    pub fn umask(mut self, mask: &str) -> Self {
+        self.through = vec!["sh".to_owned(), "-c".to_owned(), format!("umask {mask}; exec \"$0\" \"$@\"")];
         self
     }
 
@@ -113,11 +121,14 @@ impl Ddpm {
     /// Starts it.
     #[track_caller]
     pub fn spawn(&self) -> Running {
-        let mut command = Command::new(ddpm_binary());
-        if self.ignores_hangups {
-            command = Command::new("nohup");
-            command.arg(ddpm_binary());
-        }
+        let mut command = match &self.through[..] {
+            [] => Command::new(ddpm_binary()),
+            [outer, args @ ..] => {
+                let mut command = Command::new(outer);
+                command.args(args).arg(ddpm_binary());
+                command
+            }
+        };
         command.args(&self.args).current_dir(&self.dir);
         // The environment must not change a result.
         command

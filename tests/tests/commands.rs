@@ -23,6 +23,10 @@ fn every_command_explains_itself_with_an_example() {
     let place = empty_place();
     let commands = [
         "train",
+        "runs",
+        "plot",
+        "compare",
+        "fork",
         "sample",
         "eval nll",
         "data inspect",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use ddpm_data::Format;
-use ddpm_run::shell::{UnsetVariable, expanded};
+use ddpm_run::shell::expanded;
 use ddpm_train::config::{DeviceChoice, Setting};
 use ddpm_train::training::resume::Resume;
 
@@ -19,7 +19,7 @@ mod schedule;
 pub use bench::{BenchArgs, BenchKind};
 pub use eval::{EvalCommand, NllArgs};
 pub use exchange::{ExportArgs, ImportArgs, PushArgs};
-pub use runs::{ForkArgs, RunsArgs};
+pub use runs::{CompareArgs, ForkArgs, PlotArgs, PlotScale, RunsArgs};
 pub use sample::{SAMPLE_IMAGES, SampleArgs};
 pub use schedule::ScheduleArgs;
 
@@ -59,6 +59,11 @@ pub enum Command {
     Train(TrainArgs),
     /// List runs: how far they are, and what became of them
     Runs(RunsArgs),
+    /// Draw the loss curves of runs, as PNG or SVG
+    #[cfg(feature = "plot")]
+    Plot(PlotArgs),
+    /// Say what two runs differ in: configuration, data, weights, losses
+    Compare(CompareArgs),
     /// Begin a branch of a run, from one of its checkpoints on
     Fork(ForkArgs),
     /// Draw images from a trained model
@@ -169,7 +174,7 @@ pub enum DataCommand {
   ddpm data inspect photos/ --preview photos.png")]
 pub struct InspectArgs {
     /// What to look at: anything that data.source may be
-    #[arg(value_parser = expanded)]
+    #[arg(value_parser = source)]
     pub source: String,
     /// How the images are stored: auto, folder, parquet, webdataset, arrow, idx or cifar
     #[arg(long, default_value = "auto", value_name = "NAME", value_parser = format)]
@@ -192,7 +197,7 @@ Examples:
 #[command(group = clap::ArgGroup::new("what").required(true).args(["size", "original"]))]
 pub struct PackArgs {
     /// What to pack: anything that data.source may be
-    #[arg(value_parser = expanded)]
+    #[arg(value_parser = source)]
     pub source: String,
     /// The folder to write; a new one, or one that was begun
     #[arg(long, value_name = "DIR", value_parser = path())]
@@ -311,14 +316,19 @@ pub struct ForwardArgs {
 /// A path, with `~` and variables at its start as in a configuration.
 pub(super) fn path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().try_map(|path| match path.to_str() {
-        Some(text) => expanded(text).map(PathBuf::from),
+        Some(text) => source(text).map(PathBuf::from),
         None => Ok(path.into()),
     })
 }
 
+/// A place of data, likewise. The message names no path, because clap's does.
+pub(super) fn source(text: &str) -> Result<String, String> {
+    expanded(text).map_err(|error| error.reason())
+}
+
 /// Where a run resumes from, which may be a path.
-fn resume(text: &str) -> Result<Resume, UnsetVariable> {
-    expanded(text).map(|text| text.as_str().into())
+fn resume(text: &str) -> Result<Resume, String> {
+    source(text).map(|text| text.as_str().into())
 }
 
 /// A format's name, as in `data.format`.

@@ -138,7 +138,10 @@ fn text(plan: &TrainPlan, needs: &Needs, verdict: &str) -> String {
     let config = plan.config();
     let mut table = Table::new(&[Align::Left, Align::Left]);
     if let Some((images, epochs)) = needs.images.zip(needs.epochs) {
-        table.row(&[&"images", &format!("{images} of {}, each seen {epochs:.1} times", config.data.source)]);
+        table.row(&[
+            &"images",
+            &format!("{images} of {}, each seen {epochs:.1} times", ddpm_data::without_query(&config.data.source)),
+        ]);
     }
     table.row(&[&"parameters", &format!("{} in {} tensors", grouped(needs.parameters), needs.tensors)]);
     if let Some(memory) = needs.memory_bytes {

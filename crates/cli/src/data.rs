@@ -23,7 +23,10 @@ const SHOWN: usize = 12;
 pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Outcome, Failure> {
     let place = args.preview.as_deref().map(|path| Place { option: "--preview", path, kind: Kind::Png });
     place.iter().try_for_each(|place| place.refuse_inside(Path::new(&args.source)))?;
-    let source = ddpm_data::open(&args.source, &OpenOptions { format: args.format, split: args.split.clone() })?;
+    let source = ddpm_data::open(
+        &args.source,
+        &OpenOptions { format: args.format, split: args.split.clone(), ..OpenOptions::default() },
+    )?;
     prepare(&place.into_iter().collect::<Vec<_>>())?;
     let total = source.len();
     tracing::debug!("reading {}", source.describe());

@@ -15,6 +15,7 @@ use ddpm_kernels::KernelError;
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::DiffusionError;
 use ddpm_model::unet::UNetConfigError;
+use ddpm_run::secrets::masked;
 use ddpm_train::config::{ConfigError, DeviceError};
 use ddpm_train::error::chain;
 use ddpm_train::report::ReportError;
@@ -166,21 +167,21 @@ impl Failure {
     pub fn document(&self) -> serde_json::Value {
         json!({"error": {
             "code": self.code as u8,
-            "message": self.message,
-            "causes": self.causes,
-            "hint": self.hint,
+            "message": masked(&self.message),
+            "causes": self.causes.iter().map(|cause| masked(cause)).collect::<Vec<_>>(),
+            "hint": self.hint.as_deref().map(masked),
         }})
     }
 }
 
-/// The text for a terminal: `error: ...`, then `cause: ...` and `help: ...` lines, indented.
+/// Secrets are masked here and in the document, at the one edge that every error passes. The text for a terminal: `error: ...`, then `cause: ...` and `help: ...` lines, indented.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.message)?;
+        write!(f, "error: {}", masked(&self.message))?;
         let labelled =
             self.causes.iter().map(|cause| ("cause", cause)).chain(self.hint.iter().map(|hint| ("help", hint)));
         for (label, text) in labelled {
-            write!(f, "\n  {label}: {}", text.replace('\n', "\n        "))?;
+            write!(f, "\n  {label}: {}", masked(text).replace('\n', "\n        "))?;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@
 pub mod args;
 mod bench;
 mod check;
+mod compare;
 mod config;
 mod data;
 mod doctor;
@@ -27,6 +28,8 @@ mod listen;
 pub mod output;
 mod pack;
 mod places;
+#[cfg(feature = "plot")]
+mod plot;
 mod push;
 mod runs;
 mod sample;
@@ -38,11 +41,13 @@ mod threads;
 mod train;
 mod trajectory;
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
+use ddpm_run::secrets::masked;
 
 use crate::failure::{ExitCode, Failure, Outcome, after_panic, install_panic_hook};
 use crate::listen::screen::Screen;
@@ -53,6 +58,7 @@ pub use output::{Align, Output, Table};
 /// The whole program.
 pub fn main() -> std::process::ExitCode {
     install_panic_hook();
+    ddpm_run::disk::limit_modes();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return not_a_command(&error),
@@ -84,6 +90,9 @@ fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
     match command {
         Command::Train(args) => return train::run(&args, output),
         Command::Runs(args) => runs::run(&args, output)?,
+        #[cfg(feature = "plot")]
+        Command::Plot(args) => plot::run(&args, output)?,
+        Command::Compare(args) => compare::run(&args, output)?,
         Command::Fork(args) => fork::run(&args, output)?,
         Command::Sample(args) => sample::run(&args, output)?,
         Command::Eval(EvalCommand::Nll(args)) => return eval::nll(&args, output),
@@ -111,8 +120,13 @@ fn not_a_command(error: &clap::Error) -> std::process::ExitCode {
     if json && !asked_for {
         Output::new(true, &Arc::new(Screen::stderr()), false).failure(&usage_failure(error));
     } else {
-        // Fails only if the stream is closed.
-        let _ = error.print();
+        match masked(&error.to_string()) {
+            // Fails only if the stream is closed.
+            Cow::Borrowed(_) => {
+                let _ = error.print();
+            }
+            Cow::Owned(text) => eprint!("{text}"),
+        }
     }
     if asked_for { std::process::ExitCode::SUCCESS } else { ExitCode::Usage.into() }
 }

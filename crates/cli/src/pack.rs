@@ -18,7 +18,10 @@ const SHOWN: usize = 12;
 /// Writes a source as tar shards.
 pub(super) fn run(args: &PackArgs, output: &Output) -> Result<(), Failure> {
     Place { option: "--to", path: &args.to, kind: Kind::Folder }.refuse_inside(Path::new(&args.source))?;
-    let source = ddpm_data::open(&args.source, &OpenOptions { format: args.format, split: args.split.clone() })?;
+    let source = ddpm_data::open(
+        &args.source,
+        &OpenOptions { format: args.format, split: args.split.clone(), ..OpenOptions::default() },
+    )?;
     source.notices().iter().for_each(|notice| tracing::info!("{notice}"));
     let config = PackConfig {
         pack_as: args.size.map_or(PackAs::Original, PackAs::Size),

@@ -21,6 +21,8 @@ pub(super) struct Place<'a> {
 pub(super) enum Kind {
     /// One picture.
     Png,
+    /// One picture, or a drawing (SVG).
+    Plot,
     /// One picture where the name ends in .png, else a folder of them.
     PngOrFolder,
     /// A folder of other files.
@@ -34,6 +36,11 @@ pub(super) enum Kind {
 /// Whether `--out` names a picture, and not a folder for many.
 pub(super) fn wants_grid(out: &Path) -> bool {
     has_extension(out, "png") && !out.is_dir()
+}
+
+/// Whether a drawing is to be written, and not pixels.
+pub(super) fn is_svg(out: &Path) -> bool {
+    has_extension(out, "svg")
 }
 
 /// Makes the folders that `places` need, and refuses invalid names.
@@ -60,11 +67,14 @@ impl Place<'_> {
             let message = format!("{option} {}: {what}", path.display());
             Err(Failure::new(ExitCode::Usage, message).hint(hint))
         };
-        if matches!(kind, Kind::Png | Kind::Safetensors | Kind::Trace) && path.is_dir() {
+        if matches!(kind, Kind::Png | Kind::Plot | Kind::Safetensors | Kind::Trace) && path.is_dir() {
             return refuse("a folder is there", "give it the name of a file");
         }
         match kind {
             Kind::Png if !has_extension(path, "png") => refuse("a PNG is written", "give it a name that ends in .png"),
+            Kind::Plot if !has_extension(path, "png") && !is_svg(path) => {
+                refuse("a PNG or an SVG is written", "give it a name that ends in .png or .svg")
+            }
             Kind::PngOrFolder if is_other_picture(path) && !path.is_dir() => {
                 refuse("only PNGs are written", "give it a name that ends in .png")
             }
@@ -124,12 +134,18 @@ pub(super) fn out(named: Option<&Path>, data: &str) -> Result<PathBuf, Failure> 
         Place { option: "--out", path, kind: Kind::PngOrFolder }.refuse_inside(Path::new(data))?;
         return Ok(path.to_owned());
     }
-    let name =
-        |number: u32| PathBuf::from(if number == 1 { "samples.png".into() } else { format!("samples-{number}.png") });
-    let taken = |path: &PathBuf| path.symlink_metadata().is_ok();
-    let path = (1..=u32::MAX).map(name).find(|path| !taken(path)).unwrap_or_else(|| name(1));
+    let path = free_name("samples", "png");
     Place { option: "--out", path: &path, kind: Kind::PngOrFolder }.refuse_inside(Path::new(data))?;
     Ok(path)
+}
+
+/// A name in the current directory that is not taken: `stem.extension`, `stem-2.extension`, ...
+pub(super) fn free_name(stem: &str, extension: &str) -> PathBuf {
+    let name = |number: u32| {
+        PathBuf::from(if number == 1 { format!("{stem}.{extension}") } else { format!("{stem}-{number}.{extension}") })
+    };
+    let taken = |path: &PathBuf| path.symlink_metadata().is_ok();
+    (1..=u32::MAX).map(name).find(|path| !taken(path)).unwrap_or_else(|| name(1))
 }
 
 /// Refuses a folder in which pictures would stay beside the `num` new ones: a score of all would be that of neither.

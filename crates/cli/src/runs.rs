@@ -1,10 +1,13 @@
 //! `ddpm runs`: lists runs and their progress.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use ddpm_run::durable::io_help;
 use ddpm_run::{RunState, RunView};
 use serde::Serialize;
+use serde_json::json;
 
 use super::args::RunsArgs;
 use super::output::{Align, Output, Table};
@@ -41,6 +44,47 @@ pub(super) fn run(args: &RunsArgs, output: &Output) -> Result<(), Failure> {
     output.result(&lines, || if lines.is_empty() { none_in(&args.dir) } else { text(&lines) })
 }
 
+/// The run in `root`, for a command that is about this one.
+///
+/// # Errors
+/// Exit code 2 where there is no run; 6 where its record cannot be read.
+pub(super) fn open_run(root: &Path) -> Result<RunView, Failure> {
+    let hint = "name a run directory (runs/NAME); `ddpm runs` lists them";
+    match RunView::open(root) {
+        Ok(Some(run)) => Ok(run),
+        Ok(None) => Err(Failure::new(ExitCode::Usage, format!("{}: there is no run", root.display())).hint(hint)),
+        Err(error) => {
+            let message = format!("{}: the run cannot be read", root.display());
+            Err(Failure::caused_by(ExitCode::Checkpoint, message, &error).hint(error.help()))
+        }
+    }
+}
+
+/// The failure to read a run's file at `path`.
+pub(super) fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    let message = format!("{}: cannot be read", path.display());
+    Failure::caused_by(ExitCode::Other, message, error).hint(io_help(error, path))
+}
+
+/// A state, as `--json` names it.
+pub(super) fn state_name(state: RunState) -> String {
+    json!(state).as_str().unwrap_or_default().to_owned()
+}
+
+/// The name of the run in `root`.
+pub(super) fn name_of(root: &Path) -> String {
+    let name = root.canonicalize().ok().and_then(|root| Some(root.file_name()?.to_owned()));
+    name.unwrap_or_else(|| root.as_os_str().to_owned()).to_string_lossy().into_owned()
+}
+
+/// A name for each of several runs: that of its directory, or its whole path where two are called the same.
+pub(super) fn names_of(runs: &[RunView]) -> Vec<String> {
+    let short: Vec<String> = runs.iter().map(|run| name_of(run.paths.root())).collect();
+    let is_unique = |name: &String| short.iter().filter(|other| *other == name).count() == 1;
+    let whole = |run: &RunView| run.paths.root().display().to_string();
+    runs.iter().zip(&short).map(|(run, name)| if is_unique(name) { name.clone() } else { whole(run) }).collect()
+}
+
 fn none_in(dir: &Path) -> String {
     format!("no runs in {}", dir.display())
 }
@@ -50,9 +94,8 @@ impl<'a> Line<'a> {
         let root = run.paths.root();
         let status = run.status.as_ref();
         let running = run.state == RunState::Running;
-        let root_name = root.canonicalize().ok().and_then(|root| Some(root.file_name()?.to_owned()));
         Self {
-            name: root_name.unwrap_or_else(|| root.as_os_str().to_owned()).to_string_lossy().into_owned(),
+            name: name_of(root),
             run_dir: root,
             state: run.state,
             step: run.step(),
@@ -76,10 +119,9 @@ fn text(lines: &[Line<'_>]) -> String {
     let or_nothing = |number: Option<String>| number.unwrap_or_default();
     for line in lines {
         let step = line.steps.map_or_else(|| line.step.to_string(), |steps| format!("{}/{steps}", line.step));
-        let state = serde_json::to_value(line.state).unwrap_or_default();
         table.row(&[
             &line.name,
-            &state.as_str().unwrap_or_default(),
+            &state_name(line.state),
             &step,
             &or_nothing(line.loss.map(|loss| format!("{loss:.4}"))),
             &or_nothing(line.images_per_s.map(|speed| format!("{speed:.0}"))),

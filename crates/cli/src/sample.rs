@@ -209,7 +209,13 @@ fn sampler(args: &SampleArgs, timesteps: usize) -> SamplerConfig {
         SamplerKind::Dpm => Some(DPM_STEPS.min(timesteps)),
         SamplerKind::Ddpm => Some(timesteps),
     };
-    SamplerConfig { sampler: args.sampler, steps: args.steps.or(default_steps), eta: args.eta, spacing }
+    SamplerConfig {
+        sampler: args.sampler,
+        steps: args.steps.or(default_steps),
+        eta: args.eta,
+        use_clipped_model_output: args.use_clipped_model_output,
+        spacing,
+    }
 }
 
 /// Where the images begin. An interpolation between two seeds must change only the latent.

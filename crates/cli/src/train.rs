@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use ddpm_data::DataError;
+use ddpm_run::secrets::masked;
 use ddpm_run::shell;
+use ddpm_train::Error;
 use ddpm_train::config::{Resolved, Setting, TrainPlan};
 use ddpm_train::training::accept::Accept;
 use ddpm_train::training::resume::Resume;
@@ -22,7 +25,13 @@ pub(super) fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure>
         return dry_run(args, output);
     }
     let plan = TrainPlan::new(&Resolved::load(&args.config, &args.settings())?)?;
-    let summary = train(&plan, &options(args)?)?;
+    let summary = match train(&plan, &options(args)?) {
+        Err(Error::Data(DataError::Stopped)) => {
+            tracing::warn!("stopped while the data was opened: the same command begins again");
+            return Ok(Outcome::Stopped);
+        }
+        summary => summary?,
+    };
     output.result(&document(&summary), || text(&summary))?;
     Ok(if summary.stopped.is_some() { Outcome::Stopped } else { Outcome::Done })
 }
@@ -81,9 +90,16 @@ fn document(summary: &Summary) -> serde_json::Value {
     })
 }
 
-/// The command as it was typed.
+/// The command as it was typed, but for secrets: it is kept with the run and goes on its card.
 pub(super) fn this_command() -> Vec<String> {
-    std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect()
+    std::env::args_os().map(|arg| masked(without_signature(&arg.to_string_lossy())).into_owned()).collect()
+}
+
+/// An argument without the query of a web address in it, which may be a signature.
+fn without_signature(arg: &str) -> &str {
+    let address = ["https://", "http://"].iter().find_map(|scheme| arg.find(scheme));
+    let query = address.and_then(|start| Some(start + arg[start..].find('?')?));
+    query.map_or(arg, |end| &arg[..end])
 }
 
 fn text(summary: &Summary) -> String {

@@ -15,7 +15,7 @@ use crate::decode::{Crop, Transform, decode};
 use crate::error::{DataError, shown};
 use crate::fitting::{Fitted, Fitting};
 use crate::format::{RawImage, Source, read_each};
-use crate::order::Order;
+use crate::order::{Order, Shuffle};
 use crate::origin::Origin;
 
 /// How far a replacement for a corrupt sample is looked for. So many in a row mean that the source is broken.
@@ -41,6 +41,8 @@ pub struct LoaderConfig {
     pub share: Share,
     /// Where in the order of the images the steps begin.
     pub origin: Origin,
+    /// Which order (`data.shuffle_window`).
+    pub shuffle: Shuffle,
     /// Height and width of the batches' images (`data.image_size`).
     pub image_size: usize,
     /// 1 (grey) or 3 (RGB) (`data.channels`).
@@ -126,7 +128,7 @@ impl Batcher {
         if let Some(num_classes) = config.num_classes.filter(|_| !source.has_labels()) {
             return Err(DataError::NoLabels { num_classes, place: source.describe() });
         }
-        let order = Order::new(config.seed, source.len() as u64);
+        let order = Order::new(config.seed, source.len() as u64, config.shuffle.for_source(source.is_far()));
         Ok(Self { source, config, transform, order })
     }
 
@@ -169,6 +171,21 @@ impl Batcher {
         })?;
         let batch = Batch { images, shape: [n, size, size, self.config.channels], labels, ids };
         Ok(Made { batch, unreadable: met.unreadable, fitted: met.fitted })
+    }
+
+    /// Has the store fetch what is needed about a window after `step`, so that a window's end is no pause.
+    pub(crate) fn fetch_ahead(&self, step: u64) -> Result<(), DataError> {
+        let len = self.source.len() as u64;
+        let positions = self.config.origin.positions(self.config.share, step);
+        let ahead = positions.map_while(|position| self.order.ahead(position / len, position % len));
+        let mut indices: Vec<usize> = ahead.map(|index| index as usize).collect();
+        indices.sort_unstable();
+        if indices.is_empty() { Ok(()) } else { self.source.will_need(&indices) }
+    }
+
+    /// Whether [`fetch_ahead`](Self::fetch_ahead) does anything.
+    pub(crate) fn fetches_ahead(&self) -> bool {
+        self.source.is_far() && self.order.ahead(0, 0).is_some()
     }
 
     /// The index of the sample `further` places behind `position` in the order of its epoch, which starts again at its

@@ -5,12 +5,15 @@
 //! skipped (`data.on_corrupt`); everything else ends the run.
 
 mod help;
+mod refusal;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
 
+pub use self::refusal::Refusal;
+
 /// The formats [`crate::open`] reads, for messages.
-pub(crate) const WORKS_TODAY: &str = "builtin:fashion10k, a folder of images (png, jpg, webp, gif, bmp, tiff), .parquet files, .tar shards, or an Arrow, IDX or CIFAR folder";
+pub(crate) const WORKS_TODAY: &str = "builtin:fashion10k, a folder of images (png, jpg, webp, gif, bmp, tiff), .parquet files, .tar shards, or an Arrow, IDX or CIFAR folder; on a disk, or behind s3://, gs://, az://, https:// or hf://datasets/";
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -34,17 +37,33 @@ pub enum DataError {
         cause: std::io::Error,
     },
     /// A file has changed since the start.
-    #[error("{}: the file has changed since it was listed: {then} bytes then, {now} now", path.display())]
+    #[error("{}: the file has changed since it was listed: {what}", path.display())]
     Changed {
         /// Where.
         path: PathBuf,
-        /// Its size in bytes when it was listed.
-        then: u64,
-        /// Its size now.
-        now: u64,
+        /// What is other than it was.
+        what: String,
+    },
+    /// A store behind a network does not give this.
+    #[error("{}: {refusal}", place.display())]
+    Refused {
+        /// The object, or the folder.
+        place: PathBuf,
+        /// Why not.
+        refusal: Refusal,
+    },
+    /// `data.source` is an address that cannot be one of data.
+    #[error("data.source = {found}: {reason}")]
+    BadAddress {
+        /// The source, without its query.
+        found: String,
+        /// What is wrong.
+        reason: String,
+        /// What to write.
+        help: &'static str,
     },
     /// The whole source is out of reach, so that no sample of it can be judged.
-    #[error("{}: the data cannot be reached any more: {reason}", place.display())]
+    #[error("{}: the data cannot be reached: {reason}", place.display())]
     Unavailable {
         /// The folder, or the server.
         place: PathBuf,
@@ -319,8 +338,8 @@ pub enum DataError {
         /// What is wrong, and where.
         reason: String,
     },
-    /// The loader was asked again after it had returned an error.
-    #[error("the data loader has stopped after an earlier error")]
+    /// The loader was asked again after it had returned an error; or the run is to stop, and a store was waited for.
+    #[error("reading the data was stopped")]
     Stopped,
 }
 
@@ -332,6 +351,7 @@ impl DataError {
             Self::UnknownBuiltin { .. }
                 | Self::Unsupported { .. }
                 | Self::OtherFormat { .. }
+                | Self::BadAddress { .. }
                 | Self::BadPattern { .. }
                 | Self::PackTarget { .. }
                 | Self::FormatMismatch { .. }

@@ -5,7 +5,7 @@
 //! ```
 //! - `store`: files, listed once and read in pieces, on a disk or elsewhere.
 //! - [`open`] turns `data.source` into a [`Source`]: anything that answers `len()` and `read(i)`.
-//! - `order`: the permutation of each epoch, computed and not stored.
+//! - `order`: the permutation of each epoch, computed and not stored; in windows over a network.
 //! - [`Batcher`] makes batch `k`, a pure function of (seed, source, settings, `k`); [`Loader`] runs it in threads,
 //!   ahead of the training step, and changes nothing about the result.
 //! - [`pack()`] writes any source as tar shards, decoded and cut once.
@@ -32,10 +32,13 @@ mod testing;
 pub use batch::{Batch, Batcher, LoaderConfig, OnCorrupt, Unreadable};
 pub use ddpm_kernels::share::Share;
 pub use decode::Crop;
-pub use error::{DataError, shown};
+pub use error::{DataError, Refusal, shown};
 pub use fitting::{Background, Fit, Fitting};
-pub use format::{Format, OpenOptions, RawImage, Source, open, with_classes};
+pub use format::{Format, Objects, OpenOptions, RawImage, Source, open, with_classes};
 pub use inspect::{Counts, Inspection, Preview, inspect};
 pub use loader::Loader;
+pub use order::Shuffle;
 pub use origin::Origin;
 pub use pack::{PackAs, PackConfig, Packed, pack};
+pub use store::StoreOptions;
+pub use store::address::without_query;

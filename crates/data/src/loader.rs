@@ -37,6 +37,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub struct Loader {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// The thread that fetches what workers will need, where the source comes over a network.
+    ahead: Option<JoinHandle<()>>,
     failed: bool,
     seen: usize,
     /// Indices of the corrupt samples met so far.
@@ -52,7 +54,7 @@ struct Shared {
     /// Finished batches and batches in the making that may be ahead of the consumer.
     ahead: u64,
     state: Mutex<State>,
-    /// Signalled when the consumer has taken a batch, or wants the workers to stop.
+    /// Signalled when the consumer has taken a batch, when a worker has claimed one, or when all are to stop.
     room: Condvar,
     /// Signalled when a batch is finished.
     ready: Condvar,
@@ -87,17 +89,32 @@ impl Loader {
         });
         let (corrupt, warnings, notices) = (HashSet::new(), Vec::new(), Vec::new());
         let fitted = Some(Fitted::default());
-        let mut loader =
-            Self { shared, workers: Vec::new(), failed: false, seen: 0, corrupt, warnings, fitted, notices };
+        let mut loader = Self {
+            shared,
+            workers: Vec::new(),
+            ahead: None,
+            failed: false,
+            seen: 0,
+            corrupt,
+            warnings,
+            fitted,
+            notices,
+        };
         for worker in 0..workers {
             let shared = Arc::clone(&loader.shared);
             let thread = Builder::new().name(format!("data-{worker}")).spawn(move || shared.work());
             loader.workers.push(thread.map_err(|cause| DataError::NoThread { worker, cause })?);
         }
+        if loader.shared.batcher.fetches_ahead() {
+            let shared = Arc::clone(&loader.shared);
+            let thread = Builder::new().name("data-ahead".into()).spawn(move || shared.fetch_ahead(first_step));
+            loader.ahead = Some(thread.map_err(|cause| DataError::NoThread { worker: workers, cause })?);
+        }
         Ok(loader)
     }
 
-    /// The next batch, as [`next`](Self::next); `None` if `is_over` says so before it is there, and it is then still the next.
+    /// The next batch, as [`next`](Self::next); `None` if `is_over` says so before it is there: it is then still the next, unless
+    /// a store that was waited for has given it up for the same reason, after which there are no more.
     ///
     /// # Errors
     /// As [`next`](Self::next).
@@ -107,7 +124,10 @@ impl Loader {
                 return Ok(None);
             }
         }
-        self.next().map(Some)
+        match self.next() {
+            Err(DataError::Stopped) if is_over() => Ok(None),
+            next => next.map(Some),
+        }
     }
 
     /// The next batch; waits for it where the workers are behind. After an error there are no more batches.
@@ -169,10 +189,11 @@ impl Drop for Loader {
     fn drop(&mut self) {
         self.shared.stop();
         let start = Instant::now();
-        while start.elapsed() < FAREWELL && !self.workers.iter().all(JoinHandle::is_finished) {
+        let threads: Vec<_> = self.workers.drain(..).chain(self.ahead.take()).collect();
+        while start.elapsed() < FAREWELL && !threads.iter().all(JoinHandle::is_finished) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        for worker in self.workers.drain(..).filter(JoinHandle::is_finished) {
+        for worker in threads.into_iter().filter(JoinHandle::is_finished) {
             // Panics of a worker are caught in `work` and reach the consumer as errors.
             let _ = worker.join();
         }
@@ -194,6 +215,20 @@ impl Shared {
         }
     }
 
+    /// The life of the thread that goes ahead: about a window before the workers, at their pace. What it cannot fetch they will
+    /// ask for again, and tell the consumer about.
+    fn fetch_ahead(&self, first_step: u64) {
+        for step in first_step.. {
+            let early = |s: &mut State| !self.stop.load(Ordering::Relaxed) && s.next_claimed <= step;
+            drop(self.room.wait_while(self.lock(), early).unwrap_or_else(PoisonError::into_inner));
+            let fetch = || self.batcher.fetch_ahead(step);
+            let fetched = std::panic::catch_unwind(std::panic::AssertUnwindSafe(fetch));
+            if self.stop.load(Ordering::Relaxed) || !matches!(fetched, Ok(Ok(()))) {
+                return;
+            }
+        }
+    }
+
     /// The next step to make, once there is room for its batch; `None` when it is time to stop.
     fn claim(&self) -> Option<u64> {
         let full = |s: &mut State| !self.stop.load(Ordering::Relaxed) && s.next_claimed - s.next_taken >= self.ahead;
@@ -202,7 +237,12 @@ impl Shared {
             return None;
         }
         state.next_claimed += 1;
-        Some(state.next_claimed - 1)
+        let step = state.next_claimed - 1;
+        drop(state);
+        if self.batcher.fetches_ahead() {
+            self.room.notify_all();
+        }
+        Some(step)
     }
 
     /// Whether the batch whose turn it is is there, waiting for it no longer than `limit`.
@@ -220,7 +260,7 @@ impl Shared {
         state.next_taken += 1;
         let made = state.finished.remove(&step).unwrap_or(Err(DataError::Stopped));
         drop(state);
-        self.room.notify_one();
+        self.room.notify_all();
         made
     }
 

@@ -17,7 +17,7 @@ use crate::batch::Unreadable;
 use crate::decode::{Crop, Transform, decode};
 use crate::error::DataError;
 use crate::fitting::Fitting;
-use crate::format::{CLASSES_FILE, RawImage, Source, file_header, shard_len};
+use crate::format::{CLASSES_FILE, RawImage, Source, file_header, read_each, shard_len};
 
 /// What and how a folder is packed.
 const RECORD: &str = "pack.json";
@@ -224,8 +224,10 @@ impl Job<'_> {
         let beside = beside(path);
         let mut shard = ShardWriter::create(&beside)?;
         let mut images = 0;
-        for index in range {
-            match self.source.read(index).and_then(|raw| self.convert(raw)) {
+        let indices: Vec<usize> = range.collect();
+        read_each(self.source, &indices, |place, raw| {
+            let index = indices[place];
+            match raw.and_then(|raw| self.convert(raw)) {
                 Ok((ending, bytes, label)) => {
                     shard.add(&format!("{index:09}.{ending}"), &bytes)?;
                     if let Some(label) = label {
@@ -237,7 +239,8 @@ impl Job<'_> {
                 Err(error) => return Err(error),
             }
             self.count(1);
-        }
+            Ok(())
+        })?;
         shard.finish()?;
         fs::rename(&beside, path).map_err(failed("rename", &beside))?;
         Ok(images)

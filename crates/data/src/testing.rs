@@ -1,6 +1,9 @@
 //! Helpers that the unit tests of this crate share: small pictures, Parquet files made on the spot, and a broken source.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "stores")]
+pub(crate) mod server;
+
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +20,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
 use crate::store::{FileInfo, Listing, Piece, Store, StoreError};
-use crate::{Crop, DataError, Fitting, LoaderConfig, OnCorrupt, Origin, RawImage, Share, Source};
+use crate::{Crop, DataError, Fitting, LoaderConfig, OnCorrupt, Origin, RawImage, Share, Shuffle, Source};
 
 /// A colourful picture without symmetry.
 pub(crate) fn gradient(width: u32, height: u32) -> DynamicImage {
@@ -110,6 +113,8 @@ pub(crate) struct Remote {
     pub(crate) down: AtomicBool,
     /// The number of pieces of each call.
     pub(crate) calls: Mutex<Vec<usize>>,
+    /// Where the pieces begin that will be needed.
+    pub(crate) needed: Mutex<Vec<u64>>,
 }
 
 impl Store for Remote {
@@ -124,6 +129,15 @@ impl Store for Remote {
             version: 0,
         });
         Ok(Listing { files: files.collect(), passed_over: Vec::new() })
+    }
+
+    fn is_far(&self) -> bool {
+        self.at_once > 1
+    }
+
+    fn will_need(&self, pieces: &[Piece<'_>]) -> Result<(), StoreError> {
+        self.needed.lock().unwrap().extend(pieces.iter().map(|piece| piece.range.start));
+        Ok(())
     }
 
     fn at_once(&self) -> usize {
@@ -205,6 +219,7 @@ pub(crate) fn config() -> LoaderConfig {
         seed: 3,
         share: Share::whole(16),
         origin: Origin::default(),
+        shuffle: Shuffle::Auto,
         image_size: 8,
         channels: 1,
         crop: Crop::Random,

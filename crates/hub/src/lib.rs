@@ -15,6 +15,7 @@
 //! | `net::commit` | one commit with everything, and never two |
 //! | `net::spool` | a push that stays on this disk until the hub has it |
 //! | `net::pull` | a model into the cache that Python shares, verified |
+//! | `net::data_set` | which files a data set has, and where they are read |
 //!
 //! A push is the commit and, before it, the transfer of large files (xet); hf-hub does both. All other requests go through the
 //! HTTP client under it, because hf-hub sets no time limit and does not verify what it downloads.
@@ -27,7 +28,7 @@ mod parcel;
 mod settings;
 
 pub use error::HubError;
-pub use name::{HubModel, RepoName, Revision, SCHEME};
-pub use net::{Spool, pull};
-pub use parcel::{Content, Pulled, Pushed, Target};
+pub use name::{HubDataSet, HubModel, RepoName, Revision, SCHEME};
+pub use net::{Spool, open_data_set, pull};
+pub use parcel::{Content, DataSet, DataSetFile, Pulled, Pushed, Target};
 pub use settings::{DEFAULT_ENDPOINT, Settings, Token, disable_telemetry};

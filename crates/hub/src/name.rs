@@ -11,6 +11,9 @@ const MAX_REVISION: usize = 250;
 /// How the name of a model on the hub begins.
 pub const SCHEME: &str = "hf://";
 
+/// How the name of a data set begins.
+const DATA_SETS: &str = "hf://datasets/";
+
 /// A model repository of the hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepoName {
@@ -138,10 +141,33 @@ impl FromStr for HubModel {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let rest = text.strip_prefix(SCHEME).ok_or("expected hf://owner/name")?;
-        let (repo, revision) = rest.split_once('@').map_or((rest, None), |(repo, revision)| (repo, Some(revision)));
-        let revision = revision.map(str::parse).transpose()?.unwrap_or_default();
-        Ok(Self { repo: repo.trim_end_matches('/').parse()?, revision })
+        let (repo, revision) = parts(text.strip_prefix(SCHEME).ok_or("expected hf://owner/name")?)?;
+        Ok(Self { repo, revision })
+    }
+}
+
+/// `owner/name`, `owner/name@revision`
+fn parts(text: &str) -> Result<(RepoName, Revision), String> {
+    let (repo, revision) = text.split_once('@').map_or((text, None), |(repo, revision)| (repo, Some(revision)));
+    let revision = revision.map(str::parse).transpose()?.unwrap_or_default();
+    Ok((repo.trim_end_matches('/').parse()?, revision))
+}
+
+/// A data set on the hub: `hf://datasets/owner/name`, `hf://datasets/owner/name@revision`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubDataSet {
+    /// Where.
+    pub repo: RepoName,
+    /// Which state of it; `main` if none is given.
+    pub revision: Revision,
+}
+
+impl FromStr for HubDataSet {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (repo, revision) = parts(text.strip_prefix(DATA_SETS).ok_or("expected hf://datasets/owner/name")?)?;
+        Ok(Self { repo, revision })
     }
 }
 
@@ -179,5 +205,8 @@ mod tests {
             assert!(format!("hf://me/model@{revision}").parse::<HubModel>().is_err(), "{revision:?}");
         }
         assert!("me/model".parse::<HubModel>().is_err());
+        let data = "hf://datasets/me/cats@v1".parse::<HubDataSet>().unwrap();
+        assert_eq!((data.repo.to_string(), data.revision.as_str()), ("me/cats".to_owned(), "v1"));
+        assert!("hf://me/cats".parse::<HubDataSet>().is_err());
     }
 }

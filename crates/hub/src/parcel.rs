@@ -35,6 +35,29 @@ pub struct Pushed {
     pub url: String,
 }
 
+/// A data set of the hub at one commit, whose files stay there.
+pub struct DataSet {
+    /// What its revision is.
+    pub commit: String,
+    /// The address below which its files are.
+    pub url: String,
+    /// Who is asking, for the header `Authorization: Bearer`.
+    pub bearer: Option<String>,
+    /// All of them.
+    pub files: Vec<DataSetFile>,
+}
+
+/// A file of a data set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataSetFile {
+    /// From the repository's root, with `/`.
+    pub path: String,
+    /// In bytes.
+    pub size: u64,
+    /// Of its content.
+    pub hash: String,
+}
+
 /// A model of the hub, in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pulled {

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::HubError;
-use crate::name::HubModel;
-use crate::parcel::{Content, Pulled, Pushed, Target};
+use crate::name::{HubDataSet, HubModel};
+use crate::parcel::{Content, DataSet, Pulled, Pushed, Target};
 use crate::settings::Settings;
 
 /// Fetches nothing.
@@ -12,6 +12,14 @@ use crate::settings::Settings;
 /// # Errors
 /// Always [`HubError::WithoutNet`].
 pub fn pull(_: &HubModel, _: &[&str], _: Settings) -> Result<Pulled, HubError> {
+    Err(HubError::WithoutNet)
+}
+
+/// Opens nothing.
+///
+/// # Errors
+/// Always [`HubError::WithoutNet`].
+pub fn open_data_set(_: &HubDataSet, _: Settings) -> Result<DataSet, HubError> {
     Err(HubError::WithoutNet)
 }
 

@@ -28,6 +28,7 @@ fn compare(name: &str, vars: &[Var]) -> Result<(), Box<dyn Error>> {
         weight_decay: 0.01,
         clip_grad_norm: 0.0,
         ema_decays: Vec::new(),
+        ema_warmup: true,
         max_bad_steps: 0,
         spike_factor: 0.0,
     };

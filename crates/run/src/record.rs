@@ -154,6 +154,52 @@ impl RunRecord {
     }
 }
 
+/// Where a run went on in another process or another way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Turn {
+    /// The step that it went on from.
+    pub step: u64,
+    /// What happened there.
+    pub kind: TurnKind,
+    /// The changes that were accepted, or why it went back; empty for a plain resume.
+    pub what: String,
+}
+
+/// The kinds of [`Turn`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TurnKind {
+    /// Another process went on as before.
+    Resumed,
+    /// It went on with another setting or other data, which was accepted.
+    Accepted,
+    /// It went back to a checkpoint after a divergence.
+    WentBack,
+}
+
+impl RunRecord {
+    /// Where the run went on in another process or another way, as recorded; several at one step are one, if they are of a kind.
+    pub fn turns(&self) -> Vec<Turn> {
+        let mut turns: Vec<Turn> = self.restarts.iter().map(Restart::turn).collect();
+        turns.sort_by_key(|turn| (turn.step, turn.kind as u8));
+        turns.dedup_by(|next, turn| (next.step, next.kind) == (turn.step, turn.kind));
+        turns
+    }
+}
+
+impl Restart {
+    fn turn(&self) -> Turn {
+        let changes: Vec<String> =
+            self.accepted.iter().cloned().chain(self.changed_data.iter().map(|_| "other data".to_owned())).collect();
+        let (kind, what) = match &self.reason {
+            Some(reason) => (TurnKind::WentBack, reason.clone()),
+            None if changes.is_empty() => (TurnKind::Resumed, String::new()),
+            None => (TurnKind::Accepted, changes.join(", ")),
+        };
+        Turn { step: self.step, kind, what }
+    }
+}
+
 fn git_hash_here() -> Option<String> {
     let here = std::env::current_dir().ok()?;
     here.ancestors().find_map(git_hash)
@@ -216,6 +262,23 @@ mod tests {
         for case in &cases {
             assert_eq!(git_hash(&case.path().join("repo")).as_deref(), Some(HASH));
         }
+    }
+
+    #[test]
+    fn turns_are_told_apart_and_repeated_resumes_are_one() {
+        use crate::run_dir::testing::start;
+        let begun = RunRecord::created(start(0));
+        let accepted = StartFacts { accepted: vec!["train.lr: 2e-4 -> 1e-4".into()], ..start(40) };
+        let back = StartFacts { reason: Some("training diverged".into()), ..start(20) };
+        let record = [start(40), start(20), accepted, start(40), back].into_iter().fold(begun, RunRecord::restarted);
+        let turns: Vec<_> = record.turns().into_iter().map(|turn| (turn.step, turn.kind, turn.what)).collect();
+        let expected = [
+            (20, TurnKind::Resumed, String::new()),
+            (20, TurnKind::WentBack, "training diverged".into()),
+            (40, TurnKind::Resumed, String::new()),
+            (40, TurnKind::Accepted, "train.lr: 2e-4 -> 1e-4".into()),
+        ];
+        assert_eq!(turns, expected);
     }
 
     #[test]

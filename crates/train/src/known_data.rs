@@ -1,6 +1,6 @@
 //! What a checkpoint remembers of the data beside its fingerprint, in its state: enough to say what has changed.
 
-use ddpm_data::Source;
+use ddpm_data::{Objects, Source};
 use ddpm_run::checkpoint::Checkpoint;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,12 @@ pub struct KnownData {
     /// The names of the classes in the order of the labels, where they have names.
     #[serde(default)]
     pub classes: Option<Vec<String>>,
+    /// Where it is and which version, if it lies behind a network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects: Option<Objects>,
+    /// [`Source::is_far`].
+    #[serde(skip)]
+    pub is_far: bool,
 }
 
 impl KnownData {
@@ -29,6 +35,8 @@ impl KnownData {
             fingerprint: source.fingerprint().to_owned(),
             images: source.len(),
             classes: config.data_classes().and(source.class_names()).map(<[String]>::to_vec),
+            objects: source.objects(),
+            is_far: source.is_far(),
         }
     }
 

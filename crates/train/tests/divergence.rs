@@ -89,6 +89,7 @@ fn first_image(step: u64) -> u64 {
     let config = LoaderConfig {
         seed: 0,
         share: Share::whole(4),
+        shuffle: ddpm_data::Shuffle::Whole,
         origin: Origin::default(),
         image_size: 8,
         channels: 1,

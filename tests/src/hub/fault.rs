@@ -29,6 +29,7 @@ pub enum Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Status(u16, Option<u64>),
+    Answer(u16, &'static str),
     Stall,
     Drop,
     DropAfter,
@@ -56,6 +57,11 @@ impl Fault {
     /// Every request of this route is refused, with the advice to wait for so many seconds.
     pub fn busy(route: Route, seconds: u64) -> Self {
         Self { route, kind: Kind::Status(429, Some(seconds)), skipped: 0, times: usize::MAX }
+    }
+
+    /// Every request of this route gets this status and this text instead.
+    pub fn answer(route: Route, status: u16, text: &'static str) -> Self {
+        Self { route, kind: Kind::Answer(status, text), skipped: 0, times: usize::MAX }
     }
 
     /// No request of this route is ever answered.
@@ -118,6 +124,7 @@ impl Fault {
     pub(super) async fn before(self) -> Option<Response> {
         match self.kind {
             Kind::Status(status, seconds) => Some(refusal(status, seconds)),
+            Kind::Answer(status, text) => Some((StatusCode::from_u16(status).unwrap(), text).into_response()),
             Kind::Stall => std::future::pending().await,
             Kind::Drop => break_connection(),
             _ => None,

@@ -4,9 +4,11 @@
 //! | --- | --- |
 //! | `store` | repositories, branches, commits, files |
 //! | `routes` | the requests, over HTTP |
+//! | `data_sets` | those for data sets |
 //! | `xet` | large files, put together again from what the upload library wrote |
 //! | `fault` | faults: which, where, how often |
 
+mod data_sets;
 mod fault;
 mod routes;
 mod store;
@@ -25,6 +27,9 @@ use crate::{Ddpm, Place};
 
 /// The token that may write.
 pub const TOKEN: &str = "hf_of_the_tests";
+
+/// The token that the hub itself gives out, for its storage of large files.
+pub const XET_TOKEN: &str = "xet_of_the_tests";
 
 /// Seconds of silence that commands wait for it: more than a busy machine needs for an answer.
 const PATIENCE: &str = "20";

@@ -16,11 +16,11 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::store::{File, Repo};
-use super::{Fault, Route, Shared, TOKEN, xet};
+use super::{Fault, Route, Shared, TOKEN, XET_TOKEN, data_sets, xet};
 
-type Hub = State<Arc<Shared>>;
+pub(super) type Hub = State<Arc<Shared>>;
 type Answer = Result<Response, Response>;
-type InRepo = Path<(String, String, String)>;
+pub(super) type InRepo = Path<(String, String, String)>;
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
@@ -34,6 +34,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/api/models/{owner}/{name}/commit/{rev}", post(commit))
         .route("/{owner}/{name}/info/lfs/objects/batch", post(batch))
         .route("/{owner}/{name}/resolve/{rev}/{*path}", get(resolve))
+        .merge(data_sets::router())
         .fallback(unknown)
         .layer(DefaultBodyLimit::disable())
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&shared), note))
@@ -140,7 +141,7 @@ async fn newest(hub: Hub, Path((owner, name)): Path<(String, String)>, headers: 
     revision(hub, Path((owner, name, "main".to_owned())), headers).await
 }
 
-async fn revision(hub: Hub, Path((owner, name, rev)): InRepo, headers: HeaderMap) -> Response {
+pub(super) async fn revision(hub: Hub, Path((owner, name, rev)): InRepo, headers: HeaderMap) -> Response {
     serve(&hub, Route::Revision, async || {
         let id = format!("{owner}/{name}");
         let describe = |repo: &Repo| {
@@ -154,7 +155,7 @@ async fn revision(hub: Hub, Path((owner, name, rev)): InRepo, headers: HeaderMap
 }
 
 /// In pages of two files, as the real one pages long listings.
-async fn tree(hub: Hub, Path((owner, name, rev)): InRepo, headers: HeaderMap, uri: Uri) -> Response {
+pub(super) async fn tree(hub: Hub, Path((owner, name, rev)): InRepo, headers: HeaderMap, uri: Uri) -> Response {
     serve(&hub, Route::Tree, async || {
         let list =
             |repo: &Repo| Some(repo.head(&rev)?.files.iter().map(|(path, file)| file.entry(path)).collect::<Vec<_>>());
@@ -219,7 +220,7 @@ async fn write_token(hub: Hub, headers: HeaderMap) -> Response {
         may_write(&headers)?;
         let storage = hub.state.lock().unwrap().storage.clone();
         let url = storage.unwrap_or_else(|| xet::endpoint(hub.large.path()));
-        Ok(answer(&json!({"accessToken": "xet", "exp": 4_000_000_000_u64, "casUrl": url})))
+        Ok(answer(&json!({"accessToken": XET_TOKEN, "exp": 4_000_000_000_u64, "casUrl": url})))
     })
     .await
 }
@@ -266,7 +267,7 @@ async fn commit(hub: Hub, Path((owner, name, rev)): InRepo, headers: HeaderMap, 
     .await
 }
 
-async fn resolve(
+pub(super) async fn resolve(
     hub: Hub,
     Path((owner, name, rev, path)): Path<(String, String, String, String)>,
     headers: HeaderMap,
@@ -289,9 +290,23 @@ async fn resolve(
                 None => bytes,
             };
             let etag = format!("\"{}\"", file.etag());
-            ([("etag", etag.clone()), ("x-linked-etag", etag), ("x-repo-commit", commit)], bytes).into_response()
+            let about = [("etag", etag.clone()), ("x-linked-etag", etag), ("x-repo-commit", commit)];
+            match piece(&headers, bytes.len()) {
+                Some((start, end)) => {
+                    let place = [("content-range", format!("bytes {start}-{}/{}", end - 1, bytes.len()))];
+                    (StatusCode::PARTIAL_CONTENT, about, place, bytes[start..end].to_vec()).into_response()
+                }
+                None => (about, bytes).into_response(),
+            }
         }
         Ok(None) => refuse(StatusCode::NOT_FOUND, "EntryNotFound", "Entry not found"),
         Err(refusal) => refusal,
     }
+}
+
+/// The bytes that a request asks for, where not all of them.
+fn piece(headers: &HeaderMap, len: usize) -> Option<(usize, usize)> {
+    let range = headers.get("range")?.to_str().unwrap().strip_prefix("bytes=").unwrap();
+    let (start, end) = range.split_once('-').unwrap();
+    Some((start.parse().unwrap(), len.min(end.parse::<usize>().unwrap() + 1)))
 }

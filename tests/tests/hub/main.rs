@@ -1,9 +1,11 @@
 //! Models to and from the Hugging Face hub, against a hub on this machine and its failures.
 #![allow(clippy::unwrap_used)]
 
+mod data_sets;
 mod faults;
 mod pull;
 mod push;
+mod secrets;
 mod training;
 
 use ddpm_tests::Place;

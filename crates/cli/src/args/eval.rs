@@ -6,10 +6,8 @@ use clap::{Args, Subcommand};
 use ddpm_model::diffusion::{Spacing, VarianceType};
 use ddpm_train::config::DeviceChoice;
 
-use ddpm_run::shell::expanded;
-
 use super::sample::fixed_variance;
-use super::{count, path};
+use super::{count, path, source};
 
 /// The commands of `ddpm eval`.
 #[derive(Clone, Debug, Subcommand)]
@@ -29,7 +27,7 @@ pub struct NllArgs {
     #[arg(value_parser = path())]
     pub model: PathBuf,
     /// The images: a folder, a .parquet file or folder, or builtin:fashion10k
-    #[arg(long, value_name = "SOURCE", value_parser = expanded)]
+    #[arg(long, value_name = "SOURCE", value_parser = source)]
     pub data: String,
     /// The part of the data, or a slice of it: `train`, `train[:90%]`, `[9000:]`
     #[arg(long, value_name = "NAME")]

@@ -6,9 +6,7 @@ use clap::Args;
 use ddpm_model::diffusion::{SamplerKind, Spacing, VarianceType};
 use ddpm_train::config::DeviceChoice;
 
-use ddpm_run::shell::expanded;
-
-use super::{count, path};
+use super::{count, path, source};
 
 /// Images of `ddpm sample` where no number is given.
 pub const SAMPLE_IMAGES: usize = 16;
@@ -41,6 +39,9 @@ pub struct SampleArgs {
     /// Noise of ddim: 0 none, 1 as much as ddpm
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub eta: f64,
+    /// Take ddim's eps from the clamped x_0 instead of the network
+    #[arg(long)]
+    pub use_clipped_model_output: bool,
     /// The variance of a model that does not learn it: fixed_small or fixed_large [default: that of its training]
     #[arg(long, value_name = "NAME", value_parser = fixed_variance)]
     pub variance: Option<VarianceType>,
@@ -66,7 +67,7 @@ pub struct SampleArgs {
     #[arg(long, value_names = ["A", "B"], num_args = 2, conflicts_with = "seed")]
     pub interpolate: Option<Vec<u64>>,
     /// Turn the images of SOURCE into latents and back, by ddim; --out shows images, latents and what came back
-    #[arg(long, value_name = "SOURCE", value_parser = expanded, conflicts_with_all = ["interpolate", "trajectory", "class"])]
+    #[arg(long, value_name = "SOURCE", value_parser = source, conflicts_with_all = ["interpolate", "trajectory", "class"])]
     pub invert: Option<String>,
     /// The part of SOURCE, or a slice of it: `train`, `train[:90%]`, `[9000:]`
     #[arg(long, value_name = "NAME", requires = "invert")]

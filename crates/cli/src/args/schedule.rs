@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use ddpm_model::diffusion::Spacing;
-use ddpm_run::shell::expanded;
 use ddpm_train::config::Setting;
 
-use super::{count, path};
+use super::{count, path, source};
 
 /// The options of `ddpm schedule`.
 #[derive(Clone, Debug, Args)]
@@ -34,7 +33,7 @@ pub struct ScheduleArgs {
     #[arg(long, value_name = "PNG", value_parser = path())]
     pub plot: Option<PathBuf>,
     /// Noise these images and say whether T is large enough: a folder, a .parquet file or folder, or builtin:fashion10k
-    #[arg(long, value_name = "SOURCE", value_parser = expanded)]
+    #[arg(long, value_name = "SOURCE", value_parser = source)]
     pub data: Option<String>,
     /// The part of the data, or a slice of it: `train`, `train[:90%]`, `[9000:]`
     #[arg(long, value_name = "NAME", requires = "data")]

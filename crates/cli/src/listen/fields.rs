@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt::Debug;
 
+use ddpm_run::secrets::masked;
 use serde_json::{Map, Value};
 use tracing::Event;
 use tracing::field::{Field, Visit};
@@ -69,7 +70,12 @@ impl Fields {
         self.text(HELP)
     }
 
+    /// Every listener gets its texts from here, so this is where secrets are masked.
     fn insert(&mut self, field: &Field, value: Value) {
+        let value = match value {
+            Value::String(text) => Value::String(masked(&text).into_owned()),
+            other => other,
+        };
         match (field.name(), value) {
             ("message", Value::String(text)) => self.message = text,
             (name, value) => {

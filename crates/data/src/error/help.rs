@@ -13,7 +13,12 @@ impl DataError {
             Self::Io { .. } => "check that the file exists and that you may read it".into(),
             Self::UnknownBuiltin { known, .. } => format!("embedded data sets: {}", known.join(", ")),
             Self::Changed { .. } => "start again once the files are no longer being written".into(),
+            Self::Unavailable { place, .. } if place.to_string_lossy().contains("://") => {
+                "check the address and the network; then the same command goes on".into()
+            }
             Self::Unavailable { .. } => "check that its disk is mounted; then the same command goes on".into(),
+            Self::Refused { place, refusal } => refusal.help(&place.to_string_lossy()),
+            Self::BadAddress { help, .. } => (*help).to_owned(),
             Self::OtherFormat { advice: "", .. } | Self::Unsupported { .. } => format!("data.source may be {WORKS_TODAY}"),
             Self::OtherFormat { advice, .. } => (*advice).to_owned(),
             Self::BadPattern { .. } => {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::files::{Fingerprint, has_extension, passed_over, shown, slashed};
 use super::metadata::{self, Labels};
 use super::split::{self, names_split};
-use super::{RawImage, Source};
+use super::{Objects, RawImage, Source};
 use crate::error::DataError;
 use crate::store::{FileInfo, Listing, Piece, Store, StoreError};
 
@@ -182,6 +182,10 @@ impl Source for FolderSource {
 
     fn notices(&self) -> &[String] {
         &self.notices
+    }
+
+    fn objects(&self) -> Option<Objects> {
+        Objects::of(&*self.store, &self.files)
     }
 
     fn describe(&self) -> String {

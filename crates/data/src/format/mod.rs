@@ -20,18 +20,19 @@ mod slice;
 mod split;
 mod tar;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use self::files::has_extension;
+use self::files::{Fingerprint, has_extension};
 pub use self::named::with_classes;
 pub(crate) use self::tar::{CLASSES_FILE, file_header, shard_len};
 use crate::error::DataError;
-use crate::store::{self, FileInfo, Listing, Located, Store};
+use crate::store::address::without_query;
+use crate::store::{self, FileInfo, Listing, Located, Pattern, Store, StoreOptions};
 
 /// Image columns by these names are preferred over others.
 const IMAGE_NAMES: [&str; 2] = ["image", "img"];
@@ -69,6 +70,14 @@ pub trait Source: Send + Sync {
         indices.iter().take(1).map(|&index| self.read(index)).collect()
     }
 
+    /// These samples, in ascending order, will be read later: where they come over a network, this fetches them.
+    ///
+    /// # Errors
+    /// The source as a whole cannot be reached.
+    fn will_need(&self, _: &[usize]) -> Result<(), DataError> {
+        Ok(())
+    }
+
     /// The classes' names in the order of their labels, where the source has names.
     fn class_names(&self) -> Option<&[String]>;
 
@@ -78,12 +87,45 @@ pub trait Source: Send + Sync {
     /// A hex digest that changes when samples, their order or their labels change, but not when the source is moved.
     fn fingerprint(&self) -> &str;
 
+    /// Whether neighbours lie in one object behind a network, and are best read together.
+    fn is_far(&self) -> bool {
+        false
+    }
+
+    /// What is known of its files where they lie behind a network.
+    fn objects(&self) -> Option<Objects> {
+        None
+    }
+
     /// One line for a person: what and where.
     fn describe(&self) -> String;
 
     /// What a person should know about how the source was read, a sentence each: what was left out, and why.
     fn notices(&self) -> &[String] {
         &[]
+    }
+}
+
+/// The files of a source behind a network, as they were listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Objects {
+    /// The folder.
+    pub place: String,
+    /// A hash of their names, sizes and versions (etags): another one where one of them was written again.
+    pub version: String,
+}
+
+impl Objects {
+    /// Those of `store`; `None` for a disk, whose times of change say little.
+    fn of<'a>(store: &dyn Store, files: impl IntoIterator<Item = &'a FileInfo>) -> Option<Self> {
+        let mut version = Fingerprint::default();
+        for file in files {
+            version.add_path(&file.name);
+            version.add(&file.size.to_le_bytes());
+            version.add(&file.version.to_le_bytes());
+        }
+        let place = store.place("".as_ref()).display().to_string();
+        store.is_far().then(|| Self { place, version: version.finish() })
     }
 }
 
@@ -121,6 +163,8 @@ pub struct OpenOptions {
     /// `data.split`: only files or sub-folders of this name ("train"), of them perhaps only a slice ("train[:90%]").
     /// Where `None`, all of the source, or `train` where it is laid out in splits; "all" takes everything.
     pub split: Option<String>,
+    /// How it is reached.
+    pub stores: StoreOptions,
 }
 
 /// Opens `data.source`: `builtin:NAME`, a folder of images, tables or shards, or one of them; where `data.split` says so, a
@@ -129,54 +173,55 @@ pub struct OpenOptions {
 /// Reads names, sizes, footers, headers and labels, but no image (but for IDX and CIFAR, which are read whole). Errors name the source and say what would work.
 pub fn open(source: &str, options: &OpenOptions) -> Result<Arc<dyn Source>, DataError> {
     let split = slice::Split::parse(options.split.as_deref())?;
-    let whole = open_whole(source, options.format, split.name)?;
+    let whole = open_whole(source, options, split.name)?;
     match (split.slice, options.split.as_deref()) {
         (Some(slice), Some(text)) => Ok(Arc::new(slice::SlicedSource::new(whole, slice, text)?)),
         _ => Ok(whole),
     }
 }
 
-fn open_whole(source: &str, format: Format, split: Option<&str>) -> Result<Arc<dyn Source>, DataError> {
+fn open_whole(source: &str, options: &OpenOptions, split: Option<&str>) -> Result<Arc<dyn Source>, DataError> {
+    let OpenOptions { format, stores, .. } = options;
     if let Some(name) = source.strip_prefix("builtin:") {
         return Ok(Arc::new(builtin::open(name, split)?));
     }
-    store::refuse_remote(source)?;
-    if let Some(pattern) = source.contains('{').then(|| source.rsplit_once('/').unwrap_or((".", source)))
-        && !std::path::Path::new(source).exists()
-    {
-        return open_shards(source, pattern, split);
+    if let Some(pattern) = store::locate_pattern(source, stores)? {
+        return open_pattern(without_query(source), pattern, split);
     }
-    match store::locate(source)? {
-        Located::Folder(store) => open_folder(source, store, format, split),
-        Located::File(store, file) => open_file(source, store, file, format, split),
+    let located = store::locate(source, stores)?;
+    // From here on it is a name for people.
+    let source = without_query(source);
+    match located {
+        Located::Folder(store) => open_folder(source, store, *format, split),
+        Located::File(store, file) => open_file(source, store, file, *format, split),
     }
 }
 
-/// Opens the tar shards that a name with braces stands for: those of one folder.
-fn open_shards(
+/// Opens the tar shards or Parquet files that a name with braces stands for: those of one folder.
+fn open_pattern(
     source: &str,
-    (folder, pattern): (&str, &str),
+    Pattern { folder: store, name }: Pattern,
     split: Option<&str>,
 ) -> Result<Arc<dyn Source>, DataError> {
     let bad = |reason| DataError::BadPattern { found: source.to_owned(), reason };
-    let names = braces::expand(pattern).map_err(bad)?;
-    let Located::Folder(store) = store::locate(folder)? else {
-        return Err(bad(format!("{folder} is no folder")));
-    };
-    let (mut shards, mut others) = (HashMap::new(), Vec::new());
-    for file in store.list()?.files {
-        // Only what lies in the folder itself can have such a name.
-        match file.name.to_str().filter(|_| detect::is_tar(&file)).map(str::to_owned) {
-            Some(name) => _ = shards.insert(name, file),
-            None => others.push(file),
-        }
+    let names = braces::expand(&name).map_err(bad)?;
+    if names.iter().collect::<HashSet<_>>().len() < names.len() {
+        return Err(bad("it names a shard twice".to_owned()));
     }
-    let found: Vec<Option<FileInfo>> = names.iter().map(|name| shards.remove(name)).collect();
+    let found = store.find_all(&names)?;
     let missing: Vec<&String> = names.iter().zip(&found).filter(|(_, file)| file.is_none()).map(|(n, _)| n).collect();
     if let Some(first) = missing.first() {
         return Err(bad(format!("{} of {} shards are not there, the first {first}", missing.len(), names.len())));
     }
-    Ok(Arc::new(tar::open(source, store, found.into_iter().flatten().collect(), &others, split)?))
+    let files: Vec<FileInfo> = found.into_iter().flatten().collect();
+    if files.iter().all(detect::is_parquet) {
+        return Ok(Arc::new(parquet::ParquetSource::open(source, &store, files, split)?));
+    }
+    if !files.iter().all(detect::is_tar) {
+        return Err(bad("braces stand for .tar shards or for .parquet files".to_owned()));
+    }
+    let classes: Vec<FileInfo> = store.find(CLASSES_FILE.as_ref())?.into_iter().collect();
+    Ok(Arc::new(tar::open(source, store, files, &classes, split)?))
 }
 
 fn open_file(
@@ -191,7 +236,7 @@ fn open_file(
     match format {
         Some(Format::Parquet) => Ok(Arc::new(parquet::ParquetSource::open(source, &store, vec![file], split)?)),
         Some(Format::Webdataset) => {
-            let classes: Vec<FileInfo> = store.find(CLASSES_FILE.as_ref()).into_iter().collect();
+            let classes: Vec<FileInfo> = store.find(CLASSES_FILE.as_ref())?.into_iter().collect();
             Ok(Arc::new(tar::open(source, store, vec![file], &classes, split)?))
         }
         Some(Format::Arrow) => Ok(Arc::new(arrow::open(source, store, vec![file], &[], split)?)),

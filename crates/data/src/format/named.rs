@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{RawImage, Source};
+use super::{Objects, RawImage, Source};
 use crate::error::{DataError, shown};
 
 /// Classes named in a sentence; more of them are counted.
@@ -77,6 +77,10 @@ impl Source for Named {
         read.into_iter().map(|image| image.map(|image| self.relabelled(image))).collect()
     }
 
+    fn will_need(&self, indices: &[usize]) -> Result<(), DataError> {
+        self.inner.will_need(indices)
+    }
+
     fn class_names(&self) -> Option<&[String]> {
         Some(&self.names)
     }
@@ -91,6 +95,14 @@ impl Source for Named {
 
     fn notices(&self) -> &[String] {
         &self.notices
+    }
+
+    fn is_far(&self) -> bool {
+        self.inner.is_far()
+    }
+
+    fn objects(&self) -> Option<Objects> {
+        self.inner.objects()
     }
 
     fn describe(&self) -> String {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::files::slashed;
 use super::folder::READ_AT_ONCE_BYTES;
-use super::{RawImage, Source};
+use super::{Objects, RawImage, Source};
 use crate::error::DataError;
 use crate::store::{FileInfo, Piece, Store, StoreError};
 
@@ -184,6 +184,11 @@ impl Source for RangeSource {
         indices.iter().zip(read).map(|(&index, bytes)| self.sample(index, bytes)).collect()
     }
 
+    fn will_need(&self, indices: &[usize]) -> Result<(), DataError> {
+        let pieces: Vec<_> = indices.iter().filter_map(|&index| self.piece(index).ok()).collect();
+        Ok(self.store.will_need(&pieces)?)
+    }
+
     fn class_names(&self) -> Option<&[String]> {
         self.about.class_names.as_deref()
     }
@@ -198,6 +203,14 @@ impl Source for RangeSource {
 
     fn notices(&self) -> &[String] {
         &self.about.notices
+    }
+
+    fn is_far(&self) -> bool {
+        self.store.is_far()
+    }
+
+    fn objects(&self) -> Option<Objects> {
+        Objects::of(&*self.store, self.shards.iter().map(|shard| &shard.file))
     }
 
     fn describe(&self) -> String {

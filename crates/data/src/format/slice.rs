@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::files::Fingerprint;
-use super::{RawImage, Source};
+use super::{Objects, RawImage, Source};
 use crate::error::DataError;
 
 /// `data.split`, taken apart.
@@ -122,6 +122,11 @@ impl Source for SlicedSource {
         self.inner.read_many(&inside)
     }
 
+    fn will_need(&self, indices: &[usize]) -> Result<(), DataError> {
+        let inside: Vec<_> = indices.iter().filter(|&&i| i < self.len()).map(|i| self.range.start + i).collect();
+        self.inner.will_need(&inside)
+    }
+
     fn class_names(&self) -> Option<&[String]> {
         self.inner.class_names()
     }
@@ -136,6 +141,14 @@ impl Source for SlicedSource {
 
     fn notices(&self) -> &[String] {
         self.inner.notices()
+    }
+
+    fn is_far(&self) -> bool {
+        self.inner.is_far()
+    }
+
+    fn objects(&self) -> Option<Objects> {
+        self.inner.objects()
     }
 
     fn describe(&self) -> String {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{Greys, config};
-use crate::{Crop, OnCorrupt, OpenOptions, RawImage, Share, open};
+use crate::{Crop, OnCorrupt, OpenOptions, RawImage, Share, Shuffle, open};
 
 fn greys(len: usize, corrupt: fn(usize) -> bool) -> Arc<dyn Source> {
     Arc::new(Greys { len, corrupt })
@@ -52,11 +52,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn the_shares_of_all_ranks_are_the_batch_of_one(
-        len in 1usize..50, batch in 1usize..24, step in 0u64..40, seed: u64, corrupt: bool, random: bool,
+        len in 1usize..50, batch in 1usize..24, step in 0u64..40, seed: u64, corrupt: bool, random: bool, window in 0u64..60,
     ) {
         let source = greys(len, if corrupt && len > 4 { every_20th } else { never });
         let crop = if random { Crop::Random } else { Crop::Center };
-        let settings = LoaderConfig { seed, crop, share: Share::whole(batch), ..config() };
+        let shuffle = if window == 0 { Shuffle::Whole } else { Shuffle::Windows(window) };
+        let settings = LoaderConfig { seed, crop, shuffle, share: Share::whole(batch), ..config() };
         let alone = Batcher::new(Arc::clone(&source), settings.clone()).unwrap().batch_at(step).unwrap();
         for world in 1..=batch.min(8) {
             let of_rank = |rank| {
@@ -71,9 +72,15 @@ proptest! {
 
 #[test]
 fn every_resume_point_of_a_small_set_gives_each_rank_what_it_would_have_had() {
-    // 14 images and batches of 6: the end of an epoch falls on every place of a batch, and between two.
+    for shuffle in [Shuffle::Whole, Shuffle::Windows(4), Shuffle::Windows(7)] {
+        every_resume_point_in(shuffle);
+    }
+}
+
+fn every_resume_point_in(shuffle: Shuffle) {
+    // 14 images and batches of 6: the end of an epoch, and of a window, falls on every place of a batch, and between two.
     let (source, batch, steps) = (greys(14, |index| index == 5), 6, 15);
-    let settings = LoaderConfig { share: Share::whole(batch), max_corrupt: 1.0, ..config() };
+    let settings = LoaderConfig { share: Share::whole(batch), max_corrupt: 1.0, shuffle, ..config() };
     let batcher = Batcher::new(Arc::clone(&source), settings.clone()).unwrap();
     let alone: Vec<Batch> = (0..steps).map(|step| batcher.batch_at(step).unwrap()).collect();
     for world in 1..=6 {
@@ -93,8 +100,9 @@ fn every_resume_point_of_a_small_set_gives_each_rank_what_it_would_have_had() {
 
 #[test]
 fn ranks_together_see_every_sample_once_in_an_epoch() {
-    for world in 1..=8 {
-        let settings = |rank| LoaderConfig { share: Share::of_rank(rank, world, 16).unwrap(), ..config() };
+    for (world, window) in (1..=8).flat_map(|world| [(world, 48), (world, 10)]) {
+        let shuffle = Shuffle::Windows(window);
+        let settings = |rank| LoaderConfig { share: Share::of_rank(rank, world, 16).unwrap(), shuffle, ..config() };
         let batchers = (0..world).map(|rank| Batcher::new(greys(48, never), settings(rank)).unwrap());
         let mut ids: Vec<u64> =
             batchers.flat_map(|b| (0..3).flat_map(move |step| b.batch_at(step).unwrap().ids)).collect();

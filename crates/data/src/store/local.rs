@@ -12,16 +12,18 @@ use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 
-use super::{FileInfo, Listing, Piece, Store, StoreError};
+use super::{FileInfo, Listing, Piece, Store, StoreError, sizes};
 
 #[derive(Debug)]
 pub(super) struct LocalStore {
     root: PathBuf,
+    cache: Option<PathBuf>,
 }
 
 impl LocalStore {
-    pub(super) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+    /// The files below `root`; `cache` is for indices of them.
+    pub(super) fn new(root: &Path, cache: Option<PathBuf>) -> Self {
+        Self { root: root.to_owned(), cache }
     }
 
     fn read_piece(&self, piece: &Piece<'_>) -> Result<Bytes, StoreError> {
@@ -30,7 +32,7 @@ impl LocalStore {
         let failed = |cause| StoreError::failed("read", place.clone(), cause);
         let (then, now) = (piece.file.size, file.metadata().map_err(failed)?.len());
         if then != now {
-            return Err(StoreError::Changed { place, then, now });
+            return Err(StoreError::Changed { place, what: sizes(then, now) });
         }
         let wanted = piece.range.end.saturating_sub(piece.range.start);
         // Checked before anything is allocated: a range may come from the file itself.
@@ -106,9 +108,17 @@ impl Store for LocalStore {
         Some(self.root.join(path))
     }
 
-    fn find(&self, name: &Path) -> Option<FileInfo> {
-        let about = std::fs::metadata(self.root.join(name)).ok().filter(Metadata::is_file)?;
-        Some(file(name.to_owned(), &about))
+    fn cache(&self) -> Option<&Path> {
+        self.cache.as_deref()
+    }
+
+    fn find(&self, name: &Path) -> Result<Option<FileInfo>, StoreError> {
+        let about = std::fs::metadata(self.root.join(name)).ok().filter(Metadata::is_file);
+        Ok(about.map(|about| file(name.to_owned(), &about)))
+    }
+
+    fn find_all(&self, names: &[String]) -> Result<Vec<Option<FileInfo>>, StoreError> {
+        names.iter().map(|name| self.find(name.as_ref())).collect()
     }
 
     fn list(&self) -> Result<Listing, StoreError> {

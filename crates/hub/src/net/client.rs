@@ -31,6 +31,8 @@ const LONGEST_PAUSE: u32 = 2;
 pub(super) struct Hub {
     pub(super) settings: Settings,
     pub(super) repo: RepoName,
+    /// What the hub calls such repositories: `models`, `datasets`.
+    kind: &'static str,
     http: reqwest::Client,
     runtime: Option<Runtime>,
 }
@@ -41,6 +43,15 @@ impl Hub {
     /// # Errors
     /// [`HubError::Offline`]; or this system cannot make a client.
     pub(super) fn new(settings: Settings, repo: RepoName) -> Result<Self, HubError> {
+        Self::of(settings, repo, "models")
+    }
+
+    /// The same for a data set.
+    pub(super) fn of_data_set(settings: Settings, repo: RepoName) -> Result<Self, HubError> {
+        Self::of(settings, repo, "datasets")
+    }
+
+    fn of(settings: Settings, repo: RepoName, kind: &'static str) -> Result<Self, HubError> {
         let doing = format!("reaching {}", settings.endpoint);
         if settings.offline {
             return Err(HubError::Offline { doing });
@@ -62,13 +73,14 @@ impl Hub {
             .enable_all()
             .build()
             .map_err(|error| broken(Box::new(error)))?;
-        Ok(Self { settings, repo, http, runtime: Some(runtime) })
+        Ok(Self { settings, repo, kind, http, runtime: Some(runtime) })
     }
 
-    /// Runs a future to its end.
+    /// Runs a future to its end. The error is without the token, which a hub may repeat in its answer.
     pub(super) fn block_on<T>(&self, future: impl Future<Output = Result<T, HubError>>) -> Result<T, HubError> {
+        let secret = self.settings.token.as_ref().map(|token| token.secret());
         match &self.runtime {
-            Some(runtime) => runtime.block_on(future),
+            Some(runtime) => runtime.block_on(future).map_err(|error| error.without(secret)),
             None => Err(HubError::Answer { doing: "asking the hub".into(), what: "the client is closed".into() }),
         }
     }
@@ -96,8 +108,8 @@ impl Hub {
 
     /// An address of the hub's API, below the repository's.
     pub(super) fn api(&self, segments: &[&str]) -> Result<Url, HubError> {
-        let model = ["api", "models", self.repo.owner(), self.repo.name()];
-        self.url(&[&model, segments].concat())
+        let repo = ["api", self.kind, self.repo.owner(), self.repo.name()];
+        self.url(&[&repo, segments].concat())
     }
 
     /// A request; the token is sent to the endpoint alone.

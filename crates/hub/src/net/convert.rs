@@ -19,6 +19,20 @@ impl HubError {
         Self::Connection { doing, source: Box::new(source.without_url()) }
     }
 
+    /// The same error, whose texts from the hub do not repeat `secret`.
+    pub(super) fn without(mut self, secret: Option<&str>) -> Self {
+        let Some(secret) = secret else { return self };
+        let texts = match &mut self {
+            Self::Status { code, text, .. } => [code.as_mut(), text.as_mut()],
+            Self::Answer { what, .. } => [Some(what), None],
+            _ => [None, None],
+        };
+        for text in texts.into_iter().flatten() {
+            *text = text.replace(secret, "***");
+        }
+        self
+    }
+
     /// An error of hf-hub.
     pub(super) fn of_library(doing: &str, error: HFError, silence: Duration) -> Self {
         let (context, retry_after) = match error {

@@ -10,8 +10,8 @@ use super::digest::{Digests, Proof};
 use crate::error::HubError;
 use crate::name::{Revision, is_commit};
 
-/// A model's listing has fewer pages.
-const MAX_PAGES: usize = 100;
+/// A listing has fewer pages, each of some thousand files.
+const MAX_PAGES: usize = 1000;
 
 /// The newest commit of a revision.
 #[derive(Clone, Debug)]

@@ -23,6 +23,8 @@ pub struct AdamWConfig {
     pub clip_grad_norm: f64,
     /// Decays of the moving averages.
     pub ema_decays: Vec<f64>,
+    /// Whether their decays are smaller at first; see [`AdamWConfig::ema_decay`].
+    pub ema_warmup: bool,
     /// How many bad steps in a row are skipped before the training ends.
     pub max_bad_steps: u64,
     /// A gradient whose norm is more than so many times the usual one is bad; 0: only one that is not finite is.
@@ -41,6 +43,14 @@ impl AdamWConfig {
             step,
             gradient_scale: clipping(self.clip_grad_norm, grad_norm),
         }
+    }
+
+    /// The decay that an average of this one has at step `step`, counted from 1. Early on, an average must forget its start:
+    /// with warm-up it is at most `(1 + n) / (10 + n)`, which is what diffusers' `EMAModel` does where its own
+    /// `use_ema_warmup`, another formula, is off. Improved DDPM has none.
+    pub(crate) fn ema_decay(&self, decay: f64, step: u64) -> f64 {
+        let n = step as f64;
+        if self.ema_warmup { decay.min((1.0 + n) / (10.0 + n)) } else { decay }
     }
 }
 
@@ -119,7 +129,6 @@ impl Optimizer {
     /// Counts the next step and returns its settings.
     pub fn count_step(&mut self, lr: f64) -> StepSettings {
         self.step += 1;
-        let warm_up = ema_warm_up(self.step);
         StepSettings {
             lr,
             betas: self.config.betas,
@@ -129,7 +138,7 @@ impl Optimizer {
             step: self.step,
             max_bad_steps: self.config.max_bad_steps,
             spike_factor: self.config.spike_factor,
-            decays: self.averages.iter().map(|average| average.decay.min(warm_up)).collect(),
+            decays: self.averages.iter().map(|average| self.config.ema_decay(average.decay, self.step)).collect(),
         }
     }
 
@@ -164,11 +173,6 @@ impl Optimizer {
     }
 }
 
-/// The largest decay after `n` steps: early on, an average must forget its start.
-pub(crate) fn ema_warm_up(n: u64) -> f64 {
-    (1.0 + n as f64) / (10.0 + n as f64)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -197,6 +201,7 @@ mod tests {
             weight_decay: 0.0,
             clip_grad_norm: clip,
             ema_decays: vec![0.5, 0.9],
+            ema_warmup: true,
             max_bad_steps: 0,
             spike_factor: 0.0,
         };
@@ -228,6 +233,18 @@ mod tests {
         for average in optimizer.averages() {
             let ema = average.params.buffer().to_vec().unwrap()[0];
             assert!((f64::from(ema) - (0.9 + 0.1 * 2.0 / 11.0)).abs() < 1e-6, "{ema}");
+        }
+    }
+
+    #[test]
+    fn averages_without_warm_up_have_their_decay_from_the_first_step_on() {
+        let (params, mut gradients, mut optimizer) = setup(0.0);
+        optimizer.config.ema_warmup = false;
+        set(&mut gradients, 1.0);
+        step(&mut optimizer, &params, &mut gradients, 0.1);
+        for average in optimizer.averages() {
+            let ema = average.params.buffer().to_vec().unwrap()[0];
+            assert!((f64::from(ema) - (0.9 + 0.1 * average.decay)).abs() < 1e-6, "{ema}");
         }
     }
 

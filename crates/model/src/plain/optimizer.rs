@@ -10,7 +10,7 @@ use candle_nn::Optimizer;
 use ddpm_kernels::buffer::FlatBuffer;
 use ddpm_kernels::optim::{AdamWBuffers, adamw_step, norm};
 
-use crate::optim::{AdamWConfig, ema_warm_up};
+use crate::optim::AdamWConfig;
 
 /// Settings of an [`AdamW`].
 #[derive(Clone, Debug, PartialEq)]
@@ -103,8 +103,8 @@ impl Optimizer for AdamW {
             return Err(Error::wrap(crate::ModelError::NotFinite { norm: grad_norm }));
         }
         let step = self.settings.adamw.step(self.settings.lr, self.steps + 1, grad_norm);
-        let warm_up = ema_warm_up(self.steps + 1);
-        let decays = self.settings.adamw.ema_decays.iter().map(|decay| decay.min(warm_up));
+        let adamw = &self.settings.adamw;
+        let decays = adamw.ema_decays.iter().map(|&decay| adamw.ema_decay(decay, self.steps + 1));
         for (slot, gradient) in &gradients {
             let averages: Vec<_> = slot.averages.iter().cloned().zip(decays.clone()).collect();
             let Slot { parameters, exp_avg, exp_avg_sq, .. } = slot;

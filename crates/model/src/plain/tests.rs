@@ -27,6 +27,7 @@ fn settings(ema_decays: Vec<f64>, clip_grad_norm: f64) -> AdamWSettings {
         weight_decay: 0.01,
         clip_grad_norm,
         ema_decays,
+        ema_warmup: true,
         max_bad_steps: 0,
         spike_factor: 0.0,
     };

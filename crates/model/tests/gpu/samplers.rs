@@ -42,7 +42,8 @@ struct Walked {
 
 impl Case {
     fn new(diffusion: &DiffusionConfig, (sampler, eta): (SamplerKind, f64)) -> Self {
-        let sampler = SamplerConfig { sampler, eta, steps: Some(6), spacing: sampler.default_spacing() };
+        let spacing = sampler.default_spacing();
+        let sampler = SamplerConfig { sampler, eta, steps: Some(6), spacing, ..Default::default() };
         let process = DiffusionProcess::new(diffusion).unwrap();
         Self { process, sampler, shape: [2, 3, 5, 3], dtype: DType::F32, guidance: None }
     }
@@ -171,6 +172,18 @@ fn gpu_every_sampler_walks_as_on_the_cpu() {
                     Case::new(&diffusion(prediction, variance, clip), sampler).check("walk");
                 }
             }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_ddim_from_the_clamped_x_start_walks_as_on_the_cpu() {
+    for prediction in PREDICTIONS {
+        for clip in [true, false] {
+            let mut case = Case::new(&diffusion(prediction, VarianceType::LearnedRange, clip), SAMPLERS[2]);
+            case.sampler.use_clipped_model_output = true;
+            case.check("from the clamped x_0");
         }
     }
 }

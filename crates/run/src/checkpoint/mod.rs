@@ -31,7 +31,7 @@ mod kill_tests;
 
 pub(crate) use crate::paths::{dir_name, parse_dir_name};
 pub use error::CheckpointError;
-pub use read::{Checkpoint, Skipped, list, newest_good, put_back, remove_stale};
+pub use read::{Checkpoint, Claims, Skipped, list, newest_good, put_back, remove_stale};
 pub use retention::Retention;
 pub use save::{Saved, save};
 pub use writer::{SaveOutcome, Writer};

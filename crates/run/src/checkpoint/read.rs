@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::manifest::{Manifest, check_size, read_small, verify_file};
 use super::save::{ASIDE_PREFIX, TEMPORARY_PREFIX, move_checkpoint, remove_checkpoint};
 use super::{
-    CheckpointError, FORMAT_VERSION, NamedTensor, STATE_FILE, Snapshot, State, TensorFile, parse_dir_name, tensors,
+    CheckpointError, FORMAT_VERSION, MODEL_FILE, NamedTensor, STATE_FILE, Snapshot, State, TensorFile, parse_dir_name,
+    tensors,
 };
 use crate::disk::sync_dir;
 use crate::lock::RunLock;
@@ -67,6 +68,27 @@ impl Checkpoint {
             return Err(CheckpointError::NoSuchFile { path: self.path.clone(), name: file.into(), present });
         }
         tensors::read(&self.path.join(file))
+    }
+}
+
+/// What a checkpoint says of itself, for whoever only compares: nothing of it is verified.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claims {
+    /// Where the run stood.
+    pub state: State,
+    /// The hash of the file of the weights, where there is one.
+    pub weights: Option<String>,
+}
+
+impl Claims {
+    /// Reads manifest and state of the checkpoint at `path`.
+    ///
+    /// # Errors
+    /// One of them cannot be read.
+    pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+        let manifest = Manifest::read(path)?;
+        let weights = manifest.entry(MODEL_FILE).map(|entry| entry.blake3.clone());
+        Ok(Self { state: read_state(path)?, weights })
     }
 }
 
@@ -218,6 +240,20 @@ mod tests {
         let names: Vec<_> = skipped.iter().map(|skipped| skipped.name.as_str()).collect();
         assert_eq!(names, ["step-000000040", "step-000000030"]);
         assert!(matches!(skipped[1].reason, CheckpointError::NoManifest { .. }), "{}", skipped[1].reason);
+    }
+
+    #[test]
+    fn the_claims_of_equal_weights_are_equal_and_those_of_others_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let weights = |step: u64, seed: f32| {
+            let saved = save(dir.path(), &snapshot(step, seed)).unwrap();
+            let claims = Claims::read(&saved.path).unwrap();
+            assert_eq!(claims.state, snapshot(step, seed).state);
+            claims.weights.unwrap()
+        };
+        assert_eq!(weights(10, 1.0), weights(20, 1.0));
+        assert_ne!(weights(10, 1.0), weights(30, 2.0));
+        assert!(matches!(Claims::read(dir.path()), Err(CheckpointError::NoManifest { .. })));
     }
 
     #[test]

@@ -15,7 +15,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, Mode, RenameFlags, renameat_with};
+use rustix::process::umask;
+
+/// Files of this process are at most 0644 and directories 0755 from now on, whatever the user's umask allows; a stricter umask
+/// counts. To be called before there are threads, which share the mask.
+pub fn limit_modes() {
+    let others_may_not_write = Mode::WGRP | Mode::WOTH;
+    // There is no other way to read it.
+    let mask = umask(others_may_not_write);
+    umask(mask | others_may_not_write);
+}
 
 /// A file that is being written.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use ddpm_hub::RepoName;
 use ddpm_kernels::optim::MAX_AVERAGES;
-use ddpm_model::diffusion::{DiffusionError, Schedule};
+use ddpm_model::diffusion::{DiffusionError, SamplerKind, Schedule};
 use ddpm_model::unet::{ImageShape, UNetConfigError};
 
 use super::device::DeviceChoice;
@@ -40,6 +40,14 @@ impl<'a> Checks<'a> {
         }
         self.at_most("data.image_size", data.image_size, 4096)?;
         self.at_most("data.prefetch", data.prefetch, 1024)?;
+        let help = "300 outlasts most failures of a network";
+        self.require(
+            "data.retry_for",
+            data.retry_for,
+            (1..=86_400).contains(&data.retry_for),
+            "1 to 86400 seconds",
+            help,
+        )?;
         let size = data.image_size;
         self.require("data.image_size", size, size > 0, "at least 1", "32 trains fast; 64 and more want a GPU")?;
         let channels = data.channels;
@@ -184,6 +192,10 @@ impl<'a> Checks<'a> {
         let (steps, timesteps) = (sample.steps, diffusion.num_train_timesteps);
         let expected = format!("1 to diffusion.num_train_timesteps ({timesteps})");
         self.require("sample.steps", steps, (1..=timesteps).contains(&steps), &expected, "50 is usual with ddim")?;
+        let clipped = sample.use_clipped_model_output;
+        let fits = !clipped || sample.sampler == SamplerKind::Ddim;
+        let expected = format!("false with sample.sampler = \"{}\"", sample.sampler);
+        self.require("sample.use_clipped_model_output", clipped, fits, &expected, "only ddim's step has an eps")?;
         if !hub.repo.is_empty() {
             self.uploads(&hub.repo)?;
         }

@@ -14,7 +14,7 @@ use super::types::TrainConfig;
 const FREE_SECTIONS: [&str; 4] = ["checkpoint", "sample", "log", "hub"];
 
 /// Keys of other sections that cannot change past results. Data may move: a checkpoint identifies it by its fingerprint.
-const FREE_KEYS: [&str; 19] = [
+const FREE_KEYS: [&str; 21] = [
     "run.name",
     "run.dir",
     "run.device",
@@ -25,6 +25,8 @@ const FREE_KEYS: [&str; 19] = [
     "data.workers",
     "data.prefetch",
     "data.cache_dir",
+    "data.cache_bytes",
+    "data.retry_for",
     // They decide when a run ends. The images that it has seen stay what they were.
     "data.on_corrupt",
     "data.max_corrupt",

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use ddpm_data::{OpenOptions, Origin, Share};
+use ddpm_data::{OpenOptions, Origin, Share, Shuffle};
 use ddpm_model::diffusion::{BetaSchedule, DiffusionConfig, Schedule, TimestepSamplerKind};
 use ddpm_model::unet::ImageShape;
 use serde::Serialize;
@@ -60,6 +60,7 @@ pub struct TrainPlan {
     hash: String,
     warnings: Vec<Warning>,
     origin: Origin,
+    shuffle: Shuffle,
 }
 
 impl TrainPlan {
@@ -77,7 +78,8 @@ impl TrainPlan {
         checks.reports()?;
         let hash = config_hash(&resolved.config);
         let warnings = warnings(&resolved.config, &schedule, device);
-        Ok(Self { resolved: resolved.clone(), device, shape, hash, warnings, origin: Origin::default() })
+        let (origin, shuffle) = (Origin::default(), resolved.config.data.shuffle());
+        Ok(Self { resolved: resolved.clone(), device, shape, hash, warnings, origin, shuffle })
     }
 
     /// The same plan for steps that follow each other from `origin` on in the order of the images.
@@ -88,6 +90,16 @@ impl TrainPlan {
     /// Where in the order of the images its steps begin.
     pub fn origin(&self) -> Origin {
         self.origin
+    }
+
+    /// The same plan with this order of the images.
+    pub(crate) fn shuffled(&self, shuffle: Shuffle) -> Self {
+        Self { shuffle, ..self.clone() }
+    }
+
+    /// Which order of the images: as configured, or that of the checkpoint that it goes on from.
+    pub fn shuffle(&self) -> Shuffle {
+        self.shuffle
     }
 
     /// The values, each in its valid range.
@@ -123,7 +135,8 @@ impl TrainPlan {
     /// How to open `data.source`.
     pub fn open_options(&self) -> OpenOptions {
         let data = &self.config().data;
-        OpenOptions { format: data.format, split: Some(data.split.clone()).filter(|split| !split.is_empty()) }
+        let split = Some(data.split.clone()).filter(|split| !split.is_empty());
+        OpenOptions { format: data.format, split, stores: data.stores() }
     }
 
     /// The number of classes that the network is conditioned on, if any.

@@ -4,14 +4,16 @@
 //! `[model]`, `[diffusion]` and `[loss]` are defined beside the code they set up.
 
 use std::fmt::{self, Display, Formatter};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use ddpm_data::Fitting;
 pub use ddpm_data::{Background, Crop, Fit, Format, OnCorrupt};
+use ddpm_data::{Fitting, Shuffle, StoreOptions};
 pub use ddpm_model::diffusion::{DiffusionConfig, LossConfig, SamplerKind};
 use ddpm_model::optim::AdamWConfig;
 pub use ddpm_model::optim::LrSchedule;
 pub use ddpm_model::unet::UNetConfig;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A whole configuration; the sections of the file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -87,7 +89,9 @@ impl Default for RunConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// Where the images are: `builtin:fashion10k`, a folder, a `.parquet` file or a folder of them.
+    /// Where the images are: `builtin:fashion10k`, a folder, a file with many of them, or an address of a store
+    /// (`s3://`, `gs://`, `az://`, `https://`, `hf://datasets/`). What is written anywhere has no query, which may be a signature.
+    #[serde(serialize_with = "without_query")]
     pub source: String,
     /// How the images are stored; `auto` sees it from the source.
     pub format: Format,
@@ -107,24 +111,53 @@ pub struct DataConfig {
     pub background: Background,
     /// Mirror half of the images, left to right.
     pub flip: bool,
+    /// Images that are shuffled among each other; 0: all of them, and 16384 where they come over a network in large files.
+    pub shuffle_window: u64,
     /// Number of classes of the labels; 0: that of the model, see [`TrainConfig::model_classes`].
     pub num_classes: usize,
     /// What to do with an image that cannot be decoded.
     pub on_corrupt: OnCorrupt,
     /// Share of the images, in [0, 1], that may be skipped before the run fails.
     pub max_corrupt: f64,
-    /// Where indexes of remote or packed sources are kept; left out, the user's cache directory.
+    /// Where indices of shards, and copies of what came over a network, are kept; left out, `ddpm` in the user's cache directory.
     pub cache_dir: String,
+    /// Bytes that these copies may take; 0: none are kept.
+    pub cache_bytes: u64,
+    /// Seconds for which a read over a network is tried again before the run ends.
+    pub retry_for: u64,
     /// Threads that read and decode; 0: as many as are useful.
     pub workers: usize,
     /// Batches that are made ahead.
     pub prefetch: usize,
 }
 
+/// Writes a source as it may be kept.
+fn without_query<S: Serializer>(source: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(ddpm_data::without_query(source))
+}
+
 impl DataConfig {
     /// How images are made to fit.
     pub fn fitting(&self) -> Fitting {
         Fitting { fit: self.fit, upscale: self.upscale, background: self.background }
+    }
+
+    /// Which order of the images is asked for.
+    pub fn shuffle(&self) -> Shuffle {
+        match self.shuffle_window {
+            0 => Shuffle::Auto,
+            window => Shuffle::Windows(window),
+        }
+    }
+
+    /// How the source is reached.
+    pub fn stores(&self) -> StoreOptions {
+        StoreOptions {
+            cache_dir: Some(PathBuf::from(&self.cache_dir)).filter(|dir| !dir.as_os_str().is_empty()),
+            cache_bytes: self.cache_bytes,
+            retry_for: Duration::from_secs(self.retry_for),
+            stop: None,
+        }
     }
 }
 
@@ -141,10 +174,13 @@ impl Default for DataConfig {
             upscale: false,
             background: Background::default(),
             flip: false,
+            shuffle_window: 0,
             num_classes: 0,
             on_corrupt: OnCorrupt::Skip,
             max_corrupt: 0.01,
             cache_dir: String::new(),
+            cache_bytes: 10 << 30,
+            retry_for: 300,
             workers: 0,
             prefetch: 4,
         }
@@ -191,6 +227,8 @@ pub struct OptimConfig {
     pub deterministic: bool,
     /// Decay rates of the moving averages of the weights; samples use the first.
     pub ema_decays: Vec<f64>,
+    /// Let the averages forget their start: a decay of at most `(1 + n) / (10 + n)` after n steps.
+    pub ema_warmup: bool,
 }
 
 impl OptimConfig {
@@ -202,6 +240,7 @@ impl OptimConfig {
             weight_decay: self.weight_decay,
             clip_grad_norm: self.clip_grad_norm,
             ema_decays: self.ema_decays.clone(),
+            ema_warmup: self.ema_warmup,
             max_bad_steps: self.max_bad_steps,
             spike_factor: self.spike_factor,
         }
@@ -229,6 +268,7 @@ impl Default for OptimConfig {
             gradient_checkpointing: false,
             deterministic: false,
             ema_decays: vec![0.9999],
+            ema_warmup: true,
         }
     }
 }
@@ -287,13 +327,15 @@ pub struct SampleConfig {
     pub sampler: SamplerKind,
     /// Steps of the sampler, at most `diffusion.num_train_timesteps`.
     pub steps: usize,
+    /// Take the eps of `ddim` from the clamped x_0 instead of the network.
+    pub use_clipped_model_output: bool,
     /// Seed of the noise; the same every time, so that pictures can be compared.
     pub seed: u64,
 }
 
 impl Default for SampleConfig {
     fn default() -> Self {
-        Self { every: 5000, num: 16, sampler: SamplerKind::Ddim, steps: 50, seed: 0 }
+        Self { every: 5000, num: 16, sampler: SamplerKind::Ddim, steps: 50, use_clipped_model_output: false, seed: 0 }
     }
 }
 

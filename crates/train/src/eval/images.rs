@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use ddpm_data::{Batcher, Crop, Format, LoaderConfig, OnCorrupt, OpenOptions, Origin, Share, Source, with_classes};
+use ddpm_data::{
+    Batcher, Crop, Format, LoaderConfig, OnCorrupt, OpenOptions, Origin, Share, Shuffle, Source, with_classes,
+};
 
 use crate::config::TrainConfig;
 use crate::error::Error;
@@ -49,6 +51,7 @@ impl EvalImages {
         let options = OpenOptions {
             format: Format::Auto,
             split: selection.split.filter(|split| !split.is_empty()).map(str::to_owned),
+            stores: config.data.stores(),
         };
         let source = ddpm_data::open(selection.source, &options)?;
         let num = selection.num.unwrap_or(source.len());
@@ -60,6 +63,8 @@ impl EvalImages {
             seed: selection.seed,
             share: Share::whole(1),
             origin: Origin::default(),
+            // The same images wherever they lie.
+            shuffle: Shuffle::Whole,
             image_size: data.image_size,
             channels: data.channels,
             crop: Crop::Center,

@@ -207,7 +207,7 @@ fn training(facts: Option<&Facts>) -> String {
         let _ = writeln!(text, "| {name} | {value} |");
     };
     let split = if data.split.is_empty() { String::new() } else { format!(", split {}", escaped(&data.split)) };
-    row("data", format!("{}{split}", escaped(&data.source)));
+    row("data", format!("{}{split}", escaped(ddpm_data::without_query(&data.source))));
     if let Some(classes) = &facts.classes {
         row("classes", listed(classes));
     }

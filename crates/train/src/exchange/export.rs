@@ -167,8 +167,8 @@ fn draw(model: &Model, num: usize, progress: &mut dyn FnMut(usize)) -> Result<Ve
     let sampler = SamplerConfig {
         sampler: SamplerKind::Ddim,
         steps: Some(sample_steps(model.process.schedule().len())),
-        eta: 0.0,
         spacing: SamplerKind::Ddim.default_spacing(),
+        ..SamplerConfig::default()
     };
     let request = Request {
         num,

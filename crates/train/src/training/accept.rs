@@ -5,7 +5,7 @@
 //! But a diverging run may be saved by a lower learning rate, and a run that moves to a larger machine by a larger batch: such
 //! changes are accepted by name, hold from this checkpoint on, and are recorded in `run.json` and the metrics.
 
-use ddpm_data::Origin;
+use ddpm_data::{Origin, Shuffle, without_query};
 use ddpm_run::ChangedData;
 use ddpm_run::checkpoint::Checkpoint;
 use serde::Deserialize as _;
@@ -19,6 +19,8 @@ use crate::weights::{checkpoint_config, does_not_fit};
 
 /// In a checkpoint's state: the [`Origin`] of its steps, where it is not the beginning.
 const ORIGIN: &str = "data_origin";
+/// In a checkpoint's state: the images of a window, where its order has windows.
+const WINDOW: &str = "data_shuffle_window";
 
 /// What of a run may differ from the checkpoint that it goes on from.
 #[derive(Clone, Debug, Default)]
@@ -95,14 +97,14 @@ pub(super) fn go_on_from(
     if let Some(ChangedData { images_then: then, images: now, .. }) = changed_data
         && !accept.data
     {
-        let (checkpoint, source_now) = (checkpoint.path.clone(), plan.config().data.source.clone());
+        let (checkpoint, source_now) = (checkpoint.path.clone(), without_query(&plan.config().data.source).to_owned());
         return Err(Error::OtherData { checkpoint, source_now, then, now });
     }
     let origin = match accepted.iter().any(|change| change.key == "train.batch_size") {
         true => Origin { step: state.step, images: state.images },
         false => origin_of(checkpoint)?,
     };
-    let plan = plan.starting_at(origin);
+    let plan = plan.starting_at(origin).shuffled(shuffle_from(plan, checkpoint, changed_data.is_some()));
     if origin.step > state.step || plan.images(state.step) != state.images {
         return Err(not_an_origin(checkpoint));
     }
@@ -112,9 +114,12 @@ pub(super) fn go_on_from(
 /// The change of the data since `checkpoint`, if there is one. An import has no data yet.
 fn changed_data(checkpoint: &Checkpoint, data: &KnownData) -> Option<ChangedData> {
     let then = &checkpoint.state.data_fingerprint;
-    (!is_untrained(checkpoint) && *then != data.fingerprint).then(|| ChangedData {
+    let known = KnownData::of_checkpoint(checkpoint);
+    let same_place = known.as_ref().and_then(|then| then.objects.as_ref()).zip(data.objects.as_ref());
+    let replaced = same_place.is_some_and(|(then, now)| then.place == now.place && then.version != now.version);
+    (!is_untrained(checkpoint) && (*then != data.fingerprint || replaced)).then(|| ChangedData {
         fingerprint_then: then.clone(),
-        images_then: KnownData::of_checkpoint(checkpoint).map(|then| then.images),
+        images_then: known.map(|then| then.images),
         fingerprint: data.fingerprint.clone(),
         images: data.images,
     })
@@ -134,6 +139,26 @@ pub(super) fn origin_entry(origin: Origin) -> Option<(String, Value)> {
 fn origin_of(checkpoint: &Checkpoint) -> Result<Origin, Error> {
     let Some(value) = checkpoint.state.extra.get(ORIGIN) else { return Ok(Origin::default()) };
     Origin::deserialize(value).map_err(|_| not_an_origin(checkpoint))
+}
+
+/// The order in which a run goes on: that of the checkpoint, though its data may have moved to or from a network since. Other data,
+/// and an import, begin an order of their own.
+fn shuffle_from(plan: &TrainPlan, checkpoint: &Checkpoint, is_other_data: bool) -> Shuffle {
+    match plan.config().data.shuffle() {
+        Shuffle::Auto if !is_other_data && !is_untrained(checkpoint) => {
+            let window = checkpoint.state.extra.get(WINDOW).and_then(Value::as_u64);
+            window.map_or(Shuffle::Whole, Shuffle::Windows)
+        }
+        configured => configured,
+    }
+}
+
+/// The entry of a checkpoint's state for this order, if it needs one.
+pub(super) fn shuffle_entry(shuffle: Shuffle) -> Option<(String, Value)> {
+    match shuffle {
+        Shuffle::Windows(window) => Some((WINDOW.to_owned(), window.into())),
+        Shuffle::Auto | Shuffle::Whole => None,
+    }
 }
 
 fn not_an_origin(checkpoint: &Checkpoint) -> Error {

@@ -19,9 +19,10 @@ pub struct StepOutcome {
     pub unweighted: Vec<f64>,
     /// The quarter of the timesteps, 0 to 3, that each image's t fell into.
     pub quartiles: Vec<usize>,
-    /// The plain mean squared error of each image.
+    /// The plain mean squared error of each image, with the sampler's weight: a mean over drawn timesteps is then one over all,
+    /// like that of the loss.
     pub mse: Vec<f64>,
-    /// The variational bound's term of each image in bits per dimension, where the loss has it.
+    /// The variational bound's term of each image in bits per dimension, where the loss has it; with that weight.
     pub vlb: Option<Vec<f64>>,
     /// The learning rate.
     pub lr: f64,
@@ -77,13 +78,33 @@ impl StepOutcome {
 
     /// Adds the images that `drawn` belongs to; the process has `num_train_timesteps` timesteps.
     pub(super) fn take_in(&mut self, drawn: DrawnTimesteps, losses: SampleLosses, num_train_timesteps: usize) {
-        self.losses.extend(losses.per_sample.iter().zip(&drawn.weights).map(|(l, w)| l * f64::from(*w)));
+        let weighted = |values: &[f64]| {
+            values.iter().zip(&drawn.weights).map(|(value, weight)| value * f64::from(*weight)).collect::<Vec<_>>()
+        };
+        self.losses.extend(weighted(&losses.per_sample));
+        self.mse.extend(weighted(&losses.mse));
+        if let Some(vlb) = &losses.vlb {
+            self.vlb.get_or_insert_default().extend(weighted(vlb));
+        }
         self.quartiles.extend(drawn.timesteps.iter().map(|t| t.index() * 4 / num_train_timesteps));
         self.timesteps.extend(drawn.timesteps);
         self.unweighted.extend(losses.per_sample);
-        self.mse.extend(losses.mse);
-        if let Some(vlb) = losses.vlb {
-            self.vlb.get_or_insert_default().extend(vlb);
-        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_loss_have_the_weights_of_the_loss() {
+        let mut outcome = StepOutcome::new(1, 1e-3, StepState::unscaled(), 2);
+        let timesteps = [1, 7].map(|t| Timestep::new(t, 8).unwrap()).to_vec();
+        let drawn = DrawnTimesteps { timesteps, weights: vec![0.5, 4.0] };
+        let losses = SampleLosses { per_sample: vec![2.0, 1.0], mse: vec![1.0, 0.5], vlb: Some(vec![0.25, 3.0]) };
+        outcome.take_in(drawn, losses, 8);
+        assert_eq!((&outcome.losses[..], &outcome.unweighted[..]), (&[1.0, 4.0][..], &[2.0, 1.0][..]));
+        assert_eq!((&outcome.mse[..], outcome.vlb.as_deref()), (&[0.5, 2.0][..], Some(&[0.125, 12.0][..])));
     }
 }

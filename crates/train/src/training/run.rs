@@ -104,7 +104,9 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let device = plan.device().open()?;
     let at_once = plan.micro_batch().map_or(plan.config().train.batch_size, usize::from);
     require_room(plan.config(), at_once, &device)?;
-    let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
+    let mut open_options = plan.open_options();
+    open_options.stores.stop = Some(Arc::clone(&options.requests.stop));
+    let source = ddpm_data::open(&plan.config().data.source, &open_options)?;
     refuse_to_leave_an_import(plan, &options.resume)?;
     // Only a claim: a start that is refused below leaves everything as it was.
     let run_dir = RunDir::claim(plan.run_dir())?;

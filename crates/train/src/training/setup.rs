@@ -33,6 +33,7 @@ pub(crate) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
         seed: config.run.seed,
         share: plan.share(),
         origin: plan.origin(),
+        shuffle: plan.shuffle(),
         image_size: data.image_size,
         channels: data.channels,
         crop: data.crop,
@@ -53,6 +54,7 @@ pub(crate) fn sampler_config(config: &TrainConfig) -> SamplerConfig {
         sampler: sample.sampler,
         steps: Some(sample.steps),
         eta: 0.0,
+        use_clipped_model_output: sample.use_clipped_model_output,
         spacing: sample.sampler.default_spacing(),
     }
 }

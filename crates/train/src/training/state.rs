@@ -17,7 +17,7 @@ use ddpm_run::checkpoint::{
 };
 use serde_json::Value;
 
-use super::accept::{is_untrained, origin_entry};
+use super::accept::{is_untrained, origin_entry, shuffle_entry};
 use super::means::Means;
 use super::trainer::Trainer;
 use crate::config::{TrainConfig, TrainPlan};
@@ -102,6 +102,7 @@ impl Trainer {
         state.extra.insert(MEANS.to_owned(), json(serde_json::to_value(position.means)));
         state.extra.insert(DATA.to_owned(), json(serde_json::to_value(position.data)));
         state.extra.extend(origin_entry(position.plan.origin()));
+        state.extra.extend(shuffle_entry(position.plan.shuffle().for_source(position.data.is_far)));
         if position.rollbacks > 0 {
             state.extra.insert(ROLLBACKS.to_owned(), position.rollbacks.into());
         }

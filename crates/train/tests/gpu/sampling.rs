@@ -44,7 +44,7 @@ impl Sketch {
 }
 
 pub(crate) fn sampler((sampler, eta): (SamplerKind, f64), steps: usize) -> SamplerConfig {
-    SamplerConfig { sampler, eta, steps: Some(steps), spacing: sampler.default_spacing() }
+    SamplerConfig { sampler, eta, steps: Some(steps), spacing: sampler.default_spacing(), ..Default::default() }
 }
 
 /// Five images in batches of two: the last batch draws one that is not used.

@@ -19,9 +19,9 @@ use self::stored::StoredFile;
 use super::files::{Fingerprint, slashed};
 use super::ranges::Span;
 use super::split::{self, Chosen};
-use super::{RawImage, Source};
+use super::{Objects, RawImage, Source};
 use crate::error::{DataError, guard};
-use crate::store::{FileInfo, Store};
+use crate::store::{FileInfo, Piece, Store};
 
 /// Files up to this size enter the fingerprint with every byte (16 MiB hash in some 10 ms); of larger ones the length
 /// and the end, where Parquet keeps offsets, sizes and statistics of everything before.
@@ -231,6 +231,25 @@ impl Source for ParquetSource {
         }
     }
 
+    fn will_need(&self, indices: &[usize]) -> Result<(), DataError> {
+        let place = |&index: &usize| {
+            let (_, group) = self.group_of(index).ok()?;
+            let file = &self.files[group.file];
+            let chunk = file.metadata.row_group(group.number).column(file.columns.bytes);
+            // Where a row would be if all were of a size: what is fetched are blocks of many rows.
+            let (start, bytes) = chunk.byte_range();
+            let at = start + (bytes as f64 * (index - group.start) as f64 / group.rows as f64) as u64;
+            Some((file, at.min(file.stored.len())..at.saturating_add(1).min(file.stored.len())))
+        };
+        let places: Vec<_> = indices.iter().filter_map(place).collect();
+        let pieces: Vec<_> =
+            places.iter().map(|(file, range)| Piece { file: file.stored.file(), range: range.clone() }).collect();
+        match self.files.first() {
+            Some(first) => Ok(first.stored.store().will_need(&pieces)?),
+            None => Ok(()),
+        }
+    }
+
     fn class_names(&self) -> Option<&[String]> {
         self.class_names.as_deref()
     }
@@ -245,6 +264,15 @@ impl Source for ParquetSource {
 
     fn notices(&self) -> &[String] {
         &self.notices
+    }
+
+    fn is_far(&self) -> bool {
+        self.files.iter().any(|file| file.stored.store().is_far())
+    }
+
+    fn objects(&self) -> Option<Objects> {
+        let first = self.files.first()?;
+        Objects::of(first.stored.store(), self.files.iter().map(|file| file.stored.file()))
     }
 
     fn describe(&self) -> String {

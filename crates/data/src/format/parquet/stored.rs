@@ -35,6 +35,14 @@ impl StoredFile {
         &self.file.name
     }
 
+    pub(super) fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    pub(super) fn file(&self) -> &FileInfo {
+        &self.file
+    }
+
     /// What a message about the whole file begins with.
     pub(super) fn place(&self) -> PathBuf {
         self.store.place(&self.file.name)

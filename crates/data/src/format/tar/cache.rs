@@ -4,7 +4,7 @@
 //! knows no version, nothing is kept. A file that is not whole is made again: nothing here can fail, only be slower.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
@@ -28,13 +28,6 @@ struct Head {
     found: Found,
 }
 
-/// Where indices are kept; `None` where there is no home, and in unit tests, which leave the user's alone.
-pub(super) fn folder() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let base = set("XDG_CACHE_HOME").filter(|path| path.is_absolute()).or_else(|| Some(set("HOME")?.join(".cache")));
-    base.filter(|_| !cfg!(test)).map(|base| base.join("ddpm/shards"))
-}
-
 /// The index of the shard at `place`, by `build` where none is kept.
 pub(super) fn load_or<E>(
     folder: Option<&Path>,
@@ -43,7 +36,9 @@ pub(super) fn load_or<E>(
     build: impl FnOnce() -> Result<Index, E>,
 ) -> Result<Index, E> {
     let Some(folder) = folder.filter(|_| file.version != 0) else { return build() };
-    let place = std::path::absolute(place).unwrap_or_else(|_| place.to_owned());
+    let far = place.to_string_lossy().contains("://");
+    let place = Some(place.to_owned()).filter(|_| far).or_else(|| std::path::absolute(place).ok());
+    let Some(place) = place else { return build() };
     let name = blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex();
     let kept = folder.join(format!("{name}.index"));
     if let Some(index) = fs::read(&kept).ok().and_then(|bytes| parse(&bytes, file)) {

@@ -22,7 +22,7 @@ use super::files::{Fingerprint, passed_over, shown};
 use super::ranges::{About, RangeSource, Shard, Span};
 use super::split::{self, Chosen};
 use crate::error::DataError;
-use crate::store::{FileInfo, Located, Store, locate};
+use crate::store::{FileInfo, Located, Store, StoreOptions, locate};
 
 /// The names of the classes, beside the shards: a list, or a map from number to name.
 pub(crate) const CLASSES_FILE: &str = "classes.json";
@@ -35,7 +35,7 @@ const INDEXERS: usize = 8;
 
 /// The number of samples in a shard on a disk; `None` where there is none, or a damaged one.
 pub(crate) fn shard_len(path: &Path) -> Option<usize> {
-    let Ok(Located::File(store, file)) = locate(path.to_str()?) else { return None };
+    let Ok(Located::File(store, file)) = locate(path.to_str()?, &StoreOptions::default()) else { return None };
     index::build(&*store, &file).ok().filter(|index| !index.found.without_end).map(|index| index.spans.len())
 }
 
@@ -88,7 +88,7 @@ pub(super) fn open(
 /// An index of each shard, from the cache or from its headers.
 fn index_all(store: &dyn Store, files: &[FileInfo]) -> Result<Vec<Index>, DataError> {
     let next = AtomicUsize::new(0);
-    let cache = cache::folder();
+    let cache = store.cache().map(|folder| folder.join("shards"));
     let work = || {
         let mut done = Vec::new();
         loop {

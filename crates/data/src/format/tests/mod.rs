@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "stores")]
+mod far;
 mod layouts;
 #[cfg(feature = "datasets")]
 mod raw;
@@ -377,22 +379,15 @@ fn what_cannot_be_opened_is_refused_by_name_with_a_way_out() {
     let (message, help) = refused("builtin:fashion");
     assert_eq!(message, "data.source = builtin:fashion: there is no such embedded data set");
     assert_eq!(help, "embedded data sets: builtin:fashion10k");
-    for (source, name) in [
-        ("hf://datasets/a/b", "Hugging Face hub"),
-        ("s3://b/p/{000..127}.tar", "object storage (s3://)"),
-        ("gs://b/p", "gs://"),
-        ("az://b/p", "az://"),
-        ("https://x/y.parquet", "https://"),
-    ] {
+    for source in ["file:///data", "s4://b/p", "hf://me/model"] {
         let (message, help) = refused(source);
-        assert!(message.contains(name) && message.contains(source), "{message}");
-        assert!(help.contains("builtin:fashion10k") && help.contains(".parquet"), "{help}");
+        assert!(message.starts_with(&format!("data.source = {source}: ")) && !help.is_empty(), "{message}; {help}");
     }
 }
 
 #[test]
 fn a_format_that_contradicts_the_source_is_refused() {
-    let with = |format, source: &str| open(source, &OpenOptions { format, split: None });
+    let with = |format, source: &str| open(source, &OpenOptions { format, ..OpenOptions::default() });
     assert!(matches!(with(Format::Folder, &assets("emoji32.parquet")), Err(DataError::FormatMismatch { .. })));
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("a.png"), grey_png(4, 1)).unwrap();

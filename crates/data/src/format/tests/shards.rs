@@ -29,7 +29,7 @@ fn forged(header: &[u8], changes: &[(usize, &[u8])]) -> Vec<u8> {
     header
 }
 
-fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(super) fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     files.iter().flat_map(|(name, bytes)| file(name, bytes)).chain([0; 1024]).collect()
 }
 

@@ -1,13 +1,18 @@
 //! What formats do with stores other than a quiet disk.
 
+use std::time::{Duration, Instant};
+
+use super::shards::archive;
 use crate::testing::config;
-use crate::{Batcher, LoaderConfig};
+use crate::{Batcher, Loader, LoaderConfig, Share, Shuffle};
 
 use super::*;
 
 /// The files below `folder` in a store that is not the disk.
 pub(super) fn remote_copy(folder: &Path, remote: Remote) -> Arc<Remote> {
-    let Located::Folder(store) = store::locate(folder.to_str().unwrap()).unwrap() else { panic!("a folder") };
+    let Located::Folder(store) = store::locate(folder.to_str().unwrap(), &StoreOptions::default()).unwrap() else {
+        panic!("a folder")
+    };
     let files = store.list().unwrap().files.into_iter().map(|file| {
         let bytes = fs::read(folder.join(&file.name)).unwrap();
         (file.name, bytes.into())
@@ -44,6 +49,39 @@ fn a_call_for_many_files_is_bounded_by_their_bytes() {
 }
 
 #[test]
+fn over_a_network_a_window_is_fetched_while_the_one_before_it_is_read() {
+    let dir = TempDir::new().unwrap();
+    let images: Vec<_> = (0..100).map(|i| (format!("{i:03}.png"), grey_png(6, i))).collect();
+    let files: Vec<_> = images.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    fs::write(dir.path().join("x.tar"), archive(&files)).unwrap();
+    let store = remote_copy(dir.path(), Remote { at_once: 8, ..Remote::default() });
+    let source = open_folder("s3://far", Arc::clone(&store) as _, Format::Auto, None).unwrap();
+    assert!(source.is_far());
+    let settings =
+        |shuffle| LoaderConfig { num_classes: None, share: Share::whole(10), shuffle, prefetch: 1, ..config() };
+    let mut loader = Loader::start(Arc::clone(&source), settings(Shuffle::Windows(20)), 0).unwrap();
+    let ids: Vec<u64> = (0..12).flat_map(|_| loader.next().unwrap().ids).collect();
+    let start = Instant::now();
+    while store.needed.lock().unwrap().len() < 100 && start.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let needed = store.needed.lock().unwrap()[..100].to_vec();
+    drop(loader);
+    // A header and an image are two blocks of a tar file.
+    let mut needed: Vec<u64> = needed.iter().map(|start| start / 1024).collect();
+    let (mut wanted, second) = (ids[20..].to_vec(), &mut needed[..20]);
+    second.sort_unstable();
+    wanted[..20].sort_unstable();
+    assert_eq!(second, &wanted[..20], "the second window");
+    needed.sort_unstable();
+    assert_eq!(needed, (0..100).collect::<Vec<_>>(), "every sample once");
+    let before = store.needed.lock().unwrap().len();
+    let mut whole = Loader::start(source, settings(Shuffle::Whole), 0).unwrap();
+    (0..12).for_each(|_| drop(whole.next().unwrap()));
+    assert_eq!(store.needed.lock().unwrap().len(), before, "without windows nothing is next to anything");
+}
+
+#[test]
 fn a_store_out_of_reach_ends_the_run_and_blames_no_sample() {
     let dir = TempDir::new().unwrap();
     let write = |name: &str, bytes: Vec<u8>| fs::write(dir.path().join(name), bytes).unwrap();
@@ -56,7 +94,7 @@ fn a_store_out_of_reach_ends_the_run_and_blames_no_sample() {
         store.down.store(true, std::sync::atomic::Ordering::Relaxed);
         let error =
             Batcher::new(source, LoaderConfig { num_classes: None, ..config() }).unwrap().batch_at(0).unwrap_err();
-        assert_eq!(error.to_string(), "s3://far: the data cannot be reached any more: 503 after 8 attempts");
+        assert_eq!(error.to_string(), "s3://far: the data cannot be reached: 503 after 8 attempts");
         assert!(matches!(error, DataError::Unavailable { .. }));
     }
 }

@@ -61,6 +61,34 @@ fn only_the_tables_that_the_state_names_are_read_and_all_of_them() {
 }
 
 #[test]
+fn a_state_that_names_a_table_outside_of_its_folder_opens_none() {
+    let (dir, outside) = (saved(), saved());
+    let elsewhere = outside.path().join("data-00000-of-00002.arrow");
+    for name in [elsewhere.to_str().unwrap(), "../data-00000-of-00002.arrow", "/etc/passwd"] {
+        let state = format!(r#"{{"_data_files": [{{"filename": "{name}"}}]}}"#);
+        replace(&dir.path().join("state.json"), state.as_bytes());
+        let (message, _) = refused(dir.path().to_str().unwrap());
+        assert!(message.ends_with(&format!("{name}, which it names, is not there")), "{message}");
+    }
+}
+
+#[test]
+fn metadata_that_name_an_image_outside_of_the_folder_label_none() {
+    let dir = TempDir::new().unwrap();
+    fs::create_dir(dir.path().join("images")).unwrap();
+    fs::write(dir.path().join("secret.png"), grey_png(4, 1)).unwrap();
+    fs::write(dir.path().join("images/a.png"), grey_png(4, 2)).unwrap();
+    let secret = dir.path().join("secret.png");
+    let rows = format!(
+        "{{\"file_name\": \"../secret.png\", \"label\": 1}}\n{{\"file_name\": {secret:?}, \"label\": 1}}\n\
+         {{\"file_name\": \"a.png\", \"label\": 0}}\n"
+    );
+    fs::write(dir.path().join("images/metadata.jsonl"), rows).unwrap();
+    let source = open_path(&dir.path().join("images")).unwrap();
+    assert_eq!((source.len(), labels(&*source)), (1, vec![Some(0)]));
+}
+
+#[test]
 fn a_table_cut_anywhere_is_refused_or_ends_between_two_batches() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("x.arrow");

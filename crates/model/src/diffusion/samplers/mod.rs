@@ -93,6 +93,8 @@ pub struct SamplerConfig {
     pub steps: Option<usize>,
     /// DDIM's noise: 0 none, 1 as much as ancestral sampling. It is 0 for the other samplers.
     pub eta: f64,
+    /// DDIM's eps follows from x_0 after it was clamped, instead of being the network's own; false for the other samplers.
+    pub use_clipped_model_output: bool,
     /// Which timesteps to visit.
     pub spacing: Spacing,
 }
@@ -118,6 +120,14 @@ impl SamplerConfig {
                 &self.eta,
                 format!("0 with the {} sampler, {why}", self.sampler),
                 "choose the ddim sampler, or leave eta out",
+            ));
+        }
+        if self.sampler != SamplerKind::Ddim && self.use_clipped_model_output {
+            return Err(DiffusionError::setting(
+                "use_clipped_model_output",
+                &true,
+                format!("false with the {} sampler, whose step knows x_0 alone", self.sampler),
+                "choose the ddim sampler, or leave it out",
             ));
         }
         self.spacing.kept_timesteps(self.steps, num_train_timesteps)
@@ -147,7 +157,7 @@ pub fn sampler_constants(
         };
         let constants = match config.sampler {
             SamplerKind::Ddpm => ddpm::step(&process, t, x_start),
-            SamplerKind::Ddim => ddim::step(&process, t, config.eta, x_start),
+            SamplerKind::Ddim => ddim::step(&process, t, config, x_start),
             SamplerKind::Dpm => dpm::step(&process, t, x_start),
         };
         Ok((process.network_timestep(process.schedule().timestep(t)?)?, constants))

@@ -35,6 +35,49 @@ fn ddim_agrees_with_the_reference_implementation() {
     assert!((sum / 768.0 - 0.223967).abs() < 3e-6, "{}", sum / 768.0);
 }
 
+/// diffusers 0.42.1's DDIMScheduler in float64, ten steps from `4 ramp - 2` with the network `0.7 tanh(x)` and that start as the noise:
+/// the sums over the absolute and the squared result.
+#[test]
+fn ddim_from_the_clamped_x_start_agrees_with_the_reference_implementation() {
+    for (use_clipped_model_output, eta, absolute, squared) in [
+        (false, 0.0, 424.4981100781567, 251.4756444272365),
+        (true, 0.0, 672.2806387337989, 636.2397646032042),
+        (false, 0.5, 722.8379489847878, 706.8565346838537),
+        (true, 0.5, 727.8041291486952, 714.6866317248634),
+    ] {
+        let config = SamplerConfig { use_clipped_model_output, ..ddim(eta, Some(10)) };
+        let start = ramp().affine(4.0, -2.0).unwrap();
+        let mut denoise = |x_t: &Tensor, _| Ok((x_t.tanh()? * 0.7)?);
+        let got = sample::<DiffusionError>(
+            &process(|_| ()),
+            &config,
+            start.clone(),
+            &mut |_| Ok(start.clone()),
+            &mut denoise,
+        );
+        let got = flat(&got.unwrap());
+        let sums = [got.iter().map(|x| x.abs()).sum::<f64>(), got.iter().map(|x| x * x).sum()];
+        assert_close(&sums, &[absolute, squared], 1e-6);
+    }
+}
+
+/// Where eps is what x_t and x_0 leave for it, clamped or not, both ways are one.
+#[test]
+fn the_clamped_x_start_changes_nothing_where_nothing_is_clamped_or_x_start_is_predicted() {
+    for (clip_sample, prediction_type) in
+        [(false, PredictionType::Epsilon), (false, PredictionType::VPrediction), (true, PredictionType::Sample)]
+    {
+        let p = process(|c| (c.clip_sample, c.prediction_type) = (clip_sample, prediction_type));
+        let images = [false, true].map(|use_clipped_model_output| {
+            let config = SamplerConfig { use_clipped_model_output, ..ddim(0.0, Some(10)) };
+            let denoise = &mut |x_t: &Tensor, _| Ok((x_t.tanh()? * 0.7)?);
+            let x_t = normal(&[2, 3, 3, 1], 0);
+            flat(&sample::<DiffusionError>(&p, &config, x_t, &mut |_| unreachable!("eta is 0"), denoise).unwrap())
+        });
+        assert_close(&images[1], &images[0], 1e-5);
+    }
+}
+
 /// The same loop through diffusers 0.42.1's DPMSolverMultistepScheduler in float64 (algorithm_type "dpmsolver++",
 /// solver_order 2, timestep_spacing "trailing", final_sigmas_type "zero"), which does not clamp.
 #[test]
@@ -115,6 +158,8 @@ fn settings_that_cannot_be_are_refused() {
     assert!(refusal(SamplerConfig { eta: 0.5, ..Default::default() }).contains("eta = 0.5: expected 0 with the ddpm"));
     let dpm = SamplerConfig { sampler: SamplerKind::Dpm, ..ddim(0.5, None) };
     assert!(refusal(dpm).contains("expected 0 with the dpm sampler, which adds no noise"));
+    let clipped = SamplerConfig { use_clipped_model_output: true, ..Default::default() };
+    assert!(refusal(clipped).contains("use_clipped_model_output = true: expected false with the ddpm sampler"));
     assert!(refusal(ddim(0.0, Some(1001))).contains("1 to 1000"));
 }
 

@@ -1,0 +1,139 @@
+//! `ddpm plot`: curves of one or several runs, as PNG or SVG.
+//!
+//! plotters lays out axes and writes SVG; letters of a PNG are compiled in (`page`), so no font has to be installed.
+
+mod axis;
+mod chart;
+mod curve;
+mod page;
+
+use std::path::{Path, PathBuf};
+
+use ddpm_run::durable::{io_help, replace_file};
+use ddpm_run::{RunView, Turn, history};
+use ddpm_train::report::pictures;
+use serde::Serialize;
+
+use crate::args::{PlotArgs, PlotScale};
+use crate::failure::{ExitCode, Failure};
+use crate::output::Output;
+use crate::places::{Kind, Place, free_name, is_svg, prepare};
+use crate::runs::{names_of, open_run, unreadable};
+use axis::Scale;
+use chart::{Figure, brief, in_words};
+use curve::Curve;
+
+/// The result.
+#[derive(Serialize)]
+struct Document<'a> {
+    plot: &'a Path,
+    key: &'a str,
+    curves: Vec<Line<'a>>,
+}
+
+/// A curve of it.
+#[derive(Serialize)]
+struct Line<'a> {
+    name: &'a str,
+    points: usize,
+    last_step: f64,
+    /// Smoothed.
+    last_value: f64,
+    turns: &'a [Turn],
+}
+
+/// Draws the curves.
+pub(super) fn run(args: &PlotArgs, output: &Output) -> Result<(), Failure> {
+    let out = args.out.clone().unwrap_or_else(|| free_name(&args.key.replace(['.', '/'], "-"), "png"));
+    prepare(&[Place { option: "--out", path: &out, kind: Kind::Plot }])?;
+    let runs: Vec<RunView> = args.runs.iter().map(|root| open_run(root)).collect::<Result<_, _>>()?;
+    let mut curves = Vec::new();
+    for (run, name) in runs.iter().zip(names_of(&runs)) {
+        let metrics = run.paths.metrics();
+        let curve = Curve::read(run, name, &args.key, args.smooth).map_err(|error| unreadable(&metrics, &error))?;
+        curves.push(curve.ok_or_else(|| nothing_logged(run, &args.key))?);
+    }
+    let figure = figure(args, curves);
+    write(&figure, &out)?;
+    let lines: Vec<Line<'_>> = figure.curves.iter().map(Line::of).collect();
+    let document = Document { plot: &out, key: &args.key, curves: lines };
+    output.result(&document, || text(&document))
+}
+
+fn figure(args: &PlotArgs, curves: Vec<Curve>) -> Figure {
+    let scale = match args.scale {
+        PlotScale::Auto => Scale::of(curves.iter().flat_map(|curve| &curve.smooth).map(|point| point.1)),
+        PlotScale::Linear => Scale::Linear,
+        PlotScale::Log => Scale::Log,
+    };
+    let whose = match &curves[..] {
+        [only] => only.name.clone(),
+        many => format!("{} runs", many.len()),
+    };
+    let quantity = quantity(&args.key);
+    let title = format!("{} of {whose}", quantity.split(',').next().unwrap_or_default());
+    Figure::new(title, quantity, scale, curves)
+}
+
+/// What a key shows, with its unit.
+fn quantity(key: &str) -> String {
+    match key.rsplit('.').next().unwrap_or(key) {
+        "lr" => "learning rate".to_owned(),
+        "grad_norm" => "norm of the gradient".to_owned(),
+        "images_per_s" => "speed, images/s".to_owned(),
+        "data_wait" => "waiting for data, share of the time".to_owned(),
+        name if name.ends_with("_bytes") => format!("{}, bytes", name.trim_end_matches("_bytes")),
+        _ => key.to_owned(),
+    }
+}
+
+fn write(figure: &Figure, out: &Path) -> Result<(), Failure> {
+    let not_drawn = |why: String| Failure::new(ExitCode::Other, format!("the plot cannot be drawn: {why}"));
+    if !is_svg(out) {
+        let picture = figure.picture().map_err(not_drawn)?;
+        return Ok(pictures::write(out, &pictures::encode(&picture)?)?);
+    }
+    let svg = figure.svg().map_err(not_drawn)?;
+    replace_file(out, svg.as_bytes()).map_err(|error| {
+        let message = format!("--out {}: cannot be written", out.display());
+        Failure::caused_by(ExitCode::Other, message, &error).hint(io_help(&error, out))
+    })
+}
+
+impl<'a> Line<'a> {
+    fn of(curve: &'a Curve) -> Self {
+        let (last_step, last_value) = curve.last();
+        Self { name: &curve.name, points: curve.logged, last_step, last_value, turns: &curve.turns }
+    }
+}
+
+fn text(document: &Document<'_>) -> String {
+    let mut text = String::new();
+    for Line { name, points, last_step, last_value, turns } in &document.curves {
+        text += &format!("{name}: {points} points, {} = {} at step {last_step}\n", document.key, brief(*last_value));
+        for Turn { step, kind, what } in *turns {
+            let what = if what.is_empty() { String::new() } else { format!(": {what}") };
+            text += &format!("  step {step}: {}{what}\n", in_words(*kind));
+        }
+    }
+    text + &format!("plot: {}", document.plot.display())
+}
+
+/// The refusal of a key that a run has not logged.
+fn nothing_logged(run: &RunView, key: &str) -> Failure {
+    let mut names = Vec::new();
+    let path: PathBuf = run.paths.metrics();
+    // The names are only a help.
+    let _ = history::read(&path, |_, record| {
+        for name in history::names(&record) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+    });
+    let failure = Failure::new(ExitCode::Usage, format!("{}: no number `{key}` was logged", path.display()));
+    match names.is_empty() {
+        true => failure.hint("a run logs every log.every steps, unless log.jsonl = false"),
+        false => failure.hint(format!("logged are {}", names.join(", "))),
+    }
+}

@@ -1,0 +1,215 @@
+//! Sources behind a network, against a web server on this machine and its faults.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use super::shards::{archive, grey};
+use super::*;
+use crate::store::StoreOptions;
+use crate::testing::config;
+use crate::testing::server::{Fault, Server};
+use crate::{Batch, Batcher, LoaderConfig};
+
+/// A server with three tar shards and a Parquet file, and a folder with the same.
+struct Far {
+    server: Server,
+    here: TempDir,
+    cache: TempDir,
+}
+
+const SHARDS: &str = "set/t-{0..2}.tar";
+
+fn shard(number: u8) -> Vec<u8> {
+    let names: Vec<_> = (0..20).map(|i| (format!("{i:02}.png"), format!("{i:02}.cls"))).collect();
+    let image = |i: usize| grey_png(6, number * 20 + i as u8);
+    let files: Vec<_> = (0..20).map(|i| (image(i), (i % 3).to_string().into_bytes())).collect();
+    let both = names.iter().zip(&files).flat_map(|((image, label), (png, class))| {
+        [(image.as_str(), png.as_slice()), (label.as_str(), class.as_slice())]
+    });
+    archive(&both.collect::<Vec<_>>())
+}
+
+impl Far {
+    fn new() -> Self {
+        let far = Self { server: Server::start(), here: TempDir::new().unwrap(), cache: TempDir::new().unwrap() };
+        fs::create_dir(far.here.path().join("set")).unwrap();
+        (0..3).for_each(|number| far.add(&format!("set/t-{number}.tar"), shard(number)));
+        far.add("set/classes.json", b"[\"ant\", \"bee\", \"cat\"]".to_vec());
+        far.add("x.parquet", parquet_bytes(&rows(0..30), &Layout::default()));
+        far
+    }
+
+    fn add(&self, path: &str, bytes: Vec<u8>) {
+        fs::write(self.here.path().join(path), &bytes).unwrap();
+        self.server.add(path, bytes);
+    }
+
+    /// Options of a run that waits so many seconds at most, and a quarter of them for each answer.
+    fn patient(&self, seconds: u64) -> OpenOptions {
+        let (cache_dir, retry_for) = (Some(self.cache.path().to_owned()), Duration::from_secs(seconds));
+        OpenOptions { stores: StoreOptions { cache_dir, retry_for, ..StoreOptions::default() }, ..Default::default() }
+    }
+
+    fn options(&self) -> OpenOptions {
+        self.patient(2)
+    }
+
+    fn open(&self, path: &str) -> Result<Arc<dyn Source>, DataError> {
+        open(&self.server.url(path), &self.options())
+    }
+
+    fn near(&self, path: &str) -> Arc<dyn Source> {
+        open_path(&self.here.path().join(path)).unwrap()
+    }
+
+    /// The error of a source that does not open, with what to do; neither may have a secret.
+    fn refused(&self, path: &str) -> String {
+        let error = self.open(path).err().unwrap();
+        let text = format!("{error}; {}", error.help().unwrap_or_default());
+        assert!(!format!("{text} {error:?}").contains("secret"), "{text}");
+        text.replace(&self.server.url(""), "http://host/")
+    }
+}
+
+fn batch(source: Arc<dyn Source>) -> Result<Batch, DataError> {
+    Batcher::new(source, LoaderConfig { num_classes: Some(3), max_corrupt: 0.0, ..config() })?.batch_at(3)
+}
+
+#[test]
+fn shards_and_tables_of_a_web_server_are_those_of_the_disk() {
+    let far = Far::new();
+    for path in [SHARDS, "set/t-1.tar", "x.parquet", "{x,x}.parquet"].into_iter().take(3) {
+        let (near, there) = (far.near(path), far.open(path).unwrap());
+        assert_eq!(near.fingerprint(), there.fingerprint(), "{path}");
+        assert_eq!(near.class_names(), there.class_names());
+        conforms(&*there);
+        assert_eq!(batch(near).unwrap(), batch(there).unwrap());
+    }
+}
+
+#[test]
+fn what_passes_is_tried_again_and_changes_nothing() {
+    let far = Far::new();
+    let near = batch(far.near(SHARDS)).unwrap();
+    let there = far.open(SHARDS).unwrap();
+    far.server.fail([Fault::Status(503), Fault::Short, Fault::Status(429), Fault::Stall, Fault::Status(500)]);
+    // What was read for the index is read again.
+    fs::remove_dir_all(far.cache.path().join("blocks")).unwrap();
+    drop(there);
+    assert_eq!(batch(open(&far.server.url(SHARDS), &far.patient(12)).unwrap()).unwrap(), near);
+    assert!(far.server.state.lock().unwrap().faults.is_empty(), "not all of them happened");
+}
+
+#[test]
+fn after_the_deadline_the_error_names_the_object_the_tries_and_the_last_reason() {
+    let far = Far::new();
+    let source = far.open("x.parquet").unwrap();
+    fs::remove_dir_all(far.cache.path().join("blocks")).unwrap();
+    far.server.state.lock().unwrap().always = Some(Fault::Status(503));
+    let error = open(&far.server.url("x.parquet"), &far.options()).err().unwrap();
+    let text = error.to_string();
+    let begins = format!("{}: the data cannot be reached: ", far.server.url("x.parquet"));
+    assert!(text.starts_with(&begins) && text.ends_with("the last: 503 Service Unavailable"), "{text}");
+    assert!(text[begins.len()..].starts_with(|letter: char| letter.is_ascii_digit()), "{text}");
+    assert!(error.help().unwrap().contains("network"));
+    drop(source);
+}
+
+#[test]
+fn an_object_that_changes_between_two_requests_is_noticed() {
+    let far = Far::new();
+    // Of a file of more than 16 MiB only the end is read when it is opened.
+    let table = |value: u8| {
+        let row = |i: u8| {
+            (
+                Some(encode(
+                    &image::GrayImage::from_pixel(600, 600, image::Luma([value ^ i])).into(),
+                    ImageFormat::Bmp,
+                )),
+                Some(0),
+            )
+        };
+        let rows: Vec<Row> = (0..60).map(row).collect();
+        let layout = Layout { compression: Compression::UNCOMPRESSED, dictionary: false, ..Layout::default() };
+        parquet_bytes(&rows, &layout)
+    };
+    far.server.add("big.parquet", table(0));
+    let source = far.open("big.parquet").unwrap();
+    far.server.add("big.parquet", table(128));
+    let error = source.read(0).unwrap_err().to_string();
+    let words = "cannot read the file: the file has changed since it was listed: it has another version";
+    assert!(error.contains(words), "{error}");
+    let again = far.open("big.parquet").unwrap();
+    assert_ne!(again.fingerprint(), source.fingerprint());
+    assert_eq!(grey(&*again, 0), 128, "not what was kept of the object before");
+}
+
+#[test]
+fn refusals_say_what_to_do_and_are_not_waited_for() {
+    let far = Far::new();
+    let start = Instant::now();
+    let missing =
+        "http://host/none.tar: no such bucket, folder or file (404); check the address: names are case-sensitive";
+    assert_eq!(far.refused("none.tar?sig=secret"), missing);
+    assert!(far.refused("set/t-{0..3}.tar").contains("1 of 4 shards are not there, the first t-3.tar"));
+    assert!(far.refused("set/").contains("a web server does not say which files it has; name its files"));
+    far.server.state.lock().unwrap().query = Some("sig=other".into());
+    assert!(
+        far.refused("x.parquet?sig=secret").contains("access is refused (403 Forbidden); a signed address may have")
+    );
+    far.server.state.lock().unwrap().query = None;
+    far.server.state.lock().unwrap().without_ranges = true;
+    assert!(far.refused("x.parquet").contains("the server cannot send a part of a file"));
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_signed_address_is_enough_although_it_is_signed_for_reading_alone() {
+    let far = Far::new();
+    {
+        let mut state = far.server.state.lock().unwrap();
+        (state.query, state.without_head) = (Some("sig=secret/with+slash".into()), true);
+    }
+    for path in ["x.parquet", "set/t-0.tar"] {
+        let source = far.open(&format!("{path}?sig=secret/with+slash")).unwrap();
+        assert_eq!(source.fingerprint(), far.near(path).fingerprint());
+        let said = format!("{} {:?} {}", source.describe(), source.notices(), source.read(0).unwrap().id);
+        assert!(!said.contains("secret"), "{said}");
+    }
+}
+
+#[test]
+fn a_second_run_finds_the_bytes_on_the_disk_until_they_change() {
+    let far = Far::new();
+    let read = |path: &str| (batch(far.open(path).unwrap()).unwrap(), far.server.gets());
+    let (first, fetched) = read(SHARDS);
+    assert_eq!(read(SHARDS), (first.clone(), fetched), "fetched again");
+    far.add("set/t-1.tar", shard(1));
+    let (again, later) = read(SHARDS);
+    assert!(again == first && later > fetched, "another version, though of the same bytes");
+    far.server.state.lock().unwrap().without_etags = true;
+    let (_, unknown) = read(SHARDS);
+    assert!(unknown > later && read(SHARDS).1 > unknown, "without a version nothing is kept");
+}
+
+#[test]
+fn a_server_that_is_silent_does_not_hold_up_a_stop() {
+    let far = Far::new();
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut options = far.options();
+    options.stores =
+        StoreOptions { retry_for: Duration::from_secs(600), stop: Some(Arc::clone(&stop)), ..options.stores };
+    let source = open(&far.server.url("x.parquet"), &options).unwrap();
+    far.server.state.lock().unwrap().always = Some(Fault::Stall);
+    let url = far.server.url(SHARDS);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| open(&url, &options).err().unwrap());
+        std::thread::sleep(Duration::from_millis(200));
+        stop.store(true, Relaxed);
+        assert!(matches!(opening.join().unwrap(), DataError::Stopped));
+    });
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    drop(source);
+}
