@@ -25,6 +25,7 @@ fn every_command_explains_itself_with_an_example() {
         "train",
         "runs",
         "plot",
+        "watch",
         "compare",
         "fork",
         "sample",

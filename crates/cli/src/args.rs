@@ -19,7 +19,7 @@ mod schedule;
 pub use bench::{BenchArgs, BenchKind};
 pub use eval::{EvalCommand, NllArgs};
 pub use exchange::{ExportArgs, ImportArgs, PushArgs};
-pub use runs::{CompareArgs, ForkArgs, PlotArgs, PlotScale, RunsArgs};
+pub use runs::{CompareArgs, ForkArgs, PlotArgs, PlotScale, RunsArgs, WatchArgs};
 pub use sample::{SAMPLE_IMAGES, SampleArgs};
 pub use schedule::ScheduleArgs;
 
@@ -59,6 +59,9 @@ pub enum Command {
     Train(TrainArgs),
     /// List runs: how far they are, and what became of them
     Runs(RunsArgs),
+    /// Follow a run in the terminal: loss, speed, time left, pictures, warnings
+    #[cfg(feature = "watch")]
+    Watch(WatchArgs),
     /// Draw the loss curves of runs, as PNG or SVG
     #[cfg(feature = "plot")]
     Plot(PlotArgs),

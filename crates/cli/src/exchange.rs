@@ -1,7 +1,7 @@
 //! `ddpm export` and `ddpm import`: models to and from diffusers.
 
 use ddpm_run::memory::format_bytes;
-use ddpm_train::exchange::{self, ExportOptions, Model};
+use ddpm_train::exchange::{self, ExportOptions, Foreign, Model};
 use serde_json::json;
 
 use super::args::{ExportArgs, ImportArgs};
@@ -25,9 +25,10 @@ pub(super) fn export(args: &ExportArgs, output: &Output) -> Result<(), Failure> 
     })
 }
 
-/// Makes a run directory from a diffusers folder.
+/// Makes a run directory from a diffusers folder, or from a checkpoint of others.
 pub(super) fn import(args: &ImportArgs, output: &Output) -> Result<(), Failure> {
-    let (checkpoint, config) = exchange::import(&args.folder, &args.to)?;
+    let foreign = args.from.map(|origin| Foreign { origin, flags: args.flags.as_deref().unwrap_or_default() });
+    let (checkpoint, config) = exchange::import(&args.folder, &args.to, foreign)?;
     let config_file = args.to.join("config.toml");
     let document = json!({"run_dir": args.to, "checkpoint": checkpoint, "config": config_file});
     output.result(&document, || {

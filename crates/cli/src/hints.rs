@@ -25,6 +25,7 @@ pub(crate) fn message(error: &Error) -> String {
         Error::Taken { .. } | Error::Unwritable { .. } => "--to ",
         Error::NothingToCut { .. } => "--epsilon-only: ",
         Error::Measurements { .. } => "--metrics ",
+        Error::Flags { .. } => "--flags: ",
         Error::TooFewImages { .. } => "--num ",
         Error::NoTimestep { .. } => "--at ",
         Error::NoSuchStep { .. } => "--at: ",
@@ -70,6 +71,9 @@ pub(crate) fn hint(error: &Error) -> Option<String> {
         }
         Error::Changed { changes, .. } => return Some(changed(changes)),
         Error::NoWeights { pickle, .. } => no_weights(pickle.is_some()),
+        Error::NotAModel { path, .. } if path.extension().is_some_and(|end| end == "pt") => {
+            "`ddpm import FILE --from improved-diffusion` (or guided-diffusion) reads such a file of theirs"
+        }
         other => return simple(other).map(str::to_owned),
     };
     Some(hint.to_owned())
@@ -109,6 +113,7 @@ fn simple(error: &Error) -> Option<&'static str> {
         Error::HubName { .. } => "write hf://owner/name, or hf://owner/name@revision",
         Error::Taken { .. } => "give another directory, or delete this one yourself: nothing is overwritten",
         Error::NothingToCut { .. } => "leave --epsilon-only out: nothing has to be cut",
+        Error::Flags { .. } => "give the MODEL_FLAGS and DIFFUSION_FLAGS that it was trained with, as in their README",
         Error::Measurements { .. } => "expected what `ddpm eval nll MODEL --data SOURCE --json` prints",
         _ => return None,
     })

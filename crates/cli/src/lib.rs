@@ -15,6 +15,8 @@ mod bench;
 mod check;
 mod compare;
 mod config;
+#[cfg(any(feature = "plot", feature = "watch"))]
+mod curves;
 mod data;
 mod doctor;
 mod eval;
@@ -40,6 +42,8 @@ mod signals;
 mod threads;
 mod train;
 mod trajectory;
+#[cfg(feature = "watch")]
+mod watch;
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -92,6 +96,8 @@ fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
         Command::Runs(args) => runs::run(&args, output)?,
         #[cfg(feature = "plot")]
         Command::Plot(args) => plot::run(&args, output)?,
+        #[cfg(feature = "watch")]
+        Command::Watch(args) => watch::run(&args, output)?,
         Command::Compare(args) => compare::run(&args, output)?,
         Command::Fork(args) => fork::run(&args, output)?,
         Command::Sample(args) => sample::run(&args, output)?,

@@ -37,6 +37,12 @@ impl Output {
         Self { json, screen: Arc::clone(screen), progress }
     }
 
+    /// Whether results are printed in JSON.
+    #[cfg(feature = "watch")]
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Prints the result of a command: `document` on stdout with `--json`, else what `text` returns.
     pub fn result<T: Serialize>(&self, document: &T, text: impl FnOnce() -> String) -> Result<(), Failure> {
         print(&if self.json { in_json(document)? } else { tame(&text()).into_owned() })

@@ -48,6 +48,16 @@ pub enum DiffusersConfigError {
         /// The value that changes nothing.
         expected: String,
     },
+    /// A key of ours that a `UNet2DModel` does not have, with a value that it needs.
+    #[error("model.{key} = {value}, expected {expected}: diffusers' UNet2DModel has no such key")]
+    Own {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What could be written.
+        expected: &'static str,
+    },
     /// A value that our types do not have.
     #[error("{key} = {value}: {error}")]
     Value {
@@ -72,11 +82,20 @@ struct Class {
     defaults: fn() -> Value,
     /// Keys that are not ours, with the values that change nothing; the first is written.
     neutral: fn() -> Value,
+    /// Keys of ours that the class does not have: never written, and foreign where a file has them.
+    own: &'static [&'static str],
     /// Keys that are not ours and that only a sampler of diffusers reads; they do not change the model.
     inference: &'static [&'static str],
     /// Keys that are not ours are left aside, unless they are among these and have another value than the one that changes
     /// nothing.
     decisive: fn() -> Value,
+}
+
+impl Class {
+    /// The keys that it shares with ours, `T`.
+    fn fields<T: DeserializeOwned>(&self) -> Vec<&'static str> {
+        field_names::<T>().iter().copied().filter(|key| !self.own.contains(key)).collect()
+    }
 }
 
 /// `UNet2DModel`, as of [`DIFFUSERS_VERSION`].
@@ -97,9 +116,10 @@ const UNET: Class = Class {
         })
     },
     neutral: || json!({"num_train_timesteps": [null]}),
+    own: &["num_attention_heads", "timestep_scale"],
     // The number of timesteps matters to the learned time embedding alone, which is refused.
     inference: &["num_train_timesteps"],
-    decisive: || json!({}),
+    decisive: || json!({"num_attention_heads": null, "timestep_scale": 1.0}),
 };
 
 /// `DDPMScheduler`; the others noise images as it does, and differ in sampling only.
@@ -135,6 +155,7 @@ const SCHEDULER: Class = Class {
             "steps_offset": [0], "timestep_spacing": ["leading"],
         })
     },
+    own: &[],
     inference: &[
         "dynamic_thresholding_ratio",
         "sample_max_value",
@@ -167,6 +188,27 @@ fn own_defaults(class: Option<&str>, values: &mut Value) {
         values["beta_start"] = json!(0.00085);
         values["beta_end"] = json!(0.012);
     }
+}
+
+/// The same network in the keys of a `UNet2DModel`.
+///
+/// # Errors
+/// It has no keys for it.
+pub fn in_keys_of_unet2d(config: &UNetConfig) -> Result<UNetConfig, DiffusersConfigError> {
+    let own = |key, value: String, expected| Err(DiffusersConfigError::Own { key, value, expected });
+    if config.timestep_scale != 1.0 {
+        return own("timestep_scale", config.timestep_scale.to_string(), "1");
+    }
+    let Some(heads) = config.num_attention_heads else { return Ok(config.clone()) };
+    let attending = (0..config.levels()).filter(|&level| config.attends(level));
+    let mut widths: Vec<usize> = attending.map(|level| config.block_out_channels[level]).collect();
+    widths.dedup();
+    let attention_head_dim = match widths[..] {
+        [] => None,
+        [width] => Some(width / heads),
+        _ => return own("num_attention_heads", heads.to_string(), "attention at levels of one width"),
+    };
+    Ok(UNetConfig { attention_head_dim, num_attention_heads: None, ..config.clone() })
 }
 
 /// The text of `unet/config.json`.
@@ -241,7 +283,7 @@ fn write<T: Serialize + DeserializeOwned>(config: &T, class: &Class) -> String {
     for (key, values) in (class.neutral)().as_object().into_iter().flatten() {
         document.insert(key.clone(), values[0].clone());
     }
-    for &key in field_names::<T>() {
+    for key in class.fields::<T>() {
         document.insert(key.to_owned(), ours.get(key).cloned().unwrap_or(Value::Null));
     }
     pretty(&Value::Object(document))
@@ -262,7 +304,7 @@ fn read<T: Serialize + DeserializeOwned + Default>(
             return Err(DiffusersConfigError::Class { found, expected });
         }
     }
-    let ours = field_names::<T>();
+    let ours = class.fields::<T>();
     let mut left_aside = Vec::new();
     for (key, value) in found.iter().filter(|(key, _)| !key.starts_with('_') && !ours.contains(&key.as_str())) {
         left_aside.extend(look_at_foreign(key, value, class)?);
@@ -274,7 +316,7 @@ fn read<T: Serialize + DeserializeOwned + Default>(
     let said = found.iter().filter(|(key, value)| !says_nothing(key, value));
     said.for_each(|(key, value)| values[key] = value.clone());
     let mut reader = OneByOne { document: json!(T::default()), config: T::default() };
-    for &key in ours {
+    for key in ours {
         if let Some(value) = values.get(key) {
             reader.assign(key, value)?;
         }

@@ -5,12 +5,13 @@
 //! `null` there, and other versions may log other numbers.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
-use std::path::Path;
+use std::io::{self, BufRead, BufReader, Read as _, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// A line that is read no further than this; ours have some 500 bytes.
+/// A line is read no further than this; ours have some 500 bytes.
 const LONGEST_LINE: u64 = 1 << 20;
 
 /// Calls `take` with the step and the record of every line of the file at `path`. What is no record of a step is passed over, such as
@@ -19,20 +20,68 @@ const LONGEST_LINE: u64 = 1 << 20;
 /// # Errors
 /// The file cannot be read; that there is none is no error.
 pub fn read(path: &Path, mut take: impl FnMut(u64, Value)) -> io::Result<()> {
-    let mut lines = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        file => BufReader::new(file?),
-    };
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        if io::Read::take(&mut lines, LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
-            return Ok(());
+    Follower::new(path).read(|news| match news {
+        News::Anew => {}
+        News::Record(step, record) => take(step, record),
+    })
+}
+
+/// What a [`Follower`] finds.
+#[derive(Debug, PartialEq)]
+pub enum News {
+    /// The file begins anew, such as after a run went back: what was read before no longer holds.
+    Anew,
+    /// The step and the record of a line.
+    Record(u64, Value),
+}
+
+/// Reads a file that grows: each time the whole lines that came since.
+#[derive(Debug)]
+pub struct Follower {
+    path: PathBuf,
+    /// How far it was read, and of which file: its device and number.
+    read: Option<(u64, (u64, u64))>,
+}
+
+impl Follower {
+    /// Of the file at `path`, which need not exist yet.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), read: None }
+    }
+
+    /// Calls `take` with what is new.
+    ///
+    /// # Errors
+    /// The file cannot be read; that there is none is no error.
+    pub fn read(&mut self, mut take: impl FnMut(News)) -> io::Result<()> {
+        let file = match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            file => file?,
+        };
+        let metadata = file.metadata()?;
+        let which = (metadata.dev(), metadata.ino());
+        let known = self.read.filter(|(end, read)| *read == which && *end <= metadata.len());
+        let mut end = known.map_or(0, |(end, _)| end);
+        if known.is_none() {
+            take(News::Anew);
         }
-        if let Ok(record) = serde_json::from_slice::<Value>(&line)
-            && let Some(step) = record["step"].as_u64()
-        {
-            take(step, record);
+        let mut lines = BufReader::new(file);
+        lines.seek(SeekFrom::Start(end))?;
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let count = lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+            // The rest of a line that is being written comes next time.
+            if count == 0 || (line.last() != Some(&b'\n') && (count as u64) < LONGEST_LINE) {
+                self.read = Some((end, which));
+                return Ok(());
+            }
+            end += count as u64;
+            if let Ok(record) = serde_json::from_slice::<Value>(&line)
+                && let Some(step) = record["step"].as_u64()
+            {
+                take(News::Record(step, record));
+            }
         }
     }
 }
@@ -91,6 +140,34 @@ mod tests {
         assert_eq!((found("loss_quartile.1"), found("loss_quartile.2"), found("oss")), (Some(0.3), None, None));
         let names = names(&line);
         assert!(names.contains(&"loss_parts.vlb".into()) && names.contains(&"loss_quartile.2".into()), "{names:?}");
+    }
+
+    #[test]
+    fn a_file_that_grows_is_read_once_and_one_that_was_cut_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut follower = Follower::new(&path);
+        let mut news = || {
+            let mut steps: Vec<u64> = Vec::new();
+            follower
+                .read(|news| match news {
+                    News::Anew => steps.push(0),
+                    News::Record(step, _) => steps.push(step),
+                })
+                .unwrap();
+            steps
+        };
+        assert!(news().is_empty());
+        let line = |step: u64| format!("{{\"step\":{step}}}\n");
+        std::fs::write(&path, line(1) + &line(2)[..5]).unwrap();
+        assert_eq!((news(), news()), (vec![0, 1], vec![]));
+        std::fs::write(&path, line(1) + &line(2) + &line(3)).unwrap();
+        assert_eq!(news(), [2, 3]);
+        // As a run does that goes back: another file of that name, which soon is as long as the first.
+        crate::durable::replace_file(&path, (line(1) + &line(4) + &line(5) + &line(6)).as_bytes()).unwrap();
+        assert_eq!(news(), [0, 1, 4, 5, 6]);
+        std::fs::write(&path, line(1)).unwrap();
+        assert_eq!(news(), [0, 1]);
     }
 
     #[test]

@@ -231,6 +231,12 @@ pub enum Error {
         /// What it is instead, or what it lacks.
         what: String,
     },
+    /// Flags of another program's training that it does not have, or that cannot be expressed.
+    #[error("{what}")]
+    Flags {
+        /// The flag, what was found, what was expected.
+        what: String,
+    },
     /// A model's file that cannot be read here.
     #[error("{message}")]
     Unreadable {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use ddpm_hub::{RepoName, Revision};
 use ddpm_train::config::DeviceChoice;
-use ddpm_train::exchange::CARD_SAMPLES;
+use ddpm_train::exchange::{CARD_SAMPLES, Origin};
 
 use super::path;
 
@@ -94,12 +94,23 @@ fn licence(text: &str) -> Result<String, String> {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Example: a fine-tuning
   ddpm import hf://me/clothes --to runs/mine
-  ddpm train runs/mine/config.toml --set data.source=photos --set train.lr=1e-5")]
+  ddpm train runs/mine/config.toml --set data.source=photos --set train.lr=1e-5
+
+A checkpoint of improved-diffusion or guided-diffusion, with the flags that it was trained with:
+  ddpm import ema_0.9999_500000.pt --from improved-diffusion --to runs/mine \\
+    --flags \"--image_size 64 --num_res_blocks 3 --learn_sigma True --diffusion_steps 4000 --noise_schedule cosine\"")]
 pub struct ImportArgs {
-    /// A diffusers folder (unet/config.json and unet/diffusion_pytorch_model.safetensors) or hf://owner/name, hf://owner/name@revision
-    #[arg(value_name = "FOLDER", value_parser = path())]
+    /// A diffusers folder (unet/config.json and unet/diffusion_pytorch_model.safetensors) or hf://owner/name, hf://owner/name@revision;
+    /// with --from, a file that torch.save wrote
+    #[arg(value_name = "MODEL", value_parser = path())]
     pub folder: PathBuf,
     /// The run directory to make; an existing one is left alone
     #[arg(long, value_name = "RUN_DIR", value_parser = path())]
     pub to: PathBuf,
+    /// Whose checkpoint it is: improved-diffusion or guided-diffusion
+    #[arg(long, value_name = "NAME")]
+    pub from: Option<Origin>,
+    /// Its MODEL_FLAGS and DIFFUSION_FLAGS, as in their README [default: those of their scripts]
+    #[arg(long, value_name = "FLAGS", requires = "from", allow_hyphen_values = true)]
+    pub flags: Option<String>,
 }

@@ -34,6 +34,22 @@ pub struct ForkArgs {
     pub to: PathBuf,
 }
 
+/// `ddpm watch`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Leave it with q or Ctrl-C.
+
+Examples:
+  ddpm watch runs/quickstart
+  ddpm watch runs/quickstart --once     # one look, as plain text")]
+pub struct WatchArgs {
+    /// The run directory
+    #[arg(value_name = "RUN_DIR", value_parser = path())]
+    pub run: PathBuf,
+    /// Print one look and end; so it does where there is no terminal
+    #[arg(long)]
+    pub once: bool,
+}
+
 /// `ddpm compare`
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Example:

@@ -4,15 +4,16 @@ use std::ops::Range;
 
 use ddpm_run::{Turn, TurnKind};
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::prelude::{
     Cartesian2d, ChartBuilder, ChartContext, Circle, Color as _, DrawingArea, DrawingBackend, FontTransform,
     IntoDrawingArea as _, IntoFont as _, LineSeries, PathElement, RGBColor, SVGBackend, Text, TextStyle, WHITE,
 };
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::axis::{Axis, Scale, ends, even_ticks, label};
-use super::curve::Curve;
 use super::page::{FINE, Page, reduced};
+use crate::curves::axis::{Scale, ends, even_ticks, label};
+use crate::curves::curve::Curve;
 
 /// Width of the page, and height of its part below the legend, in pixels.
 const PAGE: [u32; 2] = [1100, 560];
@@ -243,6 +244,37 @@ fn heights(scale: Scale, curves: &[Curve]) -> Range<f64> {
     }
     let margin = if high > low { 0.05 * (high - low) } else { 0.5 * high.abs().max(1e-12) };
     low - margin..high + margin
+}
+
+/// An axis of plotters with numbers at places of our choice.
+struct Axis {
+    range: Range<f64>,
+    ticks: Vec<f64>,
+}
+
+impl Axis {
+    fn new(range: Range<f64>, ticks: Vec<f64>) -> Self {
+        Self { range, ticks }
+    }
+}
+
+impl Ranged for Axis {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, (from, to): (i32, i32)) -> i32 {
+        let share = (value - self.range.start) / (self.range.end - self.range.start);
+        from + (f64::from(to - from) * share).round() as i32
+    }
+
+    /// Plotters asks again for lines between them: there are none.
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        if hint.weight().allow_light_points() { Vec::new() } else { self.ticks.clone() }
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.range.clone()
+    }
 }
 
 /// The sign of a turn around a point: a bar, a lozenge, a cross.

@@ -2,9 +2,7 @@
 //!
 //! plotters lays out axes and writes SVG; letters of a PNG are compiled in (`page`), so no font has to be installed.
 
-mod axis;
 mod chart;
-mod curve;
 mod page;
 
 use std::path::{Path, PathBuf};
@@ -15,13 +13,13 @@ use ddpm_train::report::pictures;
 use serde::Serialize;
 
 use crate::args::{PlotArgs, PlotScale};
+use crate::curves::axis::Scale;
+use crate::curves::curve::{Curve, Points};
 use crate::failure::{ExitCode, Failure};
 use crate::output::Output;
 use crate::places::{Kind, Place, free_name, is_svg, prepare};
 use crate::runs::{names_of, open_run, unreadable};
-use axis::Scale;
 use chart::{Figure, brief, in_words};
-use curve::Curve;
 
 /// The result.
 #[derive(Serialize)]
@@ -49,15 +47,24 @@ pub(super) fn run(args: &PlotArgs, output: &Output) -> Result<(), Failure> {
     let runs: Vec<RunView> = args.runs.iter().map(|root| open_run(root)).collect::<Result<_, _>>()?;
     let mut curves = Vec::new();
     for (run, name) in runs.iter().zip(names_of(&runs)) {
-        let metrics = run.paths.metrics();
-        let curve = Curve::read(run, name, &args.key, args.smooth).map_err(|error| unreadable(&metrics, &error))?;
-        curves.push(curve.ok_or_else(|| nothing_logged(run, &args.key))?);
+        let points = points(run, &args.key)?;
+        curves.push(Curve::new(name, &points, args.smooth, run.record.turns()));
     }
     let figure = figure(args, curves);
     write(&figure, &out)?;
     let lines: Vec<Line<'_>> = figure.curves.iter().map(Line::of).collect();
     let document = Document { plot: &out, key: &args.key, curves: lines };
     output.result(&document, || text(&document))
+}
+
+/// What a run has logged of `key`: at least one point.
+fn points(run: &RunView, key: &str) -> Result<Points, Failure> {
+    let (path, mut points) = (run.paths.metrics(), Points::new());
+    let read = history::read(&path, |step, record| {
+        points.extend(history::number(&record, key).map(|value| (step as f64, value)));
+    });
+    read.map_err(|error| unreadable(&path, &error))?;
+    if points.is_empty() { Err(nothing_logged(run, key)) } else { Ok(points) }
 }
 
 fn figure(args: &PlotArgs, curves: Vec<Curve>) -> Figure {

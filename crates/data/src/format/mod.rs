@@ -30,9 +30,9 @@ use serde::{Deserialize, Serialize};
 use self::files::{Fingerprint, has_extension};
 pub use self::named::with_classes;
 pub(crate) use self::tar::{CLASSES_FILE, file_header, shard_len};
-use crate::error::DataError;
+use crate::error::{DataError, Refusal};
 use crate::store::address::without_query;
-use crate::store::{self, FileInfo, Listing, Located, Pattern, Store, StoreOptions};
+use crate::store::{self, FileInfo, Listing, Located, Pattern, Store, StoreError, StoreOptions};
 
 /// Image columns by these names are preferred over others.
 const IMAGE_NAMES: [&str; 2] = ["image", "img"];
@@ -220,7 +220,7 @@ fn open_pattern(
     if !files.iter().all(detect::is_tar) {
         return Err(bad("braces stand for .tar shards or for .parquet files".to_owned()));
     }
-    let classes: Vec<FileInfo> = store.find(CLASSES_FILE.as_ref())?.into_iter().collect();
+    let classes: Vec<FileInfo> = classes_beside(&*store)?.into_iter().collect();
     Ok(Arc::new(tar::open(source, store, files, &classes, split)?))
 }
 
@@ -236,7 +236,7 @@ fn open_file(
     match format {
         Some(Format::Parquet) => Ok(Arc::new(parquet::ParquetSource::open(source, &store, vec![file], split)?)),
         Some(Format::Webdataset) => {
-            let classes: Vec<FileInfo> = store.find(CLASSES_FILE.as_ref())?.into_iter().collect();
+            let classes: Vec<FileInfo> = classes_beside(&*store)?.into_iter().collect();
             Ok(Arc::new(tar::open(source, store, vec![file], &classes, split)?))
         }
         Some(Format::Arrow) => Ok(Arc::new(arrow::open(source, store, vec![file], &[], split)?)),
@@ -244,6 +244,14 @@ fn open_file(
             Err(DataError::FormatMismatch { format: "folder", path: source.into(), found: "a file" })
         }
         _ => Err(refuse_file(source, &file)),
+    }
+}
+
+/// The names of the classes beside shards. Who may read these alone, as with signed addresses, is refused the question for others.
+fn classes_beside(store: &dyn Store) -> Result<Option<FileInfo>, DataError> {
+    match store.find(CLASSES_FILE.as_ref()) {
+        Err(StoreError::Refused { refusal: Refusal::Forbidden(_), .. }) => Ok(None),
+        found => Ok(found?),
     }
 }
 

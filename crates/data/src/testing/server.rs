@@ -29,6 +29,8 @@ pub(crate) struct State {
     pub(crate) without_etags: bool,
     /// `HEAD` is refused, as it is where an address is signed for `GET`.
     pub(crate) without_head: bool,
+    /// What only others may read.
+    pub(crate) forbidden: Option<String>,
     /// What an address must end with.
     pub(crate) query: Option<String>,
     /// Method, path and range of each request.
@@ -109,7 +111,9 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     let fault = if method == "GET" { state.faults.pop_front() } else { None }.or(state.always);
     let file = state.files.get(path).cloned();
     let (ranges, etags) = (!state.without_ranges, !state.without_etags);
-    let forbidden = state.query.is_some() && state.query != *query || state.without_head && method == "HEAD";
+    let forbidden = state.forbidden.as_ref() == Some(path)
+        || state.query.is_some() && state.query != *query
+        || state.without_head && method == "HEAD";
     drop(state);
     let mut refuse = |status: u16| {
         let text = format!("HTTP/1.1 {status} -\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno\n");

@@ -163,7 +163,7 @@ impl AttentionBlock {
             to_k: linear(vb.pp("to_k"))?,
             to_v: linear(vb.pp("to_v"))?,
             to_out: linear(vb.pp("to_out").pp(0))?,
-            heads: channels / config.attention_head_dim.unwrap_or(channels),
+            heads: config.heads(channels),
             scale_factor,
         })
     }
@@ -249,7 +249,7 @@ impl ConditionEmbedding {
         if let Some(labels) = labels.filter(|labels| labels.len() != n) {
             count("labels", labels.len())?;
         }
-        let mut h = self.time.forward(&self.sinusoids(timesteps, device, dtype)?)?;
+        let mut h = self.time.forward(&self.sinusoids(&self.config.network_times(timesteps), device, dtype)?)?;
         match (&self.class, labels) {
             (None, None) => {}
             (None, Some(_)) => candle_core::bail!("labels were given to a network without classes"),

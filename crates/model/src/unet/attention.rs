@@ -30,7 +30,7 @@ impl AttentionBlock {
             }),
             to_qkv: Linear::qkv(layout, name, channels),
             to_out: Linear::new(layout, &format!("{name}.to_out.0"), channels, channels, InitialWeights::Zero),
-            heads: channels / config.attention_head_dim.unwrap_or(channels),
+            heads: config.heads(channels),
         }
     }
 

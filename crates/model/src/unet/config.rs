@@ -1,7 +1,7 @@
 //! The network's configuration: the fields of diffusers' `UNet2DModel` config, under the same names.
 //!
 //! What diffusers offers and this version does not (skip blocks, Fourier time embedding, ...) has no variant here, so a
-//! config that names it is refused by name when it is read; [`unsupported`] has the reasons. Of diffusers' fields only
+//! config that names it is refused by name when it is read; [`unsupported`](super::unsupported) has the reasons. Of diffusers' fields only
 //! `num_train_timesteps` is missing: it is the size of a learned time embedding's table.
 
 use ddpm_kernels::ops::activation::Activation as SeparateActivation;
@@ -128,31 +128,6 @@ pub enum Resample {
     Resnet,
 }
 
-/// Why a name that diffusers knows as a value of `UNet2DModel`'s options is refused here; nothing for other names.
-pub fn unsupported(name: &str) -> Option<&'static str> {
-    Some(match name {
-        "SkipDownBlock2D" | "AttnSkipDownBlock2D" | "SkipUpBlock2D" | "AttnSkipUpBlock2D" => {
-            "the blocks of score-based models, which carry the image along and filter it, are not supported"
-        }
-        "fourier" => "random Fourier features of the noise level belong to score-based models and are not supported",
-        "learned" => "a learned row for each timestep is not supported; sinusoids are \"positional\"",
-        "identity" => "it takes classes as ready-made embeddings; labels here are numbers, so it is not supported",
-        "KDownBlock2D" | "KUpBlock2D" | "KCrossAttnDownBlock2D" | "KCrossAttnUpBlock2D" => {
-            "the blocks of k-diffusion's upscaler are not supported"
-        }
-        "CrossAttnDownBlock2D"
-        | "CrossAttnUpBlock2D"
-        | "SimpleCrossAttnDownBlock2D"
-        | "SimpleCrossAttnUpBlock2D"
-        | "UNetMidBlock2DCrossAttn"
-        | "UNetMidBlock2DSimpleCrossAttn" => "cross-attention, for conditions on texts, is not supported",
-        "DownEncoderBlock2D" | "AttnDownEncoderBlock2D" | "UpDecoderBlock2D" | "AttnUpDecoderBlock2D" => {
-            "the blocks of autoencoders are not supported"
-        }
-        _ => return None,
-    })
-}
-
 /// The fields of diffusers' `UNet2DModel`, with its defaults except where noted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -183,6 +158,10 @@ pub struct UNetConfig {
     /// Channels per attention head; left out: one head over all channels (diffusers' `null`; its own default is 8).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attention_head_dim: Option<usize>,
+    /// Heads of every attention, whatever its width, instead of `attention_head_dim`: as in OpenAI's networks. No key of
+    /// diffusers' `UNet2DModel`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_attention_heads: Option<usize>,
     /// Groups of every group normalisation.
     pub norm_num_groups: usize,
     /// Groups of the middle attention's normalisation; left out: `norm_num_groups`, or with `scale_shift` none at
@@ -214,6 +193,9 @@ pub struct UNetConfig {
     pub flip_sin_to_cos: bool,
     /// Shift in the time embedding's frequencies (0, or 1 as in Ho et al.).
     pub freq_shift: f64,
+    /// What t is multiplied by before it becomes sines and cosines: 1000 / T in OpenAI's networks with `rescale_timesteps`. No key
+    /// of diffusers' `UNet2DModel`.
+    pub timestep_scale: f64,
     /// How the class becomes a vector; left out: as a row of a learned table.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_embed_type: Option<ClassEmbedType>,
@@ -243,6 +225,7 @@ impl Default for UNetConfig {
             mid_block_scale_factor: 1.0,
             add_attention: true,
             attention_head_dim: None,
+            num_attention_heads: None,
             norm_num_groups: 32,
             attn_norm_num_groups: None,
             norm_eps: 1e-5,
@@ -257,6 +240,7 @@ impl Default for UNetConfig {
             time_embedding_dim: None,
             flip_sin_to_cos: true,
             freq_shift: 0.0,
+            timestep_scale: 1.0,
             class_embed_type: None,
             num_class_embeds: None,
         }
@@ -288,6 +272,24 @@ impl UNetConfig {
             in_channels: given("in_channels", self.in_channels)?,
             out_channels: given("out_channels", self.out_channels)?,
         })
+    }
+
+    /// Heads of an attention over so many channels.
+    pub fn heads(&self, channels: usize) -> usize {
+        self.num_attention_heads.unwrap_or_else(|| channels / self.attention_head_dim.unwrap_or(channels))
+    }
+
+    /// Whether a level has attention, on its way down, up, or at the bottom.
+    pub fn attends(&self, level: usize) -> bool {
+        let last = self.levels() - 1;
+        self.down_block_types[level] == DownBlockType::AttnDownBlock2D
+            || self.up_block_types[last - level] == UpBlockType::AttnUpBlock2D
+            || (level == last && self.add_attention)
+    }
+
+    /// The numbers that the sinusoids are made of.
+    pub fn network_times(&self, timesteps: &[f32]) -> Vec<f32> {
+        timesteps.iter().map(|t| (f64::from(*t) * self.timestep_scale) as f32).collect()
     }
 
     /// Width of the time embedding after its two linear layers.
@@ -327,15 +329,18 @@ impl UNetConfig {
     fn validate_attention(&self) -> Result<(), UNetConfigError> {
         let last = self.levels() - 1;
         let widest = self.block_out_channels[last];
-        let attends = |level: usize| {
-            self.down_block_types[level] == DownBlockType::AttnDownBlock2D
-                || self.up_block_types[last - level] == UpBlockType::AttnUpBlock2D
-                || (level == last && self.add_attention)
-        };
-        if let Some(head_dim) = self.attention_head_dim {
-            positive("attention_head_dim", head_dim)?;
-            for (level, &channels) in self.block_out_channels.iter().enumerate().filter(|&(level, _)| attends(level)) {
-                divides("attention_head_dim", head_dim, level, channels)?;
+        if let (Some(heads), Some(_)) = (self.num_attention_heads, self.attention_head_dim) {
+            let (key, expected) =
+                ("num_attention_heads", "left out, as attention_head_dim is set: only one of them can be");
+            return Err(UNetConfigError::Range { key, found: heads.to_string(), expected });
+        }
+        let heads =
+            [("attention_head_dim", self.attention_head_dim), ("num_attention_heads", self.num_attention_heads)];
+        for (key, divisor) in heads.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+            positive(key, divisor)?;
+            let attending = self.block_out_channels.iter().enumerate().filter(|&(level, _)| self.attends(level));
+            for (level, &channels) in attending {
+                divides(key, divisor, level, channels)?;
             }
         }
         if let Some(groups) = self.attn_norm_num_groups {
@@ -358,6 +363,8 @@ impl UNetConfig {
         range("dropout", self.dropout, (0.0..1.0).contains(&self.dropout), "a share in [0, 1)")?;
         let half = (first / 2) as f64;
         range("freq_shift", self.freq_shift, self.freq_shift >= 0.0 && self.freq_shift < half, FREQ_SHIFT)?;
+        let scale = self.timestep_scale;
+        range("timestep_scale", scale, scale.is_finite() && scale > 0.0, "a number above 0")?;
         range("downsample_padding", self.downsample_padding as f64, self.downsample_padding <= 1, "0 or 1")?;
         let factor = self.mid_block_scale_factor;
         range("mid_block_scale_factor", factor, factor.is_finite() && factor > 0.0, "a number above 0")?;

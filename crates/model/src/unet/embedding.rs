@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use ddpm_kernels::ops::diffusion;
 
-use super::config::{Activation, ClassEmbedType, UNetConfig};
+use super::config::{ClassEmbedType, UNetConfig};
 use super::layers::{Embedding, InitialWeights, Linear};
 use crate::error::{ModelError, Result};
 use crate::params::ParamLayout;
@@ -15,7 +15,7 @@ pub(super) struct ConditionEmbedding {
     sinusoids: Sinusoids,
     time: TwoLayers,
     class: Option<ClassEmbedding>,
-    activation: Activation,
+    config: UNetConfig,
 }
 
 /// diffusers' `TimestepEmbedding`; SiLU whatever `act_fn` says.
@@ -78,7 +78,7 @@ impl ConditionEmbedding {
             },
             time: TwoLayers::new(layout, "time_embedding", config),
             class: ClassEmbedding::new(layout, config),
-            activation: config.act_fn,
+            config: config.clone(),
         }
     }
 
@@ -98,7 +98,7 @@ impl ConditionEmbedding {
             }
         };
         let h = self.time.forward(tape, &self.sinusoids.of(&condition.timesteps, tape)?, class.as_ref())?;
-        self.activation.forward(tape, &h)
+        self.config.act_fn.forward(tape, &h)
     }
 
     /// What [`forward`](Self::forward) takes, on `device`.
@@ -111,7 +111,12 @@ impl ConditionEmbedding {
             Some(ClassEmbedding::Timestep { .. }) => row(&labels.iter().map(|&l| l as f32).collect::<Vec<_>>()),
             _ => Tensor::new(labels, device),
         });
-        Ok(Condition { timesteps: row(timesteps)?, labels: labels.transpose()? })
+        Ok(Condition { timesteps: row(&self.times(timesteps))?, labels: labels.transpose()? })
+    }
+
+    /// As [`condition`](Self::condition) has them.
+    pub(super) fn times(&self, timesteps: &[f32]) -> Vec<f32> {
+        self.config.network_times(timesteps)
     }
 
     fn check_labels(&self, n: usize, labels: &[u32]) -> Result<()> {
@@ -132,7 +137,7 @@ impl ConditionEmbedding {
 /// [`UNet::condition`](super::UNet::condition), or from tensors whose numbers have been checked.
 #[derive(Clone, Debug)]
 pub struct Condition {
-    /// `[N]` f32.
+    /// `[N]` f32: t as the sinusoids take it, [`UNet::times`](super::UNet::times).
     pub timesteps: Tensor,
     /// `[N]`: u32, or f32 where classes are embedded as numbers; none for a network without classes.
     pub labels: Option<Tensor>,

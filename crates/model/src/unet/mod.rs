@@ -16,6 +16,7 @@ pub mod naming;
 mod resnet;
 #[cfg(test)]
 mod tests;
+mod unsupported;
 
 use std::sync::Arc;
 
@@ -24,9 +25,10 @@ use ddpm_kernels::ops::conv2d::Conv2d as Convolution;
 
 pub use config::{
     Activation, ClassEmbedType, DownBlockType, ImageShape, MidBlockType, Resample, TimeEmbeddingType, TimeScaleShift,
-    UNetConfig, UpBlockType, unsupported,
+    UNetConfig, UpBlockType,
 };
 pub use embedding::Condition;
+pub use unsupported::unsupported;
 
 pub use crate::error::UNetConfigError;
 
@@ -118,6 +120,11 @@ impl UNet {
     /// Labels that do not fit the network.
     pub fn condition(&self, timesteps: &[f32], labels: Option<&[u32]>, device: &Device) -> Result<Condition> {
         self.embedding.condition(timesteps, labels, device)
+    }
+
+    /// The timesteps as a [`Condition`] has them: scaled, where the configuration says so.
+    pub fn times(&self, timesteps: &[f32]) -> Vec<f32> {
+        self.embedding.times(timesteps)
     }
 
     /// [`forward`](Self::forward) with timesteps and labels where the network computes.

@@ -19,6 +19,7 @@ impl Error {
             | Self::WithoutHub { .. }
             | Self::Taken { .. }
             | Self::NothingToCut { .. }
+            | Self::Flags { .. }
             | Self::Measurements { .. }
             | Self::TooFewImages { .. }
             | Self::NoTimestep { .. } => Kind::Setting,

@@ -12,7 +12,7 @@ use ddpm_kernels::philox::Philox;
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::{BitsPerDim, BoundTerms, DiffusionProcess, Timestep};
 use ddpm_model::tape::Tape;
-use ddpm_model::unet::Condition;
+use ddpm_model::unet::{Condition, UNet};
 
 use super::images::{EvalBatch, EvalImages};
 use crate::engine::{Clock, Engine, Inputs, Phase, Results, Slots};
@@ -76,13 +76,13 @@ impl Inputs for StepInputs {
 }
 
 impl Step {
-    /// The inputs for `n` images from number `first` on.
-    fn inputs(&self, n: usize, first: usize) -> Result<StepInputs, ModelError> {
+    /// The inputs of `unet` for `n` images from number `first` on.
+    fn inputs(&self, unet: &UNet, n: usize, first: usize) -> Result<StepInputs, ModelError> {
         let t = self.network_t.index();
         Ok(StepInputs {
             samples: SampleConstants::tensor(&vec![self.constants; n], &Device::Cpu)?,
             place: Tensor::new(&place(t as u64, first as u64), &Device::Cpu)?,
-            timesteps: Tensor::new(vec![t as f32; n], &Device::Cpu)?,
+            timesteps: Tensor::new(unet.times(&vec![t as f32; n]), &Device::Cpu)?,
         })
     }
 }
@@ -116,7 +116,7 @@ impl<'a> Judge<'a> {
         let results = Tensor::zeros((batch_size, RESULTS), DType::F64, device).map_err(ModelError::from)?;
         Ok(Self {
             batch: engine.slots(&batch_inputs(model, pixels, labels.as_deref(), batch_size)?)?,
-            step: engine.slots(&any.inputs(batch_size, 0)?)?,
+            step: engine.slots(&any.inputs(&model.unet, batch_size, 0)?)?,
             results: engine.results(vec![results])?,
             in_network: Some(Duration::ZERO),
             model,
@@ -151,7 +151,7 @@ impl<'a> Judge<'a> {
         while self.results.read()?.is_some() {}
         let mut read = 0;
         for number in 0..self.steps.len() {
-            let inputs = self.step.send(self.steps[number].inputs(n, batch.first)?)?;
+            let inputs = self.step.send(self.steps[number].inputs(&self.model.unet, n, batch.first)?)?;
             let (model, noise, results) = (self.model, self.noise, self.results.tensor(0));
             self.engine.run(&mut |clock| pass(model, noise, &sent, &inputs, results, clock))?;
             self.results.ask()?;

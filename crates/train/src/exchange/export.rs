@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ddpm_model::diffusers::{pretty, scheduler_json, unet_json};
+use ddpm_model::diffusers::{in_keys_of_unet2d, pretty, scheduler_json, unet_json};
 use ddpm_model::diffusion::{DiffusionConfig, PredictionType, SamplerConfig, SamplerKind, VarianceType};
 use ddpm_model::unet::UNetConfig;
 use ddpm_run::checkpoint::{TensorFile, tensors};
@@ -121,7 +121,11 @@ struct Shape {
 
 impl Shape {
     fn of(model: &Model, options: ExportOptions<'_>) -> Result<Self, Error> {
-        let (mut unet, mut diffusion) = (model.config.model.clone(), model.config.diffusion.clone());
+        let mut diffusion = model.config.diffusion.clone();
+        let mut unet = in_keys_of_unet2d(&model.config.model).map_err(|error| {
+            let advice = "such a model can be trained, sampled and evaluated here, and not be handed to diffusers";
+            Error::unreadable(&model.origin, error, advice)
+        })?;
         if !options.epsilon_only {
             return Ok(Self { unet, diffusion, is_cut: false, removed: 0 });
         }

@@ -39,8 +39,8 @@ pub struct Folder {
     pub config: TrainConfig,
     /// How it was trained, if that is recorded.
     pub facts: Option<Facts>,
-    weights: PathBuf,
-    tensors: Vec<NamedTensor>,
+    pub(super) weights: PathBuf,
+    pub(super) tensors: Vec<NamedTensor>,
 }
 
 impl Folder {
@@ -197,7 +197,7 @@ fn read_facts(path: &Path) -> Result<Option<Facts>, Error> {
     })
 }
 
-fn check_limits(path: &Path, unet: &UNetConfig) -> Result<(), Error> {
+pub(super) fn check_limits(path: &Path, unet: &UNetConfig) -> Result<(), Error> {
     let document = serde_json::json!(unet);
     for (key, limit) in LIMITS {
         let values = match &document[key] {
@@ -219,7 +219,7 @@ fn check_limits(path: &Path, unet: &UNetConfig) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_channels(
+pub(super) fn check_channels(
     unet_path: &Path,
     unet: &UNetConfig,
     scheduler_path: &Path,
@@ -246,7 +246,7 @@ fn check_channels(
 }
 
 /// The network and process of the folder; the rest from its facts, as far as it fits.
-fn configuration(unet: UNetConfig, diffusion: DiffusionConfig, facts: Option<&Facts>) -> TrainConfig {
+pub(super) fn configuration(unet: UNetConfig, diffusion: DiffusionConfig, facts: Option<&Facts>) -> TrainConfig {
     let mut config = facts.map(|facts| facts.config.clone()).unwrap_or_default();
     let learned = diffusion.variance_type == VarianceType::LearnedRange;
     let teaches = matches!(config.loss.kind, LossKind::Hybrid | LossKind::Vlb);

@@ -11,20 +11,26 @@ use ddpm_run::checkpoint::{EpochPosition, Snapshot, State, save};
 use serde_json::json;
 
 use super::export::refuse_taken;
-use super::{FACTS_FILE, Folder, IMPORTED, Imported, locate};
+use super::{FACTS_FILE, Folder, Foreign, IMPORTED, Imported, locate, openai};
 use crate::config::types::DataConfig;
 use crate::config::{Resolved, TrainConfig, TrainPlan, config_hash};
 use crate::error::Error;
 use crate::weights::{CONFIG, untrained_files};
 
-/// Makes the run directory `to` from `from`, a folder or a model on the hub; returns the checkpoint and the configuration.
+/// Makes the run directory `to` from `from`, a folder or a model on the hub, or a `foreign` file; returns the checkpoint and the
+/// configuration.
 ///
 /// # Errors
 /// `from` is no model that this version can run, `to` is taken, or the hub cannot deliver it.
-pub fn import(from: &Path, to: &Path) -> Result<(PathBuf, TrainConfig), Error> {
+pub fn import(from: &Path, to: &Path, foreign: Option<Foreign<'_>>) -> Result<(PathBuf, TrainConfig), Error> {
     refuse_taken(to)?;
-    let located = locate(from)?;
-    let folder = Folder::read(&located.path)?;
+    let (folder, name) = match foreign {
+        Some(foreign) => (openai::read(from, foreign)?, from.to_owned()),
+        None => {
+            let located = locate(from)?;
+            (Folder::read(&located.path)?, located.name)
+        }
+    };
     let unet = folder.unet()?;
     let params = folder.params(&unet, &Device::Cpu)?;
     folder.process()?;
@@ -32,7 +38,7 @@ pub fn import(from: &Path, to: &Path) -> Result<(PathBuf, TrainConfig), Error> {
     let config = configuration(folder.config, to);
     check(from, &config)?;
     let mut state = State::new(0, 0, EpochPosition { epoch: 0, images: 0 }, config_hash(&config), String::new());
-    let imported = Imported { source: located.name.display().to_string(), facts: folder.facts };
+    let imported = Imported { source: name.display().to_string(), facts: folder.facts };
     state.extra.insert(CONFIG.to_owned(), json!(config));
     state.extra.insert(IMPORTED.to_owned(), json!(imported));
 

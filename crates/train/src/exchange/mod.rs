@@ -22,6 +22,7 @@
 //! | `export`, `card` | the folder, written |
 //! | `measured` | a model's quality, for its card |
 //! | `model` | a trained model, read from a run, a checkpoint, a folder or the hub |
+//! | `openai` | checkpoints of improved-diffusion and guided-diffusion, read as such a folder |
 //! | `import` | the folder as the start of a run |
 
 mod card;
@@ -33,6 +34,7 @@ mod import;
 mod json;
 mod measured;
 mod model;
+mod openai;
 mod weights;
 
 use std::path::{Path, PathBuf};
@@ -47,6 +49,7 @@ pub use folder::Folder;
 pub use import::import;
 pub use measured::Measured;
 pub use model::{Model, is_diffusers_folder};
+pub use openai::{Foreign, Origin};
 
 use crate::error::Error;
 

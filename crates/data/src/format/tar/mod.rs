@@ -11,7 +11,8 @@ mod index;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -89,6 +90,7 @@ pub(super) fn open(
 fn index_all(store: &dyn Store, files: &[FileInfo]) -> Result<Vec<Index>, DataError> {
     let next = AtomicUsize::new(0);
     let cache = store.cache().map(|folder| folder.join("shards"));
+    let (started, said) = (Instant::now(), AtomicU64::new(0));
     let work = || {
         let mut done = Vec::new();
         loop {
@@ -97,6 +99,12 @@ fn index_all(store: &dyn Store, files: &[FileInfo]) -> Result<Vec<Index>, DataEr
             let whole = || index::build(store, file);
             let index = cache::load_or(cache.as_deref(), &store.place(&file.name), file, whole);
             done.push((at, index.map_err(|fault| refuse(store, file, fault))?));
+            // Over a network all bytes of a shard that was never seen are read.
+            let tens = started.elapsed().as_secs() / 10;
+            if said.fetch_max(tens, Ordering::Relaxed) < tens {
+                let (shards, begun) = (files.len(), next.load(Ordering::Relaxed).min(files.len()));
+                tracing::info!(begun, shards, "reading the headers of tar shards: {begun} of {shards}");
+            }
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

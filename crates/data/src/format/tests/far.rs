@@ -174,6 +174,9 @@ fn a_signed_address_is_enough_although_it_is_signed_for_reading_alone() {
     for path in ["x.parquet", "set/t-0.tar"] {
         let source = far.open(&format!("{path}?sig=secret/with+slash")).unwrap();
         assert_eq!(source.fingerprint(), far.near(path).fingerprint());
+        far.server.state.lock().unwrap().forbidden = Some("set/classes.json".into());
+        assert!(far.open(&format!("{path}?sig=secret/with+slash")).is_ok(), "signed for this file alone");
+        far.server.state.lock().unwrap().forbidden = None;
         let said = format!("{} {:?} {}", source.describe(), source.notices(), source.read(0).unwrap().id);
         assert!(!said.contains("secret"), "{said}");
     }

@@ -42,6 +42,8 @@ use crate::error::{DataError, Refusal};
 
 /// Requests side by side, of one store: enough to fill a fast network in spite of its answers' delay.
 const REQUESTS: usize = 16;
+/// So many names are asked for one by one, with some requests side by side; of more a listing has a thousand in an answer.
+const ASKED_FOR_EACH: usize = 1000;
 /// Pieces that a caller may ask for at once.
 const PIECES: usize = 32;
 /// The longest silence of a server within one attempt; less where the whole deadline is short.
@@ -278,9 +280,10 @@ impl Store for RemoteStore {
         }
     }
 
-    /// A web server lists nothing, so there each name is asked for.
+    /// A web server lists nothing, and other files of the folder may be millions: so each name is asked for.
     fn find_all(&self, names: &[String]) -> Result<Vec<Option<FileInfo>>, StoreError> {
-        if self.folder.scheme == Scheme::Web {
+        let few = self.files.is_none() && names.len() <= ASKED_FOR_EACH;
+        if few || self.folder.scheme == Scheme::Web {
             let all = stream::iter(names).map(|name| self.look_up(Path::new(name))).buffered(REQUESTS);
             return self.patience.wait(all.try_collect())?;
         }

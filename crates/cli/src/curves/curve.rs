@@ -1,8 +1,6 @@
 //! A curve of a run: the logged points, a smooth line through them, and where the run turned.
 
-use std::io;
-
-use ddpm_run::{RunView, Turn, history};
+use ddpm_run::Turn;
 
 /// Columns that a curve is reduced to: more cannot be told apart on a page.
 const COLUMNS: usize = 900;
@@ -10,41 +8,30 @@ const COLUMNS: usize = 900;
 const PART: usize = 50;
 
 /// A logged number over the steps, ascending.
-pub(super) type Points = Vec<(f64, f64)>;
+pub(crate) type Points = Vec<(f64, f64)>;
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub(super) struct Curve {
-    pub(super) name: String,
+pub(crate) struct Curve {
+    pub(crate) name: String,
     /// As logged, at most two of a column: the lowest and the highest.
-    pub(super) points: Points,
+    pub(crate) points: Points,
     /// At most one of a column.
-    pub(super) smooth: Points,
+    pub(crate) smooth: Points,
     /// How many points were logged.
-    pub(super) logged: usize,
-    pub(super) turns: Vec<Turn>,
+    pub(crate) logged: usize,
+    pub(crate) turns: Vec<Turn>,
 }
 
 impl Curve {
-    /// The curve of `key` of a run, smoothed over `window` points, or over a part of them; `None` if nothing of that name was logged.
-    ///
-    /// # Errors
-    /// The metrics cannot be read.
-    pub(super) fn read(run: &RunView, name: String, key: &str, window: Option<usize>) -> io::Result<Option<Self>> {
-        let mut points = Points::new();
-        history::read(&run.paths.metrics(), |step, record| {
-            points.extend(history::number(&record, key).map(|value| (step as f64, value)));
-        })?;
-        if points.is_empty() {
-            return Ok(None);
-        }
-        let smooth = smoothed(&points, window.unwrap_or(points.len() / PART));
-        let (logged, turns) = (points.len(), run.record.turns());
-        Ok(Some(Self { name, logged, turns, points: extremes(&points), smooth: means(&smooth) }))
+    /// Of at least one point, smoothed over `window` of them, or over a part of them.
+    pub(crate) fn new(name: String, points: &Points, window: Option<usize>, turns: Vec<Turn>) -> Self {
+        let smooth = smoothed(points, window.unwrap_or(points.len() / PART));
+        Self { name, logged: points.len(), turns, points: extremes(points), smooth: means(&smooth) }
     }
 
     /// The step of the newest point, and the smooth value there.
-    pub(super) fn last(&self) -> (f64, f64) {
+    pub(crate) fn last(&self) -> (f64, f64) {
         self.smooth.last().copied().unwrap_or_default()
     }
 }

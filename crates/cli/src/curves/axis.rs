@@ -2,14 +2,12 @@
 
 use std::ops::Range;
 
-use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
-
 /// An axis is logarithmic where its largest value is more than so many times the smallest.
 const WIDE: f64 = 8.0;
 
 /// How values become heights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scale {
+pub(crate) enum Scale {
     /// As they are.
     Linear,
     /// Their logarithm to base 10.
@@ -18,13 +16,13 @@ pub(super) enum Scale {
 
 impl Scale {
     /// The one that shows most of these values, all finite.
-    pub(super) fn of(values: impl Iterator<Item = f64>) -> Self {
+    pub(crate) fn of(values: impl Iterator<Item = f64>) -> Self {
         let (low, high) = ends(values);
         if low > 0.0 && high / low > WIDE { Self::Log } else { Self::Linear }
     }
 
     /// The height of a value; none where it has none.
-    pub(super) fn height(self, value: f64) -> Option<f64> {
+    pub(crate) fn height(self, value: f64) -> Option<f64> {
         match self {
             Self::Linear => Some(value),
             Self::Log => (value > 0.0).then(|| value.log10()),
@@ -40,7 +38,7 @@ impl Scale {
     }
 
     /// The heights within `range` that get a number.
-    pub(super) fn ticks(self, range: &Range<f64>) -> Vec<f64> {
+    pub(crate) fn ticks(self, range: &Range<f64>) -> Vec<f64> {
         let span = range.end - range.start;
         let digits: &[f64] = match span {
             _ if self == Self::Linear || span < 0.5 => {
@@ -57,49 +55,18 @@ impl Scale {
     }
 
     /// The number at a height.
-    pub(super) fn label(self, height: f64) -> String {
+    pub(crate) fn label(self, height: f64) -> String {
         label(self.value(height))
     }
 }
 
-/// An axis of plotters with numbers at places of our choice.
-pub(super) struct Axis {
-    range: Range<f64>,
-    ticks: Vec<f64>,
-}
-
-impl Axis {
-    pub(super) fn new(range: Range<f64>, ticks: Vec<f64>) -> Self {
-        Self { range, ticks }
-    }
-}
-
-impl Ranged for Axis {
-    type FormatOption = DefaultFormatting;
-    type ValueType = f64;
-
-    fn map(&self, value: &f64, (from, to): (i32, i32)) -> i32 {
-        let share = (value - self.range.start) / (self.range.end - self.range.start);
-        from + (f64::from(to - from) * share).round() as i32
-    }
-
-    /// Plotters asks again for lines between them: there are none.
-    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
-        if hint.weight().allow_light_points() { Vec::new() } else { self.ticks.clone() }
-    }
-
-    fn range(&self) -> Range<f64> {
-        self.range.clone()
-    }
-}
-
 /// The lowest and the highest value.
-pub(super) fn ends(values: impl Iterator<Item = f64>) -> (f64, f64) {
+pub(crate) fn ends(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
 }
 
 /// Round numbers from `low` to `high`, about six.
-pub(super) fn even_ticks(low: f64, high: f64) -> Vec<f64> {
+pub(crate) fn even_ticks(low: f64, high: f64) -> Vec<f64> {
     let rough = (high - low) / 6.0;
     if !(rough.is_normal() && rough > 0.0) {
         return vec![low];
@@ -112,7 +79,7 @@ pub(super) fn even_ticks(low: f64, high: f64) -> Vec<f64> {
 }
 
 /// A number beside an axis: `0.025`, `20k`, `1.5M`, `2e-4`.
-pub(super) fn label(value: f64) -> String {
+pub(crate) fn label(value: f64) -> String {
     // Sums of steps have stray digits at their ends.
     let rounded = |value: f64| format!("{value:.4e}").parse().unwrap_or(value);
     match value.abs() {
