@@ -89,7 +89,7 @@ fn failures_of_the_hub_pass_or_are_named() {
     hub.fails(Fault::status(Route::Resolve, 503));
     // One file: of several any may be the first to fail.
     let one = format!("{DATA}/data/images-000000.tar");
-    let failed = train(&place, &hub, &one).set("data.retry_for=2").set("data.cache_dir=empty").fails_with(3);
+    let failed = train(&place, &hub, &one).set("data.retry_for=2").set("data.cache_dir=empty").fails_with(7);
     let _ =
         failed.stderr_has("the data cannot be reached").stderr_has("tries in").stderr_has("503 Service Unavailable");
     hub.recovers();
