@@ -30,9 +30,13 @@ pub(super) fn open(address: &Address, patience: &Patience) -> Result<Opened, Dat
     let refused = |reason| DataError::Refused { place: place(), refusal: Refusal::Other(reason) };
     let name: HubDataSet = address.root.parse().map_err(refused)?;
     let failed = |error: HubError| match error {
-        HubError::Offline { .. } => refused(error.to_string()),
-        error if error.is_absence() => DataError::Unavailable { place: place(), reason: error.to_string() },
-        error => refused(format!("{error}; {}", error.help())),
+        error if error.is_absence() && !matches!(error, HubError::Offline { .. }) => {
+            DataError::Unavailable { place: place(), reason: error.to_string() }
+        }
+        error => {
+            let refusal = Refusal::Hub { what: error.to_string(), help: error.help() };
+            DataError::Refused { place: place(), refusal }
+        }
     };
     let settings = Settings::from_environment().map_err(failed)?;
     // On a thread of its own, which is left behind where the run is to stop: the hub may be silent for minutes.
