@@ -344,6 +344,11 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// Whether a network is to blame: then the same may succeed later.
+    pub fn is_network(&self) -> bool {
+        matches!(self, Self::Unavailable { place, .. } if place.to_string_lossy().contains("://"))
+    }
+
     /// Whether a setting is wrong, rather than the data.
     pub fn is_setting(&self) -> bool {
         matches!(

@@ -78,7 +78,7 @@ impl Order {
         }
         let number = slot / self.window;
         let start = number * self.window;
-        let stream = Stream { epoch, window: number as u32 + 1 };
+        let stream = Stream { epoch, window: (number as u32).wrapping_add(1) };
         self.in_runs(epoch, start + self.permuted(self.window.min(self.len - start), stream, slot - start))
     }
 

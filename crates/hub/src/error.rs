@@ -206,8 +206,7 @@ impl HubError {
     }
 
     /// Whether the hub could not be reached, so that a copy on this disk may be used instead.
-    #[cfg(feature = "net")]
-    pub(crate) fn is_absence(&self) -> bool {
+    pub fn is_absence(&self) -> bool {
         matches!(self, Self::Silent { .. } | Self::Connection { .. } | Self::Offline { .. })
             || self.status().is_some_and(|status| status >= 500)
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ddpm_tests::fixtures::image_folder;
-use ddpm_tests::hub::{FakeHub, Fault, Route};
+use ddpm_tests::hub::{FakeHub, Fault, Route, TOKEN};
 use ddpm_tests::{Ddpm, Place, fresh_run};
 
 const DATA: &str = "hf://datasets/me/clothes";
@@ -73,9 +73,9 @@ fn a_private_data_set_needs_the_token_which_is_shown_nowhere() {
     let (place, hub) = place();
     hub.change(REPO, |repo| repo.private = true);
     train(&place, &hub, DATA).fails_with(3).stderr_has("the hub answered 401").stderr_has("HF_TOKEN");
-    let done = train(&place, &hub, DATA).env("HF_TOKEN", ddpm_tests::hub::TOKEN).succeeds();
-    let _ = done.stderr_lacks(ddpm_tests::hub::TOKEN);
-    assert!(!place.text("runs/tiny/run.json").contains(ddpm_tests::hub::TOKEN));
+    let done = train(&place, &hub, DATA).env("HF_TOKEN", TOKEN).succeeds();
+    let _ = done.stderr_lacks(TOKEN);
+    assert!(!place.text("runs/tiny/run.json").contains(TOKEN));
 }
 
 #[test]
@@ -89,12 +89,12 @@ fn failures_of_the_hub_pass_or_are_named() {
     hub.fails(Fault::status(Route::Resolve, 503));
     // One file: of several any may be the first to fail.
     let one = format!("{DATA}/data/images-000000.tar");
-    let failed = train(&place, &hub, &one).set("data.retry_for=2").set("data.cache_dir=empty").fails_with(3);
+    let failed = train(&place, &hub, &one).set("data.retry_for=2").set("data.cache_dir=empty").fails_with(7);
     let _ =
         failed.stderr_has("the data cannot be reached").stderr_has("tries in").stderr_has("503 Service Unavailable");
     hub.recovers();
     train(&place, &hub, DATA).env("HF_HUB_OFFLINE", "1").fails_with(3).stderr_has("HF_HUB_OFFLINE is set");
-    train(&place, &hub, "hf://datasets/me/none").fails_with(3).stderr_has("404");
+    train(&place, &hub, "hf://datasets/me/none").env("HF_TOKEN", TOKEN).fails_with(3).stderr_has("404");
     train(&place, &hub, "hf://me/clothes").fails_with(2).stderr_has("write hf://datasets/owner/name");
 }
 

@@ -13,7 +13,7 @@ impl DataError {
             Self::Io { .. } => "check that the file exists and that you may read it".into(),
             Self::UnknownBuiltin { known, .. } => format!("embedded data sets: {}", known.join(", ")),
             Self::Changed { .. } => "start again once the files are no longer being written".into(),
-            Self::Unavailable { place, .. } if place.to_string_lossy().contains("://") => {
+            Self::Unavailable { .. } if self.is_network() => {
                 "check the address and the network; then the same command goes on".into()
             }
             Self::Unavailable { .. } => "check that its disk is mounted; then the same command goes on".into(),

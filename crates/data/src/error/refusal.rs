@@ -26,6 +26,14 @@ pub enum Refusal {
     /// This program was built without stores.
     #[error("this program was built without stores behind a network")]
     WithoutStores,
+    /// What the Hugging Face hub said.
+    #[error("{what}")]
+    Hub {
+        /// Its words, and what was asked.
+        what: String,
+        /// What to do.
+        help: String,
+    },
     /// What the server or its client said.
     #[error("{0}")]
     Other(String),
@@ -59,6 +67,7 @@ impl Refusal {
             Self::NoListing => "name its files: https://host/train-{000000..000099}.tar".into(),
             Self::Region => "set AWS_REGION to the bucket's".into(),
             Self::WithoutStores => "build it with the feature `stores` of ddpm-data, which is on by default".into(),
+            Self::Hub { help, .. } => help.clone(),
             Self::Other(_) => "check the address, and what the environment says about the store".into(),
         }
     }

@@ -24,6 +24,7 @@ impl Error {
             | Self::TooFewImages { .. }
             | Self::NoTimestep { .. } => Kind::Setting,
             Self::Data(error) | Self::Unfit(error) if error.is_setting() => Kind::Setting,
+            Self::Data(error) | Self::Unfit(error) if error.is_network() => Kind::Hub,
             Self::Data(_) | Self::Unfit(_) => Kind::Data,
             Self::Device(error) => error.kind(),
             Self::Diffusion(DiffusionError::Setting { .. }) => Kind::Setting,

@@ -112,7 +112,7 @@ fn after_the_deadline_the_error_names_the_object_the_tries_and_the_last_reason()
     let begins = format!("{}: the data cannot be reached: ", far.server.url("x.parquet"));
     assert!(text.starts_with(&begins) && text.ends_with("the last: 503 Service Unavailable"), "{text}");
     assert!(text[begins.len()..].starts_with(|letter: char| letter.is_ascii_digit()), "{text}");
-    assert!(error.help().unwrap().contains("network"));
+    assert!(error.is_network() && error.help().unwrap().contains("network"));
     drop(source);
 }
 

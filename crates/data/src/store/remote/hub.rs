@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use ddpm_hub::{DataSet, HubDataSet, Settings, open_data_set};
+use ddpm_hub::{DataSet, HubDataSet, HubError, Settings, open_data_set};
 
 use super::fetch::Patience;
 use super::version_of;
@@ -29,7 +29,15 @@ pub(super) fn open(address: &Address, patience: &Patience) -> Result<Opened, Dat
     let place = || PathBuf::from(address.place());
     let refused = |reason| DataError::Refused { place: place(), refusal: Refusal::Other(reason) };
     let name: HubDataSet = address.root.parse().map_err(refused)?;
-    let failed = |error: ddpm_hub::HubError| refused(format!("{error}; {}", error.help()));
+    let failed = |error: HubError| match error {
+        error if error.is_absence() && !matches!(error, HubError::Offline { .. }) => {
+            DataError::Unavailable { place: place(), reason: error.to_string() }
+        }
+        error => {
+            let refusal = Refusal::Hub { what: error.to_string(), help: error.help() };
+            DataError::Refused { place: place(), refusal }
+        }
+    };
     let settings = Settings::from_environment().map_err(failed)?;
     // On a thread of its own, which is left behind where the run is to stop: the hub may be silent for minutes.
     let (send, receive) = channel();
