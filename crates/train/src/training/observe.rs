@@ -152,6 +152,7 @@ impl Observe for Observers<'_> {
             let Timing { images_per_s, data_wait, .. } = record.timing;
             tracing::info!(target: PROGRESS, step, loss = record.loss, images_per_s, data_wait);
             self.reporter.metrics(&record);
+            self.setup.exporter.logged(&record);
             self.status.speed(record.timing.images_per_s);
             self.clock = Clock::start(images);
         }
@@ -248,6 +249,7 @@ impl<'a> Observers<'a> {
 
     /// A status that cannot be written causes one warning and does not end the run.
     fn check_status(&mut self, written: Result<(), RunError>) {
+        self.setup.exporter.status(self.status.status());
         if let Err(error) = written
             && !std::mem::replace(&mut self.status_failed, true)
         {
@@ -320,6 +322,7 @@ impl<'a> Observers<'a> {
         match result {
             Ok(outcome) => {
                 self.longest.save = self.longest.save.max(outcome.took);
+                self.setup.exporter.saved(outcome.saved.step, outcome.took);
                 let (path, seconds) = (outcome.saved.path.display(), outcome.took.as_secs_f64());
                 tracing::debug!(checkpoint = %path, seconds, "checkpoint {path}");
                 self.uploader.iter_mut().for_each(|uploader| uploader.saved(outcome.saved.step));

@@ -7,6 +7,7 @@ use ddpm_data::{LoaderConfig, Source};
 use ddpm_model::diffusion::SamplerConfig;
 use ddpm_run::RunDir;
 
+use super::exporter::Exporter;
 use super::watchdog::Watchdog;
 use crate::config::{TrainConfig, TrainPlan};
 use crate::drawing::{BATCH, Request, Start};
@@ -23,6 +24,8 @@ pub(super) struct RunSetup<'a> {
     pub(super) rollbacks: u64,
     /// To be told what the run does.
     pub(super) watchdog: Watchdog,
+    /// Likewise.
+    pub(super) exporter: Exporter,
 }
 
 /// The loader's settings, from a plan.
