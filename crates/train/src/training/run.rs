@@ -31,6 +31,7 @@ use crate::error::{Error, Kind};
 use crate::known_data::{KnownData, unused_classes};
 use crate::memory;
 use crate::report::{Reporter, ReporterOptions};
+use crate::sensors::Sensors;
 
 /// The options of a run beside its plan.
 #[derive(Clone, Debug, Default)]
@@ -78,6 +79,7 @@ struct Frame<'a> {
     stop: StopWatch,
     watch: Watch,
     service: Service,
+    sensors: Option<Arc<Sensors>>,
     device: Device,
     source: Arc<dyn Source>,
     data: KnownData,
@@ -105,6 +107,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let watch = Watch::begin(Duration::from_secs(run.stall_after), on_stall)?;
     let service = Service::start(&plan.config().log.metrics_addr, &run.name, watch.watchdog());
     let device = plan.device().open()?;
+    let sensors = if device.is_cpu() { None } else { Sensors::open().map(Arc::new) };
     let at_once = plan.micro_batch().map_or(plan.config().train.batch_size, usize::from);
     require_room(plan.config(), at_once, &device)?;
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
@@ -118,7 +121,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
     let data = KnownData::of_source(&*source, plan.config());
     let mut beginning = Beginning::at(checkpoint, plan, &data, &options.accept)?;
-    let frame = Frame { started, stop, watch, service, device, source, data, run_dir, options };
+    let frame = Frame { started, stop, watch, service, sensors, device, source, data, run_dir, options };
     loop {
         match try_from(&frame, &beginning, &std::mem::take(&mut notices))? {
             Ended::Finished(summary) => return Ok(*summary),
@@ -132,9 +135,19 @@ fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Res
     let Frame { stop, device, data, run_dir, options, .. } = frame;
     let (plan, rollbacks, watchdog) = (&beginning.plan, beginning.rollbacks, frame.watch.watchdog());
     let exporter = frame.service.exporter();
-    exporter.begins(&device_name(device), rollbacks);
-    let setup =
-        RunSetup { plan, run_dir, source: Arc::clone(&frame.source), data, device, rollbacks, watchdog, exporter };
+    let sensors = frame.sensors.clone();
+    exporter.begins(&device_name(device), rollbacks, sensors.clone());
+    let setup = RunSetup {
+        plan,
+        run_dir,
+        source: Arc::clone(&frame.source),
+        data,
+        device,
+        rollbacks,
+        watchdog,
+        exporter,
+        sensors,
+    };
     let (mut trainer, means) = beginning.trainer(device)?;
     trainer.poison(options.poisoned.iter().copied());
     let first = trainer.steps_taken();

@@ -12,6 +12,7 @@ use super::watchdog::Watchdog;
 use crate::config::{TrainConfig, TrainPlan};
 use crate::drawing::{BATCH, Request, Start};
 use crate::known_data::KnownData;
+use crate::sensors::Sensors;
 
 /// What stays fixed for the whole run.
 pub(super) struct RunSetup<'a> {
@@ -26,6 +27,8 @@ pub(super) struct RunSetup<'a> {
     pub(super) watchdog: Watchdog,
     /// Likewise.
     pub(super) exporter: Exporter,
+    /// Of the GPUs, for a run on one.
+    pub(super) sensors: Option<Arc<Sensors>>,
 }
 
 /// The loader's settings, from a plan.

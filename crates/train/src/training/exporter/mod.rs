@@ -19,6 +19,7 @@ use ddpm_run::{Status, clock};
 
 use super::watchdog::Watchdog;
 use crate::config::host_and_port;
+use crate::sensors::Sensors;
 use http::Answer;
 
 /// To be told what the run does; without an address it does nothing.
@@ -41,6 +42,7 @@ struct Values {
     status: Option<Status>,
     record: Option<MetricRecord>,
     saved: Option<Saved>,
+    sensors: Option<Arc<Sensors>>,
 }
 
 /// The newest checkpoint.
@@ -116,10 +118,11 @@ fn listen(address: &str, shared: &Arc<Shared>) -> io::Result<(SocketAddr, Arc<At
 
 impl Exporter {
     /// A try begins.
-    pub(super) fn begins(&self, device: &str, rollbacks: u64) {
+    pub(super) fn begins(&self, device: &str, rollbacks: u64, sensors: Option<Arc<Sensors>>) {
         self.change(|values| {
             device.clone_into(&mut values.device);
             values.rollbacks = rollbacks;
+            values.sensors = sensors;
         });
     }
 

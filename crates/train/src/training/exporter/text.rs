@@ -2,6 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
+use ddpm_run::metrics::GpuState;
 use ddpm_run::{RunPhase, memory};
 use serde_json::json;
 
@@ -48,7 +49,7 @@ fn labels(pairs: &[(&str, &str)]) -> String {
 /// The page of `/metrics`.
 pub(super) fn of(values: &Values, stalled: bool) -> String {
     let mut page = Page::default();
-    let Values { run, device, rollbacks, status, record, saved } = values;
+    let Values { run, device, rollbacks, status, record, saved, sensors } = values;
     let version = env!("CARGO_PKG_VERSION");
     let info = labels(&[("run", run), ("device", device), ("version", version)]);
     page.family("ddpm_run_info", "gauge", "The run: its name, its device and the program's version.", [(info, 1)]);
@@ -95,7 +96,24 @@ pub(super) fn of(values: &Values, stalled: bool) -> String {
         page.number("ddpm_checkpoint_timestamp_seconds", "gauge", "When it was written, since 1970.", Some(at));
     }
     page.number("process_resident_memory_bytes", "gauge", "Resident memory.", memory::resident());
+    gpus(&mut page, &sensors.as_ref().map(|sensors| sensors.read()).unwrap_or_default());
     page.0
+}
+
+fn gpus(page: &mut Page, gpus: &[(String, GpuState)]) {
+    let mut family = |name: &str, help: &str, value: &dyn Fn(&GpuState) -> Option<f64>| {
+        let known = gpus.iter().enumerate().filter_map(|(index, (gpu, state))| {
+            let number = index.to_string();
+            Some((labels(&[("gpu", &number), ("name", gpu)]), value(state)?))
+        });
+        page.family(name, "gauge", help, known.collect::<Vec<_>>());
+    };
+    family("ddpm_gpu_busy_ratio", "Share of the time that something ran on the GPU.", &|gpu| gpu.busy);
+    let memory = |gpu: &GpuState| gpu.memory_bytes.map(|bytes| bytes as f64);
+    family("ddpm_gpu_memory_used_bytes", "Memory of the GPU that all processes take.", &memory);
+    let temperature = |gpu: &GpuState| gpu.temperature_celsius.map(f64::from);
+    family("ddpm_gpu_temperature_celsius", "Temperature of the GPU.", &temperature);
+    family("ddpm_gpu_power_watts", "Power that the board takes.", &|gpu| gpu.power_watts);
 }
 
 #[cfg(test)]
@@ -105,6 +123,15 @@ mod tests {
     #[test]
     fn labels_cannot_break_out_of_their_quotes() {
         assert_eq!(labels(&[("run", "a\"b\\c\nd")]), "{run=\"a\\\"b\\\\c\\nd\"}");
+    }
+
+    #[test]
+    fn gpus_are_numbered_and_named_and_what_they_do_not_tell_is_left_out() {
+        let state = GpuState { busy: Some(0.5), memory_bytes: None, temperature_celsius: Some(61), power_watts: None };
+        let mut page = Page::default();
+        gpus(&mut page, &[("Fake 100".to_owned(), state)]);
+        assert!(page.0.contains("\nddpm_gpu_busy_ratio{gpu=\"0\",name=\"Fake 100\"} 0.5\n"), "{}", page.0);
+        assert!(page.0.contains("} 61\n") && !page.0.contains("power") && !page.0.contains("memory"), "{}", page.0);
     }
 
     #[test]
