@@ -58,6 +58,23 @@ fn every_line_of_the_log_says_when_where_and_what() {
 }
 
 #[test]
+fn a_log_that_is_full_makes_room_and_only_so_much_of_the_past_is_kept() {
+    let run = fresh_run(&["train.steps=4"]);
+    let line =
+        format!("{{\"level\":\"warning\",\"time\":\"t\",\"step\":1,\"message\":\"{}\"}}\n", "long ago".repeat(1000));
+    let full = line.repeat((16 << 20) / line.len());
+    for name in ["log.jsonl", "log.1.jsonl", "log.2.jsonl", "log.3.jsonl"] {
+        run.write(&format!("runs/tiny/{name}"), format!("{{\"was\":\"{name}\"}}\n{full}"));
+    }
+    run.train().succeeds();
+    let was = |name: &str| run.text(&format!("runs/tiny/{name}")).lines().next().unwrap().to_owned();
+    let older = ["log.1.jsonl", "log.2.jsonl", "log.3.jsonl"].map(was);
+    assert_eq!(older, ["log.jsonl", "log.1.jsonl", "log.2.jsonl"].map(|name| format!("{{\"was\":\"{name}\"}}")));
+    assert!(lines(&run, "runs/tiny/log.jsonl").iter().any(|line| line["message"] == "training to step 4 in runs/tiny"));
+    assert!(!run.exists("runs/tiny/log.4.jsonl"));
+}
+
+#[test]
 fn an_error_that_ends_a_run_is_in_its_log_and_once_on_stderr() {
     let run = fresh_run(&["train.lr=1e4", "train.warmup_steps=20", "train.clip_grad_norm=0"]);
     let failed = run.train().fails_with(5).stderr_has("error: ");

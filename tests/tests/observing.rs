@@ -38,11 +38,17 @@ fn a_plot_is_written_beside_the_last_one_unless_it_is_named() {
 #[test]
 fn several_runs_are_told_apart_by_name_in_a_drawing_that_any_viewer_reads() {
     let run = trained_run(&["train.steps=4", "log.every=1"]);
-    let odd = "runs/a & <b>";
+    let odd = "runs/a & <b>\x1b[2J";
     run.train().arg("--run-dir").arg(odd).succeeds();
     run.ddpm("plot runs/tiny --out both.svg").arg(odd).succeeds();
     let text = run.text("both.svg");
-    assert!(text.starts_with("<svg") && text.contains("a &amp; &lt;b&gt;: ") && text.contains("tiny: "), "{text}");
+    assert!(
+        text.starts_with("<svg")
+            && text.contains("a &amp; &lt;b&gt;\\u{1b}[2J")
+            && !text.contains('\x1b')
+            && text.contains("tiny: "),
+        "{text}"
+    );
     assert!(text.contains("loss of 2 runs"));
 }
 

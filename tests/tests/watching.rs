@@ -80,7 +80,9 @@ struct InTerminal<'a> {
 impl<'a> InTerminal<'a> {
     fn start(place: &'a Place) -> Self {
         // Those of an earlier one.
-        ["seen", "pid"].map(|file| std::fs::remove_file(place.path(file)).ok());
+        for file in ["seen", "pid"] {
+            let _ = std::fs::remove_file(place.path(file));
+        }
         let line = "stty cols 100 rows 30; echo $$ > pid; exec \"$DDPM\" watch runs/tiny";
         let script = Command::new("script")
             .args(["-qfec", line, "seen"])

@@ -15,6 +15,8 @@ use ddpm_hub::{DEFAULT_ENDPOINT, HubError, Settings};
 use ddpm_kernels::simd;
 use ddpm_run::limits;
 use ddpm_run::memory::{self, disk_free, format_bytes};
+use ddpm_run::metrics::GpuState;
+use ddpm_train::sensors::Sensors;
 use serde::Serialize;
 use serde_json::json;
 
@@ -64,6 +66,7 @@ pub(super) fn run(output: &Output) -> Result<(), Failure> {
     let hub = Settings::from_environment();
     let mut findings = vec![cpu(), vectors(), memory_of_machine(), disk()];
     findings.extend(nvidia::findings());
+    findings.extend(sensors());
     findings.extend([token(&hub), endpoint(&hub)]);
     let version = env!("CARGO_PKG_VERSION");
     output.result(&json!({"version": version, "findings": findings}), || {
@@ -126,6 +129,23 @@ fn disk() -> Finding {
         Ok(free) => Finding::found("disk", format!("{} free here", format_bytes(free))),
         Err(error) => Finding::problem("disk", error.to_string(), "check the current directory"),
     }
+}
+
+/// What GPUs say of themselves, in a build that asks them.
+fn sensors() -> Vec<Finding> {
+    let gpus = Sensors::open().map(|sensors| sensors.read()).unwrap_or_default();
+    let finding = |(name, state): (String, GpuState)| {
+        let GpuState { busy, memory_bytes, temperature_celsius, power_watts } = state;
+        let parts = [
+            busy.map(|busy| format!("{:.0}% busy", 100.0 * busy)),
+            memory_bytes.map(|bytes| format!("{} taken", format_bytes(bytes))),
+            temperature_celsius.map(|degrees| format!("{degrees} °C")),
+            power_watts.map(|watts| format!("{watts:.0} W")),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        Finding::found("GPU now", format!("{name}: {}", parts.join(", ")))
+    };
+    gpus.into_iter().map(finding).collect()
 }
 
 fn token(hub: &Result<Settings, HubError>) -> Finding {

@@ -16,6 +16,7 @@ mod check;
 mod compare;
 mod config;
 #[cfg(any(feature = "plot", feature = "watch"))]
+#[cfg_attr(not(feature = "plot"), allow(dead_code, reason = "a terminal shows less than a picture"))]
 mod curves;
 mod data;
 mod doctor;

@@ -22,6 +22,7 @@ pub(super) enum Kind {
     /// One picture.
     Png,
     /// One picture, or a drawing (SVG).
+    #[cfg_attr(not(feature = "plot"), expect(dead_code, reason = "only plots are drawings"))]
     Plot,
     /// One picture where the name ends in .png, else a folder of them.
     PngOrFolder,

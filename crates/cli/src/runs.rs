@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use ddpm_data::shown;
 use ddpm_run::durable::io_help;
 use ddpm_run::{RunState, RunView};
 use serde::Serialize;
@@ -82,7 +83,9 @@ pub(super) fn names_of(runs: &[RunView]) -> Vec<String> {
     let short: Vec<String> = runs.iter().map(|run| name_of(run.paths.root())).collect();
     let is_unique = |name: &String| short.iter().filter(|other| *other == name).count() == 1;
     let whole = |run: &RunView| run.paths.root().display().to_string();
-    runs.iter().zip(&short).map(|(run, name)| if is_unique(name) { name.clone() } else { whole(run) }).collect()
+    let name = |(run, name): (&RunView, &String)| if is_unique(name) { name.clone() } else { whole(run) };
+    // They stand in tables, pictures and drawings.
+    runs.iter().zip(&short).map(name).map(|name| shown(&name).into_owned()).collect()
 }
 
 fn none_in(dir: &Path) -> String {

@@ -60,6 +60,7 @@ fn dry_run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure> {
     settings.push(setting("run.dir", dir.path().join("run").display().to_string()));
     // A model of one step must not go to the hub.
     settings.push(setting("hub.repo", "\"\"".to_owned()));
+    settings.push(setting("log.metrics_addr", "\"\"".to_owned()));
     settings.push(setting("log.every", "1".to_owned()));
     settings.push(setting("sample.num", "1".to_owned()));
     settings.push(setting("sample.steps", "2".to_owned()));

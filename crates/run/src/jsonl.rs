@@ -23,6 +23,33 @@ pub struct JsonLines {
     end: u64,
     /// Lines that a full disk refused; they go first next time.
     pending: Vec<u8>,
+    rotation: Option<Rotation>,
+}
+
+/// How a file makes room for the next: it is renamed to `NAME.1.jsonl`, that one to `NAME.2.jsonl`, and the last one replaces the oldest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rotation {
+    /// A file that would grow beyond this many bytes is full.
+    pub bytes: u64,
+    /// Files kept in all, the one that is written included: at least 2.
+    pub files: u64,
+}
+
+impl Rotation {
+    /// The file that was `path` this many files ago.
+    pub fn older(path: &Path, age: u64) -> PathBuf {
+        if age == 0 { path.to_owned() } else { path.with_extension(format!("{age}.jsonl")) }
+    }
+
+    fn turn(self, path: &Path) -> io::Result<()> {
+        for age in (0..self.files.saturating_sub(1)).rev() {
+            match disk::rename(&Self::older(path, age), &Self::older(path, age + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 impl JsonLines {
@@ -32,7 +59,15 @@ impl JsonLines {
     /// The file cannot be opened, read or cut.
     pub fn append(path: &Path) -> Result<Self, RunError> {
         let opened = open(path).map_err(RunError::io("open the file", path));
-        opened.map(|(file, end)| Self { file, path: path.into(), end, pending: Vec::new() })
+        opened.map(|(file, end)| Self { file, path: path.into(), end, pending: Vec::new(), rotation: None })
+    }
+
+    /// The same, but a full file makes room for the next.
+    ///
+    /// # Errors
+    /// As [`JsonLines::append`].
+    pub fn rotating(path: &Path, rotation: Rotation) -> Result<Self, RunError> {
+        Self::append(path).map(|lines| Self { rotation: Some(rotation), ..lines })
     }
 
     /// Appends `record` as one line.
@@ -58,6 +93,7 @@ impl JsonLines {
 
     fn flush(&mut self) -> Result<(), RunError> {
         self.begin_again_if_gone()?;
+        self.rotate_if_full();
         if let Err(error) = self.file.write_all(&self.pending) {
             // Part of a line may be there. If even this fails, the next opening cuts it.
             let _ = self.file.set_len(self.end).and_then(|()| self.file.file.seek(SeekFrom::Start(self.end)));
@@ -66,6 +102,18 @@ impl JsonLines {
         self.end += self.pending.len() as u64;
         self.pending.clear();
         Ok(())
+    }
+
+    /// Where files cannot be renamed this one grows: no line is lost for that, and it is tried again when it is full once more.
+    fn rotate_if_full(&mut self) {
+        let Some(rotation) = &mut self.rotation else { return };
+        if self.end == 0 || self.end + self.pending.len() as u64 <= rotation.bytes {
+            return;
+        }
+        match rotation.turn(&self.path).and_then(|()| open(&self.path)) {
+            Ok((file, end)) => (self.file, self.end) = (file, end),
+            Err(_) => rotation.bytes = rotation.bytes.max(self.end).saturating_mul(2),
+        }
     }
 
     /// A file that was removed, with its directory or under another mount, would take lines that nobody can read. Says nothing: the
@@ -255,6 +303,37 @@ mod tests {
         (lines.file, lines.path) = (good, path.clone());
         lines.write(&record(3)).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), lines_of(&[1, 2, 3]));
+    }
+
+    #[test]
+    fn a_full_file_makes_room_and_the_oldest_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        let two = lines_of(&[1, 2]).len() as u64;
+        let mut lines = JsonLines::rotating(&path, Rotation { bytes: two + 2, files: 3 }).unwrap();
+        for step in 1..=9 {
+            lines.write(&record(step)).unwrap();
+        }
+        let read = |age: u64| fs::read_to_string(Rotation::older(&path, age)).unwrap();
+        assert_eq!((read(0), read(1), read(2)), (lines_of(&[9]), lines_of(&[7, 8]), lines_of(&[5, 6])));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        assert_eq!(Rotation::older(&path, 1).file_name().unwrap(), "log.1.jsonl");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_renamed_grows_and_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        // A directory with something in it stands where the full file would go.
+        fs::create_dir(Rotation::older(&path, 1)).unwrap();
+        fs::write(Rotation::older(&path, 1).join("file"), "").unwrap();
+        let mut lines = JsonLines::rotating(&path, Rotation { bytes: 1, files: 3 }).unwrap();
+        fs::create_dir(Rotation::older(&path, 2)).unwrap();
+        fs::write(Rotation::older(&path, 2).join("file"), "").unwrap();
+        (1..=5).for_each(|step| lines.write(&record(step)).unwrap());
+        let all: String =
+            [2, 1, 0].iter().filter_map(|age| fs::read_to_string(Rotation::older(&path, *age)).ok()).collect();
+        assert_eq!(all, lines_of(&[1, 2, 3, 4, 5]));
     }
 
     #[test]

@@ -42,7 +42,7 @@ fn is_zero(count: &u64) -> bool {
 }
 
 /// The part of a record that differs between two equal runs.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
     /// Since the last record.
     pub images_per_s: f64,
@@ -50,6 +50,26 @@ pub struct Timing {
     pub data_wait: f64,
     /// Resident memory, where the system reports it.
     pub memory_bytes: Option<u64>,
+    /// The GPUs of the machine, for a run on one of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuState>,
+}
+
+/// What a GPU says of itself; numbers that it does not tell are left out.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct GpuState {
+    /// Share of the time, 0 to 1, that something ran on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy: Option<f64>,
+    /// Taken by all processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Of its core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature_celsius: Option<u32>,
+    /// Of the whole board.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_watts: Option<f64>,
 }
 
 impl MetricRecord {
@@ -109,7 +129,7 @@ pub(crate) mod testing {
             grad_norm: 0.7,
             skipped: 0,
             accepted: Vec::new(),
-            timing: Timing { images_per_s: 812.5, data_wait: 0.013, memory_bytes: Some(300 << 20) },
+            timing: Timing { images_per_s: 812.5, data_wait: 0.013, memory_bytes: Some(300 << 20), gpus: Vec::new() },
         }
     }
 }

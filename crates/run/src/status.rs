@@ -94,6 +94,11 @@ impl StatusFile {
         Self { path, status, first: (step, Instant::now()), written: None }
     }
 
+    /// What it is, or will be, when it is written.
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
     /// Another phase: written at once.
     ///
     /// # Errors

@@ -14,6 +14,7 @@
 //! | [`weights`], [`known_data`] | weights in a checkpoint's files; what its state remembers of the data |
 //! | [`noise`], [`pixels`] | standard normals, by Philox; bytes to a network's numbers and back |
 //! | [`memory`] | a device's memory: total and used |
+//! | [`sensors`] | what GPUs say of themselves: use, memory, temperature, power |
 //! | [`error`] | the errors and their kinds |
 
 pub mod config;
@@ -29,6 +30,8 @@ pub mod noise;
 pub mod pixels;
 pub mod publish;
 pub mod report;
+#[cfg_attr(not(feature = "nvml"), path = "without_sensors.rs")]
+pub mod sensors;
 pub mod training;
 pub mod weights;
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ddpm_run::RunError;
-use ddpm_run::jsonl::{JsonLines, Level, LogRecord};
+use ddpm_run::jsonl::{JsonLines, Level, LogRecord, Rotation};
 use ddpm_train::training::events::{PROGRESS, RUN};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -28,6 +28,9 @@ pub(super) struct LogLayer {
     /// Number of finished steps.
     step: AtomicU64,
 }
+
+/// A run of weeks logs more than anybody reads: 64 MiB of it are kept.
+const ROTATION: Rotation = Rotation { bytes: 16 << 20, files: 4 };
 
 /// The most warnings that are kept for a run that has not begun.
 const EARLY: usize = 100;
@@ -87,7 +90,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
         self.note_step(&fields);
         let Some(path) = fields.text("log") else { return };
         let mut state = self.state();
-        let opened = match JsonLines::append(Path::new(path)) {
+        let opened = match JsonLines::rotating(Path::new(path), ROTATION) {
             Ok(lines) => {
                 let rank = fields.count("rank").unwrap_or_default();
                 State::During(Log { lines, rank, complained: false })

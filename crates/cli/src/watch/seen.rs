@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use ddpm_run::history::{self, Follower, News};
+use ddpm_run::jsonl::Rotation;
 use ddpm_run::{RunState, RunView};
 use image::RgbImage;
 use serde::Serialize;
@@ -98,17 +99,18 @@ impl Seen {
     }
 
     fn look_for_warnings(&mut self) -> io::Result<()> {
-        let mut file = File::open(self.view.paths.log())?;
-        let length = file.metadata()?.len();
+        let log = self.view.paths.log();
+        let length = fs::metadata(&log)?.len();
         if length == self.log_read {
             return Ok(());
         }
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
-        let mut tail = Vec::new();
-        file.take(TAIL).read_to_end(&mut tail)?;
-        let lines = tail.rsplit(|byte| *byte == b'\n');
-        self.warnings = lines.filter_map(Warning::of).take(WARNINGS).collect();
-        self.log_read = length;
+        let mut warnings = Vec::new();
+        // A log that has just made room for itself holds none.
+        for tail in [tail(&log)?, tail(&Rotation::older(&log, 1)).unwrap_or_default()] {
+            warnings.extend(tail.rsplit(|byte| *byte == b'\n').filter_map(Warning::of));
+        }
+        warnings.truncate(WARNINGS);
+        (self.warnings, self.log_read) = (warnings, length);
         Ok(())
     }
 
@@ -125,6 +127,16 @@ impl Seen {
             self.sample = Some(Sample { path, written, picture: picture.into_rgb8() });
         }
     }
+}
+
+/// The end of a file.
+fn tail(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    let mut tail = Vec::new();
+    file.take(TAIL).read_to_end(&mut tail)?;
+    Ok(tail)
 }
 
 impl Warning {

@@ -8,6 +8,7 @@ use ddpm_kernels::optim::MAX_AVERAGES;
 use ddpm_model::diffusion::{DiffusionError, SamplerKind, Schedule};
 use ddpm_model::unet::{ImageShape, UNetConfigError};
 
+use super::address::host_and_port;
 use super::device::DeviceChoice;
 use super::error::{ConfigError, Origin};
 use super::layers::Resolved;
@@ -199,14 +200,12 @@ impl<'a> Checks<'a> {
         if !hub.repo.is_empty() {
             self.uploads(&hub.repo)?;
         }
-        if !log.metrics_addr.is_empty() {
+        let address = &log.metrics_addr;
+        if !address.is_empty() && host_and_port(address).is_none() {
             let message =
-                format!("log.metrics_addr = \"{}\": this version does not serve metrics yet", log.metrics_addr);
-            return Err(self.impossible(
-                "log.metrics_addr",
-                message,
-                "leave it out and read metrics.jsonl in the run directory",
-            ));
+                format!("log.metrics_addr = \"{address}\": expected host:port, or a port of this machine alone");
+            let help = "\"127.0.0.1:9100\" serves this machine, \"0.0.0.0:9100\" everyone who reaches it";
+            return Err(self.impossible("log.metrics_addr", message, help));
         }
         Ok(())
     }

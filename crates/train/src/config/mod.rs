@@ -8,6 +8,7 @@
 //! - [`TrainPlan`]: built once; its values are checked, alone and against each other.
 //! - [`config_hash`] and [`diff`]: whether a checkpoint belongs to a configuration.
 
+mod address;
 mod arithmetic;
 mod checks;
 mod device;
@@ -22,6 +23,7 @@ mod toml_source;
 pub mod types;
 mod write;
 
+pub(crate) use address::host_and_port;
 pub(crate) use arithmetic::set_arithmetic;
 pub use device::{DeviceChoice, DeviceError};
 pub use error::{ConfigError, Origin};

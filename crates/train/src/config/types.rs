@@ -349,7 +349,7 @@ pub struct LogConfig {
     pub tensorboard: bool,
     /// Write `metrics.jsonl`.
     pub jsonl: bool,
-    /// Where to serve metrics over HTTP (`host:port`); left out: nowhere.
+    /// Where to serve metrics over HTTP: `host:port`, or a port of this machine alone; left out: nowhere.
     pub metrics_addr: String,
 }
 

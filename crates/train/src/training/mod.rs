@@ -16,6 +16,7 @@
 //! | `upload` | pushes to the hub, beside the loop |
 //! | [`stop`] | when to stop before the end |
 //! | `watchdog` | reports a run that does not go on |
+//! | `exporter` | serves what it does to Prometheus |
 //! | [`events`] | the names of spans and targets |
 
 pub mod accept;
@@ -24,6 +25,7 @@ pub mod disk_need;
 mod divergence;
 mod engines;
 pub mod events;
+mod exporter;
 pub mod fork;
 pub mod gpu_memory;
 mod loop_of_steps;

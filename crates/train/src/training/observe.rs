@@ -28,6 +28,7 @@ use super::watchdog::{Activity, Watchdog};
 use crate::config::Cadence;
 use crate::error::{Error, Kind, in_one_line};
 use crate::report::Reporter;
+use crate::sensors::Sensors;
 
 /// See the module.
 pub(super) struct Observers<'a> {
@@ -105,12 +106,13 @@ impl Clock {
         Self { since: Instant::now(), first_image: images, data_wait: Duration::ZERO }
     }
 
-    fn timing(&self, images: u64) -> Timing {
+    fn timing(&self, images: u64, sensors: Option<&Sensors>) -> Timing {
         let elapsed = self.since.elapsed().as_secs_f64().max(1e-9);
         Timing {
             images_per_s: (images - self.first_image) as f64 / elapsed,
             data_wait: self.data_wait.as_secs_f64() / elapsed,
             memory_bytes: memory::resident(),
+            gpus: sensors.map(Sensors::read).unwrap_or_default().into_iter().map(|(_, state)| state).collect(),
         }
     }
 }
@@ -153,10 +155,12 @@ impl Observe for Observers<'_> {
         self.check_status(written);
         if log && let Some(outcome) = &self.last {
             let images = plan.images(step);
-            let record = self.means.record(step, images, outcome, self.clock.timing(images));
+            let record =
+                self.means.record(step, images, outcome, self.clock.timing(images, self.setup.sensors.as_deref()));
             let Timing { images_per_s, data_wait, .. } = record.timing;
             tracing::info!(target: PROGRESS, step, loss = record.loss, images_per_s, data_wait);
             self.reporter.metrics(&record);
+            self.setup.exporter.logged(&record);
             self.status.speed(record.timing.images_per_s);
             self.clock = Clock::start(images);
         }
@@ -253,6 +257,7 @@ impl<'a> Observers<'a> {
 
     /// A status that cannot be written causes one warning and does not end the run.
     fn check_status(&mut self, written: Result<(), RunError>) {
+        self.setup.exporter.status(self.status.status());
         if let Err(error) = written
             && !std::mem::replace(&mut self.status_failed, true)
         {
@@ -339,6 +344,7 @@ impl<'a> Observers<'a> {
         match result {
             Ok(outcome) => {
                 self.longest.save = self.longest.save.max(outcome.took);
+                self.setup.exporter.saved(outcome.saved.step, outcome.took);
                 let (path, seconds) = (outcome.saved.path.display(), outcome.took.as_secs_f64());
                 tracing::debug!(checkpoint = %path, seconds, "checkpoint {path}");
                 self.uploader.iter_mut().for_each(|uploader| uploader.saved(outcome.saved.step));

@@ -16,6 +16,7 @@ use super::cpu_memory::require_room;
 use super::disk_need::DiskNeed;
 use super::divergence::{report, second_try};
 use super::events::{FAILURE, PROGRESS, RUN};
+use super::exporter::Service;
 use super::gpu_memory::GpuEstimate;
 use super::loop_of_steps::train_until;
 use super::observe::{End, Ending, Observers};
@@ -30,6 +31,7 @@ use crate::error::{Error, Kind};
 use crate::known_data::{KnownData, unused_classes};
 use crate::memory;
 use crate::report::{Reporter, ReporterOptions};
+use crate::sensors::Sensors;
 
 /// The options of a run beside its plan.
 #[derive(Clone, Debug, Default)]
@@ -76,6 +78,8 @@ struct Frame<'a> {
     started: Instant,
     stop: StopWatch,
     watch: Watch,
+    service: Service,
+    sensors: Option<Arc<Sensors>>,
     device: Device,
     source: Arc<dyn Source>,
     data: KnownData,
@@ -101,7 +105,9 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let run = &plan.config().run;
     let on_stall = options.on_stall.filter(|_| run.exit_on_stall);
     let watch = Watch::begin(Duration::from_secs(run.stall_after), on_stall)?;
+    let service = Service::start(&plan.config().log.metrics_addr, &run.name, watch.watchdog());
     let device = plan.device().open()?;
+    let sensors = if device.is_cpu() { None } else { Sensors::open().map(Arc::new) };
     let at_once = plan.micro_batch().map_or(plan.config().train.batch_size, usize::from);
     require_room(plan.config(), at_once, &device)?;
     let mut open_options = plan.open_options();
@@ -117,7 +123,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
     let data = KnownData::of_source(&*source, plan.config());
     let mut beginning = Beginning::at(checkpoint, plan, &data, &options.accept)?;
-    let frame = Frame { started, stop, watch, device, source, data, run_dir, options };
+    let frame = Frame { started, stop, watch, service, sensors, device, source, data, run_dir, options };
     loop {
         match try_from(&frame, &beginning, &std::mem::take(&mut notices))? {
             Ended::Finished(summary) => return Ok(*summary),
@@ -130,7 +136,20 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
 fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Result<Ended, Error> {
     let Frame { stop, device, data, run_dir, options, .. } = frame;
     let (plan, rollbacks, watchdog) = (&beginning.plan, beginning.rollbacks, frame.watch.watchdog());
-    let setup = RunSetup { plan, run_dir, source: Arc::clone(&frame.source), data, device, rollbacks, watchdog };
+    let exporter = frame.service.exporter();
+    let sensors = frame.sensors.clone();
+    exporter.begins(&device_name(device), rollbacks, sensors.clone());
+    let setup = RunSetup {
+        plan,
+        run_dir,
+        source: Arc::clone(&frame.source),
+        data,
+        device,
+        rollbacks,
+        watchdog,
+        exporter,
+        sensors,
+    };
     let (mut trainer, means) = beginning.trainer(device)?;
     trainer.poison(options.poisoned.iter().copied());
     let first = trainer.steps_taken();

@@ -7,10 +7,12 @@ use ddpm_data::{LoaderConfig, Source};
 use ddpm_model::diffusion::SamplerConfig;
 use ddpm_run::RunDir;
 
+use super::exporter::Exporter;
 use super::watchdog::Watchdog;
 use crate::config::{TrainConfig, TrainPlan};
 use crate::drawing::{BATCH, Request, Start};
 use crate::known_data::KnownData;
+use crate::sensors::Sensors;
 
 /// What stays fixed for the whole run.
 pub(super) struct RunSetup<'a> {
@@ -23,6 +25,10 @@ pub(super) struct RunSetup<'a> {
     pub(super) rollbacks: u64,
     /// To be told what the run does.
     pub(super) watchdog: Watchdog,
+    /// Likewise.
+    pub(super) exporter: Exporter,
+    /// Of the GPUs, for a run on one.
+    pub(super) sensors: Option<Arc<Sensors>>,
 }
 
 /// The loader's settings, from a plan.

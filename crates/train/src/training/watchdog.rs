@@ -121,6 +121,14 @@ impl Watchdog {
         }
     }
 
+    /// Whether the run makes no progress, and was reported for it.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| {
+            let state = shared.lock();
+            state.reported && !state.over
+        })
+    }
+
     /// Another activity begins.
     pub(super) fn enter(&self, activity: Activity) {
         let Some(shared) = &self.shared else { return };

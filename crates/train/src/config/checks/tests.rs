@@ -211,9 +211,9 @@ fn what_this_version_cannot_do_is_refused_before_it_begins() {
         },
     );
     is_refused(
-        &["log.metrics_addr=localhost:9000"],
-        "log.metrics_addr = \"localhost:9000\": this version does not serve metrics yet",
-        "leave it out and read metrics.jsonl in the run directory",
+        &["log.metrics_addr=localhost"],
+        "log.metrics_addr = \"localhost\": expected host:port, or a port of this machine alone",
+        "\"127.0.0.1:9100\" serves this machine, \"0.0.0.0:9100\" everyone who reaches it",
     );
 }
 
