@@ -1,16 +1,23 @@
 //! `ddpm fork`.
 
 use ddpm_run::shell;
+use ddpm_train::config::Resolved;
 use ddpm_train::training::fork::fork;
 use serde_json::json;
 
 use super::args::ForkArgs;
 use super::output::Output;
+use super::places::{Kind, Place, data_of_run};
 use crate::failure::Failure;
 use crate::train::this_command;
 
 /// Makes the branch, and says how to go on.
 pub(super) fn run(args: &ForkArgs, output: &Output) -> Result<(), Failure> {
+    // Without a configuration it is no run, which the fork says.
+    if let Ok(resolved) = Resolved::load_file(&args.run) {
+        let config = resolved.config;
+        Place { option: "--to", path: &args.to, kind: Kind::Folder }.refuse_inside(&data_of_run(&config, &args.run))?;
+    }
     let (checkpoint, step) = fork(&args.run, args.at, &args.to, this_command())?;
     let document = json!({"run_dir": args.to, "checkpoint": checkpoint, "step": step});
     output.result(&document, || {

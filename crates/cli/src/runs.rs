@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use ddpm_data::shown;
 use ddpm_run::{RunState, RunView};
 use serde::Serialize;
 
@@ -78,7 +79,7 @@ fn text(lines: &[Line<'_>]) -> String {
         let step = line.steps.map_or_else(|| line.step.to_string(), |steps| format!("{}/{steps}", line.step));
         let state = serde_json::to_value(line.state).unwrap_or_default();
         table.row(&[
-            &line.name,
+            &shown(&line.name),
             &state.as_str().unwrap_or_default(),
             &step,
             &or_nothing(line.loss.map(|loss| format!("{loss:.4}"))),
@@ -87,7 +88,7 @@ fn text(lines: &[Line<'_>]) -> String {
             &line.updated.map_or(line.created, |updated| updated),
         ]);
     }
-    let errors = lines.iter().filter_map(|line| Some(format!("{}: {}\n", line.name, line.error?)));
+    let errors = lines.iter().filter_map(|line| Some(format!("{}: {}\n", shown(&line.name), line.error?)));
     let errors: String = errors.collect();
     if errors.is_empty() { table.render() } else { format!("{}\n{errors}", table.render()) }
 }
