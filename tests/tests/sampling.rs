@@ -153,7 +153,7 @@ fn two_commands_do_not_draw_into_one_folder() {
     let first = "sample runs/tiny --sampler ddpm --num 5000 --batch-size 1 --out images/";
     let mut drawing = run.ddpm(first).spawn();
     assert!(drawing.wait_until(|| run.exists("images/00000.png")));
-    let second = run.ddpm("sample runs/tiny --num 2 --seed 3 --out images/").fails_with(8);
+    let second = run.ddpm("sample runs/tiny --num 5000 --seed 3 --out images/").fails_with(8);
     second.stderr_has("--out images/: held by process").stderr_has("another process draws into it");
     assert!(drawing.kill());
     run.ddpm("sample runs/tiny --num 2 --steps 2 --out other/").succeeds();

@@ -1,8 +1,7 @@
 //! `ddpm fork`.
 
 use ddpm_run::shell;
-use ddpm_train::config::Resolved;
-use ddpm_train::training::fork::fork;
+use ddpm_train::training::fork::{config_at, fork};
 use serde_json::json;
 
 use super::args::ForkArgs;
@@ -13,9 +12,8 @@ use crate::train::this_command;
 
 /// Makes the branch, and says how to go on.
 pub(super) fn run(args: &ForkArgs, output: &Output) -> Result<(), Failure> {
-    // Without a configuration it is no run, which the fork says.
-    if let Ok(resolved) = Resolved::load_file(&args.run) {
-        let config = resolved.config;
+    // Where there is none, the fork says so.
+    if let Ok(config) = config_at(&args.run, args.at) {
         Place { option: "--to", path: &args.to, kind: Kind::Folder }.refuse_inside(&data_of_run(&config, &args.run))?;
     }
     let (checkpoint, step) = fork(&args.run, args.at, &args.to, this_command())?;

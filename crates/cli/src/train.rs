@@ -89,8 +89,7 @@ pub(super) fn this_command() -> Vec<String> {
 }
 
 fn text(summary: &Summary) -> String {
-    let run = summary.run_dir.display().to_string();
-    let run = shown(&run);
+    let run = summary.run_dir.display();
     let elapsed = format_duration(summary.elapsed);
     let mut lines = vec![match summary.stopped {
         Some(reason) => format!("stopped by {reason} at step {} after {elapsed}; everything is saved", summary.step),
