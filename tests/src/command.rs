@@ -118,6 +118,12 @@ impl Ddpm {
         failed
     }
 
+    /// Runs it and expects this exit code of a command that has a result all the same.
+    #[track_caller]
+    pub fn fails_with_a_result(&self, code: i32) -> Finished {
+        self.run().has_code(code).stderr_has("error: ")
+    }
+
     /// Starts it.
     #[track_caller]
     pub fn spawn(&self) -> Running {

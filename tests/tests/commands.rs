@@ -89,6 +89,22 @@ fn runs_are_listed_with_what_became_of_them() {
 }
 
 #[test]
+fn a_name_with_a_line_break_breaks_no_line() {
+    let run = fresh_run(&["train.steps=2", "checkpoint.every=0", "sample.every=0"]);
+    let trained = run.train().arg("--run-dir").arg("runs/two\nlines").succeeds();
+    let _ = trained.stdout_has("runs/two\\nlines/metrics.jsonl");
+    assert!(!first_words(&run.ddpm("runs runs").succeeds().stdout).contains(&"lines"));
+    let sampled =
+        run.ddpm("sample").arg("runs/two\nlines").arg("--out").arg("a\nb.png").arg("--steps").arg("2").succeeds();
+    let _ = sampled.stdout_has("\"a\\nb.png\"");
+}
+
+/// The first word of each line.
+fn first_words(text: &str) -> Vec<&str> {
+    text.lines().filter_map(|line| line.split_whitespace().next()).collect()
+}
+
+#[test]
 fn a_run_directory_holds_what_the_interface_promises() {
     let run = trained_run(&["train.steps=4", "log.every=2"]);
     let files = ["LOCK", "config.toml", "log.jsonl", "metrics.jsonl", "run.json", "status.json"];
@@ -184,63 +200,6 @@ fn a_class_and_guidance_change_the_image() {
     }
     assert!(images[0] != images[1] && images[1] != images[2]);
     run.ddpm("sample runs/tiny --class 10").fails_with(2).stderr_has("classes 0 to 9");
-}
-
-#[test]
-fn config_show_names_the_origin_of_every_value() {
-    let place = fresh_run(&[]);
-    let show = place.ddpm("config show tiny.toml --set train.betas=[0.9,0.99]").set("train.lr=3e-4");
-    let show = show.env("DDPM_TRAIN__LR", "2e-4").env("DDPM_DATA__FLIP", "true").env("DDPM_TRAIN__STEPS", "7");
-    let document = show.json();
-    for (key, value, origin) in [
-        ("train.lr", "0.0003", "command line"),
-        ("train.betas", "[0.9,0.99]", "command line"),
-        ("data.flip", "true", "environment"),
-        ("train.steps", "7", "environment"),
-        ("train.batch_size", "4", "file"),
-        ("train.weight_decay", "0.0", "default"),
-        ("run.dir", "\"runs/tiny\"", "default"),
-    ] {
-        let entry = &document[key];
-        assert_eq!((entry["value"].to_string().as_str(), entry["origin"].as_str()), (value, Some(origin)), "{key}");
-    }
-    show.succeeds()
-        .stdout_has("[train]")
-        .stdout_has("# DDPM_DATA__FLIP")
-        .stdout_has("# tiny.toml:")
-        .stdout_has("# command line");
-}
-
-#[test]
-fn config_init_writes_presets_that_check_and_never_overwrites() {
-    let place = empty_place();
-    let printed = place.ddpm("config init").succeeds().stdout;
-    place.ddpm("config init --to my.toml").succeeds().stdout_has("ddpm train my.toml");
-    assert_eq!(place.text("my.toml").trim_end(), printed.trim_end());
-    assert_eq!(place.ddpm("config init --preset emoji32").json()["preset"], "emoji32");
-    place.ddpm("config init --to my.toml").fails_with(2).stderr_has("exists already");
-    place.ddpm("config init --preset quick").fails_with(2).stderr_has("quickstart").stderr_has("emoji32");
-    assert_eq!(place.ddpm("config show my.toml").json()["run.name"]["value"], "my", "a run is named after its file");
-}
-
-#[test]
-fn config_check_says_what_a_run_would_need() {
-    let place = fresh_run(&[]);
-    let check = place.ddpm("config check tiny.toml --set train.warmup_steps=50");
-    let document = check.json();
-    assert_fields(
-        &document,
-        "parameters, tensors, memory_bytes, checkpoint_bytes, disk_bytes, step_ms, eta_s, warnings",
-    );
-    assert_eq!(document["warnings"][0]["key"], "train.warmup_steps");
-    check.succeeds().stdout_has("a run can start").stdout_has("parameters").stdout_has("warning: train.warmup_steps");
-    place.train().max_steps(1).succeeds();
-    let weights = read_safetensors(&place.read("runs/tiny/checkpoints/step-000000001/model.safetensors"));
-    assert_eq!(document["tensors"], weights.len());
-    assert_eq!(document["parameters"], weights.values().map(|(_, values)| values.len()).sum::<usize>());
-    let on_disk: usize = place.files("runs/tiny/checkpoints").values().map(Vec::len).sum();
-    let ratio = on_disk as f64 / document["checkpoint_bytes"].as_f64().unwrap();
-    assert!((0.95..1.2).contains(&ratio), "{on_disk} bytes on disk: {document}");
 }
 
 #[test]
@@ -382,30 +341,4 @@ fn a_reader_that_goes_away_is_no_panic() {
     let output = output.unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.stdout.len(), 3);
-}
-
-#[test]
-fn config_check_tells_the_parameters_of_a_model_whose_data_is_missing() {
-    let place = fresh_run(&[]);
-    let check = place.ddpm("config check tiny.toml --set data.source=nowhere");
-    let checked = check.run().has_code(3).stdout_has("a run cannot start with this data").stdout_has("parameters");
-    checked.stderr_has("error: data.source = nowhere: no such file or folder").stderr_has("help: ");
-    let written = check.arg("--json").run().has_code(3);
-    written.expect(written.stderr.is_empty(), "the error once, on stdout");
-    let document = written.json();
-    let fields = "parameters, tensors, memory_bytes, checkpoint_bytes, disk_bytes, step_ms, eta_s, measured, warnings";
-    assert_fields(&document, fields);
-    assert_eq!((&document["measured"], &document["images"]), (&"batch".into(), &Value::Null));
-    assert_fields(&document["error"], "code, message, causes, hint");
-    assert_eq!(document["error"]["code"], 3);
-}
-
-#[test]
-fn config_check_foretells_a_batch_that_would_take_too_long() {
-    let place = fresh_run(&[]);
-    let check = place.ddpm("config check tiny.toml --set train.batch_size=1000000");
-    let document = check.json();
-    assert_eq!((&document["measured"], &document["images"]), (&"extrapolated".into(), &10_000.into()));
-    assert!(document["step_ms"].as_f64().unwrap() > 5000.0, "{document}");
-    check.succeeds().stdout_has("estimated from steps of 1 and 2 images");
 }

@@ -151,7 +151,7 @@ fn names_of_classes_travel_with_the_model_and_can_be_drawn() {
     assert_eq!(drawn("runs/tiny", "2"), (Some(2), "2".to_owned()));
     assert_eq!(drawn("runs/tiny", "1"), (Some(0), "1".to_owned()));
     assert_eq!(drawn("runs/tiny", "3"), (Some(3), "cat".to_owned()));
-    run.ddpm("sample runs/tiny --steps 2 --num 1 --class cat").succeeds().stdout_has("1 images of class 3, cat");
+    run.ddpm("sample runs/tiny --steps 2 --num 1 --class cat").succeeds().stdout_has("1 image of class 3, cat");
     run.ddpm("sample runs/tiny --class dog").fails_with(2).stderr_has("classes 0 to 3: 1, 10, 2, cat");
     run.ddpm("export runs/tiny --to out --samples 0").succeeds();
     assert!(run.text("out/README.md").contains("| classes | 0: 1; 1: 10; 2: 2; 3: cat |"));

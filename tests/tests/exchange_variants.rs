@@ -141,3 +141,16 @@ fn keys_of_other_versions_and_of_samplers_are_left_aside_by_name() {
         .stderr_has("thresholding = true");
     assert!(forward_error(&place, "theirs") < 1e-5);
 }
+
+#[test]
+fn options_of_other_schedulers_that_are_off_are_no_news() {
+    let (place, _) = rounded();
+    let scheduler = "theirs/scheduler/scheduler_config.json";
+    change(&place, scheduler, "_class_name", json!("DPMSolverMultistepScheduler"));
+    for key in ["use_karras_sigmas", "use_lu_lambdas", "thresholding", "use_flow_sigmas"] {
+        change(&place, scheduler, key, json!(false));
+    }
+    place.ddpm("sample theirs --num 1 --steps 2").succeeds().stderr_lacks("left aside");
+    change(&place, scheduler, "use_karras_sigmas", json!(true));
+    place.ddpm("sample theirs --num 1 --steps 2").succeeds().stderr_has("use_karras_sigmas = true is left aside");
+}

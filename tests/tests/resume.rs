@@ -246,3 +246,13 @@ fn a_check_says_what_a_start_would_say_about_the_run_that_is_there() {
     let refused = check("--set train.lr=5e-4").run().has_code(2);
     refused.stderr_has("the configuration has changed").stdout_has("a run cannot go on from what is in its directory");
 }
+
+#[test]
+fn what_is_accepted_needs_a_step_to_be_made_with_it() {
+    let run = trained_run(&["checkpoint.every=0", "sample.every=0"]);
+    let before = run.text("runs/tiny/config.toml");
+    let refused = run.train().set("train.lr=1e-4").arg("--accept").arg("train.lr").fails_with(2);
+    refused.stderr_has("no step is left after step 40").stderr_has("train.lr: 0.001 -> ").stderr_has("train.steps");
+    assert_eq!(run.text("runs/tiny/config.toml"), before);
+    run.train().succeeds();
+}

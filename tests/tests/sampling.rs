@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use ddpm_tests::fixtures::{image_folder, read_safetensors};
-use ddpm_tests::{Place, trained_run};
+use ddpm_tests::{Place, fresh_run, trained_run};
 
 fn trained() -> Place {
     trained_run(&["train.steps=2", "checkpoint.every=0", "sample.every=0"])
@@ -134,4 +134,49 @@ fn an_interpolation_between_classes_is_refused_until_one_is_chosen() {
     let run = trained_run(&["train.steps=2", "model.num_class_embeds=10", "sample.every=0"]);
     run.ddpm("sample runs/tiny --interpolate 1 2 --num 3 --steps 2").fails_with(2).stderr_has("--class");
     run.ddpm("sample runs/tiny --interpolate 1 2 --num 3 --steps 2 --class 4").succeeds();
+}
+
+#[test]
+fn eps_from_the_clamped_image_is_another_way_of_ddim_alone() {
+    let run = trained();
+    let plain = draw(&run, "--num 1 --steps 4", "plain");
+    assert!(plain != draw(&run, "--num 1 --steps 4 --use-clipped-model-output", "clipped"));
+    let refused = run.ddpm("sample runs/tiny --sampler dpm --use-clipped-model-output").fails_with(2);
+    refused.stderr_has("use_clipped_model_output = true: expected false with the dpm sampler");
+    let train = run.train().set("sample.sampler=ddpm").set("sample.use_clipped_model_output=true");
+    train.fails_with(2).stderr_has("sample.use_clipped_model_output = true: expected false");
+}
+
+#[test]
+fn two_commands_do_not_draw_into_one_folder() {
+    let run = trained();
+    let first = "sample runs/tiny --sampler ddpm --num 5000 --batch-size 1 --out images/";
+    let mut drawing = run.ddpm(first).spawn();
+    assert!(drawing.wait_until(|| run.exists("images/00000.png")));
+    let second = run.ddpm("sample runs/tiny --num 5000 --seed 3 --out images/").fails_with(8);
+    second.stderr_has("--out images/: held by process").stderr_has("another process draws into it");
+    assert!(drawing.kill());
+    run.ddpm("sample runs/tiny --num 2 --steps 2 --out other/").succeeds();
+    assert_eq!(run.names("other"), ["00000.png", "00001.png"], "a lock was left");
+}
+
+/// The data of a run counts from where it was started, wherever the command is typed.
+#[test]
+fn nothing_is_written_into_the_data_of_a_run() {
+    let run = fresh_run(&["data.source=photos", "train.steps=2", "checkpoint.every=0", "sample.every=0"]);
+    image_folder(&run, "photos", 8);
+    run.write("elsewhere/notes.txt", "");
+    run.train().succeeds();
+    for line in [
+        "sample ../runs/tiny --num 1 --steps 2 --out ../photos/one.png",
+        "export ../runs/tiny --samples 0 --to ../photos/model",
+        "fork ../runs/tiny --to ../photos/fork",
+    ] {
+        run.ddpm(line).in_folder("elsewhere").fails_with(2).stderr_has("lies inside the data");
+    }
+    run.ddpm("export runs/tiny --samples 0 --to photos/model")
+        .fails_with(2)
+        .stderr_has("--to photos/model: lies inside the data");
+    assert_eq!(run.names("photos").len(), 8);
+    run.ddpm("fork ../runs/tiny --to ../runs/fork").in_folder("elsewhere").succeeds();
 }

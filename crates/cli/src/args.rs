@@ -154,11 +154,16 @@ pub struct TrainArgs {
 impl TrainArgs {
     /// The settings from `--set` and from the options that stand for a key.
     pub fn settings(&self) -> Vec<Setting> {
-        let setting = |key: &str, value: String| Setting { key: key.to_owned(), value };
-        let device = self.device.map(|device| setting("run.device", device.to_string()));
-        let run_dir = self.run_dir.as_ref().map(|dir| setting("run.dir", dir.display().to_string()));
-        self.set.iter().cloned().chain(device).chain(run_dir).collect()
+        settings(&self.set, self.device, self.run_dir.as_deref())
     }
+}
+
+/// Those of `--set`, and those of the options that stand for a key.
+fn settings(set: &[Setting], device: Option<DeviceChoice>, run_dir: Option<&Path>) -> Vec<Setting> {
+    let setting = |key: &str, value: String| Setting { key: key.to_owned(), value };
+    let device = device.map(|device| setting("run.device", device.to_string()));
+    let run_dir = run_dir.map(|dir| setting("run.dir", dir.display().to_string()));
+    set.iter().cloned().chain(device).chain(run_dir).collect()
 }
 
 /// `ddpm data`
@@ -273,9 +278,18 @@ pub struct CheckArgs {
     /// The configuration (TOML), or a run directory
     #[arg(value_parser = path())]
     pub config: PathBuf,
+    /// The run directory [default: run.dir of the configuration, runs/NAME]
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub run_dir: Option<PathBuf>,
     /// Set a key; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<Setting>,
+    /// As of the training: another value of this key than in the checkpoint is accepted; may be repeated
+    #[arg(long, value_name = "KEY")]
+    pub accept: Vec<String>,
+    /// As of the training: other images than in the checkpoint are accepted
+    #[arg(long)]
+    pub accept_data: bool,
     /// Where to compute: auto, cpu, cuda or cuda:N [default: run.device, auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
@@ -284,8 +298,7 @@ pub struct CheckArgs {
 impl CheckArgs {
     /// The settings from `--set` and from the option that stands for a key.
     pub fn settings(&self) -> Vec<Setting> {
-        let device = self.device.map(|device| Setting { key: "run.device".to_owned(), value: device.to_string() });
-        self.set.iter().cloned().chain(device).collect()
+        settings(&self.set, self.device, self.run_dir.as_deref())
     }
 }
 

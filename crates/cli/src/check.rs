@@ -12,6 +12,7 @@ use ddpm_run::RunPaths;
 use ddpm_run::memory::format_bytes;
 use ddpm_train::config::{Resolved, TrainPlan, Warning};
 use ddpm_train::measuring::estimate::{Measured, StepEstimate, estimate_step};
+use ddpm_train::training::accept::Accept;
 use ddpm_train::training::disk_need::DiskNeed;
 use ddpm_train::training::gpu_memory::{GpuEstimate, GpuNeeds};
 use ddpm_train::training::resume::would_go_on_from;
@@ -67,10 +68,11 @@ pub(super) fn check(args: &CheckArgs, output: &Output) -> Result<Outcome, Failur
     let step = estimate_step(&plan, MEASURED_STEPS)?;
     let mut needs = needs(&plan, unet.layout(), &step)?;
     let mut verdict = verdict(&step);
+    let accept = Accept { keys: args.accept.clone(), data: args.accept_data };
     // What `train` would say about the run directory, which may hold a run already.
     let refusal = match (step.data_error, &step.data) {
         (Some(error), _) => Some(Failure::from(error)),
-        (None, Some(data)) => match would_go_on_from(&plan, data) {
+        (None, Some(data)) => match would_go_on_from(&plan, data, &accept) {
             Ok(step) => {
                 needs.goes_on_from = step;
                 None

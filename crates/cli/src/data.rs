@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ddpm_data::{Counts, Inspection, OpenOptions, Source, shown};
+use ddpm_data::{Counts, Inspection, OpenOptions, Source, counted, shown};
 use ddpm_run::memory::format_bytes;
 use ddpm_train::report::pictures::{self, Layout, grid};
 use serde_json::json;
@@ -81,7 +81,7 @@ fn text(inspection: &Inspection, preview: Option<&Path>) -> String {
     let mut text = table.render();
     inspection.notices.iter().for_each(|notice| text += &format!("note: {notice}\n"));
     if !classes.0.is_empty() {
-        text += &format!("\n{} classes\n{}", classes.0.len(), list(classes));
+        text += &format!("\n{}\n{}", counted(classes.0.len(), "class"), list(classes));
     }
     if !unreadable.is_empty() {
         let mut table = Table::new(&[Align::Left, Align::Left]);

@@ -6,12 +6,14 @@ use serde_json::json;
 
 use super::args::{ExportArgs, ImportArgs};
 use super::output::Output;
+use super::places::{Kind, Place, data_of};
 use crate::failure::Failure;
 
 /// Writes a diffusers folder.
 pub(super) fn export(args: &ExportArgs, output: &Output) -> Result<(), Failure> {
     let device = args.device.open()?;
     let model = Model::open(&args.model, args.raw, &device)?;
+    Place { option: "--to", path: &args.to, kind: Kind::Folder }.refuse_inside(&data_of(&model))?;
     let options = ExportOptions { epsilon_only: args.epsilon_only, samples: args.samples, ..ExportOptions::default() };
     let mut counter = output.counter(args.samples, "images");
     let exported = exchange::export(&model, &args.to, options, &mut |done| counter.set(done as u64, ""));

@@ -113,6 +113,7 @@ fn simple(error: &Error) -> Option<&'static str> {
         Error::HubName { .. } => "write hf://owner/name, or hf://owner/name@revision",
         Error::Taken { .. } => "give another directory, or delete this one yourself: nothing is overwritten",
         Error::NothingToCut { .. } => "leave --epsilon-only out: nothing has to be cut",
+        Error::NothingLeft { .. } => "undo the change, or give more steps: --set train.steps=N (and --max-steps)",
         Error::Flags { .. } => "give the MODEL_FLAGS and DIFFUSION_FLAGS that it was trained with, as in their README",
         Error::Measurements { .. } => "expected what `ddpm eval nll MODEL --data SOURCE --json` prints",
         _ => return None,

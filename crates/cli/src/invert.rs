@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::args::{SAMPLE_IMAGES, SampleArgs};
 use super::output::{Align, Output, Table};
-use super::places::{Kind, Place, out, prepare};
+use super::places::{Kind, Place, data_of, out, prepare};
 use crate::failure::{ExitCode, Failure};
 
 /// The document of `sample --invert`.
@@ -62,7 +62,7 @@ pub(super) fn run(
         return Err(Failure::new(ExitCode::Usage, message).hint("leave --guidance out"));
     }
     let latents = args.latents.as_deref().map(|path| Place { option: "--latents", path, kind: Kind::Safetensors });
-    let out = out(args.out.as_deref(), &model.config.data.source)?;
+    let out = out(args.out.as_deref(), &data_of(model))?;
     let place = Place { option: "--out", path: &out, kind: Kind::Png };
     prepare(&[place].into_iter().chain(latents).collect::<Vec<_>>())?;
     let selection = Selection { source, split: args.split.as_deref(), num: args.num, seed: args.seed };

@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use ddpm_train::config::TrainConfig;
+use ddpm_train::exchange::Model;
+
 use crate::failure::{ExitCode, Failure};
 
 /// A file that a command will write.
@@ -126,17 +129,33 @@ fn lies_inside(path: &Path, data: &Path) -> bool {
     there.zip(data.canonicalize().ok()).is_some_and(|(there, data)| there.starts_with(data))
 }
 
+/// The images that a run was trained on, as far as they are a folder that can be found. A relative `data.source` counts from where the
+/// run was started: the directory that `run.dir` leads from to the run, if it is relative too.
+pub(super) fn data_of_run(config: &TrainConfig, run: &Path) -> PathBuf {
+    let (source, dir) = (Path::new(&config.data.source), Path::new(&config.run.dir));
+    let root = run.canonicalize().ok().filter(|root| dir.is_relative() && root.ends_with(dir));
+    let start = root.as_deref().and_then(|root| root.ancestors().nth(dir.components().count()));
+    start.map(|start| start.join(source)).filter(|data| data.is_dir()).unwrap_or_else(|| source.to_owned())
+}
+
+/// The same of a model, which may be no run's.
+pub(super) fn data_of(model: &Model) -> PathBuf {
+    // runs/NAME/checkpoints/step-...
+    let run = model.origin.ancestors().nth(2).unwrap_or(&model.origin);
+    data_of_run(&model.config, run)
+}
+
 /// Where pictures go: the place that `named` says, or else a name in the current directory that is not taken.
 ///
 /// # Errors
 /// The place lies inside the folder `data`.
-pub(super) fn out(named: Option<&Path>, data: &str) -> Result<PathBuf, Failure> {
+pub(super) fn out(named: Option<&Path>, data: &Path) -> Result<PathBuf, Failure> {
     if let Some(path) = named {
-        Place { option: "--out", path, kind: Kind::PngOrFolder }.refuse_inside(Path::new(data))?;
+        Place { option: "--out", path, kind: Kind::PngOrFolder }.refuse_inside(data)?;
         return Ok(path.to_owned());
     }
     let path = free_name("samples", "png");
-    Place { option: "--out", path: &path, kind: Kind::PngOrFolder }.refuse_inside(Path::new(data))?;
+    Place { option: "--out", path: &path, kind: Kind::PngOrFolder }.refuse_inside(data)?;
     Ok(path)
 }
 

@@ -123,7 +123,7 @@ fn text(lines: &[Line<'_>]) -> String {
     for line in lines {
         let step = line.steps.map_or_else(|| line.step.to_string(), |steps| format!("{}/{steps}", line.step));
         table.row(&[
-            &line.name,
+            &shown(&line.name),
             &state_name(line.state),
             &step,
             &or_nothing(line.loss.map(|loss| format!("{loss:.4}"))),
@@ -132,7 +132,7 @@ fn text(lines: &[Line<'_>]) -> String {
             &line.updated.map_or(line.created, |updated| updated),
         ]);
     }
-    let errors = lines.iter().filter_map(|line| Some(format!("{}: {}\n", line.name, line.error?)));
+    let errors = lines.iter().filter_map(|line| Some(format!("{}: {}\n", shown(&line.name), line.error?)));
     let errors: String = errors.collect();
     if errors.is_empty() { table.render() } else { format!("{}\n{errors}", table.render()) }
 }

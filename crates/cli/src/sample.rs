@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ddpm_data::shown;
+use ddpm_data::{counted, shown};
 use ddpm_model::diffusion::{SamplerConfig, SamplerKind, Spacing};
 use ddpm_train::drawing::{Guidance, Images, Onlooker, Request, Start};
 use ddpm_train::exchange::Model;
@@ -13,7 +13,7 @@ use serde_json::json;
 use super::args::{SAMPLE_IMAGES, SampleArgs};
 use super::invert;
 use super::output::Output;
-use super::places::{Kind, Place, out, prepare, refuse_stale, wants_grid};
+use super::places::{Kind, Place, data_of, out, prepare, refuse_stale, wants_grid};
 use super::series::Series;
 use super::trajectory::Trajectory;
 use crate::failure::{ExitCode, Failure};
@@ -80,9 +80,11 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
         "class_name": class.and_then(|class| class_name(class, &model)),
     });
     output.result(&document, || {
-        let (sampler, out) = (args.sampler, out.display());
+        let out = out.display().to_string();
+        let (sampler, out) = (args.sampler, shown(&out));
         let of = class.map_or(String::new(), |class| format!(" of {}", describe_class(class, &model)));
-        let mut text = format!("{num} images{of} ({sampler}, {steps} steps, {images_per_s:.1} images/s): {out}");
+        let (images, steps) = (counted(num, "image"), counted(steps, "step"));
+        let mut text = format!("{images}{of} ({sampler}, {steps}, {images_per_s:.1} images/s): {out}");
         if let Some(path) = &args.trajectory {
             text += &format!("\ntrajectory: {}", path.display());
         }
@@ -93,9 +95,9 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
 /// Where the images go, checked before they are drawn.
 fn place(args: &SampleArgs, num: usize, model: &Model, layout: Layout) -> Result<PathBuf, Failure> {
     let trajectory = args.trajectory.as_deref().map(|path| Place { option: "--trajectory", path, kind: Kind::Png });
-    let data = &model.config.data.source;
-    let out = out(args.out.as_deref(), data)?;
-    trajectory.map_or(Ok(()), |place| place.refuse_inside(Path::new(data)))?;
+    let data = data_of(model);
+    let out = out(args.out.as_deref(), &data)?;
+    trajectory.map_or(Ok(()), |place| place.refuse_inside(&data))?;
     let place = Place { option: "--out", path: &out, kind: Kind::PngOrFolder };
     prepare(&[place].into_iter().chain(trajectory).collect::<Vec<_>>())?;
     if wants_grid(&out) {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ddpm_run::disk::remove_any;
 use ddpm_run::durable::{io_help, replace_file};
+use ddpm_run::{RunError, RunLock};
 use ddpm_train::drawing::Images;
 use ddpm_train::report::pictures::{encode, single, write};
 use serde_json::Value;
@@ -21,19 +22,31 @@ const UNFINISHED: &str = ".unfinished.json";
 pub(super) struct Series<'a> {
     folder: &'a Path,
     goes_on: bool,
+    /// No other process draws into it.
+    lock: RunLock,
 }
 
 impl<'a> Series<'a> {
     /// The first `num` images that `what` describes, in `folder`, which exists. Those that are there count if `may_go_on`.
     pub(super) fn begin(folder: &'a Path, num: usize, what: &Value, may_go_on: bool) -> Result<Self, Failure> {
+        let lock = RunLock::acquire(folder).map_err(|error| match error {
+            RunError::Locked { holder, .. } => {
+                let message = format!("--out {}: held by {holder}", folder.display());
+                let hint = "another process draws into it: wait until it has ended, or name another folder";
+                Failure::new(ExitCode::Locked, message).hint(hint)
+            }
+            other => ddpm_train::Error::from(other).into(),
+        })?;
         let path = folder.join(UNFINISHED);
         let there: Option<Value> = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let series = Self { folder, goes_on: may_go_on && there.as_ref() == Some(what) };
+        let series = Self { folder, lock, goes_on: may_go_on && there.as_ref() == Some(what) };
         if !series.goes_on {
             // Whatever is there once the file says what it is must be of this command.
             if let Some(first) = series.pictures(num).into_iter().min() {
                 let message = format!("--out {}: {} is there already", folder.display(), file_name(first));
                 let hint = "name a new folder, or remove its pictures first: nothing is overwritten";
+                // What matters is the refusal.
+                let _ = series.lock.release_without_trace();
                 return Err(Failure::new(ExitCode::Usage, message).hint(hint));
             }
             replace_file(&path, what.to_string().as_bytes())
@@ -67,7 +80,8 @@ impl<'a> Series<'a> {
     /// All images are there.
     pub(super) fn end(self) -> Result<(), Failure> {
         let path = self.folder.join(UNFINISHED);
-        remove_any(&path).map_err(|error| failed(&path, "cannot be removed", &error))
+        remove_any(&path).map_err(|error| failed(&path, "cannot be removed", &error))?;
+        self.lock.remove().map_err(|error| failed(self.folder, "the lock cannot be removed", &error))
     }
 
     /// The file of the image of this number.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ddpm_data::DataError;
+use ddpm_data::{DataError, counted, shown};
 use ddpm_run::secrets::masked;
 use ddpm_run::shell;
 use ddpm_train::Error;
@@ -108,10 +108,10 @@ fn text(summary: &Summary) -> String {
     let elapsed = format_duration(summary.elapsed);
     let mut lines = vec![match summary.stopped {
         Some(reason) => format!("stopped by {reason} at step {} after {elapsed}; everything is saved", summary.step),
-        None => format!("done: step {}, {} images, {elapsed}", summary.step, summary.images),
+        None => format!("done: step {}, {}, {elapsed}", summary.step, counted(summary.images as usize, "image")),
     }];
     let mut place = |what: &str, path: Option<String>| {
-        lines.extend(path.map(|path| format!("  {what:<11} {path}")));
+        lines.extend(path.map(|path| format!("  {what:<11} {}", shown(&path))));
     };
     place("checkpoint", summary.checkpoint.as_ref().map(|path| path.display().to_string()));
     place("pictures", summary.samples.as_ref().map(|path| path.display().to_string()));

@@ -377,6 +377,16 @@ pub fn shown(name: &str) -> Cow<'_, str> {
     if name.chars().any(char::is_control) { format!("{name:?}").into() } else { name.into() }
 }
 
+/// A number of things, for a person: `1 class`, `2 classes`, `3 images`.
+pub fn counted(count: usize, thing: &str) -> String {
+    let end = match thing {
+        _ if count == 1 => "",
+        thing if thing.ends_with('s') => "es",
+        _ => "s",
+    };
+    format!("{count} {thing}{end}")
+}
+
 /// Runs a third-party parser, turning a panic inside it into a message: hostile bytes must not end the program.
 pub(crate) fn guard<T>(parse: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     // Unwind safety: on a panic everything the closure owned is dropped, and it borrows only immutable input.

@@ -32,7 +32,7 @@ mod testing;
 pub use batch::{Batch, Batcher, LoaderConfig, OnCorrupt, Unreadable};
 pub use ddpm_kernels::share::Share;
 pub use decode::Crop;
-pub use error::{DataError, Refusal, shown};
+pub use error::{DataError, Refusal, counted, shown};
 pub use fitting::{Background, Fit, Fitting};
 pub use format::{Format, Objects, OpenOptions, RawImage, Source, open, with_classes};
 pub use inspect::{Counts, Inspection, Preview, inspect};

@@ -332,6 +332,8 @@ fn look_at_foreign(key: &str, value: &Value, class: &Class) -> Result<Option<Str
         return Ok(None);
     }
     match (class.decisive)().get(key) {
+        // An option of another scheduler that is off, such as `use_karras_sigmas`.
+        None if *value == false => Ok(None),
         None => Ok(Some(format!("{key} = {value}"))),
         Some(changes_nothing) if changes_nothing == value => Ok(None),
         Some(expected) => {

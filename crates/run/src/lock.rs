@@ -99,8 +99,19 @@ impl RunLock {
         is_at(&self.file, &self.path)
     }
 
+    /// Removes the file, and releases the lock: of work that has ended for good.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn remove(self) -> io::Result<()> {
+        if self.is_in_place() { disk::remove_any(&self.path) } else { Ok(()) }
+    }
+
     /// Removes the file if it was not there before, and releases the lock.
-    pub(crate) fn release_without_trace(self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn release_without_trace(self) -> io::Result<()> {
         if self.created && self.is_in_place() { disk::remove_any(&self.path) } else { Ok(()) }
     }
 }

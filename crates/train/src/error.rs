@@ -7,12 +7,12 @@
 mod chain;
 mod convert;
 mod kind;
+mod make;
 mod words;
 
 use std::error::Error as StdError;
-use std::fmt::Display;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ddpm_data::DataError;
 use ddpm_hub::HubError;
@@ -231,6 +231,14 @@ pub enum Error {
         /// What it is instead, or what it lacks.
         what: String,
     },
+    /// Changes were accepted, but no step is left to make with them.
+    #[error("no step is left after step {step}, so nothing can be accepted: {}", changes.join(", "))]
+    NothingLeft {
+        /// The last step.
+        step: u64,
+        /// `key: old -> new`.
+        changes: Vec<String>,
+    },
     /// Flags of another program's training that it does not have, or that cannot be expressed.
     #[error("{what}")]
     Flags {
@@ -374,29 +382,6 @@ impl Error {
             Self::Hub(error) => chain(error.reason().source()),
             other => chain(other.source()),
         }
-    }
-
-    pub(crate) fn other(message: impl Into<String>) -> Self {
-        Self::Other { message: message.into(), cause: None }
-    }
-
-    /// For `map_err`: an error with `message` and a cause.
-    pub(crate) fn caused<E: Into<Cause>>(message: impl Into<String>) -> impl FnOnce(E) -> Self {
-        move |cause| Self::Other { message: message.into(), cause: Some(cause.into()) }
-    }
-
-    /// A model's file at `path` that cannot be read here, for `cause`.
-    pub(crate) fn unreadable_for(path: &Path, what: &str, advice: &str, cause: Cause) -> Self {
-        Self::Unreadable {
-            message: format!("{}: {what}", path.display()),
-            advice: advice.to_owned(),
-            cause: Some(cause),
-        }
-    }
-
-    /// A model's file at `path` that cannot be read here.
-    pub(crate) fn unreadable(path: &Path, what: impl Display, advice: impl Into<String>) -> Self {
-        Self::Unreadable { message: format!("{}: {what}", path.display()), advice: advice.into(), cause: None }
     }
 }
 

@@ -27,6 +27,9 @@ impl DataError {
             Self::FormatMismatch { .. } => "leave data.format out, or set it to \"auto\"".into(),
             Self::UnknownSplit { found, .. } => format!("set data.split to one that is there, or to \"all\"; found {}", found.join(", ")),
             Self::NoTrainSplit { .. } => "set data.split to one of them, or to \"all\"".into(),
+            Self::BadMetadata { path, .. } if path.extension().is_some_and(|end| end == "json") => {
+                "correct the file, or write the data set again with the program that made it".into()
+            }
             Self::BadMetadata { .. } => {
                 "each row needs file_name, the image's path from there, and may have a label; or take the file away".into()
             }

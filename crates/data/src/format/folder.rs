@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::classes::and_classes;
 use super::files::{Fingerprint, has_extension, passed_over, shown, slashed};
 use super::metadata::{self, Labels};
 use super::split::{self, names_split};
 use super::{Objects, RawImage, Source};
-use crate::error::DataError;
+use crate::error::{DataError, counted};
 use crate::store::{FileInfo, Listing, Piece, Store, StoreError};
 
 /// What counts as an image file, in any case.
@@ -189,7 +190,7 @@ impl Source for FolderSource {
     }
 
     fn describe(&self) -> String {
-        let classes = self.classes.names.as_ref().map_or(String::new(), |names| format!(", {} classes", names.len()));
-        format!("{}: {} image files{classes}", self.place, self.files.len())
+        let classes = and_classes(self.classes.names.as_deref());
+        format!("{}: {}{classes}", self.place, counted(self.files.len(), "image file"))
     }
 }

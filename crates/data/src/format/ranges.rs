@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::classes::and_classes;
 use super::files::slashed;
 use super::folder::READ_AT_ONCE_BYTES;
 use super::{Objects, RawImage, Source};
-use crate::error::DataError;
+use crate::error::{DataError, counted};
 use crate::store::{FileInfo, Piece, Store, StoreError};
 
 /// No usual image is larger; a worker must not read a mislabelled archive into memory.
@@ -215,9 +216,9 @@ impl Source for RangeSource {
 
     fn describe(&self) -> String {
         let About { place, kind, odd, class_names, .. } = &self.about;
-        let (n, s) = (self.shards.len(), if self.shards.len() == 1 { "" } else { "s" });
-        let classes = class_names.as_ref().map_or(String::new(), |names| format!(", {} classes", names.len()));
+        let (images, shards) = (counted(self.len, "image"), counted(self.shards.len(), kind));
+        let classes = and_classes(class_names.as_deref());
         let odd = odd.as_ref().map_or(String::new(), |odd| format!(" ({odd})"));
-        format!("{place}: {} images in {n} {kind}{s}{classes}{odd}", self.len)
+        format!("{place}: {images} in {shards}{classes}{odd}")
     }
 }

@@ -20,6 +20,7 @@ impl Error {
             | Self::Taken { .. }
             | Self::NothingToCut { .. }
             | Self::Flags { .. }
+            | Self::NothingLeft { .. }
             | Self::Measurements { .. }
             | Self::TooFewImages { .. }
             | Self::NoTimestep { .. } => Kind::Setting,

@@ -80,6 +80,16 @@ impl Beginning {
         Self { plan, checkpoint, accepted: Vec::new(), changed_data: None, rollbacks, reason: None }
     }
 
+    /// Refuses changes where no step would be made with them: the configuration would say what the weights have not learnt with.
+    pub(super) fn require_steps_to_accept(&self, last: u64) -> Result<(), Error> {
+        match self.checkpoint.as_ref().map(|checkpoint| checkpoint.state.step) {
+            Some(step) if step >= last && !self.accepted.is_empty() => {
+                Err(Error::NothingLeft { step, changes: self.accepted() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The changes of the configuration that are accepted here, for a person.
     pub(super) fn accepted(&self) -> Vec<String> {
         self.accepted.iter().map(|Change { key, old, new }| format!("{key}: {old} -> {new}")).collect()
@@ -130,10 +140,12 @@ pub(super) fn choose_checkpoint(run: &RunPaths, resume: &Resume) -> Result<(Opti
 ///
 /// # Errors
 /// Those with which [`train`](super::run::train) would refuse to start.
-pub fn would_go_on_from(plan: &TrainPlan, data: &KnownData) -> Result<Option<u64>, Error> {
+pub fn would_go_on_from(plan: &TrainPlan, data: &KnownData, accept: &Accept) -> Result<Option<u64>, Error> {
+    accept.check()?;
     refuse_to_leave_an_import(plan, &Resume::Auto)?;
     let (checkpoint, _) = choose_checkpoint(&RunPaths::new(plan.run_dir()), &Resume::Auto)?;
-    let beginning = Beginning::at(checkpoint, plan, data, &Accept::default())?;
+    let beginning = Beginning::at(checkpoint, plan, data, accept)?;
+    beginning.require_steps_to_accept(plan.config().train.steps)?;
     Ok(beginning.checkpoint.map(|checkpoint| checkpoint.state.step))
 }
 

@@ -73,6 +73,13 @@ pub struct Summary {
     pub samples: Option<PathBuf>,
 }
 
+impl RunOptions {
+    /// The step that this process ends with at the latest.
+    fn last_step(&self, plan: &TrainPlan) -> u64 {
+        self.max_steps.unwrap_or(u64::MAX).min(plan.config().train.steps)
+    }
+}
+
 /// What stays the same however often the run goes back.
 struct Frame<'a> {
     started: Instant,
@@ -123,6 +130,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     source.notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
     let data = KnownData::of_source(&*source, plan.config());
     let mut beginning = Beginning::at(checkpoint, plan, &data, &options.accept)?;
+    beginning.require_steps_to_accept(options.last_step(plan))?;
     let frame = Frame { started, stop, watch, service, sensors, device, source, data, run_dir, options };
     loop {
         match try_from(&frame, &beginning, &std::mem::take(&mut notices))? {
@@ -153,7 +161,7 @@ fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Res
     let (mut trainer, means) = beginning.trainer(device)?;
     trainer.poison(options.poisoned.iter().copied());
     let first = trainer.steps_taken();
-    let end = options.max_steps.unwrap_or(u64::MAX).min(plan.config().train.steps);
+    let end = options.last_step(plan);
     // These two check their settings before anything is recorded.
     let mut loader = Loader::start(Arc::clone(&setup.source), loader_config(plan), first)?;
     let uploader = Uploader::start(plan.config(), run_dir.paths(), first)?;

@@ -16,11 +16,12 @@ use self::blocks::{Block, BlockCache, CACHE_BYTES};
 use self::columns::Columns;
 use self::labels::TextLabels;
 use self::stored::StoredFile;
+use super::classes::and_classes;
 use super::files::{Fingerprint, slashed};
 use super::ranges::Span;
 use super::split::{self, Chosen};
 use super::{Objects, RawImage, Source};
-use crate::error::{DataError, guard};
+use crate::error::{DataError, counted, guard};
 use crate::store::{FileInfo, Piece, Store};
 
 /// Files up to this size enter the fingerprint with every byte (16 MiB hash in some 10 ms); of larger ones the length
@@ -276,14 +277,11 @@ impl Source for ParquetSource {
     }
 
     fn describe(&self) -> String {
-        let files = match self.files.len() {
-            1 => "1 Parquet file".to_owned(),
-            n => format!("{n} Parquet files"),
-        };
-        let classes = self.class_names.as_ref().map_or(String::new(), |names| format!(", {} classes", names.len()));
+        let (images, files) = (counted(self.len, "image"), counted(self.files.len(), "Parquet file"));
+        let classes = and_classes(self.class_names.as_deref());
         let odd = self.files.iter().find_map(ParquetFile::odd_label);
         let odd = odd.map_or(String::new(), |odd| format!(" ({odd})"));
-        format!("{}: {} images in {files}{classes}{odd}", self.place, self.len)
+        format!("{}: {images} in {files}{classes}{odd}", self.place)
     }
 }
 

@@ -15,10 +15,11 @@ use image::{ExtendedColorType, ImageEncoder};
 
 pub(super) use self::cifar::open as open_cifar;
 pub(super) use self::idx::open as open_idx;
+use super::classes::and_classes;
 use super::files::{Fingerprint, slashed};
 use super::split::{ALL, meaning};
 use super::{RawImage, Source};
-use crate::error::{DataError, guard};
+use crate::error::{DataError, counted, guard};
 use crate::store::{FileInfo, Store};
 
 /// Samples that are converted at a time: candle's loaders give four bytes a value.
@@ -191,7 +192,7 @@ impl Source for RawSource {
     }
 
     fn describe(&self) -> String {
-        let classes = self.class_names.as_ref().map_or(String::new(), |names| format!(", {} classes", names.len()));
-        format!("{}: {} images of {}{classes}", self.place, self.len(), self.kind)
+        let classes = and_classes(self.class_names.as_deref());
+        format!("{}: {} of {}{classes}", self.place, counted(self.len(), "image"), self.kind)
     }
 }

@@ -198,7 +198,7 @@ fn a_label_that_is_no_class_is_named_when_classes_are_asked_for() {
     let why = "the column label is no class, as it holds BYTE_ARRAY and neither whole numbers nor names";
     assert_eq!(source.notices(), [format!("x.parquet: {why}")]);
     let error = crate::Batcher::new(source, crate::testing::config()).err().unwrap().to_string();
-    assert!(error.ends_with(&format!("1 images in 1 Parquet file ({why}) has no labels")), "{error}");
+    assert!(error.ends_with(&format!("1 image in 1 Parquet file ({why}) has no labels")), "{error}");
 }
 
 #[test]
