@@ -62,7 +62,7 @@ fn a_log_that_is_full_makes_room_and_only_so_much_of_the_past_is_kept() {
     let run = fresh_run(&["train.steps=4"]);
     let line =
         format!("{{\"level\":\"warning\",\"time\":\"t\",\"step\":1,\"message\":\"{}\"}}\n", "long ago".repeat(1000));
-    let full = line.repeat((16 << 20) / line.len());
+    let full = line.repeat((16 << 20) / line.len() + 1);
     for name in ["log.jsonl", "log.1.jsonl", "log.2.jsonl", "log.3.jsonl"] {
         run.write(&format!("runs/tiny/{name}"), format!("{{\"was\":\"{name}\"}}\n{full}"));
     }
