@@ -4,13 +4,16 @@
 //! [`DataError::help`] says what to do next. A sample that cannot be read is [`DataError::Unreadable`] and may be
 //! skipped (`data.on_corrupt`); everything else ends the run.
 
+mod guard;
 mod help;
 mod refusal;
+mod words;
 
-use std::borrow::Cow;
 use std::path::PathBuf;
 
+pub(crate) use self::guard::{guard, panic_message};
 pub use self::refusal::Refusal;
+pub use self::words::{counted, shown};
 
 /// The formats [`crate::open`] reads, for messages.
 pub(crate) const WORKS_TODAY: &str = "builtin:fashion10k, a folder of images (png, jpg, webp, gif, bmp, tiff), .parquet files, .tar shards, or an Arrow, IDX or CIFAR folder; on a disk, or behind s3://, gs://, az://, https:// or hf://datasets/";
@@ -372,36 +375,6 @@ impl DataError {
     }
 }
 
-/// A name from outside, for a person: one with control characters is quoted, so that it cannot break a line or clear a screen.
-pub fn shown(name: &str) -> Cow<'_, str> {
-    if name.chars().any(char::is_control) { format!("{name:?}").into() } else { name.into() }
-}
-
-/// A number of things, for a person: `1 class`, `2 classes`, `3 images`.
-pub fn counted(count: usize, thing: &str) -> String {
-    let end = match thing {
-        _ if count == 1 => "",
-        thing if thing.ends_with('s') => "es",
-        _ => "s",
-    };
-    format!("{count} {thing}{end}")
-}
-
-/// Runs a third-party parser, turning a panic inside it into a message: hostile bytes must not end the program.
-pub(crate) fn guard<T>(parse: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    // Unwind safety: on a panic everything the closure owned is dropped, and it borrows only immutable input.
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(parse)) {
-        Ok(result) => result,
-        Err(payload) => Err(format!("the decoder failed: {}", panic_message(payload.as_ref()))),
-    }
-}
-
-/// The text of a panic.
-pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().copied();
-    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown panic").to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -412,11 +385,5 @@ mod tests {
         assert_eq!(error.to_string(), "a.parquet row 3: label 10, but data.num_classes = 10 allows 0 to 9");
         assert_eq!(error.help().as_deref(), Some("set data.num_classes to at least 11"));
         assert!(error.is_setting());
-    }
-
-    #[test]
-    fn a_panic_in_a_parser_becomes_a_message() {
-        let result: Result<(), String> = guard(|| panic!("index {} out of range", 7));
-        assert_eq!(result, Err("the decoder failed: index 7 out of range".into()));
     }
 }
