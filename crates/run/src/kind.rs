@@ -16,7 +16,7 @@ pub enum Kind {
     Diverged,
     /// A checkpoint or a model cannot be read, or does not fit.
     Model,
-    /// The hub refused, or cannot be reached.
+    /// The hub refused, or it or a store of data cannot be reached.
     Hub,
     /// Another process holds the lock.
     Held,
