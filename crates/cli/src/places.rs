@@ -133,7 +133,9 @@ fn lies_inside(path: &Path, data: &Path) -> bool {
 /// run was started: the directory that `run.dir` leads from to the run, if it is relative too.
 pub(super) fn data_of_run(config: &TrainConfig, run: &Path) -> PathBuf {
     let (source, dir) = (Path::new(&config.data.source), Path::new(&config.run.dir));
-    let root = run.canonicalize().ok().filter(|root| dir.is_relative() && root.ends_with(dir));
+    // An import has no images.
+    let is_relative = dir.is_relative() && !source.as_os_str().is_empty();
+    let root = run.canonicalize().ok().filter(|root| is_relative && root.ends_with(dir));
     let start = root.as_deref().and_then(|root| root.ancestors().nth(dir.components().count()));
     start.map(|start| start.join(source)).filter(|data| data.is_dir()).unwrap_or_else(|| source.to_owned())
 }
