@@ -74,6 +74,13 @@ impl Ddpm {
         self
     }
 
+    /// Starts it so that a hangup ends it even where the tests were started by `nohup`.
+    #[must_use]
+    pub fn heeds_hangups(mut self) -> Self {
+        self.through = vec!["env".to_owned(), "--default-signal=HUP".to_owned()];
+        self
+    }
+
     /// Starts it under this umask, such as `077`.
     #[must_use]
     pub fn umask(mut self, mask: &str) -> Self {

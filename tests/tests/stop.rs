@@ -8,7 +8,8 @@ use ddpm_tests::{Place, assert_same_run, fresh_run};
 const SOON: Duration = Duration::from_secs(30);
 
 fn stopped_by(run: &Place, signal: &str, first_step: u64) -> u64 {
-    let mut running = run.train().arg("--json").spawn();
+    // Who started the tests may ignore a hangup (nohup), and what is ignored is inherited.
+    let mut running = run.train().arg("--json").heeds_hangups().spawn();
     running.wait_for_stderr(&format!("step {first_step}/"));
     running.signal(signal);
     let finished = running.wait(SOON).has_code(75);

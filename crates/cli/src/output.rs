@@ -150,6 +150,14 @@ impl Table {
     }
 }
 
+/// A text, cut where it has more than so many letters.
+pub(super) fn short(text: &str, longest: usize) -> String {
+    match text.char_indices().nth(longest) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,13 +10,17 @@ use serde_json::json;
 use super::args::PackArgs;
 use super::places::{Kind, Place};
 use super::{Align, Output, Table};
-use crate::failure::Failure;
+use crate::failure::{ExitCode, Failure};
 
 /// Unreadable samples in the text; `--json` has them all.
 const SHOWN: usize = 12;
 
 /// Writes a source as tar shards.
 pub(super) fn run(args: &PackArgs, output: &Output) -> Result<(), Failure> {
+    if args.to.to_string_lossy().contains("://") {
+        return Err(Failure::new(ExitCode::Usage, "--to: an address, expected a folder on a disk")
+            .hint("write to a disk, and copy the shards from there"));
+    }
     Place { option: "--to", path: &args.to, kind: Kind::Folder }.refuse_inside(Path::new(&args.source))?;
     let source = ddpm_data::open(
         &args.source,

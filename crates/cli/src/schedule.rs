@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ddpm_data::without_query;
 use ddpm_model::diffusion::{DiffusionConfig, DiffusionProcess, Schedule, Spacing, Timestep};
 use ddpm_train::config::{MAX_TERMINAL_SIGNAL, Resolved, Setting, TrainConfig};
 use ddpm_train::eval::images::{EvalImages, Selection};
@@ -179,6 +180,7 @@ fn noising_text(noising: &Noising, source: &str, trained: &Schedule) -> String {
         row(&noised.t, trained.alphas_cumprod()[noised.t], &noised.values);
     }
     let verdict = verdict(noising, trained.len());
+    let source = without_query(source);
     format!("x_t of {} images of {source}, beside N(0, 1)\n\n{}\n{verdict}", noising.images, table.render())
 }
 

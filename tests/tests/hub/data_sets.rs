@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use ddpm_tests::fixtures::image_folder;
+use ddpm_tests::fixtures::{image_folder, png};
 use ddpm_tests::hub::{FakeHub, Fault, Route, TOKEN};
 use ddpm_tests::{Ddpm, Place, fresh_run};
 
@@ -96,6 +97,27 @@ fn failures_of_the_hub_pass_or_are_named() {
     train(&place, &hub, DATA).env("HF_HUB_OFFLINE", "1").fails_with(3).stderr_has("HF_HUB_OFFLINE is set");
     train(&place, &hub, "hf://datasets/me/none").env("HF_TOKEN", TOKEN).fails_with(3).stderr_has("404");
     train(&place, &hub, "hf://me/clothes").fails_with(2).stderr_has("write hf://datasets/owner/name");
+}
+
+#[test]
+fn a_hub_that_stays_away_in_the_middle_of_a_run_costs_no_step() {
+    let (place, hub) = place();
+    // A request an image, so that a run that has begun still asks.
+    let images: Vec<_> = (0..400).map(|number| (format!("a/{number:03}.png"), png(16, number))).collect();
+    let files: Vec<_> = images.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    hub.change("datasets/me/photos", |repo| repo.add("main", "photos", &files));
+    let long = || {
+        let train = train(&place, &hub, "hf://datasets/me/photos").set("train.steps=100_000").set("checkpoint.every=0");
+        train.set("log.every=1").set("data.retry_for=2").set("data.cache_bytes=0")
+    };
+    let mut running = long().spawn();
+    running.wait_for_stderr("step 3/");
+    hub.fails(Fault::status(Route::Resolve, 503));
+    running.wait(Duration::from_secs(60)).has_code(7).stderr_has("the data cannot be reached");
+    let saved: u64 = place.checkpoints()[0].strip_prefix("step-").unwrap().parse().unwrap();
+    assert!(saved >= 3);
+    hub.recovers();
+    long().max_steps(saved + 2).succeeds().resumes_at(saved);
 }
 
 /// All files below a folder.

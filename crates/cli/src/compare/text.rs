@@ -4,7 +4,7 @@ use ddpm_train::config::to_toml;
 
 use super::curves::Curves;
 use super::{Comparison, Data, Difference, Run, Weights};
-use crate::output::{Align, Table};
+use crate::output::{Align, Table, short};
 use crate::runs::state_name;
 
 /// The longest value shown in a table.
@@ -67,7 +67,7 @@ fn configuration(config: &[Difference]) -> String {
         let mark = if *changes_results { "  *" } else { "   " };
         let value = |value: &serde_json::Value| {
             let note = if value == default { " (default)" } else { "" };
-            format!("{}{note}", short(&to_toml(value)))
+            format!("{}{note}", short(&to_toml(value), LONGEST))
         };
         table.row(&[&format!("{mark} {key}"), &value(a), &value(b)]);
     }
@@ -94,11 +94,4 @@ fn losses(curves: &Curves) -> String {
         }
     };
     format!("loss, means over the steps that both have logged\n{}\n{verdict}\n", table.render())
-}
-
-fn short(text: &str) -> String {
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text.to_owned(),
-    }
 }

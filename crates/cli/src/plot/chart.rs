@@ -14,6 +14,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::page::{FINE, Page, reduced};
 use crate::curves::axis::{Scale, ends, even_ticks, label};
 use crate::curves::curve::Curve;
+use crate::output::short;
 
 /// Width of the page, and height of its part below the legend, in pixels.
 const PAGE: [u32; 2] = [1100, 560];
@@ -138,13 +139,13 @@ impl Figure {
 
     fn draw_header<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>, fine: u32) -> Drawn<B> {
         let at = |x: u32, y: u32| ((x * fine).cast_signed(), (y * fine).cast_signed());
-        area.draw(&Text::new(short(&self.title), at(LEFT, 14), text(TITLE * fine, INK)))?;
+        area.draw(&Text::new(short(&self.title, LONGEST), at(LEFT, 14), text(TITLE * fine, INK)))?;
         for ((curve, colour), row) in self.coloured().zip(0..) {
             let middle = 14 + LINE * (row + 1) + LINE / 2;
             let sign = vec![at(LEFT, middle), at(LEFT + 24, middle)];
             area.draw(&PathElement::new(sign, colour.stroke_width(3 * fine)))?;
             let (step, last) = curve.last();
-            let words = short(&format!("{}: {} at step {step}", curve.name, brief(last)));
+            let words = short(&format!("{}: {} at step {step}", curve.name, brief(last)), LONGEST);
             area.draw(&Text::new(words, at(LEFT + 32, middle), centred(fine)))?;
         }
         let kinds = [TurnKind::Resumed, TurnKind::Accepted, TurnKind::WentBack];
@@ -209,7 +210,7 @@ impl Figure {
                 let style = turned_text(fine);
                 let (x, y) = area.map_coordinate(&top);
                 let place = (x - left + 4 * fine.cast_signed(), y - above + 6 * fine.cast_signed());
-                backend.draw(&Text::new(short(words), place, style))?;
+                backend.draw(&Text::new(short(words, LONGEST), place, style))?;
             }
         }
         Ok(())
@@ -319,13 +320,5 @@ pub(super) fn brief(value: f64) -> String {
         0.0 => "0".to_owned(),
         size if size < 1e-3 => format!("{value:.3e}"),
         size => format!("{value:.*}", (3 - size.log10().floor() as i32).clamp(0, 6) as usize),
-    }
-}
-
-/// A text that fits into the page.
-fn short(text: &str) -> String {
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text.to_owned(),
     }
 }

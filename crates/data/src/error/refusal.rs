@@ -23,6 +23,14 @@ pub enum Refusal {
     /// The bucket lies elsewhere.
     #[error("the bucket is in another region")]
     Region,
+    /// A variable of the environment, or a name, that no request can be made with.
+    #[error("{what}: expected {expected}")]
+    Malformed {
+        /// Its name.
+        what: String,
+        /// What it may be.
+        expected: &'static str,
+    },
     /// This program was built without stores.
     #[error("this program was built without stores behind a network")]
     WithoutStores,
@@ -67,6 +75,7 @@ impl Refusal {
             Self::NoListing => "name its files: https://host/train-{000000..000099}.tar".into(),
             Self::Region => "set AWS_REGION to the bucket's".into(),
             Self::WithoutStores => "build it with the feature `stores` of ddpm-data, which is on by default".into(),
+            Self::Malformed { .. } => "correct it; a variable that is not needed may be unset".into(),
             Self::Hub { help, .. } => help.clone(),
             Self::Other(_) => "check the address, and what the environment says about the store".into(),
         }

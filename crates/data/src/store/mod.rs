@@ -142,7 +142,6 @@ impl StoreError {
     pub(crate) fn of_sample(self, sample: String) -> DataError {
         match self {
             _ if self.is_of_a_file() => DataError::Unreadable { sample, reason: self.to_string() },
-            Self::Refused { place, refusal } => DataError::Unavailable { place, reason: refusal.to_string() },
             error => error.into(),
         }
     }

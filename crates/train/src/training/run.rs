@@ -270,10 +270,10 @@ fn tell_peak(setup: &RunSetup<'_>, trainer: &Trainer) -> Result<(), Error> {
     Ok(())
 }
 
-/// Saves after this error, if the newest weights are good. A run that ends because of its data, of a label or size that the configuration does not
-/// allow, or of full GPU memory should not lose the steps since the last checkpoint.
+/// Saves after this error, if the newest weights are good. A run that ends because of its data, of the network that they come over, of a label or
+/// size that the configuration does not allow, or of full GPU memory should not lose the steps since the last checkpoint.
 fn save_what_is_good(observers: &mut Observers<'_>, trainer: &mut Trainer, error: Error) -> Error {
-    let good = matches!(error.kind(), Kind::Data | Kind::Setting | Kind::Device | Kind::Memory);
+    let good = matches!(error.kind(), Kind::Data | Kind::Hub | Kind::Setting | Kind::Device | Kind::Memory);
     if !good || trainer.steps_taken() == 0 {
         observers.finish_save();
         return error;

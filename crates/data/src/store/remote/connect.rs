@@ -43,6 +43,7 @@ pub(super) fn connect(
     let failed = |error: object_store::Error| Refusal::Other(error.to_string());
     Ok(match address.scheme {
         Scheme::S3 => {
+            require_wellformed(name)?;
             let mut builder = amazon().with_bucket_name(name).with_retry(once());
             if variable("AWS_ACCESS_KEY_ID").is_none() && !is_set("AWS_SKIP_SIGNATURE") {
                 if let Some(found) = profile() {
@@ -54,7 +55,7 @@ pub(super) fn connect(
                 }
             }
             // Who writes such an endpoint means it.
-            let plain = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"].into_iter().find_map(variable);
+            let plain = ENDPOINTS.into_iter().find_map(variable);
             let plain = plain.is_some_and(|endpoint| endpoint.starts_with("http://"));
             Arc::new(builder.with_client_options(client(plain || is_set("AWS_ALLOW_HTTP"))).build().map_err(failed)?)
         }
@@ -86,6 +87,40 @@ pub(super) fn connect(
             let builder = HttpBuilder::new().with_url(format!("{}{query}", address.root)).with_retry(once());
             Arc::new(builder.with_client_options(options).build().map_err(failed)?)
         }
+    })
+}
+
+/// What `object_store` makes requests of without a look at it.
+fn require_wellformed(bucket: &str) -> Result<(), Refusal> {
+    let malformed = |what: &str, expected| Err(Refusal::Malformed { what: what.to_owned(), expected });
+    if !bucket.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte)) {
+        return malformed("the bucket's name", "letters, digits, dots and hyphens");
+    }
+    for name in ENDPOINTS {
+        if variable(name).is_some_and(|endpoint| !is_endpoint(&endpoint)) {
+            return malformed(name, "http://HOST[:PORT] or https://HOST[:PORT]");
+        }
+    }
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"] {
+        if variable(name).is_some_and(|value| !value.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return malformed(name, "one word without spaces or line breaks");
+        }
+    }
+    Ok(())
+}
+
+/// Where another store than Amazon's is named.
+const ENDPOINTS: [&str; 3] = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
+
+fn is_endpoint(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    rest.is_some_and(|rest| {
+        let authority = rest.split('/').next().unwrap_or_default();
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, port.parse::<u16>().is_ok()),
+            _ => (authority, true),
+        };
+        !host.is_empty() && port && rest.bytes().all(|byte| byte.is_ascii_graphic())
     })
 }
 
@@ -147,6 +182,25 @@ fn keys(text: &str, profile: &str) -> Option<Keys> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endpoint_has_a_scheme_and_a_host() {
+        for good in [
+            "http://127.0.0.1:9000",
+            "https://s3.example.com",
+            "https://s3.example.com/base",
+            "http://[::1]:80",
+            "http://[::1]",
+        ] {
+            assert!(is_endpoint(good), "{good}");
+        }
+        for bad in
+            ["nonsense", "127.0.0.1:1", "http://", "http://a b", "ftp://h", "http://h:port", "http://:80", "http://h\n"]
+        {
+            assert!(!is_endpoint(bad), "{bad}");
+        }
+        assert!(matches!(require_wellformed("b u"), Err(Refusal::Malformed { .. })));
+    }
 
     #[test]
     fn the_keys_of_a_profile_are_those_below_its_name() {

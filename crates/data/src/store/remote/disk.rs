@@ -2,7 +2,8 @@
 //!
 //! A block is a file, whose name is a hash of the object (place, size, version) and the block's number, and whose first bytes
 //! are the hash of the rest: one that is not whole is not there. It is written beside and renamed, so that several processes may
-//! read, write and drop at the same time. The time of last use is the file's time of change. Nothing here can fail, only be slower.
+//! read, write and drop at the same time. The time of last use is the file's time of change. Nothing here ends a run. What else lies
+//! in the folder is somebody's, and is neither counted nor dropped.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -12,6 +13,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+/// Letters of a block's name.
+const BLOCK_NAME: usize = 64;
 /// Of blake3, in front of the block.
 const HASH: usize = 32;
 /// The time of use is noted so often: more exactly is not worth a write.
@@ -139,9 +142,12 @@ fn files(folder: &Path) -> impl Iterator<Item = (PathBuf, u64, SystemTime)> {
     let all = entries(folder).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     let all = all.flat_map(move |folder| entries(&folder.path()));
     all.filter_map(|entry| {
-        let about = entry.metadata().ok()?;
+        let name = entry.file_name();
+        let (block, end) = name.to_str()?.split_at_checked(BLOCK_NAME)?;
+        let ours = block.bytes().all(|byte| byte.is_ascii_hexdigit()) && entry.path().parent()?.ends_with(&block[..2]);
+        let unfinished = end.starts_with('.') && end.ends_with(".tmp");
+        let about = entry.metadata().ok().filter(|about| ours && about.is_file() && (end.is_empty() || unfinished))?;
         let used = about.modified().ok()?;
-        let unfinished = entry.path().extension().is_some_and(|end| end == "tmp");
         if unfinished && used.elapsed().is_ok_and(|since| since > FORGOTTEN) {
             // Another process may have been faster.
             let _ = fs::remove_file(entry.path());
@@ -164,6 +170,26 @@ mod tests {
     fn used_long_ago(cache: &DiskCache, number: u8, hours: u64) {
         let file = File::options().append(true).open(cache.path(&name(number))).unwrap();
         file.set_modified(SystemTime::now() - Duration::from_secs(3600 * hours)).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_of_the_cache_stays() {
+        let dir = TempDir::new().unwrap();
+        let theirs = ["photos/wedding.jpg", "photos/notes.tmp", "ab/wedding.jpg", "ab/notes.tmp"]
+            .map(|name| dir.path().join(name));
+        let cache = DiskCache::new(dir.path().to_owned(), 100);
+        for path in &theirs {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, [0; 200]).unwrap();
+            let file = File::options().append(true).open(path).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(3600 * 24)).unwrap();
+        }
+        for number in 0..4 {
+            cache.put(&name(number), &[number; 50]);
+        }
+        drop(DiskCache::new(dir.path().to_owned(), 100));
+        assert!(theirs.iter().all(|path| path.exists()));
+        assert_eq!((0..4).filter(|&number| cache.get(&name(number)).is_some()).count(), 1);
     }
 
     #[test]

@@ -32,6 +32,8 @@ const IMPROVED_ALONE: [&str; 1] = ["sigma_small"];
 /// See the module.
 #[derive(Clone, Debug)]
 pub(super) struct Flags {
+    /// Whose scripts they are of.
+    pub(super) origin: Origin,
     pub(super) image_size: usize,
     pub(super) num_heads: usize,
     /// Channels of a head; none: `num_heads` of them.
@@ -162,6 +164,7 @@ impl Flags {
             sigma_small: improved && given.yes("sigma_small", false)?,
             predict_xstart: given.yes("predict_xstart", false)?,
             rescale_timesteps: given.yes("rescale_timesteps", improved)?,
+            origin,
             of_weights,
             assumed: given.assumed,
         };

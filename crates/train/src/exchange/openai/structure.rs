@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use ddpm_model::unet::{DownBlockType, Resample, TimeScaleShift, UNetConfig, UpBlockType};
 
+use super::Origin;
 use super::Refusal;
 use super::flags::Flags;
 
@@ -154,5 +155,12 @@ fn compare(flags: &Flags, config: &UNetConfig, levels: &[Level], learns_variance
     flags.compare("learn_sigma", learns_variance)?;
     flags.compare("class_cond", config.num_class_embeds.is_some())?;
     flags.compare("use_scale_shift_norm", config.resnet_time_scale_shift == TimeScaleShift::ScaleShift)?;
-    flags.compare("resblock_updown", config.downsample_type == Resample::Resnet && levels.len() > 1)
+    let residual = config.downsample_type == Resample::Resnet && levels.len() > 1;
+    if residual && flags.origin == Origin::ImprovedDiffusion {
+        return Err(
+            "its levels are joined by residual blocks, which improved-diffusion has not: --from guided-diffusion"
+                .to_owned(),
+        );
+    }
+    flags.compare("resblock_updown", residual)
 }
