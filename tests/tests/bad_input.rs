@@ -176,7 +176,10 @@ fn corrupt_images_that_are_repaired_are_accepted_by_the_run_that_they_ended() {
     let failed = train.run().has_code(3).stderr_has("017.png").stderr_has("--accept-data");
     failed.expect(run.checkpoints().len() == 1, "the steps before the corrupt image are saved");
     run.write("images/017.png", png(16, 200));
-    train.fails_with(2).stderr_has("200 as then, with other names, sizes or labels").stderr_has("--accept-data");
+    train
+        .fails_with(2)
+        .stderr_has("200 as then, with other names, sizes, labels or versions")
+        .stderr_has("--accept-data");
     train.arg("--accept-data").succeeds().stderr_has("going on from");
 }
 

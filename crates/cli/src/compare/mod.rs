@@ -132,14 +132,15 @@ fn differences(a: &Resolved, b: &Resolved) -> Vec<Difference> {
 impl Run {
     fn of(view: &RunView, name: String, config: &TrainConfig, history: &History) -> Self {
         let record = &view.record;
+        let last = record.restarts.last();
         Self {
             name,
             state: view.state,
             step: view.step(),
             steps: config.train.steps,
-            device: record.restarts.last().map_or(&record.device, |restart| &restart.device).clone(),
-            program_version: record.program_version.clone(),
-            git_hash: record.git_hash.clone(),
+            device: last.map_or(&record.device, |restart| &restart.device).clone(),
+            program_version: last.map_or(&record.program_version, |restart| &restart.program_version).clone(),
+            git_hash: last.map_or(&record.git_hash, |restart| &restart.git_hash).clone(),
             created: record.created.clone(),
             accepted: record.restarts.iter().flat_map(|restart| restart.accepted.clone()).collect(),
             images_per_s: history.images_per_s,

@@ -116,8 +116,10 @@ impl Seen {
 
     fn look_for_sample(&mut self) {
         let names = fs::read_dir(self.view.paths.samples()).into_iter().flatten().flatten().map(|entry| entry.path());
-        let is_sample =
-            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-"));
+        // Opening anything else than a file may wait for ever.
+        let is_sample = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")) && path.is_file()
+        };
         let Some(path) = names.filter(is_sample).max() else { return };
         let written = fs::metadata(&path).and_then(|file| file.modified()).ok();
         if self.sample.as_ref().is_some_and(|sample| sample.path == path && sample.written == written) {

@@ -250,7 +250,10 @@ fn open_file(
 /// The names of the classes beside shards. Who may read these alone, as with signed addresses, is refused the question for others.
 fn classes_beside(store: &dyn Store) -> Result<Option<FileInfo>, DataError> {
     match store.find(CLASSES_FILE.as_ref()) {
-        Err(StoreError::Refused { refusal: Refusal::Forbidden(_), .. }) => Ok(None),
+        Err(StoreError::Refused { place, refusal: Refusal::Forbidden(_) }) => {
+            tracing::warn!("{}: may not be read, so classes have no names", place.display());
+            Ok(None)
+        }
         found => Ok(found?),
     }
 }

@@ -11,7 +11,7 @@ pub(super) fn one_of(steps: &[u64]) -> String {
 
 pub(super) fn how_many(then: Option<usize>, now: usize) -> String {
     match then {
-        Some(then) if then == now => format!(" ({now} as then, with other names, sizes or labels)"),
+        Some(then) if then == now => format!(" ({now} as then, with other names, sizes, labels or versions)"),
         Some(then) => format!(" ({now} now, {then} then)"),
         None => String::new(),
     }

@@ -14,6 +14,7 @@
 //! | `pickle` | tensors out of a file of PyTorch's, without running anything |
 
 mod flags;
+mod modest;
 mod names;
 mod pickle;
 mod structure;

@@ -3,18 +3,25 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::{BufReader, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use candle_core::pickle::{PthTensors, TensorInfo};
 
+use zip::ZipArchive;
+
+use super::modest::is_modest;
 use super::structure::Shapes;
 use crate::error::Error;
 
 /// What to do about a file that is no such file.
 const ADVICE: &str = "expected a state_dict that torch.save wrote, with PyTorch 1.6 or later; an older or another one is made \
                       readable where it is trusted: torch.save(torch.load(FILE, map_location=\"cpu\"), NEW)";
+
+/// The largest pickle: a model's has some hundred bytes for each tensor.
+const LARGEST_PICKLE: u64 = 64 << 20;
 
 /// An opened file.
 pub(super) struct File {
@@ -34,6 +41,11 @@ impl File {
             Ok(_) => return Err(refused("a directory, expected a file of PyTorch".to_owned())),
             Err(error) => return Err(Error::NotAModel { path: path.to_owned(), what: error.to_string() }),
         };
+        if !is_readable(path) {
+            return Err(refused(
+                "it stands for a structure that no model has: deeper, or larger, than is read".to_owned(),
+            ));
+        }
         let tensors =
             guarded(|| PthTensors::new(path, None)).map_err(|why| refused(format!("no file of PyTorch: {why}")))?;
         if tensors.tensor_infos().is_empty() {
@@ -75,6 +87,21 @@ impl File {
         };
         guarded(read).map_err(|why| Error::unreadable(&self.path, format!("`{name}` cannot be read: {why}"), ADVICE))
     }
+}
+
+/// Whether the pickles of an archive are such that they can be read. An archive that cannot be opened is candle's to refuse.
+fn is_readable(path: &Path) -> bool {
+    let Some(mut archive) = fs::File::open(path).ok().and_then(|file| ZipArchive::new(BufReader::new(file)).ok())
+    else {
+        return true;
+    };
+    (0..archive.len()).all(|number| {
+        let Ok(entry) = archive.by_index(number) else { return true };
+        let mut pickle = Vec::new();
+        let is_pickle = entry.name().is_ok_and(|name| name.ends_with("data.pkl"));
+        let read = is_pickle && entry.take(LARGEST_PICKLE + 1).read_to_end(&mut pickle).is_ok();
+        !read || pickle.len() as u64 <= LARGEST_PICKLE && is_modest(&pickle)
+    })
 }
 
 /// The bytes up to the tensor's last value; none if no memory holds so many.
