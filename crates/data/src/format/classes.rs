@@ -6,12 +6,6 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::ranges::Span;
-use crate::error::counted;
-
-/// How many classes there are, after a comma; nothing where they have no names.
-pub(super) fn and_classes(names: Option<&[String]>) -> String {
-    names.map_or(String::new(), |names| format!(", {}", counted(names.len(), "class")))
-}
 
 /// What the label texts of a source mean.
 #[derive(Clone, Debug, PartialEq, Eq)]

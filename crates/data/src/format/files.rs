@@ -1,9 +1,19 @@
-//! Helpers of all formats for names of files.
+//! Helpers of all formats: names of files, and what a source says of itself.
 
 use std::path::{Path, PathBuf};
 
+use crate::error::counted;
+
+/// What a call of `read_many` reads at most, unless one file alone is larger: some ten photos, or thousands of icons.
+pub(super) const READ_AT_ONCE_BYTES: u64 = 32 << 20;
+
 /// Names in a sentence; more of them are counted.
 const NAMED: usize = 3;
+
+/// How many classes there are, after a comma; nothing where they have no names.
+pub(super) fn and_classes(names: Option<&[String]>) -> String {
+    names.map_or(String::new(), |names| format!(", {}", counted(names.len(), "class")))
+}
 
 /// Whether `path` ends in one of `extensions`, in any case.
 pub(super) fn has_extension(path: &Path, extensions: &[&str]) -> bool {

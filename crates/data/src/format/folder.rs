@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::classes::and_classes;
-use super::files::{Fingerprint, has_extension, passed_over, shown, slashed};
+use super::files::{Fingerprint, READ_AT_ONCE_BYTES, and_classes, has_extension, passed_over, shown, slashed};
 use super::metadata::{self, Labels};
 use super::split::{self, names_split};
 use super::{Objects, RawImage, Source};
@@ -23,9 +22,6 @@ const NO_PICTURES: [&str; 16] =
 
 /// No usual image file is larger; a worker must not read a mislabelled archive into memory.
 const MAX_FILE_BYTES: u64 = 256 << 20;
-
-/// What a call of `read_many` reads at most, unless one file alone is larger: some ten photos, or thousands of icons.
-pub(super) const READ_AT_ONCE_BYTES: u64 = 32 << 20;
 
 /// Image files below a root, sorted by path.
 #[derive(Debug)]

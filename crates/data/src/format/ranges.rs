@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::classes::and_classes;
-use super::files::slashed;
-use super::folder::READ_AT_ONCE_BYTES;
+use super::files::{READ_AT_ONCE_BYTES, and_classes, slashed};
 use super::{Objects, RawImage, Source};
 use crate::error::{DataError, counted};
 use crate::store::{FileInfo, Piece, Store, StoreError};

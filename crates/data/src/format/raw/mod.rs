@@ -15,8 +15,7 @@ use image::{ExtendedColorType, ImageEncoder};
 
 pub(super) use self::cifar::open as open_cifar;
 pub(super) use self::idx::open as open_idx;
-use super::classes::and_classes;
-use super::files::{Fingerprint, slashed};
+use super::files::{Fingerprint, and_classes, slashed};
 use super::split::{ALL, meaning};
 use super::{RawImage, Source};
 use crate::error::{DataError, counted, guard};

@@ -39,7 +39,7 @@ fn a_source_in_another_store_is_the_same_and_reads_files_together() {
 #[test]
 fn a_call_for_many_files_is_bounded_by_their_bytes() {
     let mut remote = Remote { at_once: 8, ..Remote::default() };
-    let size = usize::try_from(folder::READ_AT_ONCE_BYTES).unwrap() / 3;
+    let size = usize::try_from(files::READ_AT_ONCE_BYTES).unwrap() / 3;
     remote.files = (0..5).map(|i| (format!("{i}.png").into(), vec![0; size].into())).collect();
     let remote = Arc::new(remote);
     let source = open_folder("s3://far", Arc::clone(&remote) as _, Format::Auto, None).unwrap();
