@@ -86,7 +86,7 @@ fn an_unknown_key_is_refused_with_the_nearest_one() {
     assert_eq!(refusal("", &[], &["lr=1"]), "error: command line: unknown key `lr`\n  help: did you mean `train.lr`?");
     assert_eq!(
         refusal("", &[], &["train.zzzzzzzz=1"]),
-        "error: command line: unknown key `train.zzzzzzzz`\n  help: keys of [train]: steps, batch_size, micro_batch, lr, betas, eps, weight_decay, lr_schedule, warmup_steps, clip_grad_norm, max_bad_steps, spike_factor, max_rollbacks, precision, allow_tf32, gradient_checkpointing, deterministic, ema_decays"
+        "error: command line: unknown key `train.zzzzzzzz`\n  help: keys of [train]: steps, batch_size, micro_batch, lr, betas, eps, weight_decay, lr_schedule, warmup_steps, clip_grad_norm, max_bad_steps, spike_factor, max_rollbacks, precision, allow_tf32, gradient_checkpointing, deterministic, ema_decays, ema_warmup"
     );
 }
 
