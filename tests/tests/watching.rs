@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use ddpm_tests::{Place, assert_fields, ddpm_binary, fresh_run, trained_run};
 use serde_json::json;
 
+/// A run that does nothing but train: another phase would be seen in between, and of the next one only the letters that differ.
+const TRAINING: [&str; 4] = ["train.steps=100_000", "log.every=1", "checkpoint.every=0", "sample.every=0"];
+
 const SOON: Duration = Duration::from_secs(30);
 
 #[test]
@@ -35,14 +38,13 @@ fn without_a_terminal_it_looks_once() {
 
 #[test]
 fn a_run_is_seen_while_it_goes_on_and_after_it_was_killed() {
-    let run = fresh_run(&["train.steps=100_000", "log.every=1"]);
+    let run = fresh_run(&TRAINING);
     let mut running = run.train().spawn();
     running.wait_for_stderr("step 12/");
-    run.ddpm("watch runs/tiny --once")
-        .succeeds()
-        .stdout_has("tiny  training")
-        .stdout_has(" left")
-        .stdout_has("process ");
+    // Its status is written every few seconds.
+    let look = || run.ddpm("watch runs/tiny --once").succeeds();
+    assert!(running.wait_until(|| look().stdout.contains(" left")), "the run ended");
+    let _ = look().stdout_has("tiny  training").stdout_has("process ");
     assert!(running.kill());
     run.ddpm("watch runs/tiny --once").succeeds().stdout_has("tiny  killed");
 }
@@ -177,7 +179,7 @@ fn a_terminal_that_is_closed_ends_the_watch() {
 
 #[test]
 fn a_terminal_follows_a_run_that_goes_on() {
-    let run = fresh_run(&["train.steps=100_000", "log.every=1"]);
+    let run = fresh_run(&TRAINING);
     let mut running = run.train().spawn();
     running.wait_for_stderr("step 12/");
     let mut watch = InTerminal::start(&run);
