@@ -23,7 +23,7 @@ pub struct AdamWConfig {
     pub clip_grad_norm: f64,
     /// Decays of the moving averages.
     pub ema_decays: Vec<f64>,
-    /// Whether their decays are smaller at first; see [`AdamWConfig::ema_decay`].
+    /// Whether their decays are smaller at first; as by `AdamWConfig::ema_decay`.
     pub ema_warmup: bool,
     /// How many bad steps in a row are skipped before the training ends.
     pub max_bad_steps: u64,

@@ -71,6 +71,7 @@ pub(crate) fn batches(plan: &TrainPlan) -> Batcher {
         seed: config.run.seed,
         share: plan.share(),
         origin: plan.origin(),
+        shuffle: ddpm_data::Shuffle::Whole,
         image_size: config.data.image_size,
         channels: config.data.channels,
         crop: config.data.crop,
