@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ddpm_train::config::TrainConfig;
+use ddpm_run::RunPaths;
+use ddpm_train::config::{Resolved, TrainConfig};
 use ddpm_train::exchange::Model;
 
 use crate::failure::{ExitCode, Failure};
@@ -131,13 +132,19 @@ fn lies_inside(path: &Path, data: &Path) -> bool {
 
 /// The images that a run was trained on, as far as they are a folder that can be found. A relative `data.source` counts from where the
 /// run was started: the directory that `run.dir` leads from to the run, if it is relative too.
-pub(super) fn data_of_run(config: &TrainConfig, run: &Path) -> PathBuf {
+fn data_of_run(config: &TrainConfig, run: &Path) -> PathBuf {
     let (source, dir) = (Path::new(&config.data.source), Path::new(&config.run.dir));
     // An import has no images.
     let is_relative = dir.is_relative() && !source.as_os_str().is_empty();
     let root = run.canonicalize().ok().filter(|root| is_relative && root.ends_with(dir));
     let start = root.as_deref().and_then(|root| root.ancestors().nth(dir.components().count()));
     start.map(|start| start.join(source)).filter(|data| data.is_dir()).unwrap_or_else(|| source.to_owned())
+}
+
+/// The same of the run in `root`, by its configuration; `None` where that cannot be read: then there is no data to protect.
+pub(super) fn data_of_root(root: &Path) -> Option<PathBuf> {
+    let resolved = Resolved::load_file(&RunPaths::new(root).config()).ok()?;
+    Some(data_of_run(&resolved.config, root))
 }
 
 /// The same of a model, which may be no run's.

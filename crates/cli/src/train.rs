@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ddpm_data::{DataError, counted, shown};
+use ddpm_data::{DataError, counted, shown, without_query};
 use ddpm_run::secrets::masked;
 use ddpm_run::shell;
 use ddpm_train::Error;
@@ -99,8 +99,7 @@ pub(super) fn this_command() -> Vec<String> {
 /// An argument without the query of a web address in it, which may be a signature.
 fn without_signature(arg: &str) -> &str {
     let address = ["https://", "http://"].iter().find_map(|scheme| arg.find(scheme));
-    let query = address.and_then(|start| Some(start + arg[start..].find('?')?));
-    query.map_or(arg, |end| &arg[..end])
+    address.map_or(arg, |start| &arg[..start + without_query(&arg[start..]).len()])
 }
 
 fn text(summary: &Summary) -> String {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use ddpm_train::config::{DeviceChoice, Setting};
 
-use super::{count, path};
+use super::{count, path, settings};
 
 /// `ddpm bench`
 #[derive(Clone, Debug, Args)]
@@ -34,8 +34,7 @@ pub struct BenchArgs {
 impl BenchArgs {
     /// The settings from `--set` and from the option that stands for a key.
     pub fn settings(&self) -> Vec<Setting> {
-        let device = self.device.map(|device| Setting { key: "run.device".to_owned(), value: device.to_string() });
-        self.set.iter().cloned().chain(device).collect()
+        settings(&self.set, self.device, None)
     }
 }
 

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use ddpm_run::durable::{io_help, replace_file};
 use ddpm_run::{RunView, Turn, history};
-use ddpm_train::config::Resolved;
 use ddpm_train::report::pictures;
 use serde::Serialize;
 
@@ -18,7 +17,7 @@ use crate::curves::axis::Scale;
 use crate::curves::curve::{Curve, Points};
 use crate::failure::{ExitCode, Failure};
 use crate::output::Output;
-use crate::places::{Kind, Place, data_of_run, free_name, is_svg, prepare};
+use crate::places::{Kind, Place, data_of_root, free_name, is_svg, prepare};
 use crate::runs::{names_of, open_run, unreadable};
 use chart::{Figure, brief, in_words};
 
@@ -46,12 +45,7 @@ pub(super) fn run(args: &PlotArgs, output: &Output) -> Result<(), Failure> {
     let out = args.out.clone().unwrap_or_else(|| free_name(&args.key.replace(['.', '/'], "-"), "png"));
     let runs: Vec<RunView> = args.runs.iter().map(|root| open_run(root)).collect::<Result<_, _>>()?;
     let place = Place { option: "--out", path: &out, kind: Kind::Plot };
-    for run in &runs {
-        // One without a configuration that can be read has no data to protect.
-        if let Ok(resolved) = Resolved::load_file(&run.paths.config()) {
-            place.refuse_inside(&data_of_run(&resolved.config, run.paths.root()))?;
-        }
-    }
+    runs.iter().filter_map(|run| data_of_root(run.paths.root())).try_for_each(|data| place.refuse_inside(&data))?;
     prepare(&[place])?;
     let mut curves = Vec::new();
     for (run, name) in runs.iter().zip(names_of(&runs)) {

@@ -179,8 +179,8 @@ impl Default for DataConfig {
             on_corrupt: OnCorrupt::Skip,
             max_corrupt: 0.01,
             cache_dir: String::new(),
-            cache_bytes: 10 << 30,
-            retry_for: 300,
+            cache_bytes: StoreOptions::default().cache_bytes,
+            retry_for: StoreOptions::default().retry_for.as_secs(),
             workers: 0,
             prefetch: 4,
         }

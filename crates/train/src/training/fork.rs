@@ -11,7 +11,7 @@ use ddpm_run::jsonl::truncate_after;
 use ddpm_run::{RunDir, RunPaths, RunRecord, StartFacts};
 
 use super::resume::of_step;
-use crate::config::{Resolved, TrainConfig};
+use crate::config::Resolved;
 use crate::error::Error;
 use crate::exchange::refuse_taken;
 use crate::weights::checkpoint_config;
@@ -54,14 +54,6 @@ pub fn fork(from: &Path, at: Option<u64>, to: &Path, command: Vec<String>) -> Re
     // Last: without a configuration a run that is not whole cannot be trained.
     branch.write_config(&Resolved::from_config(&branch.paths().config(), config).to_toml())?;
     Ok((saved.path, step))
-}
-
-/// The configuration that a branch at step `at`, or at the newest checkpoint, would go on with.
-///
-/// # Errors
-/// There is no such checkpoint, or it is damaged.
-pub fn config_at(run: &Path, at: Option<u64>) -> Result<TrainConfig, Error> {
-    checkpoint_config(&choose(&RunPaths::new(run), at)?)
 }
 
 fn choose(run: &RunPaths, at: Option<u64>) -> Result<Checkpoint, Error> {

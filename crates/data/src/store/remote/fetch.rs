@@ -23,7 +23,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long a store that has never answered is tried: an address with a mistake in it must not take minutes.
 const FIRST_CONTACT: Duration = Duration::from_secs(20);
 /// How often a thread that waits looks up whether it still should.
-const LOOK_UP: Duration = Duration::from_millis(50);
+pub(super) const LOOK_UP: Duration = Duration::from_millis(50);
 /// Where clouds tell their machines who they are. A failure there means that no credentials were found elsewhere.
 const METADATA: [&str; 3] = ["169.254.169.254", "169.254.170.2", "metadata.google.internal"];
 

@@ -2,18 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
 
 use ddpm_hub::{DataSet, HubDataSet, HubError, Settings, open_data_set};
 
-use super::fetch::Patience;
+use super::fetch::{LOOK_UP, Patience};
 use super::version_of;
 use crate::error::{DataError, Refusal};
 use crate::store::address::{Address, Scheme};
 use crate::store::{FileInfo, StoreError};
-
-/// How often a thread that waits looks up whether it still should.
-const LOOK_UP: Duration = Duration::from_millis(50);
 
 /// See [`open`].
 pub(super) struct Opened {
