@@ -171,6 +171,7 @@ fn nothing_is_written_into_the_data_of_a_run() {
         "sample ../runs/tiny --num 1 --steps 2 --out ../photos/one.png",
         "export ../runs/tiny --samples 0 --to ../photos/model",
         "fork ../runs/tiny --to ../photos/fork",
+        "plot ../runs/tiny --out ../photos/loss.png",
     ] {
         run.ddpm(line).in_folder("elsewhere").fails_with(2).stderr_has("lies inside the data");
     }

@@ -1,6 +1,7 @@
 //! Where a command's files go: checked before hours are spent on their contents.
 
 use std::fs;
+use std::iter;
 use std::path::{Path, PathBuf};
 
 use ddpm_run::RunPaths;
@@ -141,9 +142,12 @@ fn data_of_run(config: &TrainConfig, run: &Path) -> PathBuf {
     start.map(|start| start.join(source)).filter(|data| data.is_dir()).unwrap_or_else(|| source.to_owned())
 }
 
-/// The same of the run in `root`, by its configuration; `None` where that cannot be read: then there is no data to protect.
+/// The same of the run in `root`, by its configuration as it was written: `run.dir` counts from where the run was started. `None`
+/// where that cannot be read: then there is no data to protect.
 pub(super) fn data_of_root(root: &Path) -> Option<PathBuf> {
-    let resolved = Resolved::load_file(&RunPaths::new(root).config()).ok()?;
+    let path = RunPaths::new(root).config();
+    let text = fs::read_to_string(&path).ok()?;
+    let resolved = Resolved::from_layers(&path, &text, iter::empty(), &[]).ok()?;
     Some(data_of_run(&resolved.config, root))
 }
 
