@@ -1,5 +1,6 @@
 """The pieces without a rival: what the machine is, its roofs, a run from start to end, each operation, the loader."""
 
+import json
 import re
 import shutil
 import sys
@@ -95,6 +96,26 @@ def keep_engines(machine, program, path):
         time.sleep(0.05)
     if path.is_file():
         shutil.copyfile(path, machine.out / path.name)
+
+
+def saves(check, record):
+    """How long a save keeps the card without work: from its beginning, when all steps before are done, to the next step's launch."""
+    machine, case = check.machine, comparisons.cases(check)[0]
+    place, trace, config = machine.scratch / "saves", machine.scratch / "saves.json", comparisons.config(machine, case)
+    shutil.rmtree(place, ignore_errors=True)
+    every = 2 if machine.rehearse else 100
+    settings = comparisons.overrides(machine, case, images.folder(machine, config, 4 * case.batch))
+    outcome = machine.run([machine.programs["ddpm"], "train", config, "--run-dir", place, "--trace", trace, *settings,
+                           "--max-steps", 4 * every + 1, "--set", f"checkpoint.every={every}", "--set", "sample.every=0"])
+    shutil.rmtree(place, ignore_errors=True)
+    if outcome.code:
+        raise Failed(outcome.why())
+    spans = [event for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"]
+    launched = sorted(span["ts"] + span["dur"] for span in spans if span["name"] == "step")
+    snapshots = sorted((span["ts"], span["dur"]) for span in spans if span["name"] == "snapshot")
+    gaps = [next(after for after in launched if after > ts) - ts for ts, _ in snapshots if ts < launched[-1]]
+    record.update(config=case.config, saves=len(gaps), milliseconds=[round(gap / 1000, 3) for gap in gaps],
+                  copies=[round(dur / 1000, 3) for _, dur in snapshots])
 
 
 def ops(check, record):

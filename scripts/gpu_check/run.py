@@ -24,6 +24,7 @@ def pieces(check):
         *(Piece(f"smoke: {family}", "smoke", 90, gputests.smoke(family)) for family in gputests.SMOKE),
         Piece("quick start", "train", 120, checks.train),
         Piece("start to first step", "train", 60, checks.start),
+        Piece("saves", "train", 60, checks.saves),
     ]
     cases = comparisons.cases(check)
     first, rest = cases[0], cases[1:]

@@ -8,7 +8,6 @@ use ddpm_data::shown;
 use ddpm_run::durable::io_help;
 use ddpm_run::{RunState, RunView};
 use serde::Serialize;
-use serde_json::json;
 
 use super::args::RunsArgs;
 use super::output::{Align, Output, Table};
@@ -67,11 +66,6 @@ pub(super) fn unreadable(path: &Path, error: &io::Error) -> Failure {
     Failure::caused_by(ExitCode::Other, message, error).hint(io_help(error, path))
 }
 
-/// A state, as `--json` names it.
-pub(super) fn state_name(state: RunState) -> String {
-    json!(state).as_str().unwrap_or_default().to_owned()
-}
-
 /// The name of the run in `root`.
 pub(super) fn name_of(root: &Path) -> String {
     let name = root.canonicalize().ok().and_then(|root| Some(root.file_name()?.to_owned()));
@@ -124,7 +118,7 @@ fn text(lines: &[Line<'_>]) -> String {
         let step = line.steps.map_or_else(|| line.step.to_string(), |steps| format!("{}/{steps}", line.step));
         table.row(&[
             &shown(&line.name),
-            &state_name(line.state),
+            &line.state,
             &step,
             &or_nothing(line.loss.map(|loss| format!("{loss:.4}"))),
             &or_nothing(line.images_per_s.map(|speed| format!("{speed:.0}"))),

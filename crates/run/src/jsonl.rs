@@ -82,13 +82,16 @@ impl JsonLines {
         self.flush()
     }
 
-    /// Makes all lines durable: after this a power failure cannot take them back.
+    /// Hands all lines to the system; the result then makes them durable, on any thread: after that a power failure cannot take
+    /// them back.
     ///
     /// # Errors
     /// The disk refuses.
-    pub fn sync(&mut self) -> Result<(), RunError> {
+    pub fn syncing(&mut self) -> Result<impl FnOnce() -> Result<(), RunError> + Send + use<>, RunError> {
         self.flush()?;
-        self.file.sync().map_err(RunError::io("sync the file", &self.path))
+        let file = self.file.again().map_err(RunError::io("open the file again", &self.path))?;
+        let path = self.path.clone();
+        Ok(move || file.sync().map_err(RunError::io("sync the file", &path)))
     }
 
     fn flush(&mut self) -> Result<(), RunError> {

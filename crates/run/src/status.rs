@@ -4,6 +4,7 @@
 //! renamed into place, but not synced. After a power failure it may be old or gone, which costs nothing: a run goes on from
 //! its checkpoints alone. What a killed process left says "training" for ever; [`RunView`](crate::RunView) asks the lock too.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,13 @@ pub enum RunPhase {
     Stopped,
     /// It ended with an error.
     Failed,
+}
+
+impl fmt::Display for RunPhase {
+    /// As the files name it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// The file.

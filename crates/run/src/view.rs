@@ -1,5 +1,6 @@
 //! A run as its files tell of it, without holding it: what `ddpm runs` shows, and what a service would.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,13 @@ pub enum RunState {
     Killed,
     /// Nobody holds it and it has no status: imported, or of an older version.
     Idle,
+}
+
+impl fmt::Display for RunState {
+    /// As `--json` names it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// What can be read of a run.

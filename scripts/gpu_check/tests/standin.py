@@ -100,6 +100,10 @@ def train():
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", place], start_new_session=True)
         hang()
     (place / "engines.json").write_text("{}")
+    if trace := value("--trace", None):
+        spans = [("step", 0, 900), ("snapshot", 1000, 400), ("step", 1500, 700)]
+        events = [{"name": name, "ph": "X", "ts": ts, "dur": dur} for name, ts, dur in spans]
+        pathlib.Path(trace).write_text(json.dumps({"traceEvents": [{"name": "thread_name", "ph": "M"}, *events]}))
     say({"step": 4, "seconds": 0.1})
 
 

@@ -39,6 +39,7 @@ class AllIsWell(unittest.TestCase):
         self.assertEqual(results["attention"]["backends"]["cudnn"]["backward_us"], 90)
         self.assertIn("PyTorch, flash  too wide", table)
         self.assertEqual((self.place.out / "quickstart.png").read_bytes(), b"a picture")
+        self.assertEqual([results["pieces"]["saves"][key] for key in ["milliseconds", "copies"]], [[1.2], [0.4]])
         self.assertEqual((self.place.out / "table.txt").read_text().strip(), table.strip())
         self.assertLessEqual(max(map(len, table.splitlines())), 150)
         self.assertEqual(sorted(path.name for path in self.place.out.iterdir()),
@@ -47,7 +48,7 @@ class AllIsWell(unittest.TestCase):
     def test_order_is_by_value_and_memory_is_last(self):
         begun = sorted(self.results["pieces"], key=lambda name: self.results["pieces"][name]["begun"])
         wanted = ["doctor", "roofs", "PyTorch and diffusers", "smoke: conv", "smoke: one recorded step", "quick start",
-                  "start to first step", "step cifar10-ddpm: ours", "operations", "one step by kernel", "step cifar10-ddpm: eager",
+                  "start to first step", "saves", "step cifar10-ddpm: ours", "operations", "one step by kernel", "step cifar10-ddpm: eager",
                   "step cifar10-batch16: in turn", "torch.compile begins: cifar10-ddpm", "step cifar10-ddpm: in turn",
                   "torch.compile begins: sampling", "sampling: in turn", "racecheck: attention", "memory: memory"]
         self.assertEqual([name for name in begun if name in wanted], wanted)

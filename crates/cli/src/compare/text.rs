@@ -5,7 +5,6 @@ use ddpm_train::config::to_toml;
 use super::curves::Curves;
 use super::{Comparison, Data, Difference, Run, Weights};
 use crate::output::{Align, Table, short};
-use crate::runs::state_name;
 
 /// The longest value shown in a table.
 const LONGEST: usize = 48;
@@ -22,7 +21,7 @@ fn runs_side_by_side([a, b]: &[Run; 2]) -> String {
     let mut table = Table::new(&[Align::Left; 3]);
     let mut row = |name: &str, of: &dyn Fn(&Run) -> String| table.row(&[&name, &of(a), &of(b)]);
     row("", &|run| run.name.clone());
-    row("state", &|run| format!("{}, step {}/{}", state_name(run.state), run.step, run.steps));
+    row("state", &|run| format!("{}, step {}/{}", run.state, run.step, run.steps));
     row("created", &|run| run.created.clone());
     row("device", &|run| run.device.clone());
     row("program", &|run| match &run.git_hash {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ddpm_run::RunState;
 use ratatui_core::buffer::Buffer;
 use ratatui_core::layout::{Constraint, Layout, Rect};
 use ratatui_core::style::{Modifier, Style};
@@ -18,7 +19,6 @@ use crate::curves::axis::{Scale, ends, label};
 use crate::curves::curve::{Curve, Points};
 use crate::listen::format_duration;
 use crate::listen::screen::tame;
-use crate::runs::state_name;
 
 /// A running process that has not written its status for so long is worth a word.
 const SILENT: Duration = Duration::from_secs(60);
@@ -67,13 +67,12 @@ fn put(line: &Line<'_>, area: Rect, buffer: &mut Buffer) {
 /// Name, state, and how long ago its process said that.
 fn draw_head(seen: &Seen, ink: Ink, area: Rect, buffer: &mut Buffer) {
     let status = seen.view.status.as_ref();
-    let phase = status.filter(|_| seen.is_running()).map(|status| serde_json::json!(status.phase));
-    let phase = phase.as_ref().and_then(|phase| phase.as_str());
-    let state = state_name(seen.view.state);
-    let colour = match state.as_str() {
-        "running" | "done" => GREEN,
-        "stopped" | "idle" => ORANGE,
-        _ => RED,
+    let state = seen.view.state;
+    let phase = status.filter(|_| seen.is_running()).map(|status| status.phase.to_string());
+    let colour = match state {
+        RunState::Running | RunState::Done => GREEN,
+        RunState::Stopped | RunState::Idle => ORANGE,
+        RunState::Failed | RunState::Killed => RED,
     };
     let where_to = status.map(|status| format!("  process {} on {}", status.pid, status.host)).unwrap_or_default();
     let silent = seen.age.filter(|age| *age > SILENT && seen.is_running());
@@ -81,7 +80,7 @@ fn draw_head(seen: &Seen, ink: Ink, area: Rect, buffer: &mut Buffer) {
     let line = Line::from(vec![
         Span::styled(tame(&seen.name).into_owned(), Style::new().add_modifier(Modifier::BOLD)),
         Span::raw("  "),
-        Span::styled(phase.map_or_else(|| state.clone(), str::to_owned), paint(ink, colour)),
+        Span::styled(phase.unwrap_or_else(|| state.to_string()), paint(ink, colour)),
         Span::styled(tame(&where_to).into_owned(), paint(ink, GREY)),
         Span::styled(silence, paint(ink, RED)),
     ]);

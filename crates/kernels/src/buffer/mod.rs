@@ -1,5 +1,6 @@
 //! Slices of tensors, and the flat buffers that parameters and gradients live in.
 
+mod copied;
 #[cfg(feature = "cuda")]
 mod deferred_sums;
 #[cfg(feature = "cuda")]
@@ -13,6 +14,7 @@ use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, StorageRef, Tensor};
 
+pub use self::copied::Copied;
 #[cfg(feature = "cuda")]
 pub(crate) use self::deferred_sums::DeferredSum;
 #[cfg(feature = "cuda")]

@@ -10,6 +10,7 @@ mod choices;
 mod columns;
 pub(crate) mod dnn;
 mod launch;
+mod leaving;
 pub(crate) mod matmul;
 pub mod memory;
 mod notices;
@@ -38,6 +39,8 @@ pub use self::choices::Choices;
 pub(crate) use self::columns::{column_sum, pack_width, pixel_sum};
 use self::dnn::Convolutions;
 pub(crate) use self::launch::{Launch, THREADS, Value};
+use self::leaving::Leaving;
+pub use self::leaving::Parked;
 use self::matmul::Products;
 pub use self::memory::MemoryUse;
 use self::memory::Workspace;
@@ -66,6 +69,7 @@ pub struct Gpu {
     workspace: Mutex<Workspace>,
     /// The stream of all uploads. Made early: once memory is full the driver cannot make another one.
     crossing: Arc<CudaStream>,
+    leaving: Leaving,
     counters: CudaSlice<u32>,
     products: Mutex<Option<Products>>,
     convolutions: Mutex<Option<Convolutions>>,
@@ -146,6 +150,7 @@ impl Gpu {
             counters: device.alloc_zeros(COUNTERS)?,
             workspace: Mutex::default(),
             crossing: context.new_stream().map_err(refused("making a stream for uploads"))?,
+            leaving: Leaving::new(context.new_stream().map_err(refused("making a stream for copies"))?),
             products: Mutex::default(),
             convolutions: Mutex::default(),
             functions: Mutex::default(),

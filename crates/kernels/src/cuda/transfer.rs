@@ -262,12 +262,12 @@ impl Gpu {
 }
 
 /// To wait for a copy without keeping a core busy.
-fn event(gpu: &Gpu) -> Result<CudaEvent> {
+pub(super) fn event(gpu: &Gpu) -> Result<CudaEvent> {
     let flags = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC;
     gpu.stream().context().new_event(Some(flags)).map_err(refused("making an event"))
 }
 
-fn pinned<T: DeviceRepr>(gpu: &Gpu, len: usize) -> Result<PinnedHostSlice<T>> {
+pub(super) fn pinned<T: DeviceRepr>(gpu: &Gpu, len: usize) -> Result<PinnedHostSlice<T>> {
     let context = gpu.stream().context();
     // SAFETY: it is written before it is copied from, and copied to before it is read. Plain caching: results are read.
     unsafe { context.alloc_pinned_with_flags(len, sys::CU_MEMHOSTALLOC_PORTABLE) }

@@ -8,6 +8,7 @@ mod attention;
 mod choices;
 mod common;
 mod conv2d;
+mod copied;
 mod diffusion;
 #[path = "../common/diffusion.rs"]
 mod diffusion_checks;

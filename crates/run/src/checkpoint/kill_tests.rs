@@ -31,7 +31,7 @@ fn child_process_of_the_kill_test() {
     let first = newest.map_or(0, |checkpoint| checkpoint.state.step);
     let mut writer = Writer::new(dir.into(), Retention { keep_last: 2, keep_every: 0 });
     for step in (first + 1..).flat_map(|step| [step, step]) {
-        if let Some(earlier) = writer.submit(step, move || large_snapshot(step)) {
+        if let Some(earlier) = writer.submit(step, move || Ok(large_snapshot(step))) {
             earlier.unwrap().removed.unwrap();
         }
     }

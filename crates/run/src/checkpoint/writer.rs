@@ -58,12 +58,12 @@ impl Writer {
         true
     }
 
-    /// Starts saving what `snapshot` makes, on the thread that writes: the loop goes on meanwhile. Waits for an earlier save first,
+    /// Starts saving what `snapshot` makes, on the thread that writes, or reports why it cannot be made: the loop goes on meanwhile. Waits for an earlier save first,
     /// and returns its result if that was not polled.
     pub fn submit(
         &mut self,
         step: u64,
-        snapshot: impl FnOnce() -> Snapshot + Send + 'static,
+        snapshot: impl FnOnce() -> Result<Snapshot, String> + Send + 'static,
     ) -> Option<Result<SaveOutcome, CheckpointError>> {
         let earlier = self.finish();
         let (dir, retention) = (self.dir.clone(), self.retention);
@@ -71,7 +71,8 @@ impl Writer {
         let spawned = thread::Builder::new().name("checkpoint".into()).spawn(move || {
             let _span = span.entered();
             let start = Instant::now();
-            let saved = save(&dir, &snapshot())?;
+            let snapshot = snapshot().map_err(|reason| CheckpointError::Thread { step, reason })?;
+            let saved = save(&dir, &snapshot)?;
             let verified = Checkpoint::open(&saved.path)?;
             let removed = retention.apply(&dir, &verified);
             Ok(SaveOutcome { saved, took: start.elapsed(), removed })
@@ -121,10 +122,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(dir.path().into(), KEEP_TWO);
         assert!(writer.poll().is_none() && writer.finish().is_none());
-        assert!(writer.submit(10, || snapshot(10, 1.0)).is_none());
-        let first = writer.submit(20, || snapshot(20, 2.0)).unwrap().unwrap();
+        assert!(writer.submit(10, || Ok(snapshot(10, 1.0))).is_none());
+        let first = writer.submit(20, || Ok(snapshot(20, 2.0))).unwrap().unwrap();
         assert_eq!(first.saved.step, 10);
-        assert_eq!(writer.submit(30, || snapshot(30, 3.0)).unwrap().unwrap().saved.step, 20);
+        assert_eq!(writer.submit(30, || Ok(snapshot(30, 3.0))).unwrap().unwrap().saved.step, 20);
         let last = writer.finish().unwrap().unwrap();
         assert_eq!(last.removed.unwrap(), [dir_name(10)]);
         assert_eq!(Checkpoint::open(&last.saved.path).unwrap().state, snapshot(30, 3.0).state);
@@ -138,7 +139,7 @@ mod tests {
         let (go_on, wait) = std::sync::mpsc::channel::<()>();
         writer.submit(10, move || {
             let _ = wait.recv();
-            snapshot(10, 1.0)
+            Ok(snapshot(10, 1.0))
         });
         assert!(!writer.is_free_within(Duration::from_millis(5)));
         drop(go_on);
@@ -150,7 +151,7 @@ mod tests {
     fn dropping_the_writer_completes_the_save() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(dir.path().into(), KEEP_TWO);
-        writer.submit(10, || snapshot(10, 1.0));
+        writer.submit(10, || Ok(snapshot(10, 1.0)));
         drop(writer);
         Checkpoint::open(&dir.path().join(dir_name(10))).unwrap();
     }
@@ -159,15 +160,17 @@ mod tests {
     fn a_failed_save_is_reported_touches_nothing_and_the_next_one_works() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(dir.path().into(), Retention { keep_last: 1, keep_every: 0 });
-        writer.submit(10, || snapshot(10, 1.0));
+        writer.submit(10, || Ok(snapshot(10, 1.0)));
         writer.finish().unwrap().unwrap();
         let mut wrong = snapshot(20, 1.0);
         wrong.files[0].tensors[0].shape.push(2);
-        writer.submit(20, || wrong);
+        writer.submit(20, || Ok(wrong));
         assert!(writer.finish().unwrap().is_err());
+        writer.submit(20, || Err("the GPU fell off".to_owned()));
+        assert!(writer.finish().unwrap().unwrap_err().to_string().ends_with("not written: the GPU fell off"));
         assert_eq!(list(dir.path()).unwrap().len(), 1);
         Checkpoint::open(&dir.path().join(dir_name(10))).unwrap();
-        writer.submit(30, || snapshot(30, 1.0));
+        writer.submit(30, || Ok(snapshot(30, 1.0)));
         assert_eq!(writer.finish().unwrap().unwrap().removed.unwrap(), [dir_name(10)]);
     }
 }

@@ -67,6 +67,18 @@ impl Output {
         })
     }
 
+    /// The same file, for another thread.
+    ///
+    /// # Errors
+    /// Too many files are open.
+    pub fn again(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            #[cfg(test)]
+            path: self.path.clone(),
+        })
+    }
+
     /// Makes its bytes durable.
     ///
     /// # Errors

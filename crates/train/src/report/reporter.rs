@@ -10,6 +10,8 @@ use super::ReportError;
 use super::pictures::{self, Png};
 use super::tensorboard::EventWriter;
 
+const METRICS: &str = "metrics.jsonl";
+
 /// The options of a reporter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReporterOptions {
@@ -47,16 +49,24 @@ impl Reporter {
     /// Logs a step.
     pub fn metrics(&mut self, record: &MetricRecord) {
         let line = self.metrics.as_mut().map_or(Ok(()), |lines| lines.write(record).map_err(ReportError::from));
-        self.complain("metrics.jsonl", line);
+        self.complain(METRICS, line);
         let event = self.events.as_mut().map_or(Ok(()), |events| events.scalars(record.step, &record.scalars()));
         self.complain("events", event);
     }
 
-    /// Syncs the metrics to disk. To be called before a checkpoint is written: a checkpoint that survives a power failure must
-    /// not be newer than they are.
-    pub fn sync(&mut self) {
-        let synced = self.metrics.as_mut().map_or(Ok(()), |lines| lines.sync().map_err(ReportError::from));
-        self.complain("metrics.jsonl", synced);
+    /// What makes the metrics durable, on any thread. To be done before a checkpoint is written: a checkpoint that survives a power
+    /// failure must not be newer than they are.
+    pub fn syncing(&mut self) -> impl FnOnce() + Send + use<> {
+        let syncing = self.metrics.as_mut().map(|lines| lines.syncing().map_err(ReportError::from)).transpose();
+        let sync = syncing.unwrap_or_else(|error| {
+            self.complain(METRICS, Err(error));
+            None
+        });
+        move || {
+            if let Some(Err(error)) = sync.map(|sync| sync().map_err(ReportError::from)) {
+                warn(METRICS, &error);
+            }
+        }
     }
 
     /// Writes a sample grid of `step`: a file in `samples/`, and an event.
@@ -83,10 +93,14 @@ impl Reporter {
             && !self.complained.contains(&what)
         {
             self.complained.push(what);
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            tracing::warn!(what, help = error.help(), "{error}{cause}; training goes on");
+            warn(what, &error);
         }
     }
+}
+
+fn warn(what: &'static str, error: &ReportError) {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    tracing::warn!(what, help = error.help(), "{error}{cause}; training goes on");
 }
 
 #[cfg(test)]
@@ -131,7 +145,7 @@ mod tests {
         reporter.samples(20, &png);
         assert_eq!(reporter.complained, ["samples"]);
         reporter.metrics(&record(20));
-        reporter.sync();
+        reporter.syncing()();
         assert_eq!(fs::read_to_string(run.paths().metrics()).unwrap().lines().count(), 1);
     }
 }

@@ -313,7 +313,7 @@ impl<'a> Observers<'a> {
             let stop = self.stop;
             uploader.finish(&|| end != End::Reached || stop.is_over());
         }
-        self.reporter.sync();
+        self.reporter.syncing()();
         let samples = Some(last).filter(|path| path.exists());
         Ok(Ending { checkpoint: self.saved.take().map(|(_, path)| path), samples, interrupted })
     }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use candle_core::Device;
-use ddpm_kernels::buffer::FlatBuffer;
+use ddpm_kernels::buffer::{Copied, FlatBuffer};
 use ddpm_model::diffusion::{DiffusionError, LossHistory};
 use ddpm_model::optim::{Average, Optimizer};
 use ddpm_model::params::ParamLayout;
@@ -48,47 +48,53 @@ pub struct Position<'a> {
     pub rollbacks: u64,
 }
 
-/// What a checkpoint is made of, on the host, as the trainer's flat buffers hold it.
+/// What a checkpoint is made of, as the trainer's flat buffers held it; copies of what is on a GPU are still there.
 #[derive(Debug)]
-pub struct HostCopy {
+pub struct FlatCopy {
     layout: Arc<ParamLayout>,
     /// Weights and averages, by file.
-    weights: Vec<(String, Vec<f32>)>,
-    moments: [Vec<f32>; 2],
+    weights: Vec<(String, Copied)>,
+    moments: [Copied; 2],
     history: Option<TensorFile>,
     state: State,
 }
 
-impl HostCopy {
-    /// The same in the order and with the names of the files, which takes about as long as the copy and may be done beside the
-    /// training.
-    pub fn into_snapshot(self) -> Snapshot {
+impl FlatCopy {
+    /// The same on the host, in the order and with the names of the files; may be done beside the training.
+    ///
+    /// # Errors
+    /// The GPU fails.
+    pub fn into_snapshot(self) -> Result<Snapshot, Error> {
         let Self { layout, weights, moments, history, state } = self;
         // One after the other: each flat copy is freed as soon as it is in order.
-        let in_order = |flat: Vec<f32>, prefix: &str| named_tensors(&layout, &flat, prefix);
-        let mut files: Vec<_> =
-            weights.into_iter().map(|(name, flat)| TensorFile { name, tensors: in_order(flat, "") }).collect();
-        let tensors =
-            MOMENTS.iter().zip(moments).flat_map(|(name, flat)| in_order(flat, &format!("{name}."))).collect();
+        let in_order = |flat: Copied, prefix: &str| Ok::<_, Error>(named_tensors(&layout, &flat.into_vec()?, prefix));
+        let mut files = Vec::new();
+        for (name, flat) in weights {
+            files.push(TensorFile { name, tensors: in_order(flat, "")? });
+        }
+        let mut tensors = Vec::new();
+        for (name, flat) in MOMENTS.iter().zip(moments) {
+            tensors.extend(in_order(flat, &format!("{name}."))?);
+        }
         files.push(TensorFile { name: OPTIMIZER_FILE.to_owned(), tensors });
         files.extend(history);
-        Snapshot { files, state }
+        Ok(Snapshot { files, state })
     }
 }
 
 impl Trainer {
     /// A copy of everything, for a checkpoint: all that training must wait for.
-    pub fn copy(&self, position: &Position<'_>) -> Result<HostCopy, Error> {
+    pub fn copy(&self, position: &Position<'_>) -> Result<FlatCopy, Error> {
         let optimizer = &self.learner.optimizer;
-        let mut weights = vec![(MODEL_FILE.to_owned(), self.learner.params.buffer().to_vec()?)];
+        let mut weights = vec![(MODEL_FILE.to_owned(), self.learner.params.buffer().copied()?)];
         for average in optimizer.averages() {
-            weights.push((ema_file(average.decay), average.params.buffer().to_vec()?));
+            weights.push((ema_file(average.decay), average.params.buffer().copied()?));
         }
-        let [exp_avg, exp_avg_sq] = optimizer.moments().map(FlatBuffer::to_vec);
+        let [exp_avg, exp_avg_sq] = optimizer.moments().map(FlatBuffer::copied);
         let mut state = self.state(position);
         state.extra.insert(STEP_STATE.to_owned(), self.step_state()?);
         let history = self.timestep_sampler.history().map(history_file);
-        Ok(HostCopy { layout: self.unet().layout().clone(), weights, moments: [exp_avg?, exp_avg_sq?], history, state })
+        Ok(FlatCopy { layout: self.unet().layout().clone(), weights, moments: [exp_avg?, exp_avg_sq?], history, state })
     }
 
     fn state(&self, position: &Position<'_>) -> State {

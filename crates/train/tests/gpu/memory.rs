@@ -5,9 +5,12 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use ddpm_kernels::cuda::Gpu;
 use ddpm_train::config::TrainPlan;
+use ddpm_train::known_data::KnownData;
 use ddpm_train::training::gpu_memory::GpuEstimate;
+use ddpm_train::training::means::Means;
 use ddpm_train::training::outcome::StepOutcome;
 use ddpm_train::training::run::{RunOptions, train as run};
+use ddpm_train::training::state::Position;
 use ddpm_train::training::trainer::Trainer;
 use ddpm_train::{Error, Kind};
 
@@ -222,6 +225,29 @@ fn gpu_memory_that_is_full_when_the_step_is_recorded_costs_no_step() {
             assert!((found - expected).abs() < 1e-3 * expected, "from step {broken}: {found}, undisturbed {expected}");
         }
     }
+}
+
+/// The copy on the card is a help, not a need: without room for it the save waits for the copy on the host.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_memory_that_is_full_when_a_save_is_due_changes_nothing_in_it() {
+    let (device, _turn) = gpu();
+    let gpu = Gpu::of(&device).unwrap();
+    let plan = network(&[]);
+    let (_, trainer) = train(&plan, &device, 2);
+    let means = Means::default();
+    let position = Position { plan: &plan, data: &KnownData::default(), means: &means, rollbacks: 0 };
+    let tensors = || {
+        let files = trainer.copy(&position).unwrap().into_snapshot().unwrap().files.into_iter();
+        files.flat_map(|file| file.tensors).map(|tensor| (tensor.name, tensor.data)).collect::<Vec<_>>()
+    };
+    let (used, peak) = (gpu.memory().unwrap().used, || gpu.peak_memory().unwrap());
+    gpu.reset_peak_memory().unwrap();
+    let expected = tensors();
+    assert!(peak() > used, "the copies were made on the card");
+    assert_eq!(gpu.memory().unwrap().used, used, "and are gone");
+    let _scarcity = Scarcity::leaving(&gpu, &device, 0);
+    assert!(tensors() == expected);
 }
 
 /// What a card's driver and cuDNN take beside our tensors while a step is tried anew: the recording's own launches, code of other

@@ -16,7 +16,7 @@ fn settings(precision: &str) -> [(&str, &str); 3] {
 fn snapshot(plan: &TrainPlan, trainer: &Trainer) -> Snapshot {
     let means = Means::default();
     let position = Position { plan, data: &KnownData::default(), means: &means, rollbacks: 0 };
-    trainer.copy(&position).unwrap().into_snapshot()
+    trainer.copy(&position).unwrap().into_snapshot().unwrap()
 }
 
 /// Weights, averages and moments as bits, by file and name, and the rest of the state.

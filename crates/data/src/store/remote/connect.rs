@@ -44,16 +44,7 @@ pub(super) fn connect(
     Ok(match address.scheme {
         Scheme::S3 => {
             require_wellformed(name)?;
-            let mut builder = amazon().with_bucket_name(name).with_retry(once());
-            if variable("AWS_ACCESS_KEY_ID").is_none() && !is_set("AWS_SKIP_SIGNATURE") {
-                if let Some(found) = profile() {
-                    builder = builder.with_access_key_id(found.id).with_secret_access_key(found.secret);
-                    builder = found.token.into_iter().fold(builder, AmazonS3Builder::with_token);
-                } else if is_set("AWS_EC2_METADATA_DISABLED") && !OTHER_WAYS.iter().any(|name| variable(name).is_some())
-                {
-                    return Err(Refusal::NoCredentials);
-                }
-            }
+            let builder = with_credentials(amazon().with_bucket_name(name).with_retry(once()))?;
             // Who writes such an endpoint means it.
             let plain = ENDPOINTS.into_iter().find_map(variable);
             let plain = plain.is_some_and(|endpoint| endpoint.starts_with("http://"));
@@ -88,6 +79,21 @@ pub(super) fn connect(
             Arc::new(builder.with_client_options(options).build().map_err(failed)?)
         }
     })
+}
+
+/// Adds the keys of the profile where the environment names none.
+fn with_credentials(builder: AmazonS3Builder) -> Result<AmazonS3Builder, Refusal> {
+    if variable("AWS_ACCESS_KEY_ID").is_some() || is_set("AWS_SKIP_SIGNATURE") {
+        return Ok(builder);
+    }
+    if let Some(found) = profile() {
+        let builder = builder.with_access_key_id(found.id).with_secret_access_key(found.secret);
+        return Ok(found.token.into_iter().fold(builder, AmazonS3Builder::with_token));
+    }
+    if is_set("AWS_EC2_METADATA_DISABLED") && !OTHER_WAYS.iter().any(|name| variable(name).is_some()) {
+        return Err(Refusal::NoCredentials);
+    }
+    Ok(builder)
 }
 
 /// What `object_store` makes requests of without a look at it.

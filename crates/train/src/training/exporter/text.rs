@@ -4,7 +4,6 @@ use std::fmt::{Display, Write as _};
 
 use ddpm_run::metrics::GpuState;
 use ddpm_run::{RunPhase, memory};
-use serde_json::json;
 
 use super::Values;
 
@@ -54,7 +53,7 @@ pub(super) fn of(values: &Values, stalled: bool) -> String {
     let info = labels(&[("run", run), ("device", device), ("version", version)]);
     page.family("ddpm_run_info", "gauge", "The run: its name, its device and the program's version.", [(info, 1)]);
     let is_phase = |phase: RunPhase| u8::from(status.as_ref().is_some_and(|status| status.phase == phase));
-    let name = |phase: RunPhase| labels(&[("phase", json!(phase).as_str().unwrap_or_default())]);
+    let name = |phase: RunPhase| labels(&[("phase", &phase.to_string())]);
     let phases = PHASES.map(|phase| (name(phase), is_phase(phase)));
     page.family("ddpm_phase", "gauge", "1 for what the run is doing; all 0 while it is set up.", phases);
     page.number("ddpm_stalled", "gauge", "Whether there is no progress, see run.stall_after.", Some(u8::from(stalled)));

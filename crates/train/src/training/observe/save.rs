@@ -41,12 +41,12 @@ impl Observers<'_> {
 
     /// Starts writing a checkpoint; returns the result of the save before, if it was not read yet.
     pub(super) fn submit(&mut self, trainer: &Trainer) -> Result<Option<Result<SaveOutcome, CheckpointError>>, Error> {
+        let span = tracing::debug_span!("snapshot", step = trainer.steps_taken()).entered();
         self.look_after_run_dir()?;
-        self.reporter.sync();
+        let sync = self.reporter.syncing();
         if let Some(Err(error)) = self.engines.as_mut().map(Engines::keep) {
             tracing::warn!("engines.json was not written: {error}");
         }
-        let span = tracing::debug_span!("snapshot", step = trainer.steps_taken()).entered();
         let copy = trainer.copy(&Position {
             plan: self.setup.plan,
             data: self.setup.data,
@@ -54,7 +54,10 @@ impl Observers<'_> {
             rollbacks: self.setup.rollbacks,
         })?;
         span.exit();
-        Ok(self.writer.submit(trainer.steps_taken(), || copy.into_snapshot()))
+        Ok(self.writer.submit(trainer.steps_taken(), || {
+            sync();
+            copy.into_snapshot().map_err(|error| in_one_line(&error))
+        }))
     }
 
     /// Makes the run's directory again if it is gone, with all that was saved there.
