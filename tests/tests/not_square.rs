@@ -74,7 +74,7 @@ fn both_sides_go_to_diffusers_and_come_back() {
     assert_eq!(document(&run, "out/unet/config.json")["sample_size"], json!([12, 20]));
     let card = run.text("out/README.md");
     assert!(card.contains("A diffusion model (DDPM) of 20x12 images with 3 channels"), "{card}");
-    assert!(card.contains("image_size               = [12, 20]"), "{card}");
+    assert!(card.contains("image_size = [12, 20]"), "{card}");
     let drawn = |model: &str, out: &str| {
         run.ddpm(&format!("sample {model} --num 2 --steps 3 --out {out}/")).succeeds();
         run.files(out).into_values().collect::<Vec<_>>()

@@ -285,7 +285,7 @@ mod tests {
     fn what_is_said_of_a_network_that_is_not_square_counts_its_own_shape() {
         let wide = ImageSize { height: 48, width: 80 };
         assert!(notices_at(wide, &[(160, 96), (80, 48)], Fitting::default()).is_empty());
-        let said = notices_at(wide, &[(48, 80)], Fitting::default());
+        let said = notices_at(wide, &[(480, 800)], Fitting::default());
         let what = "64 % are cut off on average to give them the shape of data.image_size = [48, 80];";
         assert!(said.len() == 1 && said[0].contains(what), "{said:?}");
         let framed = notices_at(wide, &[(80, 40), (160, 96)], Fitting::default());

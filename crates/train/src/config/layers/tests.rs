@@ -71,7 +71,7 @@ fn the_network_has_both_sides_of_the_images_and_a_square_is_one_number() {
     let of = |size: &str| resolve(&format!("[data]\nimage_size = {size}\n"), &[], &[]).unwrap();
     let wide = of("[48, 80]");
     assert_eq!(wide.config.model.sample_size, Some(ImageSize { height: 48, width: 80 }));
-    assert!(wide.to_toml().contains("image_size               = [48, 80]\n"), "{}", wide.to_toml());
+    assert!(wide.to_toml().contains("image_size = [48, 80]\n"), "{}", wide.to_toml());
     assert_eq!(of("[64, 64]").to_toml(), of("64").to_toml());
 }
 
