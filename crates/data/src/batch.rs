@@ -16,7 +16,7 @@ use crate::decode::{Crop, Transform, decode};
 use crate::error::{DataError, shown};
 use crate::fitting::{Fitted, Fitting};
 use crate::format::{RawImage, Source, read_each};
-use crate::limits::ImageLimits;
+use crate::image_limits::ImageLimits;
 use crate::order::{Order, Shuffle};
 use crate::origin::Origin;
 

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::colour::Colours;
 use crate::error::{DataError, guard};
 use crate::fitting::{Fit, Fitted, Fitting, largest_part};
-use crate::limits::ImageLimits;
+use crate::image_limits::ImageLimits;
 
 /// The largest training size; far beyond what a pixel-space diffusion model is trained at.
 const MAX_IMAGE_SIZE: usize = 4096;

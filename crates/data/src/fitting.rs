@@ -168,7 +168,7 @@ impl Fitted {
         if enlarged > 0 {
             notices.push(format!(
                 "{enlarged} of the first {images} images are smaller than data.image_size = {image_size} in one direction: the \
-                 other is cut, and they are enlarged; data.fit = \"pad\" keeps them as they are, in a new run"
+                 other is cut, and they are enlarged; data.fit = \"pad\" keeps all of them, in a frame, in a new run"
             ));
         }
         if !self.ignored.is_empty() {

@@ -13,7 +13,7 @@ use crate::decode::{Colours, Crop, Transform, decode};
 use crate::error::DataError;
 use crate::fitting::Fitting;
 use crate::format::{RawImage, Source, read_each};
-use crate::limits::ImageLimits;
+use crate::image_limits::ImageLimits;
 
 /// Consecutive samples that a thread takes at a time: neighbours in a Parquet file are decoded together.
 const CHUNK: usize = 64;

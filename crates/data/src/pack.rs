@@ -19,7 +19,7 @@ use crate::decode::{Crop, Transform, decode};
 use crate::error::DataError;
 use crate::fitting::Fitting;
 use crate::format::{CLASSES_FILE, RawImage, Source, file_header, read_each, shard_len};
-use crate::limits::ImageLimits;
+use crate::image_limits::ImageLimits;
 
 /// What and how a folder is packed.
 const RECORD: &str = "pack.json";

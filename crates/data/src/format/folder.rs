@@ -11,7 +11,7 @@ use super::metadata::{self, Labels};
 use super::split::{self, names_split};
 use super::{Objects, RawImage, Source};
 use crate::error::{DataError, counted};
-use crate::limits::ImageLimits;
+use crate::image_limits::ImageLimits;
 use crate::store::{FileInfo, Listing, Piece, Store, StoreError};
 
 /// What counts as an image file, in any case.

@@ -31,7 +31,7 @@ use self::files::{Fingerprint, has_extension};
 pub use self::named::with_classes;
 pub(crate) use self::tar::{CLASSES_FILE, file_header, shard_len};
 use crate::error::{DataError, Refusal};
-use crate::limits::ImageLimits;
+use crate::image_limits::ImageLimits;
 use crate::store::address::without_query;
 use crate::store::{self, FileInfo, Listing, Located, Pattern, Store, StoreError, StoreOptions};
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::files::{READ_AT_ONCE_BYTES, and_classes, slashed};
 use super::{Objects, RawImage, Source};
 use crate::error::{DataError, counted};
-use crate::limits::ImageLimits;
+use crate::image_limits::ImageLimits;
 use crate::store::{FileInfo, Piece, Store, StoreError};
 
 /// Where an image lies, and its class.

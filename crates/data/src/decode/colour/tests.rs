@@ -8,7 +8,7 @@ use image::{ImageDecoder, ImageEncoder, ImageFormat, ImageReader};
 
 use super::*;
 use crate::decode::{Decoded, decode};
-use crate::limits::ImageLimits;
+use crate::image_limits::ImageLimits;
 
 macro_rules! fixture {
     ($name:literal) => {
