@@ -168,6 +168,18 @@ CONFIGS = {
     "gelu": (dict(act_fn="gelu", num_class_embeds=2, **SMALL), True),
     "relu": (dict(act_fn="relu", **SMALL), False),
     "swish": (dict(act_fn="swish", add_attention=False, **SMALL), False),
+    "not-square": (
+        dict(downsample_padding=0, attention_head_dim=4, **{**SMALL, **ATTENTION_BELOW, "sample_size": (12, 20)}),
+        True,
+    ),
+    "not-square-resnet-resampling": (
+        dict(
+            downsample_type="resnet",
+            upsample_type="resnet",
+            **{**SMALL, **ATTENTION_EVERYWHERE, "sample_size": (22, 10)},
+        ),
+        False,
+    ),
 }
 
 # The least and the most noisy step, and one between.
@@ -208,7 +220,9 @@ def make(config, gradients, seed):
     c = model.config
     n = len(TIMESTEPS)
     tensors = {f"weight.{key}": value.clone() for key, value in model.state_dict().items()}
-    tensors["sample"] = torch.randn((n, c.in_channels, c.sample_size, c.sample_size), generator=generator)
+    # Height and width.
+    sides = c.sample_size if isinstance(c.sample_size, (tuple, list)) else (c.sample_size, c.sample_size)
+    tensors["sample"] = torch.randn((n, c.in_channels, *sides), generator=generator)
     tensors["timesteps"] = torch.tensor(TIMESTEPS)
     if c.num_class_embeds or c.class_embed_type:
         # The last class, and one of them twice: its gradients add up.

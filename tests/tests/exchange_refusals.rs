@@ -61,7 +61,14 @@ fn a_config_that_this_version_cannot_run_is_refused_by_key_and_value() {
         (unet, "up_block_types", json!(["UpBlock2D", "SkipUpBlock2D"]), "the blocks of score-based models"),
         (unet, "class_embed_type", json!("identity"), "labels here are numbers"),
         (unet, "mid_block_type", json!("UNetMidBlock2DCrossAttn"), "mid_block_type"),
-        (unet, "sample_size", json!([16, 32]), "sample_size = [16,32]"),
+        (
+            unet,
+            "sample_size",
+            json!([16, 32, 3]),
+            "sample_size = [16,32,3]: invalid length 3, expected a whole number, or [height, width]",
+        ),
+        (unet, "sample_size", json!([16, 9000]), "sample_size = 9000: expected at most 4096"),
+        (unet, "sample_size", json!([16, 17]), "images of 17 x 16 pixels cannot be halved"),
         (unet, "sample_size", json!(null), "sample_size = null"),
         (unet, "block_out_channels", json!([8, 9]), "norm_num_groups"),
         (

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ddpm_data::{Counts, Inspection, OpenOptions, Source, counted, shown};
+use ddpm_data::{Counts, ImageSize, Inspection, OpenOptions, Source, counted, shown};
 use ddpm_run::memory::format_bytes;
 use ddpm_train::report::pictures::{self, Layout, grid};
 use serde_json::json;
@@ -25,12 +25,17 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Outcome, Fa
     place.iter().try_for_each(|place| place.refuse_inside(Path::new(&args.source)))?;
     let source = ddpm_data::open(
         &args.source,
-        &OpenOptions { format: args.format, split: args.split.clone(), ..OpenOptions::default() },
+        &OpenOptions {
+            format: args.format,
+            split: args.split.clone(),
+            limits: args.limits.get(),
+            ..OpenOptions::default()
+        },
     )?;
     prepare(&place.into_iter().collect::<Vec<_>>())?;
     let total = source.len();
     tracing::debug!("reading {}", source.describe());
-    let inspection = ddpm_data::inspect(source.as_ref(), 0, &|done| {
+    let inspection = ddpm_data::inspect(source.as_ref(), 0, args.limits.get(), &|done| {
         // A source that takes long to read needs progress messages.
         if done % 16_384 == 0 {
             tracing::info!(done, total, "{done} of {total} images");
@@ -53,11 +58,11 @@ fn write_preview(inspection: &Inspection, source: &dyn Source, path: &Path) -> R
     let colours = inspection.colors.0.iter().any(|(name, _)| name.starts_with("rgb"));
     let channels = if colours { 3 } else { 1 };
     let size = inspection.sizes.0.iter().filter_map(|(size, _)| largest_side(size)).max().unwrap_or(PREVIEW_SIZE);
-    let size = size.min(PREVIEW_SIZE);
+    let size = ImageSize::square(size.min(PREVIEW_SIZE));
     let previews = inspection.preview(source, PREVIEW_IMAGES, size, channels)?;
-    let shape = [previews.len(), size, size, channels];
+    let shape = size.shape(previews.len(), channels);
     let pixels: Vec<u8> = previews.into_iter().flat_map(|preview| preview.pixels).collect();
-    let page = grid(&pixels, shape, Layout::visible(size, size))?;
+    let page = grid(&pixels, shape, Layout::visible(size.height, size.width))?;
     Ok(pictures::write(path, &pictures::encode(&page)?)?)
 }
 
@@ -74,6 +79,9 @@ fn text(inspection: &Inspection, preview: Option<&Path>) -> String {
     table.row(&[&"sizes", &in_a_line(sizes)]);
     table.row(&[&"formats", &format!("{}; {}", in_a_line(formats), format_bytes(inspection.bytes))]);
     table.row(&[&"colours", &in_a_line(colors)]);
+    if !inspection.profiles.0.is_empty() {
+        table.row(&[&"profiles", &in_a_line(&inspection.profiles)]);
+    }
     table.row(&[&"speed", &format!("{:.0} images/s", inspection.images_per_s)]);
     if let Some(path) = preview {
         table.row(&[&"preview", &path.display()]);

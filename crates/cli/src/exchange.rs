@@ -34,9 +34,9 @@ pub(super) fn import(args: &ImportArgs, output: &Output) -> Result<(), Failure> 
     let config_file = args.to.join("config.toml");
     let document = json!({"run_dir": args.to, "checkpoint": checkpoint, "config": config_file});
     output.result(&document, || {
-        let (size, channels) = (config.data.image_size, config.data.channels);
+        let (size, channels) = (config.data.image_size.width_x_height(), config.data.channels);
         format!(
-            "{}: a run of {size}x{size} images with {channels} channels, at step 0\nnext:\n  \
+            "{}: a run of {size} images with {channels} channels, at step 0\nnext:\n  \
              ddpm train {} --set data.source=IMAGES",
             args.to.display(),
             config_file.display()

@@ -69,8 +69,8 @@ pub(super) fn run(
     let images = EvalImages::open(&selection, &model.config)?.labelled_as(model.class_names())?;
     let images = images.at_most(args.num.unwrap_or(SAMPLE_IMAGES));
     let (num, size) = (images.len(), model.config.data.image_size);
-    let layout = Layout { columns: Some(num), ..Layout::visible(size, size) };
-    page_size(3 * num, [size, size], layout)?;
+    let layout = Layout { columns: Some(num), ..Layout::visible(size.height, size.width) };
+    page_size(3 * num, size.sides(), layout)?;
 
     let (start, mut counter) = (Instant::now(), output.counter(num, "images"));
     // A clamp cannot be undone.
@@ -87,7 +87,7 @@ pub(super) fn run(
     let error = all.error().map_err(ModelError::from)?;
     let pixels = [&all.images, &all.latents, &all.returned].map(to_bytes);
     let pixels = pixels.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
-    let shape = [3 * num, size, size, model.config.data.channels];
+    let shape = size.shape(3 * num, model.config.data.channels);
     write(&out, &encode(&grid(&pixels, shape, layout)?)?)?;
     if let Some(path) = &args.latents {
         save_latents(&all.latents, path)?;

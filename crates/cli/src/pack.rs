@@ -24,13 +24,19 @@ pub(super) fn run(args: &PackArgs, output: &Output) -> Result<(), Failure> {
     Place { option: "--to", path: &args.to, kind: Kind::Folder }.refuse_inside(Path::new(&args.source))?;
     let source = ddpm_data::open(
         &args.source,
-        &OpenOptions { format: args.format, split: args.split.clone(), ..OpenOptions::default() },
+        &OpenOptions {
+            format: args.format,
+            split: args.split.clone(),
+            limits: args.limits.get(),
+            ..OpenOptions::default()
+        },
     )?;
     source.notices().iter().for_each(|notice| tracing::info!("{notice}"));
     let config = PackConfig {
         pack_as: args.size.map_or(PackAs::Original, PackAs::Size),
         shard_images: args.shard_images.unwrap_or(0),
         workers: args.workers.unwrap_or(0),
+        limits: args.limits.get(),
     };
     let counter = Mutex::new(output.counter(source.len(), "images"));
     let packed = ddpm_data::pack(&*source, &args.to, &config, &|done| {

@@ -64,7 +64,7 @@ pub(super) fn run(args: &SampleArgs, output: &Output) -> Result<(), Failure> {
     let seconds = start.elapsed().as_secs_f64();
     if let Some((path, trajectory)) = args.trajectory.as_ref().zip(trajectory) {
         let data = &model.config.data;
-        write(path, &encode(&trajectory.picture([num, data.image_size, data.image_size, data.channels])?)?)?;
+        write(path, &encode(&trajectory.picture(data.image_size.shape(num, data.channels))?)?)?;
         files.push(path.clone());
     }
     let images_per_s = drawn as f64 / seconds;
@@ -152,9 +152,9 @@ fn draw_series(
 
 /// Memory for the names of all files, allocated before hours are spent on them.
 fn room_for_names(count: usize, model: &Model) -> Result<Vec<PathBuf>, Failure> {
-    let (mut files, size) = (Vec::new(), model.config.data.image_size);
+    let (mut files, [height, width]) = (Vec::new(), model.config.data.image_size.sides());
     let reserved = files.try_reserve_exact(count);
-    reserved.map_err(|_| ddpm_train::Error::ImagesTooMany { count, height: size, width: size })?;
+    reserved.map_err(|_| ddpm_train::Error::ImagesTooMany { count, height, width })?;
     Ok(files)
 }
 
@@ -196,7 +196,7 @@ fn warn_of_not_finite(bad: usize, all: usize) {
 /// Refuses a grid that no picture can hold, before it is drawn.
 fn check_page(num: usize, model: &Model, layout: Layout) -> Result<(), Failure> {
     let size = model.config.data.image_size;
-    page_size(num, [size, size], layout).map(drop).map_err(|error| {
+    page_size(num, size.sides(), layout).map(drop).map_err(|error| {
         let message = format!("--num {num}: {error}");
         Failure::new(ExitCode::Usage, message).hint("draw fewer, or give --out a folder for single PNGs")
     })
@@ -241,7 +241,7 @@ fn start(args: &SampleArgs, model: &Model) -> Result<Start, Failure> {
 fn grid_layout(args: &SampleArgs, num: usize, model: &Model) -> Layout {
     let size = model.config.data.image_size;
     let columns = args.interpolate.as_ref().map(|_| num.min(MOST_COLUMNS));
-    Layout { columns, ..Layout::visible(size, size) }
+    Layout { columns, ..Layout::visible(size.height, size.width) }
 }
 
 /// The class that `--class` means: one of this name, or else of this number. Where folders are called 0, 1, 10, 2 the name counts.

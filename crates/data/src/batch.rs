@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ddpm_kernels::image_size::ImageSize;
 use ddpm_kernels::share::Share;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,7 @@ use crate::decode::{Crop, Transform, decode};
 use crate::error::{DataError, shown};
 use crate::fitting::{Fitted, Fitting};
 use crate::format::{RawImage, Source, read_each};
+use crate::image_limits::ImageLimits;
 use crate::order::{Order, Shuffle};
 use crate::origin::Origin;
 
@@ -44,13 +46,15 @@ pub struct LoaderConfig {
     /// Which order (`data.shuffle_window`).
     pub shuffle: Shuffle,
     /// Height and width of the batches' images (`data.image_size`).
-    pub image_size: usize,
+    pub image_size: ImageSize,
     /// 1 (grey) or 3 (RGB) (`data.channels`).
     pub channels: usize,
     /// Where larger images are cut (`data.crop`).
     pub crop: Crop,
     /// How other sizes are made to fit (`data.fit`, `data.upscale`, `data.background`).
     pub fitting: Fitting,
+    /// How large an image may be.
+    pub limits: ImageLimits,
     /// Whether half of the images are mirrored (`data.flip`).
     pub flip: bool,
     /// With a number, batches have labels and each must be below it (`data.num_classes`); without, they have none.
@@ -138,6 +142,15 @@ impl Batcher {
         self.make(step, &AtomicBool::new(false)).map(|made| made.batch)
     }
 
+    /// What a person should know about the images of batch `step`: as [`Loader::take_notices`](crate::Loader::take_notices), of
+    /// few images.
+    ///
+    /// # Errors
+    /// As [`batch_at`](Self::batch_at).
+    pub fn notices_at(&self, step: u64) -> Result<Vec<String>, DataError> {
+        self.make(step, &AtomicBool::new(false)).map(|made| made.fitted.notices(self.config.image_size))
+    }
+
     /// The settings.
     pub(crate) fn config(&self) -> &LoaderConfig {
         &self.config
@@ -150,7 +163,7 @@ impl Batcher {
 
     /// Batch `step`, given up with [`DataError::Stopped`] between two images once `stop` is set.
     pub(crate) fn make(&self, step: u64, stop: &AtomicBool) -> Result<Made, DataError> {
-        let (n, size) = (self.config.share.count(), self.config.image_size);
+        let n = self.config.share.count();
         let mut images = vec![0; n * self.transform.image_len()];
         let mut labels = self.config.num_classes.map(|_| Vec::with_capacity(n));
         let (mut ids, mut met) = (Vec::with_capacity(n), Met::default());
@@ -169,7 +182,7 @@ impl Batcher {
             }
             Ok(())
         })?;
-        let batch = Batch { images, shape: [n, size, size, self.config.channels], labels, ids };
+        let batch = Batch { images, shape: self.config.image_size.shape(n, self.config.channels), labels, ids };
         Ok(Made { batch, unreadable: met.unreadable, fitted: met.fitted })
     }
 
@@ -230,12 +243,12 @@ impl Batcher {
         pixels: &mut [u8],
         fitted: &mut Fitted,
     ) -> Result<Option<u32>, DataError> {
-        let decoded = match decode(&raw.bytes) {
+        let decoded = match decode(&raw.bytes, self.config.limits) {
             Ok(decoded) => decoded,
             Err(reason) => return Err(DataError::Unreadable { sample: raw.id, reason }),
         };
-        self.transform.note(fitted, &decoded.image);
-        self.transform.apply(decoded.image, &raw.id, position, pixels)?;
+        self.transform.note(fitted, &decoded);
+        self.transform.apply(decoded, &raw.id, position, pixels)?;
         let Some(num_classes) = self.config.num_classes else { return Ok(None) };
         match raw.label {
             None => Err(DataError::LabelMissing { sample: raw.id, num_classes }),

@@ -1,34 +1,36 @@
 //! Bytes to pixels: decode, flatten, crop, resize, pad, flip. `[H, W, C]` u8, the size the network trains at.
 //!
-//! The rule for the size, for an image of `w x h` and a network of `S x S`:
-//! - `w <= S` and `h <= S`, unless it is to be enlarged: no resampling; the image is centred on the background (28x28 Fashion
+//! The rule for the size, for an image of `w x h` and a network of `W x H`:
+//! - `w <= W` and `h <= H`, unless it is to be enlarged: no resampling; the image is centred on the background (28x28 Fashion
 //!   images become 32x32 untouched).
-//! - otherwise as [`Fit`] says, with Lanczos. `crop` cuts out the largest square where [`Crop`] says and resizes it. Cutting first
-//!   gives what resizing the shorter side and cutting then gives, but the work and memory stay bounded for a 1x10000 strip.
+//! - otherwise as [`Fit`] says, with Lanczos. `crop` cuts out the largest part of the network's shape where [`Crop`] says and
+//!   resizes it. Cutting first gives what resizing and cutting then gives, but the work and memory stay bounded for a 1x10000
+//!   strip.
 //!
 //! Transparency is laid on the background. EXIF orientation is applied, so that photos train upright.
 //! The crop's place and the flip are drawn at the sample's position in the run (images seen before it): see
 //! `ddpm_kernels::philox`.
 
+mod colour;
+
 use std::io::Cursor;
 
+use ddpm_kernels::image_size::ImageSize;
 use ddpm_kernels::philox::{Philox, Purpose};
 use image::imageops::FilterType;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::colour::Colours;
 use crate::error::{DataError, guard};
-use crate::fitting::{Fit, Fitted, Fitting};
+use crate::fitting::{Fit, Fitted, Fitting, largest_part};
+use crate::image_limits::ImageLimits;
 
-/// No camera's picture is larger; a header that claims more is an attack or damage.
-const MAX_SIDE: u32 = 16_384;
-/// 256 MiB hold 89 megapixels of RGB; each worker decodes one image at a time.
-const MAX_DECODED_BYTES: u64 = 256 << 20;
 /// The largest training size; far beyond what a pixel-space diffusion model is trained at.
 const MAX_IMAGE_SIZE: usize = 4096;
 
-/// Where the square is cut from an image larger than the network (`data.crop`).
+/// Where an image larger than the network's is cut (`data.crop`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Crop {
@@ -46,10 +48,11 @@ pub enum Crop {
 pub(crate) struct Decoded {
     pub(crate) image: DynamicImage,
     pub(crate) format: &'static str,
+    pub(crate) colours: Colours,
 }
 
 /// Decodes an image file's bytes (the first frame of an animation); the error says why it cannot be.
-pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
+pub(crate) fn decode(bytes: &[u8], limits: ImageLimits) -> Result<Decoded, String> {
     if bytes.is_empty() {
         return Err("the image has no bytes".into());
     }
@@ -59,28 +62,35 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
         if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
             return Err("the JPEG data is truncated".into());
         }
-        let image = decode_frame(reader).map_err(|e| e.to_string())?;
-        Ok(Decoded { image, format: format_name(format) })
+        let (image, colours) = decode_frame(reader, limits)?;
+        Ok(Decoded { image, format: format_name(format), colours })
     })
 }
 
-fn decode_frame(mut reader: ImageReader<Cursor<&[u8]>>) -> image::ImageResult<DynamicImage> {
-    let mut limits = Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
-    limits.max_alloc = Some(MAX_DECODED_BYTES);
-    reader.limits(limits.clone());
-    let mut decoder = reader.into_decoder()?;
+fn decode_frame(
+    mut reader: ImageReader<Cursor<&[u8]>>,
+    limits: ImageLimits,
+) -> Result<(DynamicImage, Colours), String> {
+    let reason = |error| match error {
+        ImageError::Limits(_) => limits.exceeded(),
+        other => other.to_string(),
+    };
+    let mut of_decoder = Limits::no_limits();
+    of_decoder.max_alloc = Some(limits.max_bytes);
+    reader.limits(of_decoder);
+    let mut decoder = reader.into_decoder().map_err(reason)?;
     // Not every decoder counts the buffer it is given, so its size is checked before it is allocated.
-    limits.reserve(decoder.total_bytes())?;
+    limits.check_image(decoder.dimensions(), decoder.total_bytes())?;
     // Damaged EXIF data is no reason to lose the picture.
     let orientation = match decoder.orientation().unwrap_or(Orientation::NoTransforms) {
         Orientation::NoTransforms => decoder.exif_metadata().ok().flatten().and_then(|exif| long_orientation(&exif)),
         other => Some(other),
     };
-    let mut image = DynamicImage::from_decoder(decoder)?;
+    let profile = decoder.icc_profile().ok().flatten();
+    let mut image = DynamicImage::from_decoder(decoder).map_err(reason)?;
     image.apply_orientation(orientation.unwrap_or(Orientation::NoTransforms));
-    Ok(image)
+    let colours = profile.map_or(Colours::Srgb, |profile| Colours::of(&profile, image.color()));
+    Ok((image, colours))
 }
 
 /// The orientation of EXIF data that holds it as a number of 32 bits. The standard says 16, which the decoders read; some cameras
@@ -140,7 +150,7 @@ fn format_name(format: ImageFormat) -> &'static str {
 /// How decoded images become the network's input.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Transform {
-    size: u32,
+    size: ImageSize,
     channels: usize,
     crop: Crop,
     fitting: Fitting,
@@ -153,14 +163,14 @@ impl Transform {
     /// Checks the settings; an error names the key.
     pub(crate) fn new(
         seed: u64,
-        image_size: usize,
+        size: ImageSize,
         channels: usize,
         crop: Crop,
         fitting: Fitting,
         flip: bool,
     ) -> Result<Self, DataError> {
-        if !(1..=MAX_IMAGE_SIZE).contains(&image_size) {
-            let (key, found) = ("data.image_size", image_size.to_string());
+        if !size.sides().iter().all(|side| (1..=MAX_IMAGE_SIZE).contains(side)) {
+            let (key, found) = ("data.image_size", size.to_string());
             return Err(DataError::Setting { key, found, expected: "1 to 4096 pixels" });
         }
         if !matches!(channels, 1 | 3) {
@@ -168,78 +178,89 @@ impl Transform {
             return Err(DataError::Setting { key, found, expected: "1 (grey) or 3 (RGB)" });
         }
         let (crop_draws, flip_draws) = (Philox::new(seed, Purpose::Crop), Philox::new(seed, Purpose::Flip));
-        Ok(Self { size: image_size as u32, channels, crop, fitting, flip, crop_draws, flip_draws })
+        Ok(Self { size, channels, crop, fitting, flip, crop_draws, flip_draws })
     }
 
-    /// Bytes of one image, `size * size * channels`.
+    /// Bytes of one image, `H * W * C`.
     pub(crate) fn image_len(&self) -> usize {
-        self.size as usize * self.size as usize * self.channels
+        self.size.pixels() * self.channels
     }
 
-    /// Fits `image` to the network and writes it to `out`, `[H, W, C]`, `image_len()` bytes.
-    pub(crate) fn apply(
-        &self,
-        image: DynamicImage,
-        sample: &str,
-        position: u64,
-        out: &mut [u8],
-    ) -> Result<(), DataError> {
-        let fitted = self.fit(image, sample, position)?;
+    /// Fits an image to the network and writes it to `out`, `[H, W, C]`, `image_len()` bytes.
+    pub(crate) fn apply(&self, decoded: Decoded, sample: &str, position: u64, out: &mut [u8]) -> Result<(), DataError> {
+        let Decoded { image, colours, .. } = decoded;
+        let fitted = if image.has_alpha() {
+            // The background that it is laid on is in sRGB.
+            self.fit(colours.apply(image), sample, position)?
+        } else {
+            colours.apply(self.fit(image, sample, position)?)
+        };
         let (width, height) = (fitted.width() as usize, fitted.height() as usize);
         let flat = self.flatten(fitted);
-        let size = self.size as usize;
-        let (left, top) = ((size - width) / 2, (size - height) / 2);
+        let (left, top) = ((self.size.width - width) / 2, (self.size.height - height) / 2);
         let around = self.fitting.background.around(self.channels);
         out.chunks_exact_mut(self.channels).for_each(|pixel| pixel.copy_from_slice(&around));
-        let rows = out.chunks_exact_mut(size * self.channels).skip(top);
+        let rows = out.chunks_exact_mut(self.size.width * self.channels).skip(top);
         for (row, pixels) in rows.zip(flat.chunks_exact(width * self.channels)) {
             row[left * self.channels..][..pixels.len()].copy_from_slice(pixels);
         }
         if self.flip && self.flip_draws.u64(0, position) & 1 == 1 {
-            out.chunks_exact_mut(size * self.channels).for_each(|row| mirror(row, self.channels));
+            out.chunks_exact_mut(self.size.width * self.channels).for_each(|row| mirror(row, self.channels));
         }
         Ok(())
     }
 
-    /// What fitting does to an image of this size.
-    pub(crate) fn note(&self, fitted: &mut Fitted, image: &DynamicImage) {
-        fitted.add((image.width(), image.height()), self.size, self.fitting);
+    /// What is done to an image.
+    pub(crate) fn note(&self, fitted: &mut Fitted, decoded: &Decoded) {
+        fitted.add((decoded.image.width(), decoded.image.height()), self.size, self.fitting);
+        if let Colours::Ignored(profile) = decoded.colours {
+            fitted.add_ignored(profile);
+        }
     }
 
-    /// At most `size` in both directions.
+    /// At most the network's size in both directions.
     fn fit(&self, image: DynamicImage, sample: &str, position: u64) -> Result<DynamicImage, DataError> {
         let (width, height) = (image.width(), image.height());
-        if width <= self.size && height <= self.size && !self.fitting.upscale {
+        let (most_width, most_height) = self.most();
+        if width <= most_width && height <= most_height && !self.fitting.upscale {
             return Ok(image);
         }
         match self.fitting.fit {
-            Fit::Crop => self.cut(image, sample, position).map(|square| self.resize(square, self.size, self.size)),
+            Fit::Crop => self.cut(image, sample, position).map(|part| self.resize(part, most_width, most_height)),
             Fit::Pad => {
-                let scale = f64::from(self.size) / f64::from(width.max(height));
-                let side = |length: u32| ((f64::from(length) * scale).round() as u32).clamp(1, self.size);
-                Ok(self.resize(image, side(width), side(height)))
+                let ratio = |most: u32, length: u32| f64::from(most) / f64::from(length);
+                let scale = ratio(most_width, width).min(ratio(most_height, height));
+                let side = |length: u32, most: u32| ((f64::from(length) * scale).round() as u32).clamp(1, most);
+                Ok(self.resize(image, side(width, most_width), side(height, most_height)))
             }
-            Fit::Stretch => Ok(self.resize(image, self.size, self.size)),
+            Fit::Stretch => Ok(self.resize(image, most_width, most_height)),
         }
     }
 
-    /// The largest square of an image.
+    /// The network's width and height.
+    fn most(&self) -> (u32, u32) {
+        (self.size.width as u32, self.size.height as u32)
+    }
+
+    /// The largest part of an image that has the network's shape.
     fn cut(&self, image: DynamicImage, sample: &str, position: u64) -> Result<DynamicImage, DataError> {
         let (width, height) = (image.width(), image.height());
-        let side = width.min(height);
+        let (part_width, part_height) = largest_part((width, height), self.size);
+        let whole = (part_width, part_height) == (width, height);
+        let (most_width, most_height) = self.most();
         let (x, y) = match self.crop {
-            Crop::Center => ((width - side) / 2, (height - side) / 2),
+            Crop::Center => ((width - part_width) / 2, (height - part_height) / 2),
             Crop::Random => {
                 let draw = |axis, room| self.crop_draws.below(axis, position, u64::from(room) + 1) as u32;
-                (draw(0, width - side), draw(1, height - side))
+                (draw(0, width - part_width), draw(1, height - part_height))
             }
-            Crop::None if width == height && side <= self.size => (0, 0),
+            Crop::None if whole && width <= most_width && height <= most_height => (0, 0),
             Crop::None => {
-                let image_size = self.size as usize;
+                let image_size = self.size;
                 return Err(DataError::CropNeeded { sample: sample.to_owned(), width, height, image_size });
             }
         };
-        Ok(if width == height { image } else { image.crop_imm(x, y, side, side) })
+        Ok(if whole { image } else { image.crop_imm(x, y, part_width, part_height) })
     }
 
     fn resize(&self, image: DynamicImage, width: u32, height: u32) -> DynamicImage {

@@ -11,6 +11,8 @@ mod words;
 
 use std::path::PathBuf;
 
+use ddpm_kernels::image_size::ImageSize;
+
 pub(crate) use self::guard::{guard, panic_message};
 pub use self::refusal::Refusal;
 pub use self::words::{counted, shown};
@@ -265,8 +267,9 @@ pub enum DataError {
     },
     /// `data.crop = "none"` and an image that is too large.
     #[error(
-        "{}: {width}x{height} pixels, but data.crop = \"none\" expects at most {image_size}x{image_size}",
-        shown(sample)
+        "{}: {width}x{height} pixels, but data.crop = \"none\" expects at most {}",
+        shown(sample),
+        image_size.width_x_height()
     )]
     CropNeeded {
         /// The sample's id.
@@ -276,7 +279,7 @@ pub enum DataError {
         /// Its height in pixels.
         height: u32,
         /// `data.image_size`.
-        image_size: usize,
+        image_size: ImageSize,
     },
     /// A worker thread panicked: a bug in this program.
     #[error("a data worker panicked at step {step}: {message}")]

@@ -1,26 +1,30 @@
-//! How an image of any shape becomes the network's square, as `data.fit`, `data.upscale` and `data.background` say; and what that
+//! How an image of any shape gets the network's size, as `data.fit`, `data.upscale` and `data.background` say; and what that
 //! did to the images so far, for a person who did not expect it.
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use ddpm_kernels::image_size::ImageSize;
 use image::{Pixel, Rgb};
 use serde::{Deserialize, Serialize};
 
 /// A cut of this share, on average, is worth a word: a 4:3 photo loses a quarter.
 const MUCH: f64 = 0.2;
 
-/// How an image that is larger than the square is made to fit (`data.fit`).
+/// How an image that is larger than the network's is made to fit (`data.fit`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fit {
-    /// The largest square is cut out where `data.crop` says, and resized.
+    /// The largest part of the network's shape is cut out where `data.crop` says, and resized.
     #[default]
     Crop,
-    /// All of it is resized until its longer side fits; bars of the background fill the rest.
+    /// All of it is resized until both sides fit; bars of the background fill the rest.
     Pad,
-    /// All of it is resized to the square; its proportions change.
+    /// All of it is resized to both sides; its proportions change.
     Stretch,
 }
 
-/// The colour under transparent pixels and around images that do not fill the square (`data.background`).
+/// The colour under transparent pixels and around images that do not fill the network's (`data.background`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Background {
@@ -85,10 +89,22 @@ impl From<Background> for String {
 pub struct Fitting {
     /// `data.fit`.
     pub fit: Fit,
-    /// Whether an image that is smaller than the square is enlarged, and not centred on the background (`data.upscale`).
+    /// Whether an image that is smaller in both directions is enlarged, and not centred on the background (`data.upscale`).
     pub upscale: bool,
     /// `data.background`.
     pub background: Background,
+}
+
+/// Width and height of the largest part of an image that has the shape of `size`.
+pub(crate) fn largest_part((width, height): (u32, u32), size: ImageSize) -> (u32, u32) {
+    let (w, h) = (u64::from(width), u64::from(height));
+    let (of_width, of_height) = (size.width.max(1) as u64, size.height.max(1) as u64);
+    let scaled = |side: u64, times: u64, by: u64| ((side * times + by / 2) / by).max(1);
+    match (w * of_height).cmp(&(h * of_width)) {
+        Ordering::Equal => (width, height),
+        Ordering::Greater => (scaled(h, of_width, of_height).min(w) as u32, height),
+        Ordering::Less => (width, scaled(w, of_height, of_width).min(h) as u32),
+    }
 }
 
 /// What fitting did to some images.
@@ -96,38 +112,52 @@ pub struct Fitting {
 pub(crate) struct Fitted {
     images: usize,
     framed: usize,
+    /// Those smaller in one direction only, which are enlarged all the same: their other side is cut.
+    enlarged: usize,
     /// The shares that were cut off, added up.
     lost: f64,
     first: Option<(u32, u32)>,
     mixed: bool,
+    /// Colour profiles that could not be used, by their kind.
+    ignored: BTreeMap<&'static str, usize>,
 }
 
 impl Fitted {
-    /// Takes in an image of this size, for a square of `side`.
-    pub(crate) fn add(&mut self, (width, height): (u32, u32), side: u32, fitting: Fitting) {
+    /// Takes in an image of this width and height, for a network of `size`.
+    pub(crate) fn add(&mut self, (width, height): (u32, u32), size: ImageSize, fitting: Fitting) {
         self.images += 1;
         self.mixed |= *self.first.get_or_insert((width, height)) != (width, height);
-        let small = width <= side && height <= side && !fitting.upscale;
-        if small && width.min(height) < side {
+        let (wide, high) = (width as usize, height as usize);
+        let small = wide <= size.width && high <= size.height && !fitting.upscale;
+        if small && (wide < size.width || high < size.height) {
             self.framed += 1;
         } else if fitting.fit == Fit::Crop {
-            let square = f64::from(width.min(height)).powi(2);
-            self.lost += 1.0 - square / (f64::from(width) * f64::from(height));
+            let (kept_width, kept_height) = largest_part((width, height), size);
+            let kept = f64::from(kept_width) * f64::from(kept_height);
+            self.enlarged += usize::from(!fitting.upscale && (kept_width as usize) < size.width);
+            self.lost += 1.0 - kept / (f64::from(width) * f64::from(height));
         }
+    }
+
+    /// Takes in a colour profile that could not be used.
+    pub(crate) fn add_ignored(&mut self, profile: &'static str) {
+        *self.ignored.entry(profile).or_default() += 1;
     }
 
     /// Takes in what was done to further images.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.images += other.images;
         self.framed += other.framed;
+        self.enlarged += other.enlarged;
         self.lost += other.lost;
         self.mixed |= other.mixed || (self.first.is_some() && other.first.is_some() && self.first != other.first);
         self.first = self.first.or(other.first);
+        other.ignored.iter().for_each(|(profile, count)| *self.ignored.entry(profile).or_default() += count);
     }
 
     /// What is worth a word, with the key that changes it. Images of one size that all get a frame are as they were meant.
-    pub(crate) fn notices(&self, image_size: usize) -> Vec<String> {
-        let (images, framed) = (self.images, self.framed);
+    pub(crate) fn notices(&self, image_size: ImageSize) -> Vec<String> {
+        let (images, framed, enlarged) = (self.images, self.framed, self.enlarged);
         let mut notices = Vec::new();
         if framed > 0 && self.mixed {
             notices.push(format!(
@@ -135,12 +165,31 @@ impl Fitted {
                  drawn images will show too; data.upscale = true enlarges them instead, in a new run"
             ));
         }
+        if enlarged > 0 {
+            notices.push(format!(
+                "{enlarged} of the first {images} images are smaller than data.image_size = {image_size} in one direction: the \
+                 other is cut, and they are enlarged; data.fit = \"pad\" keeps all of them, in a frame, in a new run"
+            ));
+        }
+        if !self.ignored.is_empty() {
+            let all: usize = self.ignored.values().sum();
+            let kinds: Vec<_> = self.ignored.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
+            notices.push(format!(
+                "{all} of the first {images} images have a colour profile that is not used, so their colours are taken as sRGB: {}",
+                kinds.join(", ")
+            ));
+        }
         let lost = self.lost / images.max(1) as f64;
         if lost > MUCH {
+            let percent = lost * 100.0;
+            let why = if image_size.is_square() {
+                "to make them square".to_owned()
+            } else {
+                format!("to give them the shape of data.image_size = {image_size}")
+            };
             notices.push(format!(
-                "of the first {images} images {:.0} % are cut off on average to make them square; data.fit = \"pad\" keeps \
-                 all of an image, in a new run",
-                lost * 100.0
+                "of the first {images} images {percent:.0} % are cut off on average {why}; data.fit = \"pad\" keeps all of an \
+                 image, in a new run"
             ));
         }
         notices
@@ -168,13 +217,17 @@ mod tests {
     }
 
     fn notices(sizes: &[(u32, u32)], fitting: Fitting) -> Vec<String> {
+        notices_at(ImageSize::square(32), sizes, fitting)
+    }
+
+    fn notices_at(image_size: ImageSize, sizes: &[(u32, u32)], fitting: Fitting) -> Vec<String> {
         let mut all = Fitted::default();
         for &size in sizes {
             let mut one = Fitted::default();
-            one.add(size, 32, fitting);
+            one.add(size, image_size, fitting);
             all.merge(&one);
         }
-        all.notices(32)
+        all.notices(image_size)
     }
 
     #[test]
@@ -186,9 +239,56 @@ mod tests {
     }
 
     #[test]
+    fn images_that_are_enlarged_unasked_are_said() {
+        let said = notices(&[(33, 20), (64, 64), (32, 20)], Fitting::default());
+        assert!(
+            said[0].starts_with("1 of the first 3 images are smaller than data.image_size = 32 and get"),
+            "{said:?}"
+        );
+        assert!(
+            said[1].starts_with("1 of the first 3 images are smaller than data.image_size = 32 in one"),
+            "{said:?}"
+        );
+        for fitting in [
+            Fitting { upscale: true, ..Fitting::default() },
+            Fitting { fit: Fit::Pad, ..Fitting::default() },
+            Fitting { fit: Fit::Stretch, ..Fitting::default() },
+        ] {
+            let said = notices(&[(33, 20), (64, 64)], fitting);
+            assert!(said.iter().all(|text| !text.contains("in one direction")), "{said:?}");
+        }
+    }
+
+    #[test]
     fn a_large_cut_is_said_with_its_share() {
         let said = notices(&[(40, 80), (80, 40)], Fitting::default());
         assert!(said.len() == 1 && said[0].contains("50 % are cut off on average"), "{said:?}");
         assert!(notices(&[(40, 80)], Fitting { fit: Fit::Pad, ..Fitting::default() }).is_empty());
+    }
+    #[test]
+    fn the_part_that_is_kept_has_the_networks_shape() {
+        let wide = ImageSize { height: 48, width: 80 };
+        for (image, part) in [
+            ((80, 48), (80, 48)),
+            ((160, 96), (160, 96)),
+            ((100, 100), (100, 60)),
+            ((48, 80), (48, 29)),
+            ((3000, 10), (17, 10)),
+            ((1, 10_000), (1, 1)),
+        ] {
+            assert_eq!(largest_part(image, wide), part, "{image:?}");
+        }
+        assert_eq!(largest_part((33, 20), ImageSize::square(32)), (20, 20));
+    }
+
+    #[test]
+    fn what_is_said_of_a_network_that_is_not_square_counts_its_own_shape() {
+        let wide = ImageSize { height: 48, width: 80 };
+        assert!(notices_at(wide, &[(160, 96), (80, 48)], Fitting::default()).is_empty());
+        let said = notices_at(wide, &[(480, 800)], Fitting::default());
+        let what = "64 % are cut off on average to give them the shape of data.image_size = [48, 80];";
+        assert!(said.len() == 1 && said[0].contains(what), "{said:?}");
+        let framed = notices_at(wide, &[(80, 40), (160, 96)], Fitting::default());
+        assert!(framed.len() == 1 && framed[0].starts_with("1 of the first 2 images are smaller"), "{framed:?}");
     }
 }

@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use ddpm_kernels::image_size::ImageSize;
 use image::ColorType;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::batch::Unreadable;
-use crate::decode::{Crop, Transform, decode};
+use crate::decode::{Colours, Crop, Transform, decode};
 use crate::error::DataError;
 use crate::fitting::Fitting;
 use crate::format::{RawImage, Source, read_each};
+use crate::image_limits::ImageLimits;
 
 /// Consecutive samples that a thread takes at a time: neighbours in a Parquet file are decoded together.
 const CHUNK: usize = 64;
@@ -37,7 +39,7 @@ pub struct Inspection {
     pub source: String,
     /// [`Source::fingerprint`].
     pub fingerprint: String,
-    /// [`Source::notices`].
+    /// [`Source::notices`], and whether sizes are mixed.
     pub notices: Vec<String>,
     /// Samples in all.
     pub images: usize,
@@ -53,6 +55,8 @@ pub struct Inspection {
     pub formats: Counts,
     /// Images per colour type ("grey", "rgb", "rgba"), the most frequent first.
     pub colors: Counts,
+    /// Images per colour profile other than sRGB's ("converted to sRGB", "ignored: CMYK"), the most frequent first.
+    pub profiles: Counts,
     /// Encoded bytes of all readable images.
     pub bytes: u64,
     /// How long reading took.
@@ -62,6 +66,8 @@ pub struct Inspection {
     /// The readable samples: index and label.
     #[serde(skip)]
     readable_samples: Vec<(usize, Option<u32>)>,
+    #[serde(skip)]
+    limits: ImageLimits,
 }
 
 /// A picture of a preview grid.
@@ -71,7 +77,7 @@ pub struct Preview {
     pub id: String,
     /// The name of its class, where it has one.
     pub class: Option<String>,
-    /// Pixels, `[image_size, image_size, channels]`.
+    /// Pixels, `[H, W, C]`.
     pub pixels: Vec<u8>,
 }
 
@@ -83,6 +89,7 @@ struct Tally {
     sizes: HashMap<(u32, u32), usize>,
     formats: HashMap<&'static str, usize>,
     colors: HashMap<&'static str, usize>,
+    profiles: HashMap<String, usize>,
     bytes: u64,
 }
 
@@ -93,6 +100,7 @@ struct Tally {
 pub fn inspect(
     source: &dyn Source,
     threads: usize,
+    limits: ImageLimits,
     progress: &(dyn Fn(usize) + Sync),
 ) -> Result<Inspection, DataError> {
     let started = Instant::now();
@@ -100,7 +108,7 @@ pub fn inspect(
     let threads = if threads == 0 { cores } else { threads }.min(source.len().div_ceil(CHUNK)).max(1);
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let tallies = std::thread::scope(|scope| {
-        let run = || tally_chunks(source, &next, &done, progress);
+        let run = || tally_chunks(source, limits, &next, &done, progress);
         let handles: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
         let joined = handles.into_iter().map(|handle| match handle.join() {
             Ok(tally) => tally,
@@ -110,11 +118,12 @@ pub fn inspect(
     })?;
     let mut all = Tally::default();
     tallies.into_iter().for_each(|tally| all.merge(tally));
-    Ok(all.into_inspection(source, started.elapsed().as_secs_f64()))
+    Ok(all.into_inspection(source, limits, started.elapsed().as_secs_f64()))
 }
 
 fn tally_chunks(
     source: &dyn Source,
+    limits: ImageLimits,
     next: &AtomicUsize,
     done: &AtomicUsize,
     progress: &(dyn Fn(usize) + Sync),
@@ -127,13 +136,13 @@ fn tally_chunks(
             return Ok(tally);
         }
         let chunk: Vec<usize> = (first..last).collect();
-        read_each(source, &chunk, |place, raw| tally.add(chunk[place], raw))?;
+        read_each(source, &chunk, |place, raw| tally.add(chunk[place], raw, limits))?;
         progress(done.fetch_add(last - first, Ordering::Relaxed) + last - first);
     }
 }
 
 impl Tally {
-    fn add(&mut self, index: usize, raw: Result<RawImage, DataError>) -> Result<(), DataError> {
+    fn add(&mut self, index: usize, raw: Result<RawImage, DataError>, limits: ImageLimits) -> Result<(), DataError> {
         let raw = match raw {
             Ok(raw) => raw,
             Err(DataError::Unreadable { sample: id, reason }) => {
@@ -142,11 +151,14 @@ impl Tally {
             }
             Err(error) => return Err(error),
         };
-        match decode(&raw.bytes) {
+        match decode(&raw.bytes, limits) {
             Ok(decoded) => {
                 *self.sizes.entry((decoded.image.width(), decoded.image.height())).or_default() += 1;
                 *self.formats.entry(decoded.format).or_default() += 1;
                 *self.colors.entry(color_name(decoded.image.color())).or_default() += 1;
+                if let Some(name) = profile_name(&decoded.colours) {
+                    *self.profiles.entry(name).or_default() += 1;
+                }
                 self.bytes += raw.bytes.len() as u64;
                 self.samples.push((index, raw.label));
             }
@@ -162,16 +174,17 @@ impl Tally {
         other.sizes.into_iter().for_each(|(size, n)| *self.sizes.entry(size).or_default() += n);
         other.formats.into_iter().for_each(|(name, n)| *self.formats.entry(name).or_default() += n);
         other.colors.into_iter().for_each(|(name, n)| *self.colors.entry(name).or_default() += n);
+        other.profiles.into_iter().for_each(|(name, n)| *self.profiles.entry(name).or_default() += n);
     }
 
-    fn into_inspection(mut self, source: &dyn Source, seconds: f64) -> Inspection {
+    fn into_inspection(mut self, source: &dyn Source, limits: ImageLimits, seconds: f64) -> Inspection {
         self.unreadable.sort_by_key(|sample| sample.index);
         self.samples.sort_unstable();
         let images = source.len();
         Inspection {
             source: source.describe(),
             fingerprint: source.fingerprint().to_owned(),
-            notices: source.notices().to_vec(),
+            notices: source.notices().iter().cloned().chain(mixed_sizes(&self.sizes)).collect(),
             images,
             readable: self.samples.len(),
             unreadable: self.unreadable,
@@ -179,10 +192,12 @@ impl Tally {
             sizes: by_frequency(self.sizes.into_iter().map(|((w, h), n)| (format!("{w}x{h}"), n))),
             formats: by_frequency(self.formats.into_iter().map(|(name, n)| (name.to_owned(), n))),
             colors: by_frequency(self.colors.into_iter().map(|(name, n)| (name.to_owned(), n))),
+            profiles: by_frequency(self.profiles.into_iter()),
             bytes: self.bytes,
             seconds,
             images_per_s: images as f64 / seconds.max(f64::MIN_POSITIVE),
             readable_samples: self.samples,
+            limits,
         }
     }
 }
@@ -194,16 +209,16 @@ impl Inspection {
         &self,
         source: &dyn Source,
         num: usize,
-        image_size: usize,
+        image_size: ImageSize,
         channels: usize,
     ) -> Result<Vec<Preview>, DataError> {
         let transform = Transform::new(0, image_size, channels, Crop::Center, Fitting::default(), false)?;
         let draw = |index| {
             let raw = source.read(index)?;
             let unreadable = |reason| DataError::Unreadable { sample: raw.id.clone(), reason };
-            let decoded = decode(&raw.bytes).map_err(unreadable)?;
+            let decoded = decode(&raw.bytes, self.limits).map_err(unreadable)?;
             let mut pixels = vec![0; transform.image_len()];
-            transform.apply(decoded.image, &raw.id, 0, &mut pixels)?;
+            transform.apply(decoded, &raw.id, 0, &mut pixels)?;
             let class = raw.label.map(|label| class_name(source, label));
             Ok(Preview { id: raw.id, class, pixels })
         };
@@ -229,6 +244,28 @@ fn color_name(color: ColorType) -> &'static str {
         (false, true) => "grey and alpha",
         (true, false) => "rgb",
         (true, true) => "rgba",
+    }
+}
+
+/// What a person should know about images of several sizes.
+fn mixed_sizes(sizes: &HashMap<(u32, u32), usize>) -> Option<String> {
+    let sides = || sizes.keys().map(|&(width, height)| width.min(height));
+    let (least, most) = (sides().min()?, sides().max()?);
+    (sizes.len() > 1).then(|| {
+        format!(
+            "images of {} sizes, whose shorter sides have {least} to {most} pixels: what is smaller than data.image_size gets a \
+             frame, unless data.upscale = true; how the others are made to fit, data.fit says",
+            sizes.len()
+        )
+    })
+}
+
+/// What becomes of a profile; nothing where it changes nothing.
+fn profile_name(colours: &Colours) -> Option<String> {
+    match colours {
+        Colours::Srgb => None,
+        Colours::Convert8(_) | Colours::Convert16(_) => Some("converted to sRGB".to_owned()),
+        Colours::Ignored(profile) => Some(format!("ignored: {profile}")),
     }
 }
 

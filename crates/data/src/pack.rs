@@ -9,6 +9,7 @@ use std::io::{self, BufWriter, Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ddpm_kernels::image_size::ImageSize;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use crate::decode::{Crop, Transform, decode};
 use crate::error::DataError;
 use crate::fitting::Fitting;
 use crate::format::{CLASSES_FILE, RawImage, Source, file_header, read_each, shard_len};
+use crate::image_limits::ImageLimits;
 
 /// What and how a folder is packed.
 const RECORD: &str = "pack.json";
@@ -35,8 +37,8 @@ const BUFFER: usize = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PackAs {
-    /// PNGs of this height and width, from the middle of larger images, as with `data.crop = "center"`.
-    Size(usize),
+    /// PNGs of this size, from the middle of larger images, as with `data.crop = "center"`.
+    Size(ImageSize),
     /// The bytes as they are.
     Original,
 }
@@ -50,6 +52,8 @@ pub struct PackConfig {
     pub shard_images: usize,
     /// Threads; 0 takes one per core.
     pub workers: usize,
+    /// How large an image may be.
+    pub limits: ImageLimits,
 }
 
 /// What was packed. Serialises to the JSON of `ddpm data pack`.
@@ -93,7 +97,15 @@ pub fn pack(
     if let Some(names) = source.class_names() {
         replace(&to.join(CLASSES_FILE), &serde_json::json!(names).to_string())?;
     }
-    let job = Job { source, to, record: &record, done: AtomicUsize::new(0), next: AtomicUsize::new(0), progress };
+    let job = Job {
+        source,
+        to,
+        record: &record,
+        limits: config.limits,
+        done: AtomicUsize::new(0),
+        next: AtomicUsize::new(0),
+        progress,
+    };
     let shards = record.samples.div_ceil(record.shard_images);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if config.workers == 0 { cores } else { config.workers }.min(shards);
@@ -166,7 +178,7 @@ fn claim(source: &dyn Source, to: &Path, config: &PackConfig) -> Result<(Record,
 /// Why a folder cannot be gone on with.
 fn difference(there: &Record, now: &Record) -> String {
     let what = |record: &Record| match record.pack_as {
-        PackAs::Size(size) => format!("PNGs of {size}x{size}"),
+        PackAs::Size(size) => format!("PNGs of {}", size.width_x_height()),
         PackAs::Original => "images as they are".to_owned(),
     };
     if there.fingerprint != now.fingerprint {
@@ -181,6 +193,7 @@ struct Job<'a> {
     source: &'a dyn Source,
     to: &'a Path,
     record: &'a Record,
+    limits: ImageLimits,
     done: AtomicUsize,
     next: AtomicUsize,
     progress: &'a (dyn Fn(usize) + Sync),
@@ -248,7 +261,7 @@ impl Job<'_> {
 
     /// The ending, the bytes and the label of a sample as it is packed.
     fn convert(&self, raw: RawImage) -> Result<(&'static str, Vec<u8>, Option<u32>), DataError> {
-        let decoded = match decode(&raw.bytes) {
+        let decoded = match decode(&raw.bytes, self.limits) {
             Ok(decoded) => decoded,
             Err(reason) => return Err(DataError::Unreadable { sample: raw.id, reason }),
         };
@@ -261,9 +274,9 @@ impl Job<'_> {
             if decoded.image.color().has_color() { (3, ExtendedColorType::Rgb8) } else { (1, ExtendedColorType::L8) };
         let transform = Transform::new(0, size, channels, Crop::Center, Fitting::default(), false)?;
         let mut pixels = vec![0; transform.image_len()];
-        transform.apply(decoded.image, &raw.id, 0, &mut pixels)?;
+        transform.apply(decoded, &raw.id, 0, &mut pixels)?;
         let mut bytes = Cursor::new(Vec::new());
-        match PngEncoder::new(&mut bytes).write_image(&pixels, size as u32, size as u32, color) {
+        match PngEncoder::new(&mut bytes).write_image(&pixels, size.width as u32, size.height as u32, color) {
             Ok(()) => Ok(("png", bytes.into_inner(), raw.label)),
             Err(error) => Err(DataError::Unreadable { sample: raw.id, reason: error.to_string() }),
         }

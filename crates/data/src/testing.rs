@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
+use ddpm_kernels::image_size::ImageSize;
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use parquet::basic::Compression;
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
@@ -220,7 +221,8 @@ pub(crate) fn config() -> LoaderConfig {
         share: Share::whole(16),
         origin: Origin::default(),
         shuffle: Shuffle::Auto,
-        image_size: 8,
+        image_size: ImageSize::square(8),
+        limits: crate::ImageLimits::default(),
         channels: 1,
         crop: Crop::Random,
         fitting: Fitting::default(),

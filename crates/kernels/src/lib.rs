@@ -5,6 +5,7 @@
 //! - [`optim`]: the gradient's norm, AdamW and moving averages over flat buffers.
 //! - [`buffer`]: those buffers, and slices of tensors.
 //! - [`philox`]: random numbers without state.
+//! - [`image_size`]: height and width of the images.
 //! - [`share`]: which part of a batch one rank of several works on.
 //! - [`simd`] and [`gemm`]: what the CPU bodies stand on.
 //!
@@ -22,6 +23,7 @@ pub mod cuda;
 pub mod cuda;
 mod error;
 pub mod gemm;
+pub mod image_size;
 pub mod ops;
 pub mod optim;
 pub mod philox;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Optimizer, VarBuilder, VarMap};
+use ddpm_kernels::image_size::ImageSize;
 use ddpm_model::optim::AdamWConfig;
 use ddpm_model::plain::{AdamW, AdamWSettings, UNet2DModel};
 use ddpm_model::unet::UNetConfig;
@@ -14,8 +15,12 @@ const ROUNDS: usize = 31;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let variables = VarMap::new();
-    let config =
-        UNetConfig { sample_size: Some(32), in_channels: Some(3), out_channels: Some(3), ..UNetConfig::default() };
+    let config = UNetConfig {
+        sample_size: Some(ImageSize::square(32)),
+        in_channels: Some(3),
+        out_channels: Some(3),
+        ..UNetConfig::default()
+    };
     UNet2DModel::new(&config, VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu))?;
     compare("the default network", &variables.all_vars())?;
     compare("10 million in one piece", &[Var::randn(0f32, 1.0, 10_000_000, &Device::Cpu)?])

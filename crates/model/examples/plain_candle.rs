@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let shape = config.image_shape()?;
     let label = config.num_class_embeds.map(|_| [0]);
-    let mut x_t = Tensor::randn(0f32, 1.0, (1, shape.in_channels, shape.size, shape.size), &device)?;
+    let mut x_t = Tensor::randn(0f32, 1.0, (1, shape.in_channels, shape.size.height, shape.size.width), &device)?;
     for step in (0..STEPS).rev() {
         let t = (step + 1) * alphas_cumprod.len() / STEPS - 1;
         let next = (step * alphas_cumprod.len() / STEPS).checked_sub(1);

@@ -235,19 +235,7 @@ pub fn parse_unet(text: &str) -> Result<UNetConfig, DiffusersConfigError> {
 /// # Errors
 /// A value that this version does not have; another class of model.
 pub fn read_unet(document: &Value) -> Result<(UNetConfig, Vec<String>), DiffusersConfigError> {
-    let mut document = document.clone();
-    square(&mut document);
-    read(&document, &UNET)
-}
-
-/// `sample_size` as diffusers also has it, `[64, 64]`, is 64.
-fn square(document: &mut Value) {
-    let Some(size) = document.get_mut("sample_size") else { return };
-    if let Some([height, width]) = size.as_array().map(Vec::as_slice)
-        && height == width
-    {
-        *size = height.clone();
-    }
+    read(document, &UNET)
 }
 
 /// What a scheduler config says of training, and the keys that were left aside: those that only a sampler of diffusers reads.

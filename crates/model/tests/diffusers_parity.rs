@@ -25,8 +25,8 @@ const OUTPUT_TOLERANCE: f64 = 1e-5;
 /// Of a layer's largest gradient.
 const GRADIENT_TOLERANCE: f64 = 1e-4;
 /// Fewer would mean that some were lost.
-const FIXTURES: usize = 25;
-const WITH_GRADIENTS: usize = 7;
+const FIXTURES: usize = 27;
+const WITH_GRADIENTS: usize = 8;
 
 /// A model that diffusers ran.
 struct Fixture {

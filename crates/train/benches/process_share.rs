@@ -100,11 +100,11 @@ impl Step {
         let train = &config.train;
         let adamw = train.adamw();
         let (size, channels) = (config.data.image_size, config.data.channels);
-        let dims = [train.batch_size, size, size, channels];
+        let dims = size.shape(train.batch_size, channels);
         let noise = Philox::new(config.run.seed, Purpose::Noise);
         let x_start = (normals(noise, u64::MAX, 0, &dims)? * 0.5)?;
         let out_channels = config.diffusion.variance_type.out_channels(channels);
-        let gradient = Tensor::full(1e-4f32, (dims[0], size, size, out_channels), &device)?;
+        let gradient = Tensor::full(1e-4f32, &size.shape(dims[0], out_channels)[..], &device)?;
         let ready = (gradient, (0..dims[0]).map(|k| (k * 31) as f32).collect());
         Ok(Self {
             gradients: Gradients::new(unet.layout(), &device)?,

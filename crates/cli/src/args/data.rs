@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use ddpm_data::Format;
+use ddpm_data::{Format, ImageLimits, ImageSize};
 
 use super::{count, path, source};
 
@@ -31,6 +31,9 @@ pub struct InspectArgs {
     /// The part of a data set that has several
     #[arg(long, value_name = "NAME")]
     pub split: Option<String>,
+    /// How large an image may be
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Also write a grid of some of the images
     #[arg(long, value_name = "PNG", value_parser = path())]
     pub preview: Option<PathBuf>,
@@ -51,9 +54,9 @@ pub struct PackArgs {
     /// The folder to write; a new one, or one that was begun
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub to: PathBuf,
-    /// As PNGs of this height and width, from the middle of larger images
-    #[arg(long, value_name = "PIXELS")]
-    pub size: Option<usize>,
+    /// As PNGs of this height and width (64, or 48,80), from the middle of larger images
+    #[arg(long, value_name = "PIXELS", value_parser = size)]
+    pub size: Option<ImageSize>,
     /// As they are
     #[arg(long)]
     pub original: bool,
@@ -63,12 +66,50 @@ pub struct PackArgs {
     /// The part of a data set that has several
     #[arg(long, value_name = "NAME")]
     pub split: Option<String>,
+    /// How large an image may be
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Images of each shard [default: a sixteenth, 100 to 5000]
     #[arg(long, value_name = "N", value_parser = count)]
     pub shard_images: Option<usize>,
     /// Threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = count)]
     pub workers: Option<usize>,
+}
+
+/// How large an image may be.
+#[derive(Clone, Debug, Args)]
+pub struct LimitArgs {
+    /// Pixels of an image, as data.max_pixels [default: 268435456]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub max_pixels: Option<usize>,
+    /// Bytes of an image, in its file and decoded, as data.max_bytes [default: 268435456]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub max_bytes: Option<usize>,
+}
+
+impl LimitArgs {
+    /// Those of the data, where nothing else is said.
+    pub fn get(&self) -> ImageLimits {
+        let default = ImageLimits::default();
+        let given = |value: Option<usize>, default| value.map_or(default, |value| value as u64);
+        ImageLimits {
+            max_pixels: given(self.max_pixels, default.max_pixels),
+            max_bytes: given(self.max_bytes, default.max_bytes),
+        }
+    }
+}
+
+/// A size, as in `data.image_size`; the brackets may be left out.
+fn size(text: &str) -> Result<ImageSize, String> {
+    let expected = || "expected a number, or height,width".to_owned();
+    let inner = text.trim().trim_start_matches('[').trim_end_matches(']');
+    let sides: Result<Vec<usize>, _> = inner.split(',').map(|side| side.trim().parse()).collect();
+    match sides.map_err(|_| expected())?[..] {
+        [side] => Ok(ImageSize::square(side)),
+        [height, width] => Ok(ImageSize { height, width }),
+        _ => Err(expected()),
+    }
 }
 
 /// A format's name, as in `data.format`.

@@ -5,13 +5,23 @@ use super::*;
 use crate::fitting::Background;
 use crate::testing::{encode, gradient};
 
-fn transform(size: usize, channels: usize, crop: Crop, flip: bool) -> Transform {
-    Transform::new(7, size, channels, crop, Fitting::default(), flip).unwrap()
+fn transform(side: usize, channels: usize, crop: Crop, flip: bool) -> Transform {
+    Transform::new(7, ImageSize::square(side), channels, crop, Fitting::default(), flip).unwrap()
+}
+
+/// Within the usual limits.
+fn decode(bytes: &[u8]) -> Result<Decoded, String> {
+    super::decode(bytes, ImageLimits::default())
+}
+
+/// An image as if it had been decoded from a file without a profile.
+fn plain(image: DynamicImage) -> Decoded {
+    Decoded { image, format: "png", colours: Colours::Srgb }
 }
 
 fn pixels(transform: &Transform, image: DynamicImage, position: u64) -> Vec<u8> {
     let mut out = vec![99; transform.image_len()];
-    transform.apply(image, "sample", position, &mut out).unwrap();
+    transform.apply(plain(image), "sample", position, &mut out).unwrap();
     out
 }
 
@@ -126,7 +136,20 @@ fn a_header_that_claims_a_giant_picture_is_refused() {
     let crc = crc32(&png[12..29]);
     png[29..33].copy_from_slice(&crc.to_be_bytes());
     let reason = decode(&png).unwrap_err();
-    assert!(reason.contains("limit") || reason.contains("exceed"), "{reason}");
+    assert!(reason.contains("data.max_pixels = 268435456") || reason.contains("data.max_bytes"), "{reason}");
+}
+
+#[test]
+fn what_an_image_may_take_is_a_setting_that_its_refusal_names() {
+    for (format, name) in FORMATS {
+        let bytes = encode(&gradient(30, 20), format);
+        let limits = |max_pixels, max_bytes| super::decode(&bytes, ImageLimits { max_pixels, max_bytes });
+        assert!(limits(600, 1 << 20).is_ok(), "{name}");
+        let pixels = "30x20 are 600 pixels, more than data.max_pixels = 599 allows";
+        assert_eq!(limits(599, 1 << 20).unwrap_err(), pixels, "{name}");
+        let reason = limits(600, 500).unwrap_err();
+        assert!(reason.contains("data.max_bytes = 500 allows"), "{name}: {reason}");
+    }
 }
 
 fn crc32(bytes: &[u8]) -> u32 {
@@ -177,7 +200,7 @@ fn random_crops_depend_on_the_position_and_reach_both_ends() {
 #[test]
 fn no_crop_refuses_a_larger_image_by_name_and_key() {
     let mut out = [0; 64];
-    let error = transform(8, 1, Crop::None, false).apply(gradient(9, 8), "cat.png", 0, &mut out).unwrap_err();
+    let error = transform(8, 1, Crop::None, false).apply(plain(gradient(9, 8)), "cat.png", 0, &mut out).unwrap_err();
     assert_eq!(error.to_string(), "cat.png: 9x8 pixels, but data.crop = \"none\" expects at most 8x8");
     assert!(error.help().is_some_and(|h| h.contains("data.crop")));
 }
@@ -219,16 +242,67 @@ fn about_half_the_positions_are_mirrored() {
 
 #[test]
 fn impossible_settings_are_named() {
-    let error = Transform::new(0, 0, 3, Crop::Center, Fitting::default(), false).unwrap_err();
+    let error = Transform::new(0, ImageSize::square(0), 3, Crop::Center, Fitting::default(), false).unwrap_err();
     assert_eq!(error.to_string(), "data.image_size = 0: expected 1 to 4096 pixels");
-    let error = Transform::new(0, 32, 4, Crop::Center, Fitting::default(), false).unwrap_err();
+    let error = Transform::new(0, ImageSize::square(32), 4, Crop::Center, Fitting::default(), false).unwrap_err();
     assert_eq!(error.to_string(), "data.channels = 4: expected 1 (grey) or 3 (RGB)");
+}
+
+#[test]
+fn both_sides_of_a_size_are_checked() {
+    for (height, width, found) in [(0, 32, "[0, 32]"), (32, 4097, "[32, 4097]")] {
+        let size = ImageSize { height, width };
+        let error = Transform::new(0, size, 3, Crop::Center, Fitting::default(), false).unwrap_err();
+        assert_eq!(error.to_string(), format!("data.image_size = {found}: expected 1 to 4096 pixels"));
+    }
+}
+
+/// A transform to 12x8, grey.
+fn wide(fit: Fit, crop: Crop, flip: bool) -> Transform {
+    let size = ImageSize { height: 8, width: 12 };
+    Transform::new(7, size, 1, crop, Fitting { fit, ..Fitting::default() }, flip).unwrap()
+}
+
+/// An image whose left half is 60 and whose right half is 200.
+fn halves(width: u32, height: u32) -> DynamicImage {
+    DynamicImage::ImageLuma8(GrayImage::from_fn(width, height, |x, _| Luma([if x < width / 2 { 60 } else { 200 }])))
+}
+
+#[test]
+fn a_network_that_is_not_square_sees_its_own_shape() {
+    let rows = |out: &[u8]| -> Vec<Vec<u8>> { out.chunks_exact(12).map(<[u8]>::to_vec).collect() };
+    let (row, bar) = ([[60; 6], [200; 6]].concat(), vec![0; 12]);
+    for image in [halves(12, 8), halves(12, 40)] {
+        // Of the second the middle 12x8 is kept, which needs no resizing.
+        assert_eq!(rows(&pixels(&wide(Fit::Crop, Crop::Center, false), image, 0)), vec![row.clone(); 8]);
+    }
+    assert_eq!(rows(&pixels(&wide(Fit::Crop, Crop::None, false), halves(12, 8), 0)), vec![row.clone(); 8]);
+    // 24x8 to 12x4, between bars; a smaller image in the middle.
+    let padded = rows(&pixels(&wide(Fit::Pad, Crop::Center, false), halves(24, 8), 0));
+    assert_eq!((&padded[1], padded[2][0], padded[5][11], &padded[6]), (&bar, 60, 200, &bar));
+    let framed = rows(&pixels(&wide(Fit::Crop, Crop::Center, false), halves(4, 2), 0));
+    assert_eq!(framed[3], [0, 0, 0, 0, 60, 60, 200, 200, 0, 0, 0, 0]);
+    assert_eq!((&framed[2], &framed[5], framed.len()), (&bar, &bar, 8));
+    let mirrored: Vec<u8> = row.iter().rev().copied().collect();
+    let flipping = wide(Fit::Crop, Crop::Center, true);
+    let seen: Vec<_> = (0..20).map(|position| rows(&pixels(&flipping, halves(12, 8), position))[0].clone()).collect();
+    assert!(seen.contains(&row) && seen.contains(&mirrored));
+}
+
+#[test]
+fn a_random_cut_for_a_network_that_is_not_square_stays_in_the_image() {
+    let image = DynamicImage::ImageLuma8(GrayImage::from_fn(12, 30, |_, y| Luma([y as u8])));
+    let random = wide(Fit::Crop, Crop::Random, false);
+    let tops: Vec<u8> = (0..400).map(|position| pixels(&random, image.clone(), position)[0]).collect();
+    assert_eq!((tops.iter().min(), tops.iter().max()), (Some(&0), Some(&22)));
+    let error = wide(Fit::Crop, Crop::None, false).apply(plain(image), "tall.png", 0, &mut [0; 96]).unwrap_err();
+    assert_eq!(error.to_string(), "tall.png: 12x30 pixels, but data.crop = \"none\" expects at most 12x8");
 }
 
 /// A transform to 8x8 RGB.
 fn fitting(fit: Fit, upscale: bool, background: Background) -> Transform {
     let fitting = Fitting { fit, upscale, background };
-    Transform::new(7, 8, 3, Crop::Center, fitting, false).unwrap()
+    Transform::new(7, ImageSize::square(8), 3, Crop::Center, fitting, false).unwrap()
 }
 
 #[test]

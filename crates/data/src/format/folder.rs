@@ -11,6 +11,7 @@ use super::metadata::{self, Labels};
 use super::split::{self, names_split};
 use super::{Objects, RawImage, Source};
 use crate::error::{DataError, counted};
+use crate::image_limits::ImageLimits;
 use crate::store::{FileInfo, Listing, Piece, Store, StoreError};
 
 /// What counts as an image file, in any case.
@@ -19,9 +20,6 @@ pub(super) const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg", "jpe", "jfif", "w
 /// Endings of files that usually lie beside pictures and are skipped in silence.
 const NO_PICTURES: [&str; 16] =
     ["txt", "md", "json", "jsonl", "csv", "tsv", "xml", "yaml", "yml", "toml", "html", "pdf", "py", "sh", "db", "ini"];
-
-/// No usual image file is larger; a worker must not read a mislabelled archive into memory.
-const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// Image files below a root, sorted by path.
 #[derive(Debug)]
@@ -32,6 +30,8 @@ pub(super) struct FolderSource {
     classes: Classes,
     fingerprint: String,
     notices: Vec<String>,
+    /// A worker must not read a mislabelled archive into memory.
+    limits: ImageLimits,
 }
 
 /// The classes of the files.
@@ -71,7 +71,13 @@ impl FolderSource {
             None => by_folder(&files, split, chosen.below_split),
         };
         let fingerprint = fingerprint(&files, classes.labels.as_deref());
-        Ok(Self { place, store, files, classes, fingerprint, notices })
+        let limits = ImageLimits::default();
+        Ok(Self { place, store, files, classes, fingerprint, notices, limits })
+    }
+
+    /// With other limits for an image.
+    pub(super) fn limited(self, limits: ImageLimits) -> Self {
+        Self { limits, ..self }
     }
 
     fn file(&self, index: usize) -> Result<&FileInfo, DataError> {
@@ -141,17 +147,15 @@ impl Source for FolderSource {
 
     fn read(&self, index: usize) -> Result<RawImage, DataError> {
         let file = self.file(index)?;
-        if file.size > MAX_FILE_BYTES {
-            let (sample, reason) = (slashed(&file.name), "the file is larger than 256 MiB".into());
-            return Err(DataError::Unreadable { sample, reason });
-        }
+        let unreadable = |reason| DataError::Unreadable { sample: slashed(&file.name), reason };
+        self.limits.check_file(file.size).map_err(unreadable)?;
         self.sample(index, self.store.read_one(file, 0..file.size))
     }
 
     fn read_many(&self, indices: &[usize]) -> Vec<Result<RawImage, DataError>> {
         let mut bytes = 0u64;
         let fits = |&&index: &&usize| {
-            let size = self.files.get(index).map(|file| file.size).filter(|&size| size <= MAX_FILE_BYTES);
+            let size = self.files.get(index).map(|file| file.size).filter(|&size| self.limits.check_file(size).is_ok());
             bytes = bytes.saturating_add(size.unwrap_or(u64::MAX));
             bytes <= READ_AT_ONCE_BYTES
         };

@@ -31,6 +31,7 @@ use self::files::{Fingerprint, has_extension};
 pub use self::named::with_classes;
 pub(crate) use self::tar::{CLASSES_FILE, file_header, shard_len};
 use crate::error::{DataError, Refusal};
+use crate::image_limits::ImageLimits;
 use crate::store::address::without_query;
 use crate::store::{self, FileInfo, Listing, Located, Pattern, Store, StoreError, StoreOptions};
 
@@ -165,6 +166,8 @@ pub struct OpenOptions {
     pub split: Option<String>,
     /// How it is reached.
     pub stores: StoreOptions,
+    /// How large an image may be.
+    pub limits: ImageLimits,
 }
 
 /// Opens `data.source`: `builtin:NAME`, a folder of images, tables or shards, or one of them; where `data.split` says so, a
@@ -181,19 +184,19 @@ pub fn open(source: &str, options: &OpenOptions) -> Result<Arc<dyn Source>, Data
 }
 
 fn open_whole(source: &str, options: &OpenOptions, split: Option<&str>) -> Result<Arc<dyn Source>, DataError> {
-    let OpenOptions { format, stores, .. } = options;
+    let OpenOptions { format, stores, limits, .. } = options;
     if let Some(name) = source.strip_prefix("builtin:") {
         return Ok(Arc::new(builtin::open(name, split)?));
     }
     if let Some(pattern) = store::locate_pattern(source, stores)? {
-        return open_pattern(without_query(source), pattern, split);
+        return open_pattern(without_query(source), pattern, split, *limits);
     }
     let located = store::locate(source, stores)?;
     // From here on it is a name for people.
     let source = without_query(source);
     match located {
-        Located::Folder(store) => open_folder(source, store, *format, split),
-        Located::File(store, file) => open_file(source, store, file, *format, split),
+        Located::Folder(store) => open_folder(source, store, *format, split, *limits),
+        Located::File(store, file) => open_file(source, store, file, *format, split, *limits),
     }
 }
 
@@ -202,6 +205,7 @@ fn open_pattern(
     source: &str,
     Pattern { folder: store, name }: Pattern,
     split: Option<&str>,
+    limits: ImageLimits,
 ) -> Result<Arc<dyn Source>, DataError> {
     let bad = |reason| DataError::BadPattern { found: source.to_owned(), reason };
     let names = braces::expand(&name).map_err(bad)?;
@@ -221,7 +225,7 @@ fn open_pattern(
         return Err(bad("braces stand for .tar shards or for .parquet files".to_owned()));
     }
     let classes: Vec<FileInfo> = classes_beside(&*store)?.into_iter().collect();
-    Ok(Arc::new(tar::open(source, store, files, &classes, split)?))
+    Ok(Arc::new(tar::open(source, store, files, &classes, split)?.limited(limits)))
 }
 
 fn open_file(
@@ -230,6 +234,7 @@ fn open_file(
     file: FileInfo,
     format: Format,
     split: Option<&str>,
+    limits: ImageLimits,
 ) -> Result<Arc<dyn Source>, DataError> {
     let detected = detect::of_file(&file);
     let format = if format == Format::Auto { detected } else { Some(format) };
@@ -237,9 +242,9 @@ fn open_file(
         Some(Format::Parquet) => Ok(Arc::new(parquet::ParquetSource::open(source, &store, vec![file], split)?)),
         Some(Format::Webdataset) => {
             let classes: Vec<FileInfo> = classes_beside(&*store)?.into_iter().collect();
-            Ok(Arc::new(tar::open(source, store, vec![file], &classes, split)?))
+            Ok(Arc::new(tar::open(source, store, vec![file], &classes, split)?.limited(limits)))
         }
-        Some(Format::Arrow) => Ok(Arc::new(arrow::open(source, store, vec![file], &[], split)?)),
+        Some(Format::Arrow) => Ok(Arc::new(arrow::open(source, store, vec![file], &[], split)?.limited(limits))),
         Some(Format::Folder) => {
             Err(DataError::FormatMismatch { format: "folder", path: source.into(), found: "a file" })
         }
@@ -275,6 +280,7 @@ fn open_folder(
     store: Arc<dyn Store>,
     format: Format,
     split: Option<&str>,
+    limits: ImageLimits,
 ) -> Result<Arc<dyn Source>, DataError> {
     let listing = without_runs(store.list()?);
     let chosen = if format == Format::Auto { detect::of_folder(&listing.files) } else { format };
@@ -295,12 +301,16 @@ fn open_folder(
         return Err(DataError::Empty { place: source.to_owned(), detail });
     }
     if matches!(chosen, Format::Auto | Format::Folder) {
-        return Ok(Arc::new(folder::FolderSource::open(source, store, listing, split)?));
+        return Ok(Arc::new(folder::FolderSource::open(source, store, listing, split)?.limited(limits)));
     }
     let (parts, others): (Vec<_>, Vec<_>) = listing.files.into_iter().partition(is_part);
     Ok(match chosen {
-        Format::Webdataset => Arc::new(tar::open(source, store, parts, &others, split)?.with_notices(also)),
-        Format::Arrow => Arc::new(arrow::open(source, store, parts, &others, split)?.with_notices(also)),
+        Format::Webdataset => {
+            Arc::new(tar::open(source, store, parts, &others, split)?.with_notices(also).limited(limits))
+        }
+        Format::Arrow => {
+            Arc::new(arrow::open(source, store, parts, &others, split)?.with_notices(also).limited(limits))
+        }
         Format::Idx => Arc::new(raw::open_idx(source, &*store, &parts, split)?),
         Format::Cifar => Arc::new(raw::open_cifar(source, &*store, &parts, split)?),
         _ => {

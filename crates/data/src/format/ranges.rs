@@ -9,10 +9,8 @@ use bytes::Bytes;
 use super::files::{READ_AT_ONCE_BYTES, and_classes, slashed};
 use super::{Objects, RawImage, Source};
 use crate::error::{DataError, counted};
+use crate::image_limits::ImageLimits;
 use crate::store::{FileInfo, Piece, Store, StoreError};
-
-/// No usual image is larger; a worker must not read a mislabelled archive into memory.
-const MAX_IMAGE_BYTES: u32 = 256 << 20;
 
 /// Where an image lies, and its class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +94,8 @@ pub(super) struct RangeSource {
     /// The index of each shard's first sample.
     starts: Vec<usize>,
     len: usize,
+    /// A worker must not read a mislabelled archive into memory.
+    limits: ImageLimits,
 }
 
 impl RangeSource {
@@ -106,7 +106,12 @@ impl RangeSource {
             starts.push(len);
             len += shard.spans.len();
         }
-        Self { about, store, shards, starts, len }
+        Self { about, store, shards, starts, len, limits: ImageLimits::default() }
+    }
+
+    /// With other limits for an image.
+    pub(super) fn limited(self, limits: ImageLimits) -> Self {
+        Self { limits, ..self }
     }
 
     /// Adds these notices.
@@ -128,14 +133,15 @@ impl RangeSource {
     fn piece(&self, index: usize) -> Result<Piece<'_>, DataError> {
         let (shard, number) = self.find(index)?;
         let Span { offset, size, .. } = shard.spans[number];
-        let reason = match size {
-            Span::NONE => "it has no image (images kept outside the file are not read)",
-            0..=MAX_IMAGE_BYTES => {
-                return Ok(Piece { file: &shard.file, range: offset..offset.saturating_add(size.into()) });
+        let unreadable = |reason: String| DataError::Unreadable { sample: id(shard, number), reason };
+        match size {
+            Span::NONE => Err(unreadable("it has no image (images kept outside the file are not read)".to_owned())),
+            Span::TOO_LARGE => Err(unreadable("the image is larger than 4 GiB".to_owned())),
+            _ => {
+                self.limits.check_file(size.into()).map_err(unreadable)?;
+                Ok(Piece { file: &shard.file, range: offset..offset.saturating_add(size.into()) })
             }
-            _ => "the image is larger than 256 MiB",
-        };
-        Err(DataError::Unreadable { sample: id(shard, number), reason: reason.to_owned() })
+        }
     }
 
     fn sample(&self, index: usize, bytes: Result<Bytes, StoreError>) -> Result<RawImage, DataError> {

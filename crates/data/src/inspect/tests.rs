@@ -4,14 +4,15 @@ use crate::testing::{Greys, Layout, encode, gradient, grey_png, parquet_bytes};
 use crate::{OpenOptions, open};
 
 fn quietly(source: &dyn Source) -> Inspection {
-    inspect(source, 3, &|_| {}).unwrap()
+    inspect(source, 3, ImageLimits::default(), &|_| {}).unwrap()
 }
 
 #[test]
 fn the_embedded_images_are_ten_classes_of_28x28_grey_pngs() {
     let source = open("builtin:fashion10k", &OpenOptions::default()).unwrap();
     let last = AtomicUsize::new(0);
-    let report = inspect(&*source, 2, &|done| _ = last.fetch_max(done, Ordering::Relaxed)).unwrap();
+    let report =
+        inspect(&*source, 2, ImageLimits::default(), &|done| _ = last.fetch_max(done, Ordering::Relaxed)).unwrap();
     assert_eq!((report.images, report.readable, report.unreadable.len()), (10_000, 10_000, 0));
     assert_eq!(report.classes.0.len(), 10);
     assert_eq!(report.classes.0.iter().map(|(_, n)| n).sum::<usize>(), 10_000);
@@ -63,10 +64,10 @@ fn a_preview_shows_each_class_evenly_and_no_corrupt_sample() {
     let source = Greys { len: 100, corrupt: |index| index == 0 };
     let report = quietly(&source);
     assert_eq!(report.unreadable.len(), 1);
-    let pictures = report.preview(&source, 20, 12, 3).unwrap();
+    let pictures = report.preview(&source, 20, ImageSize::square(12), 3).unwrap();
     let classes: Vec<_> = pictures.iter().map(|p| p.class.clone().unwrap()).collect();
     assert_eq!(classes, (0..20).map(|i| (i / 2).to_string()).collect::<Vec<_>>());
     assert!(pictures.iter().all(|p| p.pixels.len() == 12 * 12 * 3 && p.id != "grey 0"));
-    assert_eq!(report.preview(&source, 3, 8, 1).unwrap().len(), 3);
-    assert_eq!(report.preview(&source, 500, 8, 1).unwrap().len(), 99);
+    assert_eq!(report.preview(&source, 3, ImageSize::square(8), 1).unwrap().len(), 3);
+    assert_eq!(report.preview(&source, 500, ImageSize::square(8), 1).unwrap().len(), 99);
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{Greys, config};
-use crate::{Crop, OnCorrupt, OpenOptions, RawImage, Share, Shuffle, open};
+use crate::{Crop, ImageSize, OnCorrupt, OpenOptions, RawImage, Share, Shuffle, open};
 
 fn greys(len: usize, corrupt: fn(usize) -> bool) -> Arc<dyn Source> {
     Arc::new(Greys { len, corrupt })
@@ -114,7 +114,7 @@ fn ranks_together_see_every_sample_once_in_an_epoch() {
 #[test]
 fn real_images_arrive_bit_for_bit_as_in_the_calling_thread() {
     let source = open("builtin:fashion10k", &OpenOptions::default()).unwrap();
-    let settings = LoaderConfig { share: Share::whole(64), image_size: 32, workers: 4, ..config() };
+    let settings = LoaderConfig { share: Share::whole(64), image_size: ImageSize::square(32), workers: 4, ..config() };
     let batcher = Batcher::new(Arc::clone(&source), settings.clone()).unwrap();
     let mut loader = Loader::start(source, settings, 150).unwrap();
     for step in 150..170 {

@@ -30,7 +30,7 @@ fn opened(path: &Path) -> Arc<dyn Source> {
 }
 
 fn config(pack_as: PackAs) -> PackConfig {
-    PackConfig { pack_as, shard_images: 5, workers: 2 }
+    PackConfig { pack_as, shard_images: 5, workers: 2, limits: ImageLimits::default() }
 }
 
 fn packed(source: &dyn Source, to: &Path, pack_as: PackAs) -> Result<Packed, DataError> {
@@ -41,7 +41,7 @@ fn packed(source: &dyn Source, to: &Path, pack_as: PackAs) -> Result<Packed, Dat
 fn what_was_packed_trains_on_the_same_pixels_and_classes() {
     let (dir, to) = (folder(), TempDir::new().unwrap());
     let source = opened(dir.path());
-    let result = packed(&*source, to.path(), PackAs::Size(8)).unwrap();
+    let result = packed(&*source, to.path(), PackAs::Size(ImageSize::square(8))).unwrap();
     assert_eq!((result.shards, result.kept, result.images, result.skipped), (5, 0, 22, 1));
     assert_eq!((result.unreadable[0].index, result.unreadable[0].id.as_str()), (22, "dog/torn.png"));
     fs::remove_file(dir.path().join("dog/torn.png")).unwrap();
@@ -59,13 +59,13 @@ fn what_was_packed_trains_on_the_same_pixels_and_classes() {
 fn a_finished_shard_is_kept_and_a_missing_or_torn_one_is_made_again_the_same() {
     let (dir, to) = (folder(), TempDir::new().unwrap());
     let source = opened(dir.path());
-    packed(&*source, to.path(), PackAs::Size(8)).unwrap();
+    packed(&*source, to.path(), PackAs::Size(ImageSize::square(8))).unwrap();
     let path = |n: u32| to.path().join(format!("images-{n:06}.tar"));
     let before = [1, 3].map(|n| fs::read(path(n)).unwrap());
     fs::remove_file(path(1)).unwrap();
     fs::write(path(3), &before[1][..700]).unwrap();
     fs::write(to.path().join(".images-000001.tar.tmp"), b"killed here").unwrap();
-    let result = packed(&*source, to.path(), PackAs::Size(8)).unwrap();
+    let result = packed(&*source, to.path(), PackAs::Size(ImageSize::square(8))).unwrap();
     assert_eq!((result.shards, result.kept, result.images, result.skipped), (5, 3, 22, 1));
     assert_eq!([1, 3].map(|n| fs::read(path(n)).unwrap()), before);
     let names: Vec<_> = fs::read_dir(to.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -90,25 +90,27 @@ fn a_folder_that_is_not_ours_is_left_alone() {
     let source = opened(dir.path());
     fs::write(to.path().join("thesis.tex"), "x").unwrap();
     let refused = |source: &dyn Source, pack_as| packed(source, to.path(), pack_as).unwrap_err().to_string();
-    assert!(refused(&*source, PackAs::Size(8)).ends_with("it is not empty: \"thesis.tex\" is there"));
+    assert!(
+        refused(&*source, PackAs::Size(ImageSize::square(8))).ends_with("it is not empty: \"thesis.tex\" is there")
+    );
     assert_eq!(fs::read_dir(to.path()).unwrap().count(), 1);
     fs::remove_file(to.path().join("thesis.tex")).unwrap();
-    packed(&*source, to.path(), PackAs::Size(8)).unwrap();
-    let text = refused(&*source, PackAs::Size(16));
+    packed(&*source, to.path(), PackAs::Size(ImageSize::square(8))).unwrap();
+    let text = refused(&*source, PackAs::Size(ImageSize::square(16)));
     assert!(text.ends_with("it holds PNGs of 8x8, 5 a shard, and not PNGs of 16x16, 5 a shard"), "{text}");
     fs::remove_file(dir.path().join("cat/1.png")).unwrap();
-    assert!(refused(&*opened(dir.path()), PackAs::Size(8)).contains("another source"));
-    assert!(packed(&*source, to.path(), PackAs::Size(0)).unwrap_err().is_setting());
+    assert!(refused(&*opened(dir.path()), PackAs::Size(ImageSize::square(8))).contains("another source"));
+    assert!(packed(&*source, to.path(), PackAs::Size(ImageSize::square(0))).unwrap_err().is_setting());
 }
 
 #[test]
 fn two_processes_do_not_pack_into_one_folder() {
     let (dir, to) = (folder(), TempDir::new().unwrap());
     let source = opened(dir.path());
-    packed(&*source, to.path(), PackAs::Size(8)).unwrap();
+    packed(&*source, to.path(), PackAs::Size(ImageSize::square(8))).unwrap();
     let held = File::open(to.path().join(RECORD)).unwrap();
     held.try_lock().unwrap();
-    let text = packed(&*source, to.path(), PackAs::Size(8)).unwrap_err().to_string();
+    let text = packed(&*source, to.path(), PackAs::Size(ImageSize::square(8))).unwrap_err().to_string();
     assert!(text.ends_with("another process packs into it now"), "{text}");
 }
 
@@ -116,6 +118,6 @@ fn two_processes_do_not_pack_into_one_folder() {
 fn a_source_without_a_readable_image_is_an_error() {
     let (dir, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     fs::write(dir.path().join("a.png"), b"no image").unwrap();
-    let error = packed(&*opened(dir.path()), to.path(), PackAs::Size(8)).unwrap_err();
+    let error = packed(&*opened(dir.path()), to.path(), PackAs::Size(ImageSize::square(8))).unwrap_err();
     assert!(matches!(error, DataError::NothingReadable { count: 1, .. }), "{error}");
 }

@@ -1,5 +1,6 @@
 //! Errors of a network's configuration.
 
+use ddpm_kernels::image_size::ImageSize;
 use thiserror::Error;
 
 /// A key of `[model]` with an impossible value. Keys are named without the section, which the caller knows.
@@ -41,13 +42,13 @@ pub enum UNetConfigError {
         channels: usize,
     },
     /// An image that cannot be halved once per level.
-    #[error("images of {size} x {size} pixels cannot be halved {} times (model.block_out_channels has {levels} levels)", levels - 1)]
+    #[error("images of {} x {} pixels cannot be halved {} times (model.block_out_channels has {levels} levels)", size.width, size.height, levels - 1)]
     ImageSize {
-        /// The side, in pixels.
-        size: usize,
+        /// Height and width, in pixels.
+        size: ImageSize,
         /// Entries of `block_out_channels`.
         levels: usize,
-        /// What the side must be a multiple of.
+        /// What each side must be a multiple of.
         divisor: usize,
     },
     /// A number outside its range.
@@ -85,8 +86,10 @@ impl UNetConfigError {
                 format!("use a divisor of {channels} ({}), or widen the level to {wider}", divisors.join(", "))
             }
             Self::ImageSize { size, divisor, .. } => {
-                let next = size.div_ceil(*divisor).max(1) * divisor;
-                format!("set data.image_size = {next} (a multiple of {divisor}), or use fewer levels")
+                let next = |side: usize| side.div_ceil(*divisor).max(1).saturating_mul(*divisor);
+                let fitting = ImageSize { height: next(size.height), width: next(size.width) };
+                let multiple = if fitting.is_square() { "a multiple" } else { "multiples" };
+                format!("set data.image_size = {fitting} ({multiple} of {divisor}), or use fewer levels")
             }
             Self::Range { .. } => return None,
         })

@@ -2,13 +2,14 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Optimizer, VarBuilder, VarMap};
+use ddpm_kernels::image_size::ImageSize;
 
 use super::*;
 use crate::optim::AdamWConfig;
 
 fn small() -> UNetConfig {
     UNetConfig {
-        sample_size: Some(8),
+        sample_size: Some(ImageSize::square(8)),
         in_channels: Some(1),
         out_channels: Some(1),
         block_out_channels: vec![8, 16],

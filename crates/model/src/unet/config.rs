@@ -4,6 +4,7 @@
 //! config that names it is refused by name when it is read; [`unsupported`](super::unsupported) has the reasons. Of diffusers' fields only
 //! `num_train_timesteps` is missing: it is the size of a learned time embedding's table.
 
+use ddpm_kernels::image_size::ImageSize;
 use ddpm_kernels::ops::activation::Activation as SeparateActivation;
 use serde::{Deserialize, Serialize};
 
@@ -132,9 +133,9 @@ pub enum Resample {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UNetConfig {
-    /// Side of the square images, in pixels. Follows `data.image_size` where a config leaves it out.
+    /// Height and width of the images, in pixels: one number, or both. Follows `data.image_size` where a config leaves it out.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sample_size: Option<usize>,
+    pub sample_size: Option<ImageSize>,
     /// Channels of `x_t`. Follows `data.channels` where a config leaves it out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_channels: Option<usize>,
@@ -251,11 +252,18 @@ impl Default for UNetConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageShape {
     /// Height and width, in pixels.
-    pub size: usize,
+    pub size: ImageSize,
     /// Channels in.
     pub in_channels: usize,
     /// Channels out.
     pub out_channels: usize,
+}
+
+impl ImageShape {
+    /// The shape of so many inputs, `[N, H, W, C]`.
+    pub fn inputs(&self, images: usize) -> [usize; 4] {
+        self.size.shape(images, self.in_channels)
+    }
 }
 
 impl UNetConfig {
@@ -266,9 +274,10 @@ impl UNetConfig {
 
     /// Input and output shape, or which of them is missing.
     pub fn image_shape(&self) -> Result<ImageShape, UNetConfigError> {
-        let given = |key: &'static str, value: Option<usize>| value.ok_or(UNetConfigError::Missing { key });
+        let missing = |key: &'static str| UNetConfigError::Missing { key };
+        let given = |key, value: Option<usize>| value.ok_or(missing(key));
         Ok(ImageShape {
-            size: given("sample_size", self.sample_size)?,
+            size: self.sample_size.ok_or(missing("sample_size"))?,
             in_channels: given("in_channels", self.in_channels)?,
             out_channels: given("out_channels", self.out_channels)?,
         })
@@ -320,7 +329,7 @@ impl UNetConfig {
         positive("in_channels", shape.in_channels)?;
         positive("out_channels", shape.out_channels)?;
         let divisor = 1usize << (levels - 1).min(usize::BITS as usize - 1);
-        if shape.size == 0 || !shape.size.is_multiple_of(divisor) {
+        if shape.size.sides().iter().any(|side| *side == 0 || !side.is_multiple_of(divisor)) {
             return Err(UNetConfigError::ImageSize { size: shape.size, levels, divisor });
         }
         Ok(())

@@ -157,18 +157,17 @@ impl UNet {
         // Zeros that are never touched take no memory.
         let params = Params::from_vec(&self.layout, vec![0.0; self.layout.len()], &Device::Cpu)?;
         let mut tape = Tape::sketching(&params, fused);
-        let image =
-            Tensor::zeros((1, self.image.size, self.image.size, self.image.in_channels), DType::F32, &Device::Cpu);
+        let image = Tensor::zeros(&self.image.inputs(1)[..], DType::F32, &Device::Cpu);
         let label = self.embedding.takes_labels().then_some(&[0][..]);
         self.forward(&mut tape, &image?, &[0.0], label)?;
         Ok(tape.into_sketch())
     }
 
     fn check_input(&self, x_t: &Tensor, timesteps: usize) -> Result<()> {
-        let expected = vec![timesteps, self.image.size, self.image.size, self.image.in_channels];
+        let expected = self.image.inputs(timesteps);
         if x_t.dims() == expected {
             return Ok(());
         }
-        Err(ModelError::Input { what: "x_t [N, H, W, C]", found: x_t.dims().to_vec(), expected })
+        Err(ModelError::Input { what: "x_t [N, H, W, C]", found: x_t.dims().to_vec(), expected: expected.to_vec() })
     }
 }

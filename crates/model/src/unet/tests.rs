@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
+use ddpm_kernels::image_size::ImageSize;
 use ddpm_kernels::philox::{Philox, Purpose};
 
 use super::*;
@@ -15,7 +16,8 @@ use crate::plain::UNet2DModel;
 use crate::tape::DropoutStream;
 use crate::unet::naming::FileTensor;
 
-fn shaped(config: UNetConfig, size: usize, channels: usize) -> UNetConfig {
+fn shaped(config: UNetConfig, side: usize, channels: usize) -> UNetConfig {
+    let size = ImageSize::square(side);
     UNetConfig { sample_size: Some(size), in_channels: Some(channels), out_channels: Some(channels), ..config }
 }
 

@@ -39,7 +39,10 @@ impl<'a> Checks<'a> {
             let help = "write the path of a folder of images or of a .parquet file, or \"builtin:fashion10k\"";
             return Err(self.impossible("data.source", "data.source is not set".to_owned(), help));
         }
-        self.at_most("data.image_size", data.image_size, 4096)?;
+        let size = data.image_size;
+        let sides = size.sides();
+        let help = "is there a digit too many?";
+        self.require("data.image_size", size, sides.iter().all(|&side| side <= 4096), "at most 4096", help)?;
         self.at_most("data.prefetch", data.prefetch, 1024)?;
         let help = "300 outlasts most failures of a network";
         self.require(
@@ -49,13 +52,16 @@ impl<'a> Checks<'a> {
             "1 to 86400 seconds",
             help,
         )?;
-        let size = data.image_size;
-        self.require("data.image_size", size, size > 0, "at least 1", "32 trains fast; 64 and more want a GPU")?;
+        let help = "32 trains fast; 64 and more want a GPU";
+        self.require("data.image_size", size, !sides.contains(&0), "at least 1", help)?;
         let channels = data.channels;
         self.require("data.channels", channels, matches!(channels, 1 | 3), "1 (grey) or 3 (RGB)", "use 1 or 3")?;
         let share = data.max_corrupt;
         let help = "0.01 lets one image in a hundred be skipped";
         self.require("data.max_corrupt", share, (0.0..=1.0).contains(&share), "a share in [0, 1]", help)?;
+        for (key, most) in [("data.max_pixels", data.max_pixels), ("data.max_bytes", data.max_bytes)] {
+            self.require(key, most, most > 0, "at least 1", "268435456 is the default")?;
+        }
         let help = "4 batches ahead hide an uneven disk";
         self.require("data.prefetch", data.prefetch, data.prefetch > 0, "at least 1", help)?;
         self.classes()
@@ -99,23 +105,12 @@ impl<'a> Checks<'a> {
 
     pub(super) fn model(&self) -> Result<ImageShape, ConfigError> {
         let TrainConfig { model, data, diffusion, .. } = self.config;
-        let follow = |key: &'static str, found: Option<usize>, want: usize, because: &str| match found {
-            Some(found) if found != want => {
-                let message = format!("{key} = {found}, but {because}");
-                Err(self.impossible(key, message, &format!("leave {key} out: it follows the rest of the config")))
-            }
-            _ => Ok(()),
-        };
         let (size, channels) = (data.image_size, data.channels);
-        follow("model.sample_size", model.sample_size, size, &format!("data.image_size = {size}"))?;
-        follow("model.in_channels", model.in_channels, channels, &format!("data.channels = {channels}"))?;
         let out = diffusion.variance_type.out_channels(channels);
-        follow(
-            "model.out_channels",
-            model.out_channels,
-            out,
-            &format!("data.channels and diffusion.variance_type make {out}"),
-        )?;
+        self.follows("model.sample_size", model.sample_size, size, &format!("data.image_size = {size}"))?;
+        self.follows("model.in_channels", model.in_channels, channels, &format!("data.channels = {channels}"))?;
+        let because = format!("data.channels and diffusion.variance_type make {out}");
+        self.follows("model.out_channels", model.out_channels, out, &because)?;
         for &channels in &model.block_out_channels {
             self.at_most("model.block_out_channels", channels, 65_536)?;
         }
@@ -219,6 +214,23 @@ impl<'a> Checks<'a> {
             let message = format!("hub.repo = \"{repo}\": {expected}");
             self.impossible("hub.repo", message, "name a repository of yours on the hub, or leave hub.repo out")
         })
+    }
+
+    /// Refuses a value that should follow from other keys and does not.
+    fn follows<T: Display + PartialEq + Copy>(
+        &self,
+        key: &str,
+        found: Option<T>,
+        want: T,
+        because: &str,
+    ) -> Result<(), ConfigError> {
+        match found {
+            Some(found) if found != want => {
+                let message = format!("{key} = {found}, but {because}");
+                Err(self.impossible(key, message, &format!("leave {key} out: it follows the rest of the config")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn require(&self, key: &str, found: impl Display, ok: bool, expected: &str, help: &str) -> Result<(), ConfigError> {

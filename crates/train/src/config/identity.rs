@@ -60,7 +60,7 @@ pub fn config_hash(config: &TrainConfig) -> String {
 pub fn diff(old: &TrainConfig, new: &TrainConfig) -> Vec<Change> {
     binding_values(old)
         .zip(binding_values(new))
-        .filter(|((key, old), (_, new))| old != new && !only_allows_more(key, old))
+        .filter(|((key, old), (_, new))| old != new && !only_allows_more(key, old, new))
         .map(|((key, old), (_, new))| Change { key, old: to_toml(&old), new: to_toml(&new) })
         .collect()
 }
@@ -83,9 +83,14 @@ pub fn may_be_accepted(key: &str) -> bool {
     !describes_weights(key) && !["data.image_size", "data.channels"].contains(&key)
 }
 
-/// Whether the old value of a key only refused what any other value allows: with `data.crop = "none"` no image was cut so far.
-fn only_allows_more(key: &str, old: &Value) -> bool {
-    key == "data.crop" && old == "none"
+/// Whether the old value of a key only refused what the new one allows: with `data.crop = "none"` no image was cut so far, and
+/// an image within a limit is within a larger one.
+fn only_allows_more(key: &str, old: &Value, new: &Value) -> bool {
+    match key {
+        "data.crop" => old == "none",
+        "data.max_pixels" | "data.max_bytes" => old.as_u64() < new.as_u64(),
+        _ => false,
+    }
 }
 
 fn is_binding(key: &str) -> bool {
@@ -141,7 +146,14 @@ mod tests {
         let mut new = old.clone();
         (new.data.crop, new.data.on_corrupt, new.data.max_corrupt) = (Crop::Random, OnCorrupt::Fail, 1.0);
         assert_eq!(diff(&old, &new), []);
-        assert_eq!(diff(&new, &old).len(), 1, "images were cut");
+        (new.data.max_pixels, new.data.max_bytes) = (old.data.max_pixels + 1, old.data.max_bytes * 2);
+        assert_eq!(diff(&old, &new), []);
+        let refused: Vec<String> = diff(&new, &old).into_iter().map(|change| change.key).collect();
+        assert_eq!(
+            refused,
+            ["data.crop", "data.max_pixels", "data.max_bytes"],
+            "images were cut, and larger ones read"
+        );
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl TrainPlan {
     pub fn open_options(&self) -> OpenOptions {
         let data = &self.config().data;
         let split = Some(data.split.clone()).filter(|split| !split.is_empty());
-        OpenOptions { format: data.format, split, stores: data.stores() }
+        OpenOptions { format: data.format, split, stores: data.stores(), limits: data.limits() }
     }
 
     /// The number of classes that the network is conditioned on, if any.

@@ -7,8 +7,8 @@ use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use ddpm_data::{Background, Crop, Fit, Format, OnCorrupt};
-use ddpm_data::{Fitting, Shuffle, StoreOptions};
+pub use ddpm_data::{Background, Crop, Fit, Format, ImageSize, OnCorrupt};
+use ddpm_data::{Fitting, ImageLimits, Shuffle, StoreOptions};
 pub use ddpm_model::diffusion::{DiffusionConfig, LossConfig, SamplerKind};
 use ddpm_model::optim::AdamWConfig;
 pub use ddpm_model::optim::LrSchedule;
@@ -97,15 +97,15 @@ pub struct DataConfig {
     pub format: Format,
     /// The part of a data set that has several; left out, `train` where there are splits, and else all of it.
     pub split: String,
-    /// Side of the square images that the network sees, in pixels.
-    pub image_size: usize,
+    /// Height and width of the images that the network sees, in pixels: one number, or `[height, width]`.
+    pub image_size: ImageSize,
     /// 1 for grey, 3 for RGB; images are converted.
     pub channels: usize,
-    /// How an image that is larger, or of another shape, is made square.
+    /// How an image that is larger, or of another shape, is made to fit.
     pub fit: Fit,
-    /// Where the square is cut out of it, with `fit = "crop"`.
+    /// Where it is cut, with `fit = "crop"`.
     pub crop: Crop,
-    /// Enlarge images that are smaller than the square, instead of centring them on the background.
+    /// Enlarge images that are smaller than the network's, instead of centring them on the background.
     pub upscale: bool,
     /// The colour under transparent pixels and around images; left out, white under and black around.
     pub background: Background,
@@ -119,6 +119,10 @@ pub struct DataConfig {
     pub on_corrupt: OnCorrupt,
     /// Share of the images, in [0, 1], that may be skipped before the run fails.
     pub max_corrupt: f64,
+    /// Pixels of an image; one with more is as one that cannot be decoded.
+    pub max_pixels: u64,
+    /// Bytes of an image, in its file and decoded; likewise.
+    pub max_bytes: u64,
     /// Where indices of shards, and copies of what came over a network, are kept; left out, `ddpm` in the user's cache directory.
     pub cache_dir: String,
     /// Bytes that these copies may take; 0: none are kept.
@@ -140,6 +144,11 @@ impl DataConfig {
     /// How images are made to fit.
     pub fn fitting(&self) -> Fitting {
         Fitting { fit: self.fit, upscale: self.upscale, background: self.background }
+    }
+
+    /// How large an image may be.
+    pub fn limits(&self) -> ImageLimits {
+        ImageLimits { max_pixels: self.max_pixels, max_bytes: self.max_bytes }
     }
 
     /// Which order of the images is asked for.
@@ -167,7 +176,7 @@ impl Default for DataConfig {
             source: String::new(),
             format: Format::Auto,
             split: String::new(),
-            image_size: 32,
+            image_size: ImageSize::square(32),
             channels: 3,
             fit: Fit::Crop,
             crop: Crop::Center,
@@ -178,6 +187,8 @@ impl Default for DataConfig {
             num_classes: 0,
             on_corrupt: OnCorrupt::Skip,
             max_corrupt: 0.01,
+            max_pixels: ImageLimits::default().max_pixels,
+            max_bytes: ImageLimits::default().max_bytes,
             cache_dir: String::new(),
             cache_bytes: StoreOptions::default().cache_bytes,
             retry_for: StoreOptions::default().retry_for.as_secs(),

@@ -99,8 +99,7 @@ impl Drawing<'_> {
     /// # Errors
     /// As [`Painter::draw`].
     pub fn draw(&mut self, onlooker: &mut Onlooker<'_>) -> Result<Images, Error> {
-        let (image, num) = (self.shape, self.request.num);
-        let shape = [num, image.size, image.size, image.in_channels];
+        let shape = self.shape.inputs(self.request.num);
         let mut images = Images { pixels: room_for(shape)?, shape, not_finite: 0 };
         self.draw_parts::<Error>(&|_| false, onlooker, &mut |_, part| {
             images.pixels.extend(part.pixels);
@@ -140,8 +139,7 @@ impl Drawing<'_> {
         onlooker: &mut Onlooker<'_>,
     ) -> Result<Images, Error> {
         let x_start = self.walk.draw(first, count, onlooker)?;
-        let shape = [count, image.size, image.size, image.in_channels];
-        Ok(Images { pixels: to_bytes(&x_start)?, shape, not_finite: count_not_finite(&x_start)? })
+        Ok(Images { pixels: to_bytes(&x_start)?, shape: image.inputs(count), not_finite: count_not_finite(&x_start)? })
     }
 }
 

@@ -123,8 +123,7 @@ impl<'a> Walk<'a> {
 
 /// The labels of `n` images.
 fn shape(painter: &Painter<'_>, n: usize) -> [usize; 4] {
-    let image = painter.unet.image_shape();
-    [n, image.size, image.size, image.in_channels]
+    painter.unet.image_shape().inputs(n)
 }
 
 /// x_T of `n` images from number `first` on, if the sampler does not make it.

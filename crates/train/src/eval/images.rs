@@ -52,6 +52,7 @@ impl EvalImages {
             format: Format::Auto,
             split: selection.split.filter(|split| !split.is_empty()).map(str::to_owned),
             stores: config.data.stores(),
+            limits: config.data.limits(),
         };
         let source = ddpm_data::open(selection.source, &options)?;
         let num = selection.num.unwrap_or(source.len());
@@ -66,6 +67,7 @@ impl EvalImages {
             // The same images wherever they lie.
             shuffle: Shuffle::Whole,
             image_size: data.image_size,
+            limits: data.limits(),
             channels: data.channels,
             crop: Crop::Center,
             fitting: data.fitting(),
@@ -110,7 +112,7 @@ impl EvalImages {
     pub fn image_len(&self) -> usize {
         let LoaderConfig { image_size, channels, .. } = self.settings;
         // The settings are checked when the first batch is made.
-        image_size.saturating_mul(image_size).saturating_mul(channels)
+        image_size.pixels().saturating_mul(channels)
     }
 
     /// How many images there are; at least 1.

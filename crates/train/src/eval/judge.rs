@@ -110,7 +110,7 @@ impl<'a> Judge<'a> {
         let batch_size = engine.batch_size(images.len(), batch_size);
         let image = model.unet.image_shape();
         let labels = model.config.data_classes().map(|_| vec![0; batch_size]);
-        let pixels = vec![0; batch_size * image.size * image.size * image.in_channels];
+        let pixels = vec![0; image.inputs(batch_size).iter().product()];
         let t = schedule.timestep(0)?;
         let any = Step { t, network_t: t, constants: SampleConstants::default() };
         let results = Tensor::zeros((batch_size, RESULTS), DType::F64, device).map_err(ModelError::from)?;
@@ -199,7 +199,7 @@ impl<'a> Judge<'a> {
 /// `n` images with these pixels.
 fn batch_inputs(model: &Model, pixels: Vec<u8>, labels: Option<&[u32]>, n: usize) -> Result<BatchInputs, ModelError> {
     let image = model.unet.image_shape();
-    let images = Tensor::from_vec(pixels, (n, image.size, image.size, image.in_channels), &Device::Cpu)?;
+    let images = Tensor::from_vec(pixels, &image.inputs(n)[..], &Device::Cpu)?;
     let labels = model.unet.condition(&vec![0.0; n], labels, &Device::Cpu)?.labels;
     Ok(BatchInputs { images, labels })
 }

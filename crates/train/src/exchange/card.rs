@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use ddpm_data::ImageSize;
 use ddpm_hub::SCHEME;
 use ddpm_model::diffusion::{BetaSchedule, DiffusionConfig};
 use ddpm_model::unet::UNetConfig;
@@ -71,7 +72,7 @@ import torch
 pipeline = DDPMPipeline.from_pretrained("{DIR}"){WHAT}
 unet, scheduler = pipeline.unet, pipeline.scheduler
 scheduler.set_timesteps(ALL)
-x = torch.randn(4, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+x = torch.randn(4, unet.config.in_channels, {SIDES})
 labels = torch.zeros(4, dtype=torch.long)
 for t in scheduler.timesteps:
     with torch.no_grad():
@@ -91,14 +92,14 @@ ddpm import {MODEL} --to runs/mine    # and train on: a fine-tuning
 /// The text of the card.
 pub(super) fn card(card: &Card<'_>) -> String {
     let (unet, diffusion) = card.shape;
-    let size = unet.sample_size.unwrap_or_default();
+    let size = unet.sample_size.unwrap_or_default().width_x_height();
     let channels = unet.in_channels.unwrap_or_default();
     let kind = if unet.num_class_embeds.is_some() { "class-conditional" } else { "unconditional" };
     let name = card.facts.map(|facts| facts.config.run.name.as_str()).filter(|name| !name.is_empty());
     let mut text = front_matter(unet.num_class_embeds.is_some(), card.licence);
     let _ = write!(
         text,
-        "\n# {}\n\nA diffusion model (DDPM) of {size}x{size} images with {channels} channel{}, {kind}: {} parameters.\n",
+        "\n# {}\n\nA diffusion model (DDPM) of {size} images with {channels} channel{}, {kind}: {} parameters.\n",
         name.map_or("A diffusion model".to_owned(), escaped),
         if channels == 1 { "" } else { "s" },
         card.parameters
@@ -163,6 +164,9 @@ fn usage(unet: &UNetConfig, diffusion: &DiffusionConfig, repo: Option<&str>) -> 
     let timesteps = diffusion.num_train_timesteps;
     text = text.replace("ALL", &timesteps.to_string()).replace("FEW", &sample_steps(timesteps).to_string());
     text += USE_DDPM;
+    let square = unet.sample_size.is_none_or(ImageSize::is_square);
+    let sides = if square { "unet.config.sample_size, unet.config.sample_size" } else { "*unet.config.sample_size" };
+    text = text.replace("{SIDES}", sides);
     let words = match repo {
         Some(repo) => [("{DIR}", repo), ("{MODEL}", &format!("{SCHEME}{repo}")), ("{WHAT}", "")],
         None => [("{DIR}", "DIR"), ("{MODEL}", "DIR"), ("{WHAT}", "  # this folder, or its name on the hub")],

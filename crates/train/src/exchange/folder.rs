@@ -213,7 +213,7 @@ pub(super) fn check_limits(path: &Path, unet: &UNetConfig) -> Result<(), Error> 
         return Err(Error::unreadable(path, what, DAMAGED));
     }
     if unet.sample_size.is_none() {
-        let what = "sample_size = null: expected the side of the images in pixels";
+        let what = "sample_size = null: expected the size of the images in pixels";
         return Err(Error::unreadable(path, what, "write the size the model was trained at into the file"));
     }
     Ok(())

@@ -23,8 +23,8 @@ use crate::training::trainer::Trainer;
 /// An estimate makes steps of the whole batch only if they promise to be shorter than this; a longer step of one or two images
 /// is not warmed up.
 const LONGEST_STEP_MS: f64 = 5e3;
-/// Images to read as a check that the data can be read.
-const TRIED_IMAGES: usize = 8;
+/// Images to read as a check that the data can be read, and that its images are what the network should see.
+const TRIED_IMAGES: usize = 32;
 
 /// The estimated cost of a step.
 #[derive(Debug)]
@@ -124,18 +124,21 @@ struct LenientData<'a> {
     plan: &'a TrainPlan,
     source: Option<Arc<dyn Source>>,
     loader: Option<Loader>,
+    /// About the first images.
+    notices: Vec<String>,
     error: Option<DataError>,
 }
 
 impl<'a> LenientData<'a> {
     /// Opens the source and reads some images; it starts no thread yet, which would slow down a step.
     fn open(plan: &'a TrainPlan) -> Self {
-        let mut data = Self { plan, source: None, loader: None, error: None };
+        let mut data = Self { plan, source: None, loader: None, notices: Vec::new(), error: None };
         data.source = data.keep(ddpm_data::open(&plan.config().data.source, &plan.open_options()));
         if let Some(source) = data.source.clone() {
             let all = loader_config(plan);
-            let some = LoaderConfig { share: Share::whole(all.share.of().min(TRIED_IMAGES)), ..all };
-            data.keep(Batcher::new(source, some).and_then(|batcher| batcher.batch_at(0)));
+            let some = LoaderConfig { share: Share::whole(source.len().min(TRIED_IMAGES)), ..all };
+            let tried = Batcher::new(source, some).and_then(|batcher| batcher.notices_at(0));
+            data.notices = data.keep(tried).unwrap_or_default();
         }
         data
     }
@@ -147,7 +150,8 @@ impl<'a> LenientData<'a> {
     fn warnings(&self) -> Vec<Warning> {
         let Some(source) = &self.source else { return Vec::new() };
         let notices = source.notices().iter().map(|notice| Warning { key: "data.source", message: notice.clone() });
-        notices.chain(unused_classes(self.plan.config(), source.as_ref())).collect()
+        let of_images = self.notices.iter().map(|notice| Warning { key: "data.fit", message: notice.clone() });
+        notices.chain(unused_classes(self.plan.config(), source.as_ref())).chain(of_images).collect()
     }
 
     /// Starts reading ahead, unless the data cannot be read.
@@ -183,10 +187,11 @@ impl<'a> LenientData<'a> {
 
 /// A batch of grey images, all of the first class if the model has classes.
 fn grey_batch(plan: &TrainPlan, images: usize) -> Batch {
-    let (size, channels) = (plan.config().data.image_size, plan.config().data.channels);
+    let data = &plan.config().data;
+    let shape = data.image_size.shape(images, data.channels);
     Batch {
-        images: vec![128; images * size * size * channels],
-        shape: [images, size, size, channels],
+        images: vec![128; shape.iter().product()],
+        shape,
         labels: plan.classes().map(|_| vec![0; images]),
         ids: vec![0; images],
     }

@@ -80,7 +80,7 @@ impl<'a> GpuEstimate<'a> {
         // 16-bit gradients of weights have a place of their own.
         let gradients_bytes = self.len * (f32s + copy);
         let activations_bytes = self.sketch.peak_bytes(images, size as usize, gradient_checkpointing);
-        let batches = BATCHES * train.batch_size * data.image_size * data.image_size * data.channels;
+        let batches = BATCHES * train.batch_size * data.image_size.pixels() * data.channels;
         let workspace_bytes = SCRATCH_BYTES + self.sketch.sums_bytes(images) + batches as u64;
         let total_bytes = parameters_bytes + gradients_bytes + activations_bytes + workspace_bytes;
         GpuNeeds {

@@ -41,6 +41,7 @@ pub(crate) fn loader_config(plan: &TrainPlan) -> LoaderConfig {
         origin: plan.origin(),
         shuffle: plan.shuffle(),
         image_size: data.image_size,
+        limits: data.limits(),
         channels: data.channels,
         crop: data.crop,
         fitting: data.fitting(),

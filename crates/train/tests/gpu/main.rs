@@ -73,6 +73,7 @@ pub(crate) fn batches(plan: &TrainPlan) -> Batcher {
         origin: plan.origin(),
         shuffle: ddpm_data::Shuffle::Whole,
         image_size: config.data.image_size,
+        limits: config.data.limits(),
         channels: config.data.channels,
         crop: config.data.crop,
         fitting: config.data.fitting(),

@@ -114,3 +114,11 @@ fn gpu_a_diverged_run_says_so_and_keeps_its_weights() {
     assert!(failure.to_string().contains("diverged at step"), "{failure}");
     assert_eq!(failure.kind(), Kind::Diverged);
 }
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_training_on_images_that_are_not_square_is_the_cpus() {
+    for (size, settings) in [("[8, 12]", &[][..]), ("[14, 6]", &HYBRID[..])] {
+        check(&[settings, &[("data.image_size", size)]].concat(), 3);
+    }
+}

@@ -73,7 +73,7 @@ fn conforms(source: &dyn Source) {
     });
     assert_eq!(forward, parallel);
     for raw in &forward {
-        assert!(crate::decode::decode(&raw.bytes).is_ok(), "{}", raw.id);
+        assert!(crate::decode::decode(&raw.bytes, Default::default()).is_ok(), "{}", raw.id);
         assert!(source.has_labels() || raw.label.is_none());
         let classes = source.class_names().map_or(usize::MAX, <[String]>::len);
         assert!(raw.label.is_none_or(|label| (label as usize) < classes));
@@ -108,8 +108,26 @@ fn every_kind_of_source_keeps_the_promises() {
     fs::write(several.path().join("a.parquet"), parquet_bytes(&rows(0..30), &Layout::default())).unwrap();
     fs::write(several.path().join("b.parquet"), parquet_bytes(&rows(30..47), &Layout::default())).unwrap();
     conforms(&*open_path(several.path()).unwrap());
-    conforms(&*open_folder("s3://far", remote_copy(dir.path(), Remote::default()), Format::Auto, None).unwrap());
-    conforms(&*open_folder("s3://far", remote_copy(several.path(), Remote::default()), Format::Auto, None).unwrap());
+    conforms(
+        &*open_folder(
+            "s3://far",
+            remote_copy(dir.path(), Remote::default()),
+            Format::Auto,
+            None,
+            ImageLimits::default(),
+        )
+        .unwrap(),
+    );
+    conforms(
+        &*open_folder(
+            "s3://far",
+            remote_copy(several.path(), Remote::default()),
+            Format::Auto,
+            None,
+            ImageLimits::default(),
+        )
+        .unwrap(),
+    );
 }
 
 #[test]
@@ -120,7 +138,7 @@ fn the_embedded_images_are_fashion_mnist() {
     // The first training image of Fashion-MNIST is an ankle boot, label 9.
     assert_eq!(first.label, Some(9));
     assert!(source.class_names().unwrap()[9].to_lowercase().contains("boot"));
-    let image = crate::decode::decode(&first.bytes).unwrap().image;
+    let image = crate::decode::decode(&first.bytes, Default::default()).unwrap().image;
     assert_eq!((image.width(), image.height(), image.color().channel_count()), (28, 28, 1));
     assert!(source.describe().starts_with("builtin:fashion10k: 10000 images"));
 }
@@ -152,7 +170,7 @@ fn a_slice_holds_the_samples_between_its_bounds_and_no_other() {
 fn the_emoji_are_3786_pictures_in_colour() {
     let source = open_str(&assets("emoji32.parquet")).unwrap();
     assert_eq!((source.len(), source.class_names().unwrap().len()), (3_786, 10));
-    let image = crate::decode::decode(&source.read(3_785).unwrap().bytes).unwrap().image;
+    let image = crate::decode::decode(&source.read(3_785).unwrap().bytes, Default::default()).unwrap().image;
     assert_eq!((image.width(), image.height(), image.color().has_color()), (32, 32, true));
 }
 

@@ -32,7 +32,7 @@ fn the_mnist_family_is_read_pixel_by_pixel() {
     let source = open_path(dir.path()).unwrap();
     conforms(&*source);
     assert_eq!((0..3).map(|i| source.read(i).unwrap().label.unwrap()).collect::<Vec<_>>(), [7, 0, 9]);
-    let image = crate::decode::decode(&source.read(1).unwrap().bytes).unwrap().image;
+    let image = crate::decode::decode(&source.read(1).unwrap().bytes, Default::default()).unwrap().image;
     assert_eq!((image.width(), image.height(), image.to_luma8().into_raw()), (3, 2, vec![90, 105, 120, 135, 150, 165]));
     let path = dir.path().to_str().unwrap();
     assert_eq!(["train", "test", "all"].map(|split| open_split(path, split).unwrap().len()), [3, 1, 4]);
@@ -97,7 +97,7 @@ fn cifar_10_is_read_with_its_names_and_of_the_right_size_only() {
     let source = open_path(dir.path()).unwrap();
     assert_eq!((source.len(), source.class_names().unwrap()), (50_000, classes.as_slice()));
     let sample = source.read(10_000).unwrap();
-    let image = crate::decode::decode(&sample.bytes).unwrap().image.to_rgb8();
+    let image = crate::decode::decode(&sample.bytes, Default::default()).unwrap().image.to_rgb8();
     assert_eq!((sample.label, image.get_pixel(31, 31).0, image.dimensions()), (Some(3), [200, 100, 50], (32, 32)));
     drop(source);
     fs::OpenOptions::new().write(true).open(dir.path().join(names[5])).unwrap().set_len(30_729_999).unwrap();

@@ -9,7 +9,12 @@ pub(super) fn fixture(name: &str) -> String {
 
 /// The value of sample `i`'s pixels, by which the fixtures number their images.
 pub(super) fn grey(source: &dyn Source, i: usize) -> u8 {
-    crate::decode::decode(&source.read(i).unwrap().bytes).unwrap().image.to_luma8().get_pixel(0, 0).0[0]
+    crate::decode::decode(&source.read(i).unwrap().bytes, Default::default())
+        .unwrap()
+        .image
+        .to_luma8()
+        .get_pixel(0, 0)
+        .0[0]
 }
 
 fn file(name: &str, bytes: &[u8]) -> Vec<u8> {
@@ -246,7 +251,7 @@ fn the_images_of_a_far_shard_are_asked_for_together() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("x.tar"), fs::read(fixture("webdataset/train-000000.tar")).unwrap()).unwrap();
     let store = remote_copy(dir.path(), Remote { at_once: 8, ..Remote::default() });
-    let far = open_folder("s3://far", Arc::clone(&store) as _, Format::Auto, None).unwrap();
+    let far = open_folder("s3://far", Arc::clone(&store) as _, Format::Auto, None, ImageLimits::default()).unwrap();
     assert_eq!(*store.calls.lock().unwrap(), [1], "the whole index in one request");
     assert_eq!(far.fingerprint(), open_path(dir.path()).unwrap().fingerprint());
     assert_eq!(far.read_many(&[2, 0, 1]).len(), 3);

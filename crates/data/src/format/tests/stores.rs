@@ -28,7 +28,7 @@ fn a_source_in_another_store_is_the_same_and_reads_files_together() {
     }
     let near = open_path(dir.path()).unwrap();
     let store = remote_copy(dir.path(), Remote { at_once: 8, ..Remote::default() });
-    let far = open_folder("s3://far", Arc::clone(&store) as _, Format::Auto, None).unwrap();
+    let far = open_folder("s3://far", Arc::clone(&store) as _, Format::Auto, None, ImageLimits::default()).unwrap();
     assert_eq!(near.fingerprint(), far.fingerprint());
     let settings = LoaderConfig { num_classes: None, ..config() };
     let batch = |source| Batcher::new(source, settings.clone()).unwrap().batch_at(7).unwrap();
@@ -42,7 +42,7 @@ fn a_call_for_many_files_is_bounded_by_their_bytes() {
     let size = usize::try_from(files::READ_AT_ONCE_BYTES).unwrap() / 3;
     remote.files = (0..5).map(|i| (format!("{i}.png").into(), vec![0; size].into())).collect();
     let remote = Arc::new(remote);
-    let source = open_folder("s3://far", Arc::clone(&remote) as _, Format::Auto, None).unwrap();
+    let source = open_folder("s3://far", Arc::clone(&remote) as _, Format::Auto, None, ImageLimits::default()).unwrap();
     assert_eq!(source.read_many(&[0, 1, 2, 3, 4]).len(), 3);
     assert_eq!(source.read_many(&[4]).len(), 1);
     assert_eq!(*remote.calls.lock().unwrap(), [3, 1]);
@@ -55,7 +55,7 @@ fn over_a_network_a_window_is_fetched_while_the_one_before_it_is_read() {
     let files: Vec<_> = images.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
     fs::write(dir.path().join("x.tar"), archive(&files)).unwrap();
     let store = remote_copy(dir.path(), Remote { at_once: 8, ..Remote::default() });
-    let source = open_folder("s3://far", Arc::clone(&store) as _, Format::Auto, None).unwrap();
+    let source = open_folder("s3://far", Arc::clone(&store) as _, Format::Auto, None, ImageLimits::default()).unwrap();
     assert!(source.is_far());
     let settings =
         |shuffle| LoaderConfig { num_classes: None, share: Share::whole(10), shuffle, prefetch: 1, ..config() };
@@ -90,7 +90,8 @@ fn a_store_out_of_reach_ends_the_run_and_blames_no_sample() {
     write("x.parquet", parquet_bytes(&rows(0..30), &Layout::default()));
     let parquet = remote_copy(dir.path(), Remote::default());
     for store in [folder, parquet] {
-        let source = open_folder("s3://far", Arc::clone(&store) as _, Format::Auto, None).unwrap();
+        let source =
+            open_folder("s3://far", Arc::clone(&store) as _, Format::Auto, None, ImageLimits::default()).unwrap();
         store.down.store(true, std::sync::atomic::Ordering::Relaxed);
         let error =
             Batcher::new(source, LoaderConfig { num_classes: None, ..config() }).unwrap().batch_at(0).unwrap_err();

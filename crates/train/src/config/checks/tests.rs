@@ -56,6 +56,9 @@ fn a_device_that_does_not_exist_is_refused() {
 fn impossible_data_settings_are_refused() {
     let image_size = "32 trains fast; 64 and more want a GPU";
     is_refused(&["data.image_size=0"], "data.image_size = 0: expected at least 1", image_size);
+    is_refused(&["data.image_size=[32, 0]"], "data.image_size = [32, 0]: expected at least 1", image_size);
+    let digit = "is there a digit too many?";
+    is_refused(&["data.image_size=[8192, 32]"], "data.image_size = [8192, 32]: expected at most 4096", digit);
     is_refused(&["data.channels=4"], "data.channels = 4: expected 1 (grey) or 3 (RGB)", "use 1 or 3");
     let max_corrupt = "0.01 lets one image in a hundred be skipped";
     is_refused(&["data.max_corrupt=1.5"], "data.max_corrupt = 1.5: expected a share in [0, 1]", max_corrupt);
@@ -99,6 +102,11 @@ fn impossible_networks_are_refused() {
         "set data.image_size = 32 (a multiple of 4), or use fewer levels",
     );
     is_refused(
+        &["data.image_size=[48, 50]"],
+        "images of 50 x 48 pixels cannot be halved 2 times (model.block_out_channels has 3 levels)",
+        "set data.image_size = [48, 52] (multiples of 4), or use fewer levels",
+    );
+    is_refused(
         &["model.attention_head_dim=48"],
         "model.attention_head_dim = 48 does not divide model.block_out_channels[1] = 128",
         "use a divisor of 128 (64, 32, 16), or widen the level to 144",
@@ -116,6 +124,11 @@ fn the_shape_of_data_and_model_must_agree() {
     is_refused(
         &["model.sample_size=64"],
         "model.sample_size = 64, but data.image_size = 32",
+        "leave model.sample_size out: it follows the rest of the config",
+    );
+    is_refused(
+        &["model.sample_size=64", "data.image_size=[64, 48]"],
+        "model.sample_size = 64, but data.image_size = [64, 48]",
         "leave model.sample_size out: it follows the rest of the config",
     );
     is_refused(

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 use crate::config::error::shown;
+use crate::config::types::ImageSize;
 
 fn resolve(text: &str, environment: &[(&str, &str)], settings: &[&str]) -> Result<Resolved, ConfigError> {
     let environment = environment.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
@@ -50,7 +51,7 @@ fn shape_classes_and_name_follow_from_the_rest() {
     let config = resolve(file, &[], &[]).unwrap().config;
     assert_eq!(
         (config.model.sample_size, config.model.in_channels, config.model.out_channels),
-        (Some(64), Some(1), Some(1))
+        (Some(ImageSize::square(64)), Some(1), Some(1))
     );
     assert_eq!(config.data.num_classes, 10);
     assert_eq!(resolve(file, &[], &["loss.label_dropout=0.1"]).unwrap().config.data.num_classes, 9);
@@ -63,6 +64,15 @@ fn every_key_is_listed_with_its_origin() {
     let lr = entries.iter().find(|entry| entry.key == "train.lr").unwrap();
     assert_eq!((&lr.value, lr.origin.kind()), (&json!(1e-3), "file"));
     assert!(entries.iter().any(|entry| entry.key == "model.num_class_embeds" && entry.value.is_null()));
+}
+
+#[test]
+fn the_network_has_both_sides_of_the_images_and_a_square_is_one_number() {
+    let of = |size: &str| resolve(&format!("[data]\nimage_size = {size}\n"), &[], &[]).unwrap();
+    let wide = of("[48, 80]");
+    assert_eq!(wide.config.model.sample_size, Some(ImageSize { height: 48, width: 80 }));
+    assert!(wide.to_toml().contains("image_size = [48, 80]\n"), "{}", wide.to_toml());
+    assert_eq!(of("[64, 64]").to_toml(), of("64").to_toml());
 }
 
 #[test]
@@ -113,6 +123,11 @@ fn a_value_of_another_type_is_refused_with_what_the_key_takes() {
         refusal("[data]\nflip = \"yes\"\n", &[], &[]),
         "error: configs/my.toml:2: data.flip = \"yes\": expected true or false"
     );
+    let size = "expected a whole number, or [height, width]";
+    for (given, found) in [("48x80", "\"48x80\""), ("[48]", "[48]"), ("[48, 80, 3]", "[48, 80, 3]"), ("-1", "-1")] {
+        let message = refusal("", &[], &[&format!("data.image_size={given}")]);
+        assert_eq!(message, format!("error: command line: data.image_size = {found}: {size}"));
+    }
     assert_eq!(
         refusal("[train]\nsteps = -3\n", &[], &[]),
         "error: configs/my.toml:2: train.steps = -3: expected a whole number, 0 or more"

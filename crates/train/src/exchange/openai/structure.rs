@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use ddpm_data::ImageSize;
 use ddpm_model::unet::{DownBlockType, Resample, TimeScaleShift, UNetConfig, UpBlockType};
 
 use super::Origin;
@@ -58,7 +59,7 @@ pub(super) fn network(shapes: &Shapes, flags: &Flags) -> Result<Network, Refusal
     let down = if has_op { Resample::Conv } else { Resample::Resnet };
     let up = resample_up(&levels).unwrap_or(down);
     let config = UNetConfig {
-        sample_size: Some(flags.image_size),
+        sample_size: Some(ImageSize::square(flags.image_size)),
         in_channels: Some(in_channels),
         out_channels: Some(out_channels),
         block_out_channels: levels.iter().map(|level| level.width).collect(),

@@ -54,7 +54,7 @@ pub(super) fn any_inputs(plan: &TrainPlan, learner: &Learner) -> Result<StepInpu
     let labels = plan.classes().map(|_| vec![0; n]);
     let settings = StepSettings::len(learner.optimizer.averages().len());
     Ok(StepInputs {
-        images: Tensor::zeros((n, data.image_size, data.image_size, data.channels), DType::U8, &host)?,
+        images: Tensor::zeros(&data.image_size.shape(n, data.channels)[..], DType::U8, &host)?,
         samples: Tensor::zeros((n, SampleConstants::WORDS), DType::F64, &host)?,
         condition: learner.unet.condition(&vec![0.0; n], labels.as_deref(), &host)?,
         place: Tensor::new(&place(0, 0), &host)?,
