@@ -10,6 +10,7 @@ mod classes;
 mod detect;
 mod files;
 mod folder;
+mod kept;
 mod metadata;
 mod named;
 mod parquet;
@@ -83,6 +84,11 @@ pub trait Source: Send + Sync {
 
     /// Whether the samples have labels (single ones may lack theirs).
     fn has_labels(&self) -> bool;
+
+    /// How many samples are known to have no label, where the others have one.
+    fn unlabelled(&self) -> usize {
+        0
+    }
 
     /// A hex digest that changes when samples, their order or their labels change, but not when the source is moved.
     fn fingerprint(&self) -> &str;

@@ -216,3 +216,44 @@ fn a_server_that_is_silent_does_not_hold_up_a_stop() {
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     drop(source);
 }
+
+#[test]
+fn a_loader_waits_for_the_reads_of_a_server_that_stalls() {
+    let far = Far::new();
+    let source = open(&far.server.url(SHARDS), &far.patient(12)).unwrap();
+    fs::remove_dir_all(far.cache.path().join("blocks")).unwrap();
+    drop(source);
+    // The index is kept; every answer for images comes only after two that never come.
+    let source = open(&far.server.url(SHARDS), &far.patient(2)).unwrap();
+    far.server.fail([Fault::Stall; 3]);
+    let mut loader = crate::Loader::start(source, LoaderConfig { num_classes: Some(3), ..config() }, 0).unwrap();
+    loader.next().unwrap();
+    assert!(far.server.state.lock().unwrap().faults.len() < 3, "nothing was asked for");
+    let flow = loader.flow();
+    assert!(flow.reading().unwrap() > 0.9, "{flow:?}");
+}
+
+#[test]
+fn the_headers_between_large_images_are_read_and_the_images_are_not() {
+    const LARGE: usize = 6 << 20;
+    let far = Far::new();
+    let images: Vec<Vec<u8>> = (0..6).map(|value| vec![value; LARGE]).collect();
+    let names: Vec<_> = (0..6).map(|i| (format!("{i}.png"), format!("{i}.cls"))).collect();
+    let files = names
+        .iter()
+        .zip(&images)
+        .flat_map(|((image, label), bytes)| [(image.as_str(), bytes.as_slice()), (label.as_str(), b"7".as_slice())]);
+    far.add("large.tar", archive(&files.collect::<Vec<_>>()));
+    let there = far.open("large.tar").unwrap();
+    let log = far.server.state.lock().unwrap().log.join("\n");
+    let ranges = log.lines().filter_map(|line| {
+        let (from, to) = line.strip_prefix("GET large.tar Some((")?.trim_end_matches("))").split_once(", ")?;
+        Some(to.parse::<usize>().unwrap() - from.parse::<usize>().unwrap())
+    });
+    let read: usize = ranges.sum();
+    // 4 MiB at the beginning, and a block or two behind each image.
+    assert!((1..=(4 + 2 * 6) << 20).contains(&read) && read < 6 * LARGE / 2, "{read} of {} bytes:\n{log}", 6 * LARGE);
+    let near = far.near("large.tar");
+    assert_eq!((there.fingerprint(), there.len()), (near.fingerprint(), 6));
+    assert!((0..6).all(|i| there.read(i).unwrap() == near.read(i).unwrap()));
+}
