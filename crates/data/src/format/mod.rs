@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use self::files::{Fingerprint, has_extension};
 pub use self::named::with_classes;
-pub(crate) use self::tar::{CLASSES_FILE, file_header, shard_len};
+pub(crate) use self::tar::{CLASSES_FILE, file_header, index_name, shard_index};
 use crate::error::{DataError, Refusal};
 use crate::store::address::without_query;
 use crate::store::{self, FileInfo, Listing, Located, Pattern, Store, StoreError, StoreOptions};
@@ -226,8 +226,25 @@ fn open_pattern(
     if !files.iter().all(detect::is_tar) {
         return Err(bad("braces stand for .tar shards or for .parquet files".to_owned()));
     }
-    let classes: Vec<FileInfo> = classes_beside(&*store)?.into_iter().collect();
-    Ok(Arc::new(tar::open(source, store, files, &classes, split)?))
+    let mut others: Vec<FileInfo> = classes_beside(&*store)?.into_iter().collect();
+    others.extend(indices_beside(&*store, &files)?);
+    Ok(Arc::new(tar::open(source, store, files, &others, split)?))
+}
+
+/// The indices that lie beside shards, where one of them does.
+fn indices_beside(store: &dyn Store, shards: &[FileInfo]) -> Result<Vec<FileInfo>, DataError> {
+    let names: Vec<String> = shards.iter().map(|shard| index_name(&shard.name).display().to_string()).collect();
+    let refused = |error: StoreError| match error {
+        // Signed addresses are good for what they name.
+        StoreError::Refused { .. } => Ok(Vec::new()),
+        error => Err(error),
+    };
+    // One answer is enough to know whether they were packed with indices.
+    let first = store.find_all(&names[..names.len().min(1)]).or_else(refused)?;
+    if !first.iter().any(Option::is_some) {
+        return Ok(Vec::new());
+    }
+    Ok(store.find_all(&names).or_else(refused)?.into_iter().flatten().collect())
 }
 
 fn open_file(

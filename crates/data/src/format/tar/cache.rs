@@ -89,7 +89,8 @@ fn keep(folder: &Path, kept: &Path, bytes: &[u8]) -> std::io::Result<()> {
     written
 }
 
-fn encode(index: &Index, file: &FileInfo) -> Vec<u8> {
+/// An index as the bytes of a file.
+pub(super) fn encode(index: &Index, file: &FileInfo) -> Vec<u8> {
     let samples = index.spans.len();
     let found = serde_json::json!({
         "size": file.size, "version": file.version, "samples": samples, "found": index.found
@@ -109,7 +110,7 @@ fn encode(index: &Index, file: &FileInfo) -> Vec<u8> {
 }
 
 /// The index in `bytes`, if they are whole and belong to `file` as it is now.
-fn parse(bytes: &[u8], file: &FileInfo) -> Option<Index> {
+pub(super) fn parse(bytes: &[u8], file: &FileInfo) -> Option<Index> {
     let (bytes, hash) = bytes.split_at_checked(bytes.len().checked_sub(HASH)?)?;
     if blake3::hash(bytes).as_bytes() != hash {
         return None;

@@ -4,11 +4,12 @@
 //! Unlike WebDataset's own reader, which streams, this one reads any sample: of each shard the headers are read once and the
 //! places of the images kept. Names in a shard are only names here: nothing is unpacked, so `..` and `/` lead nowhere.
 
+mod beside;
 mod cache;
 mod header;
 mod index;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -21,6 +22,7 @@ pub(super) fn index_of_set(store: &dyn Store, files: &[FileInfo]) -> Option<(std
     cache::of_set(store, files, &[])
 }
 
+pub(crate) use self::beside::index_name;
 pub(crate) use self::header::file_header;
 use self::index::{Fault, Found, Index};
 use super::classes::{Classes, names_in};
@@ -44,10 +46,12 @@ const FEW: usize = 20;
 /// Threads that index shards: a disk has few heads, a network many answers on their way.
 const INDEXERS: usize = 8;
 
-/// The number of samples in a shard on a disk; `None` where there is none, or a damaged one.
-pub(crate) fn shard_len(path: &Path) -> Option<usize> {
+/// The number of samples in a shard on a disk, and its index as it is kept [beside it](index_name); `None` where there is no shard,
+/// or a damaged one.
+pub(crate) fn shard_index(path: &Path) -> Option<(usize, Vec<u8>)> {
     let Ok(Located::File(store, file)) = locate(path.to_str()?, &StoreOptions::default()) else { return None };
-    index::build(&*store, &file).ok().filter(|index| !index.found.without_end).map(|index| index.spans.len())
+    let index = index::build(&*store, &file).ok().filter(|index| !index.found.without_end)?;
+    Some((index.spans.len(), beside::encode(&index, &file)))
 }
 
 /// Opens those of the shards `files` that belong to `split`; `others` lie beside them, and `place` is `data.source`.
@@ -101,7 +105,7 @@ fn read_all(
     others: &[FileInfo],
     notice: Option<String>,
 ) -> Result<(Vec<Shard>, About), DataError> {
-    let indices = index_all(store, &files)?;
+    let indices = index_all(store, &files, others)?;
     let mut notices: Vec<String> = notice.into_iter().collect();
     let found: Vec<&Found> = indices.iter().map(|index| &index.found).collect();
     if indices.iter().all(|index| index.spans.is_empty()) {
@@ -139,8 +143,9 @@ fn read_all(
     Ok((shards, About { place, kind, odd: None, has_labels, unlabelled, class_names, fingerprint, notices }))
 }
 
-/// An index of each shard, from the cache or from its headers.
-fn index_all(store: &dyn Store, files: &[FileInfo]) -> Result<Vec<Index>, DataError> {
+/// An index of each shard: from the cache, from a file of `others` that lies beside it, or from its headers.
+fn index_all(store: &dyn Store, files: &[FileInfo], others: &[FileInfo]) -> Result<Vec<Index>, DataError> {
+    let beside: HashMap<&Path, &FileInfo> = others.iter().map(|file| (file.name.as_path(), file)).collect();
     let next = AtomicUsize::new(0);
     let cache = store.cache().map(|folder| folder.join("shards"));
     let (started, said) = (Instant::now(), AtomicU64::new(0));
@@ -149,7 +154,8 @@ fn index_all(store: &dyn Store, files: &[FileInfo]) -> Result<Vec<Index>, DataEr
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(file) = files.get(at) else { return Ok(done) };
-            let whole = || index::build(store, file);
+            let given = || beside::load(store, file, beside.get(index_name(&file.name).as_path())?);
+            let whole = || given().map_or_else(|| index::build(store, file), Ok);
             let index = cache::load_or(cache.as_deref(), &store.place(&file.name), file, whole);
             done.push((at, index.map_err(|fault| refuse(store, file, fault))?));
             // Over a network all bytes of a shard that was never seen are read.

@@ -146,6 +146,17 @@ mod tests {
     }
 
     #[test]
+    fn the_loader_has_its_numbers_where_it_has_worked() {
+        let mut page = Page::default();
+        loading(&mut page, Some(Loading { queue: 3, file_bytes_per_s: 1.5e6, decoded_per_s: 80.0, reading: 0.25 }));
+        assert!(page.0.contains("\nddpm_data_queue_batches 3\n"), "{}", page.0);
+        assert!(page.0.contains("\nddpm_data_reading_ratio 0.25\n"), "{}", page.0);
+        let mut page = Page::default();
+        loading(&mut page, None);
+        assert_eq!(page.0, "");
+    }
+
+    #[test]
     fn what_is_not_known_is_left_out() {
         let page = of(&Values::default(), false);
         assert!(page.contains("\nddpm_phase{phase=\"training\"} 0\n") && page.contains("\nddpm_stalled 0\n"), "{page}");

@@ -10,6 +10,8 @@ use crate::sensors::Sensors;
 
 /// Steps that wait for images for a larger share of their time starve: a third more would be done without.
 const STARVING: f64 = 0.25;
+/// So long they have waited since they began to starve before it is said: a disk may be slow for a moment.
+const LONG: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(super) struct Clock {
@@ -21,6 +23,8 @@ pub(super) struct Clock {
     now: Flow,
     /// The first time holds what happens only once: the first batch, the first step.
     is_first: bool,
+    /// Waited since the steps began to starve.
+    starved: Duration,
     warned: bool,
 }
 
@@ -33,6 +37,7 @@ impl Clock {
             then: Flow::default(),
             now: Flow::default(),
             is_first: true,
+            starved: Duration::ZERO,
             warned: false,
         }
     }
@@ -62,16 +67,16 @@ impl Clock {
 
     /// A step was logged with this timing: the next time begins.
     pub(super) fn logged(&mut self, images: u64, timing: &Timing) {
-        let warned = self.warned || (!self.is_first && warn_of_starving(timing));
-        *self = Self { then: self.now, now: self.now, is_first: false, warned, ..Self::start(images) };
+        let starves = !self.is_first && timing.data_wait >= STARVING;
+        let starved = if starves { self.starved + self.data_wait } else { Duration::ZERO };
+        let warned = self.warned || (starved >= LONG && warn_of_starving(timing));
+        *self = Self { then: self.now, now: self.now, is_first: false, starved, warned, ..Self::start(images) };
     }
 }
 
-/// Warns where the steps starve; whether they do.
+/// Warns that the steps starve, if it is known what for; whether it is.
 fn warn_of_starving(timing: &Timing) -> bool {
-    let Some((what, loading)) = timing.waits_for().zip(timing.loading).filter(|_| timing.data_wait >= STARVING) else {
-        return false;
-    };
+    let Some((what, loading)) = timing.waits_for().zip(timing.loading) else { return false };
     let (wait, reading) = (100.0 * timing.data_wait, 100.0 * loading.reading);
     let megabytes = loading.file_bytes_per_s / 1e6;
     let (hint, data_wait) = (format!("starved-{what}"), timing.data_wait);
@@ -82,4 +87,29 @@ fn warn_of_starving(timing: &Timing) -> bool {
          ({megabytes:.1} MB/s)"
     );
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a run has been warned after periods of these waits, in milliseconds, and shares.
+    fn warned(periods: &[(u64, f64)]) -> bool {
+        let mut clock = Clock::start(0);
+        for &(wait, data_wait) in periods {
+            let loading = Some(Loading { queue: 0, file_bytes_per_s: 1.0, decoded_per_s: 1.0, reading: 0.9 });
+            let timing = Timing { images_per_s: 1.0, data_wait, memory_bytes: None, loading, gpus: Vec::new() };
+            clock.waited(Duration::from_millis(wait), Flow::default());
+            clock.logged(0, &timing);
+        }
+        clock.warned
+    }
+
+    #[test]
+    fn a_run_is_warned_when_its_steps_starve_for_long_and_neither_of_its_first_batch_nor_of_a_moment() {
+        assert!(warned(&[(0, 0.0), (600, 0.5), (600, 0.5)]));
+        assert!(!warned(&[(5000, 0.9)]), "the first period");
+        assert!(!warned(&[(0, 0.0), (600, 0.5)]), "a moment");
+        assert!(!warned(&[(0, 0.0), (600, 0.5), (100, 0.1), (600, 0.5)]), "it was over in between");
+    }
 }
