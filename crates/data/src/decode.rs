@@ -13,13 +13,13 @@
 use std::io::Cursor;
 
 use ddpm_kernels::philox::{Philox, Purpose};
-use image::imageops::FilterType;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DataError, guard};
 use crate::fitting::{Fit, Fitted, Fitting};
+use crate::resample;
 
 /// No camera's picture is larger; a header that claims more is an attack or damage.
 const MAX_SIDE: u32 = 16_384;
@@ -247,7 +247,7 @@ impl Transform {
             return image;
         }
         // Transparency first: resampling colour and alpha apart would bleed the colour of invisible pixels.
-        self.opaque(image).resize_exact(width, height, FilterType::Lanczos3)
+        resample::resize(&self.opaque(image), width, height)
     }
 
     /// The pixels as `[H, W, channels]` bytes.

@@ -27,6 +27,7 @@ mod meter;
 mod order;
 mod origin;
 mod pack;
+mod resample;
 mod store;
 #[cfg(test)]
 mod testing;
