@@ -243,7 +243,10 @@ fn bench_measures_sampling_reading_and_operations() {
     assert_fields(&sample, "images_per_s, median_ms, steps, batch_size, peak_bytes");
     assert_eq!((&sample["batch_size"], &sample["steps"]), (&2.into(), &3.into()));
     let data = place.ddpm("bench data tiny.toml --repeat 2").json();
-    assert_fields(&data, "images_per_s, bytes_per_s, workers, median_batch_ms");
+    assert_fields(
+        &data,
+        "images_per_s, bytes_per_s, workers, median_batch_ms, file_bytes_per_s, reading, decoding, decoder_images_per_s",
+    );
     // A line for each as soon as it is timed, then all of them.
     let stdout = place.ddpm("bench ops tiny.toml --repeat 1 --device cpu --json").succeeds().stdout;
     let mut lines: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

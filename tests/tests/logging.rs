@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use ddpm_tests::{Place, fresh_run, trained_run};
+use ddpm_tests::fixtures::png;
+use ddpm_tests::{Place, assert_fields, fresh_run, trained_run};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -175,4 +176,22 @@ fn a_trace_that_cannot_be_written_is_an_error_before_the_run_begins() {
     trace("occupied/file/trace.json").fails_with(1).stderr_has("--trace occupied/file/trace.json: cannot");
     trace("/dev/full").fails_with(1).stderr_has("--trace /dev/full: cannot be written").stderr_has("help: ");
     assert!(!run.exists("runs/tiny"));
+}
+
+#[test]
+fn a_run_whose_steps_starve_is_told_what_for_and_warned_once() {
+    let run = fresh_run(&["log.every=2", "train.steps=10", "data.source=photos", "data.workers=1"]);
+    (0..4).for_each(|seed| run.write(&format!("photos/{seed}.png"), png(2000, seed)));
+    let trained = run.train().succeeds();
+    let line = |what: &str| trained.stderr.lines().filter(|line| line.contains(what)).count();
+    trained.expect(line("step 10/10") == 1 && line(", waiting for decoding") >= 3, "what steps wait for");
+    trained.expect(line("steps wait for images") == 1, "one warning");
+    let trained = trained.stderr_has("waiting for decoding: ").stderr_has("help: raise data.workers");
+    let _ = trained.stderr_lacks("waiting for reads");
+    let metrics = run.text("runs/tiny/metrics.jsonl");
+    let last: Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+    assert_fields(&last["timing"]["loading"], "queue, file_bytes_per_s, decoded_per_s, reading");
+    assert!(last["timing"]["loading"]["reading"].as_f64().unwrap() < 0.5, "{last}");
+    let document = run.ddpm("watch runs/tiny").json();
+    assert_eq!(document["waits_for"], "decoding");
 }

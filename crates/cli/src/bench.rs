@@ -82,6 +82,13 @@ fn data_table(m: &DataMeasurement) -> String {
     table.row(&[&"batch, median", &format!("{:.2} ms", m.median_batch_ms)]);
     table.row(&[&"images/s", &format!("{:.0}", m.images_per_s)]);
     table.row(&[&"pixels", &format!("{}/s", format_bytes(m.bytes_per_s as u64))]);
+    table.row(&[&"files", &format!("{}/s", format_bytes(m.file_bytes_per_s as u64))]);
+    for (name, share) in [("reading", m.reading), ("decoding", m.decoding), ("cutting, resizing", m.fitting)] {
+        table.row(&[&name, &format!("{:.0}% of the workers' time", 100.0 * share)]);
+    }
+    let of_limit = 100.0 * m.images_per_s / m.decoder_images_per_s;
+    let limit = format!("{:.0} images/s, of which this is {of_limit:.0}%", m.decoder_images_per_s);
+    table.row(&[&"decoding alone", &limit]);
     table.render()
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ddpm_data::{Counts, ImageSize, Inspection, OpenOptions, Source, counted, shown};
+use ddpm_data::{Alike, Counts, ImageSize, Inspection, OpenOptions, Source, counted, shown};
 use ddpm_run::memory::format_bytes;
 use ddpm_train::report::pictures::{self, Layout, grid};
 use serde_json::json;
@@ -18,6 +18,8 @@ const PREVIEW_IMAGES: usize = 100;
 const PREVIEW_SIZE: usize = 64;
 /// Rows of a list in the text; `--json` has them all.
 const SHOWN: usize = 12;
+/// Characters of the longest bar.
+const BAR: usize = 40;
 
 /// Reads a whole source, reports what it holds, and draws a preview where one is asked for.
 pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Outcome, Failure> {
@@ -82,12 +84,24 @@ fn text(inspection: &Inspection, preview: Option<&Path>) -> String {
     if !inspection.profiles.0.is_empty() {
         table.row(&[&"profiles", &in_a_line(&inspection.profiles)]);
     }
-    table.row(&[&"speed", &format!("{:.0} images/s", inspection.images_per_s)]);
+    for (name, alike) in [("near-black", &inspection.near_black), ("duplicates", &inspection.duplicates)] {
+        if alike.count > 0 {
+            table.row(&[&name, &with_examples(alike)]);
+        }
+    }
+    let (speed, threads) = (inspection.images_per_s, counted(inspection.threads, "thread"));
+    table.row(&[
+        &"speed",
+        &format!("{speed:.0} images/s read and decoded by {threads}, {:.1} s an epoch", inspection.seconds),
+    ]);
     if let Some(path) = preview {
         table.row(&[&"preview", &path.display()]);
     }
     let mut text = table.render();
     inspection.notices.iter().for_each(|notice| text += &format!("note: {notice}\n"));
+    if inspection.shorter_sides.0.len() > 1 {
+        text += &format!("\nshorter side, pixels\n{}", histogram(&inspection.shorter_sides));
+    }
     if !classes.0.is_empty() {
         text += &format!("\n{}\n{}", counted(classes.0.len(), "class"), list(classes));
     }
@@ -100,6 +114,25 @@ fn text(inspection: &Inspection, preview: Option<&Path>) -> String {
         text += &format!("\nunreadable\n{}{}", table.render(), and_more(unreadable.len()));
     }
     text
+}
+
+/// How many, and the first of them.
+fn with_examples(Alike { count, examples }: &Alike) -> String {
+    let names: Vec<_> = examples.iter().map(|name| shown(name).into_owned()).collect();
+    let more = if *count > names.len() { ", ..." } else { "" };
+    format!("{count}: {}{more}", names.join(", "))
+}
+
+/// A bar for each count.
+fn histogram(counts: &Counts) -> String {
+    let most = counts.0.iter().map(|(_, count)| *count).max().unwrap_or(0).max(1);
+    let mut table = Table::new(&[Align::Right, Align::Right, Align::Left]);
+    for (name, count) in &counts.0 {
+        // What is there is seen.
+        let bar = "█".repeat((count * BAR).div_ceil(most));
+        table.row(&[&format!("  {name}"), count, &bar]);
+    }
+    table.render()
 }
 
 fn list(counts: &Counts) -> String {

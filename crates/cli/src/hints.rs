@@ -81,8 +81,23 @@ pub(crate) fn hint(error: &Error) -> Option<String> {
 
 /// What to type about an event that names a hint and has these fields.
 pub(crate) fn of_event(hint: &str, fields: &Map<String, Value>) -> Option<String> {
-    let run = fields.get("run")?.as_str()?;
-    (hint == "push-later").then(|| format!("`ddpm push {}` sends what is left", shell::quoted(run)))
+    match hint {
+        "push-later" => {
+            let run = shell::quoted(fields.get("run")?.as_str()?);
+            Some(format!("`ddpm push {run}` sends what is left"))
+        }
+        "starved-reads" => Some(
+            "the disk or network is too slow for this: `ddpm data pack` makes small images of large ones, to read one after \
+             another; raise data.prefetch if it is only uneven"
+                .to_owned(),
+        ),
+        "starved-decoding" => Some(
+            "raise data.workers while there are idle cores; `ddpm data pack` cuts and resizes once what is decoded at every epoch \
+             now"
+                .to_owned(),
+        ),
+        _ => None,
+    }
 }
 
 /// Hints that do not depend on the error's fields.
@@ -228,7 +243,10 @@ fn unfit(error: &DataError) -> Option<String> {
     let hint = match error {
         DataError::Unreadable { .. } => "repair it or take it out: an image cannot be judged by another in its place",
         DataError::UnknownClasses { .. } => "give the classes the model's names, or leave these out",
-        DataError::NoLabels { .. } | DataError::LabelMissing { .. } | DataError::LabelOutOfRange { .. } => {
+        DataError::NoLabels { .. }
+        | DataError::LabelMissing { .. }
+        | DataError::Unlabelled { .. }
+        | DataError::LabelOutOfRange { .. } => {
             "the model is class-conditional: give images with the labels it was trained with (a sub-folder per class)"
         }
         other => return other.help(),

@@ -17,6 +17,7 @@ use crate::error::{DataError, shown};
 use crate::fitting::{Fitted, Fitting};
 use crate::format::{RawImage, Source, read_each};
 use crate::image_limits::ImageLimits;
+use crate::meter::{Gauge, Stage};
 use crate::order::{Order, Shuffle};
 use crate::origin::Origin;
 
@@ -132,6 +133,11 @@ impl Batcher {
         if let Some(num_classes) = config.num_classes.filter(|_| !source.has_labels()) {
             return Err(DataError::NoLabels { num_classes, place: source.describe() });
         }
+        if let Some((num_classes, count)) = config.num_classes.zip(Some(source.unlabelled()).filter(|&count| count > 0))
+        {
+            let (place, len) = (source.describe(), source.len());
+            return Err(DataError::Unlabelled { place, count, len, num_classes });
+        }
         let order = Order::new(config.seed, source.len() as u64, config.shuffle.for_source(source.is_far()));
         Ok(Self { source, config, transform, order })
     }
@@ -139,7 +145,7 @@ impl Batcher {
     /// Batch `step`. Corrupt samples are replaced (or are errors) as `on_corrupt` says, but not counted: that is the
     /// [`crate::Loader`]'s part.
     pub fn batch_at(&self, step: u64) -> Result<Batch, DataError> {
-        self.make(step, &AtomicBool::new(false)).map(|made| made.batch)
+        self.make(step, &AtomicBool::new(false), &Gauge::default()).map(|made| made.batch)
     }
 
     /// What a person should know about the images of batch `step`: as [`Loader::take_notices`](crate::Loader::take_notices), of
@@ -148,7 +154,8 @@ impl Batcher {
     /// # Errors
     /// As [`batch_at`](Self::batch_at).
     pub fn notices_at(&self, step: u64) -> Result<Vec<String>, DataError> {
-        self.make(step, &AtomicBool::new(false)).map(|made| made.fitted.notices(self.config.image_size))
+        self.make(step, &AtomicBool::new(false), &Gauge::default())
+            .map(|made| made.fitted.notices(self.config.image_size))
     }
 
     /// The settings.
@@ -161,21 +168,23 @@ impl Batcher {
         &self.source
     }
 
-    /// Batch `step`, given up with [`DataError::Stopped`] between two images once `stop` is set.
-    pub(crate) fn make(&self, step: u64, stop: &AtomicBool) -> Result<Made, DataError> {
+    /// Batch `step`, given up with [`DataError::Stopped`] between two images once `stop` is set; `gauge` is told what it takes.
+    pub(crate) fn make(&self, step: u64, stop: &AtomicBool, gauge: &Gauge) -> Result<Made, DataError> {
         let n = self.config.share.count();
         let mut images = vec![0; n * self.transform.image_len()];
         let mut labels = self.config.num_classes.map(|_| Vec::with_capacity(n));
         let (mut ids, mut met) = (Vec::with_capacity(n), Met::default());
         let positions: Vec<u64> = self.config.origin.positions(self.config.share, step).collect();
-        let indices: Vec<usize> = positions.iter().map(|&position| self.index_at(position, 0)).collect();
+        let indices = self.indices(step);
         let mut rows = images.chunks_exact_mut(self.transform.image_len());
+        gauge.enter(Some(Stage::Read));
         read_each(&*self.source, &indices, |place, raw| {
             if stop.load(Ordering::Relaxed) {
                 return Err(DataError::Stopped);
             }
             let pixels = rows.next().unwrap_or_default();
-            let (index, label) = self.sample_at(positions[place], raw, pixels, &mut met)?;
+            let (index, label) = self.sample_at(positions[place], raw, pixels, &mut met, gauge)?;
+            gauge.enter(Some(Stage::Read));
             ids.push(index as u64);
             if let Some((labels, label)) = labels.as_mut().zip(label) {
                 labels.push(label);
@@ -201,6 +210,12 @@ impl Batcher {
         self.source.is_far() && self.order.ahead(0, 0).is_some()
     }
 
+    /// The samples of batch `step`, if all of them can be read.
+    pub(crate) fn indices(&self, step: u64) -> Vec<usize> {
+        let positions = self.config.origin.positions(self.config.share, step);
+        positions.map(|position| self.index_at(position, 0)).collect()
+    }
+
     /// The index of the sample `further` places behind `position` in the order of its epoch, which starts again at its
     /// end.
     fn index_at(&self, position: u64, further: u64) -> usize {
@@ -217,13 +232,17 @@ impl Batcher {
         raw: Result<RawImage, DataError>,
         pixels: &mut [u8],
         met: &mut Met,
+        gauge: &Gauge,
     ) -> Result<(usize, Option<u32>), DataError> {
         let probes = (self.source.len() as u64).min(MAX_PROBES);
         let mut first = Some(raw);
         for probe in 0..probes {
             let index = self.index_at(position, probe);
-            let raw = first.take().unwrap_or_else(|| self.source.read(index));
-            match raw.and_then(|raw| self.fit(raw, position, pixels, &mut met.fitted)) {
+            let raw = first.take().unwrap_or_else(|| {
+                gauge.enter(Some(Stage::Read));
+                self.source.read(index)
+            });
+            match raw.and_then(|raw| self.fit(raw, position, pixels, &mut met.fitted, gauge)) {
                 Ok(label) => return Ok((index, label)),
                 Err(DataError::Unreadable { sample: id, reason }) if self.config.on_corrupt == OnCorrupt::Skip => {
                     met.unreadable.push(Unreadable { index, id, reason });
@@ -242,11 +261,15 @@ impl Batcher {
         position: u64,
         pixels: &mut [u8],
         fitted: &mut Fitted,
+        gauge: &Gauge,
     ) -> Result<Option<u32>, DataError> {
+        gauge.enter(Some(Stage::Decode));
         let decoded = match decode(&raw.bytes, self.config.limits) {
             Ok(decoded) => decoded,
             Err(reason) => return Err(DataError::Unreadable { sample: raw.id, reason }),
         };
+        gauge.decoded(raw.bytes.len());
+        gauge.enter(Some(Stage::Fit));
         self.transform.note(fitted, &decoded);
         self.transform.apply(decoded, &raw.id, position, pixels)?;
         let Some(num_classes) = self.config.num_classes else { return Ok(None) };

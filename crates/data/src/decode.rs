@@ -17,7 +17,6 @@ use std::io::Cursor;
 
 use ddpm_kernels::image_size::ImageSize;
 use ddpm_kernels::philox::{Philox, Purpose};
-use image::imageops::FilterType;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 use serde::{Deserialize, Serialize};
@@ -26,6 +25,7 @@ pub(crate) use self::colour::Colours;
 use crate::error::{DataError, guard};
 use crate::fitting::{Fit, Fitted, Fitting, largest_part};
 use crate::image_limits::ImageLimits;
+use crate::resample;
 
 /// The largest training size; far beyond what a pixel-space diffusion model is trained at.
 const MAX_IMAGE_SIZE: usize = 4096;
@@ -268,7 +268,7 @@ impl Transform {
             return image;
         }
         // Transparency first: resampling colour and alpha apart would bleed the colour of invisible pixels.
-        self.opaque(image).resize_exact(width, height, FilterType::Lanczos3)
+        resample::resize(&self.opaque(image), width, height)
     }
 
     /// The pixels as `[H, W, channels]` bytes.

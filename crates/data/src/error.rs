@@ -243,6 +243,20 @@ pub enum DataError {
         /// Those of the model.
         known: String,
     },
+    /// Classes were asked for, but some samples are known to have none.
+    #[error(
+        "{place}: {count} of {len} images have no label, but data.num_classes = {num_classes} asks for one of each"
+    )]
+    Unlabelled {
+        /// What was opened: [`Source::describe`](crate::Source::describe).
+        place: String,
+        /// Those without.
+        count: usize,
+        /// All.
+        len: usize,
+        /// The number of classes asked for.
+        num_classes: usize,
+    },
     /// Classes were asked for, but this sample has no label.
     #[error("{}: no label, but data.num_classes = {num_classes} asks for one", shown(sample))]
     LabelMissing {

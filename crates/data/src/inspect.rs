@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use ddpm_kernels::image_size::ImageSize;
-use image::ColorType;
+use image::{ColorType, DynamicImage, GenericImageView};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::batch::Unreadable;
@@ -17,6 +17,12 @@ use crate::image_limits::ImageLimits;
 
 /// Consecutive samples that a thread takes at a time: neighbours in a Parquet file are decoded together.
 const CHUNK: usize = 64;
+/// Pixels that are looked at, in each direction, to see whether an image is black.
+const LOOKED_AT: u32 = 32;
+/// Values below it are next to black, of 255.
+const DARK: u8 = 16;
+/// Samples that are named where many are alike.
+const EXAMPLES: usize = 3;
 
 /// Names with their numbers, in an order that matters; a map in JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +57,12 @@ pub struct Inspection {
     pub classes: Counts,
     /// Images per size ("28x28", width first), the most frequent first.
     pub sizes: Counts,
+    /// Images by the length of their shorter side: "32 to 63" pixels, the smallest first.
+    pub shorter_sides: Counts,
+    /// Images of which 99 % is next to black.
+    pub near_black: Alike,
+    /// Images whose file has the same bytes as one before.
+    pub duplicates: Alike,
     /// Images per file format ("png"), the most frequent first.
     pub formats: Counts,
     /// Images per colour type ("grey", "rgb", "rgba"), the most frequent first.
@@ -63,11 +75,22 @@ pub struct Inspection {
     pub seconds: f64,
     /// Images read and decoded per second.
     pub images_per_s: f64,
+    /// Threads that did it.
+    pub threads: usize,
     /// The readable samples: index and label.
     #[serde(skip)]
     readable_samples: Vec<(usize, Option<u32>)>,
     #[serde(skip)]
     limits: ImageLimits,
+}
+
+/// Samples that a person may want to look at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Alike {
+    /// All of them.
+    pub count: usize,
+    /// The names of the first; of a duplicate with that of its original: `b.png = a.png`.
+    pub examples: Vec<String>,
 }
 
 /// A picture of a preview grid.
@@ -87,6 +110,9 @@ struct Tally {
     unreadable: Vec<Unreadable>,
     samples: Vec<(usize, Option<u32>)>,
     sizes: HashMap<(u32, u32), usize>,
+    near_black: Vec<usize>,
+    /// Hashes of the files, with the samples' indices.
+    hashes: Vec<([u8; 16], usize)>,
     formats: HashMap<&'static str, usize>,
     colors: HashMap<&'static str, usize>,
     profiles: HashMap<String, usize>,
@@ -118,7 +144,7 @@ pub fn inspect(
     })?;
     let mut all = Tally::default();
     tallies.into_iter().for_each(|tally| all.merge(tally));
-    Ok(all.into_inspection(source, limits, started.elapsed().as_secs_f64()))
+    all.into_inspection(source, limits, started.elapsed().as_secs_f64(), threads)
 }
 
 fn tally_chunks(
@@ -154,6 +180,10 @@ impl Tally {
         match decode(&raw.bytes, limits) {
             Ok(decoded) => {
                 *self.sizes.entry((decoded.image.width(), decoded.image.height())).or_default() += 1;
+                if is_near_black(&decoded.image) {
+                    self.near_black.push(index);
+                }
+                self.hashes.push((hash_of(&raw.bytes), index));
                 *self.formats.entry(decoded.format).or_default() += 1;
                 *self.colors.entry(color_name(decoded.image.color())).or_default() += 1;
                 if let Some(name) = profile_name(&decoded.colours) {
@@ -170,6 +200,8 @@ impl Tally {
     fn merge(&mut self, other: Self) {
         self.unreadable.extend(other.unreadable);
         self.samples.extend(other.samples);
+        self.near_black.extend(other.near_black);
+        self.hashes.extend(other.hashes);
         self.bytes += other.bytes;
         other.sizes.into_iter().for_each(|(size, n)| *self.sizes.entry(size).or_default() += n);
         other.formats.into_iter().for_each(|(name, n)| *self.formats.entry(name).or_default() += n);
@@ -177,11 +209,18 @@ impl Tally {
         other.profiles.into_iter().for_each(|(name, n)| *self.profiles.entry(name).or_default() += n);
     }
 
-    fn into_inspection(mut self, source: &dyn Source, limits: ImageLimits, seconds: f64) -> Inspection {
+    fn into_inspection(
+        mut self,
+        source: &dyn Source,
+        limits: ImageLimits,
+        seconds: f64,
+        threads: usize,
+    ) -> Result<Inspection, DataError> {
         self.unreadable.sort_by_key(|sample| sample.index);
         self.samples.sort_unstable();
+        self.near_black.sort_unstable();
         let images = source.len();
-        Inspection {
+        Ok(Inspection {
             source: source.describe(),
             fingerprint: source.fingerprint().to_owned(),
             notices: source.notices().iter().cloned().chain(mixed_sizes(&self.sizes)).collect(),
@@ -189,6 +228,9 @@ impl Tally {
             readable: self.samples.len(),
             unreadable: self.unreadable,
             classes: count_classes(source, &self.samples),
+            shorter_sides: by_octave(&self.sizes),
+            near_black: named(source, self.near_black.len(), self.near_black.iter().map(|&index| vec![index]))?,
+            duplicates: duplicates(source, self.hashes)?,
             sizes: by_frequency(self.sizes.into_iter().map(|((w, h), n)| (format!("{w}x{h}"), n))),
             formats: by_frequency(self.formats.into_iter().map(|(name, n)| (name.to_owned(), n))),
             colors: by_frequency(self.colors.into_iter().map(|(name, n)| (name.to_owned(), n))),
@@ -196,9 +238,10 @@ impl Tally {
             bytes: self.bytes,
             seconds,
             images_per_s: images as f64 / seconds.max(f64::MIN_POSITIVE),
+            threads,
             readable_samples: self.samples,
             limits,
-        }
+        })
     }
 }
 
@@ -236,6 +279,68 @@ impl Inspection {
         });
         chosen.collect()
     }
+}
+
+/// Whether nearly all of an image is next to black where it is seen; transparent pixels are not.
+fn is_near_black(image: &DynamicImage) -> bool {
+    let (columns, rows) = (image.width().min(LOOKED_AT), image.height().min(LOOKED_AT));
+    let dark = |row: u32, column: u32| {
+        let place = |at: u32, of: u32, length: u32| (u64::from(at) * u64::from(length) / u64::from(of)) as u32;
+        let pixel = image.get_pixel(place(column, columns, image.width()), place(row, rows, image.height()));
+        let [colour @ .., alpha] = pixel.0;
+        alpha > 255 - DARK && colour.iter().all(|&value| value < DARK)
+    };
+    let looked_at = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+    let bright = looked_at.filter(|&(row, column)| !dark(row, column)).count();
+    bright * 100 <= (rows * columns) as usize
+}
+
+fn hash_of(bytes: &[u8]) -> [u8; 16] {
+    let mut short = [0; 16];
+    blake3::Hasher::new().update(bytes).finalize_xof().fill(&mut short);
+    short
+}
+
+/// The files that are there more than once, but for the first of each.
+fn duplicates(source: &dyn Source, mut hashes: Vec<([u8; 16], usize)>) -> Result<Alike, DataError> {
+    hashes.sort_unstable();
+    let same = hashes.chunk_by(|a, b| a.0 == b.0);
+    let mut pairs: Vec<[usize; 2]> =
+        same.flat_map(|same| same[1..].iter().map(|(_, index)| [*index, same[0].1])).collect();
+    pairs.sort_unstable();
+    named(source, pairs.len(), pairs.iter().map(|pair| pair.to_vec()))
+}
+
+/// Names the first of `count` groups of samples.
+fn named(source: &dyn Source, count: usize, groups: impl Iterator<Item = Vec<usize>>) -> Result<Alike, DataError> {
+    let mut examples = Vec::new();
+    for group in groups.take(EXAMPLES) {
+        let names: Result<Vec<String>, _> = group.iter().map(|&index| source.read(index).map(|raw| raw.id)).collect();
+        match names {
+            Ok(names) => examples.push(names.join(" = ")),
+            // It was there a moment ago.
+            Err(DataError::Unreadable { sample, .. }) => examples.push(sample),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Alike { count, examples })
+}
+
+/// Images by the power of two that their shorter side has reached.
+fn by_octave(sizes: &HashMap<(u32, u32), usize>) -> Counts {
+    let mut octaves = BTreeMap::<u32, usize>::new();
+    for (&(width, height), count) in sizes {
+        *octaves.entry(width.min(height).max(1).ilog2()).or_default() += count;
+    }
+    let (Some(&first), Some(&last)) = (octaves.keys().next(), octaves.keys().next_back()) else {
+        return Counts::default();
+    };
+    // What lies between is shown, also where it is empty.
+    let name = |octave: u32| match octave {
+        0 => "1".to_owned(),
+        octave => format!("{} to {}", 1u64 << octave, (2u64 << octave) - 1),
+    };
+    Counts((first..=last).map(|octave| (name(octave), octaves.get(&octave).copied().unwrap_or(0))).collect())
 }
 
 fn color_name(color: ColorType) -> &'static str {

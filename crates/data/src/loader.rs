@@ -18,6 +18,7 @@ use crate::batch::{Batch, Batcher, LoaderConfig, Made, Unreadable};
 use crate::error::{DataError, panic_message};
 use crate::fitting::Fitted;
 use crate::format::Source;
+use crate::meter::{Flow, Gauge};
 
 /// More decoding threads than this are a typing error.
 const MAX_WORKERS: usize = 1024;
@@ -60,6 +61,8 @@ struct Shared {
     ready: Condvar,
     /// Set under the lock of `state`; read without it between two images.
     stop: AtomicBool,
+    /// What each worker does.
+    gauges: Vec<Gauge>,
 }
 
 struct State {
@@ -86,6 +89,7 @@ impl Loader {
             room: Condvar::new(),
             ready: Condvar::new(),
             stop: AtomicBool::new(false),
+            gauges: (0..workers).map(|_| Gauge::default()).collect(),
         });
         let (corrupt, warnings, notices) = (HashSet::new(), Vec::new(), Vec::new());
         let fitted = Some(Fitted::default());
@@ -102,7 +106,7 @@ impl Loader {
         };
         for worker in 0..workers {
             let shared = Arc::clone(&loader.shared);
-            let thread = Builder::new().name(format!("data-{worker}")).spawn(move || shared.work());
+            let thread = Builder::new().name(format!("data-{worker}")).spawn(move || shared.work(worker));
             loader.workers.push(thread.map_err(|cause| DataError::NoThread { worker, cause })?);
         }
         if loader.shared.batcher.fetches_ahead() {
@@ -154,6 +158,13 @@ impl Loader {
         std::mem::take(&mut self.notices)
     }
 
+    /// What the threads have done so far, and how many batches wait.
+    pub fn flow(&self) -> Flow {
+        let mut flow = Flow { queue: self.shared.lock().finished.len(), ..Flow::default() };
+        self.shared.gauges.iter().for_each(|gauge| gauge.add_to(&mut flow));
+        flow
+    }
+
     /// How many decoding threads there are.
     pub fn workers(&self) -> usize {
         self.workers.len()
@@ -202,10 +213,13 @@ impl Drop for Loader {
 
 impl Shared {
     /// A worker's life.
-    fn work(&self) {
+    fn work(&self, worker: usize) {
+        let gauge = &self.gauges[worker];
         while let Some(step) = self.claim() {
             let span = tracing::trace_span!("batch", step).entered();
-            let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.batcher.make(step, &self.stop)));
+            let make = || self.batcher.make(step, &self.stop, gauge);
+            let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make));
+            gauge.enter(None);
             let made = made.unwrap_or_else(|payload| {
                 Err(DataError::WorkerPanicked { step, message: panic_message(payload.as_ref()) })
             });

@@ -2,7 +2,8 @@
 //!
 //! Shard `k` holds the samples `k * n` to `(k + 1) * n` of the source, whatever was done before. So a shard that has its name is
 //! done: it gets it by being renamed, after it was written, synced and read back. Another call makes those that are missing.
-//! The folder gets `pack.json`, which says of what and how it is made, and `classes.json`, if the classes have names.
+//! Beside each lies its index, `images-000000.index`, so that opening it reads no headers. The folder gets `pack.json`, which says of
+//! what and how it is made, and `classes.json`, if the classes have names.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Cursor, Read, Write};
@@ -18,7 +19,7 @@ use crate::batch::Unreadable;
 use crate::decode::{Crop, Transform, decode};
 use crate::error::DataError;
 use crate::fitting::Fitting;
-use crate::format::{CLASSES_FILE, RawImage, Source, file_header, read_each, shard_len};
+use crate::format::{CLASSES_FILE, RawImage, Source, file_header, index_name, read_each, shard_index};
 use crate::image_limits::ImageLimits;
 
 /// What and how a folder is packed.
@@ -95,7 +96,7 @@ pub fn pack(
 ) -> Result<Packed, DataError> {
     let (record, _held) = claim(source, to, config)?;
     if let Some(names) = source.class_names() {
-        replace(&to.join(CLASSES_FILE), &serde_json::json!(names).to_string())?;
+        replace(&to.join(CLASSES_FILE), serde_json::json!(names).to_string().as_bytes())?;
     }
     let job = Job {
         source,
@@ -151,7 +152,7 @@ fn claim(source: &dyn Source, to: &Path, config: &PackConfig) -> Result<(Record,
     let path = to.join(RECORD);
     match fs::read(&path) {
         // A record that a power failure took the bytes of: what is there counts if it fits.
-        Ok(bytes) if bytes.is_empty() => replace(&path, &serde_json::json!(record).to_string())?,
+        Ok(bytes) if bytes.is_empty() => replace(&path, serde_json::json!(record).to_string().as_bytes())?,
         Ok(bytes) => {
             let there: Record = serde_json::from_slice(&bytes).map_err(|e| refuse(format!("{RECORD}: {e}")))?;
             if there != record {
@@ -163,7 +164,7 @@ fn claim(source: &dyn Source, to: &Path, config: &PackConfig) -> Result<(Record,
             if let Some(Ok(entry)) = entries.next() {
                 return Err(refuse(format!("it is not empty: {:?} is there", entry.file_name())));
             }
-            replace(&path, &serde_json::json!(record).to_string())?;
+            replace(&path, serde_json::json!(record).to_string().as_bytes())?;
         }
         Err(cause) => return Err(DataError::Io { action: "read", path, cause }),
     }
@@ -211,13 +212,19 @@ impl Job<'_> {
             let path = self.to.join(format!("images-{shard:06}.tar"));
             let range =
                 shard * self.record.shard_images..((shard + 1) * self.record.shard_images).min(self.record.samples);
-            match shard_len(&path).filter(|&images| images <= range.len()) {
-                Some(images) => {
+            match shard_index(&path).filter(|(images, _)| *images <= range.len()) {
+                Some((images, index)) => {
                     packed.images += images;
                     packed.kept += 1;
+                    keep_index(&path, &index)?;
                     self.count(range.len());
                 }
-                None => packed.images += self.make(&path, range, &mut packed.unreadable)?,
+                None => {
+                    packed.images += self.make(&path, range, &mut packed.unreadable)?;
+                    if let Some((_, index)) = shard_index(&path) {
+                        keep_index(&path, &index)?;
+                    }
+                }
             }
             packed.bytes += fs::metadata(&path).map_err(failed("read", &path))?.len();
         }
@@ -338,11 +345,17 @@ impl ShardWriter {
     }
 }
 
+/// Writes the index of a shard, if it does not lie there already.
+fn keep_index(shard: &Path, index: &[u8]) -> Result<(), DataError> {
+    let path = index_name(shard);
+    if fs::read(&path).is_ok_and(|there| there == index) { Ok(()) } else { replace(&path, index) }
+}
+
 /// Writes a small file beside its place, and renames it once its bytes are on the disk.
-fn replace(path: &Path, text: &str) -> Result<(), DataError> {
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
     let beside = beside(path);
     let written = File::create(&beside).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
+        file.write_all(bytes)?;
         file.sync_all()
     });
     written.map_err(failed("write", &beside))?;

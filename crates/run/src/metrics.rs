@@ -50,9 +50,35 @@ pub struct Timing {
     pub data_wait: f64,
     /// Resident memory, where the system reports it.
     pub memory_bytes: Option<u64>,
+    /// What the loader's threads did since the last record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loading: Option<Loading>,
     /// The GPUs of the machine, for a run on one of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gpus: Vec<GpuState>,
+}
+
+/// How images came in.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Loading {
+    /// Finished batches that waited for the step when it was logged.
+    pub queue: usize,
+    /// Bytes of images' files.
+    pub file_bytes_per_s: f64,
+    /// Images that became pixels.
+    pub decoded_per_s: f64,
+    /// Share of the threads' work, 0 to 1, that was waiting for bytes; the rest is decoding, cutting and resizing.
+    pub reading: f64,
+}
+
+/// A smaller share of waiting for data is worth no word.
+const WORTH_A_WORD: f64 = 0.05;
+
+/// What the steps of a run wait for, of which `data_wait` is the share of their time and `reading` that of the loader's work:
+/// `reads` of a disk or network, or `decoding`. `None` where they wait for neither.
+pub fn waits_for(data_wait: f64, reading: Option<f64>) -> Option<&'static str> {
+    let reading = reading.filter(|_| data_wait >= WORTH_A_WORD)?;
+    Some(if reading >= 0.5 { "reads" } else { "decoding" })
 }
 
 /// What a GPU says of itself; numbers that it does not tell are left out.
@@ -72,6 +98,13 @@ pub struct GpuState {
     pub power_watts: Option<f64>,
 }
 
+impl Timing {
+    /// What the steps waited for: see [`waits_for`].
+    pub fn waits_for(&self) -> Option<&'static str> {
+        waits_for(self.data_wait, self.loading.map(|loading| loading.reading))
+    }
+}
+
 impl MetricRecord {
     /// The record as named numbers, for plots.
     pub fn scalars(&self) -> Vec<(String, f64)> {
@@ -84,6 +117,12 @@ impl MetricRecord {
         scalars.push(("train/images".into(), self.images as f64));
         scalars.push(("speed/images_per_s".into(), self.timing.images_per_s));
         scalars.push(("speed/data_wait".into(), self.timing.data_wait));
+        if let Some(Loading { queue, file_bytes_per_s, decoded_per_s, reading }) = self.timing.loading {
+            scalars.push(("speed/queue".into(), queue as f64));
+            scalars.push(("speed/file_bytes_per_s".into(), file_bytes_per_s));
+            scalars.push(("speed/decoded_per_s".into(), decoded_per_s));
+            scalars.push(("speed/reading".into(), reading));
+        }
         scalars.extend(self.timing.memory_bytes.map(|bytes| ("speed/memory_bytes".into(), bytes as f64)));
         scalars
     }
@@ -129,15 +168,21 @@ pub(crate) mod testing {
             grad_norm: 0.7,
             skipped: 0,
             accepted: Vec::new(),
-            timing: Timing { images_per_s: 812.5, data_wait: 0.013, memory_bytes: Some(300 << 20), gpus: Vec::new() },
+            timing: Timing {
+                images_per_s: 812.5,
+                data_wait: 0.013,
+                memory_bytes: Some(300 << 20),
+                loading: Some(Loading { queue: 4, file_bytes_per_s: 1.5e6, decoded_per_s: 820.25, reading: 0.1 }),
+                gpus: Vec::new(),
+            },
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::last_loss_of;
     use super::testing::record;
+    use super::{last_loss_of, waits_for};
 
     #[test]
     fn the_loss_is_the_last_one_logged_up_to_the_checkpoint() {
@@ -146,6 +191,13 @@ mod tests {
         assert_eq!(last_loss_of(metrics, 9), Some(0.1));
         assert_eq!(last_loss_of(metrics, 0), None);
         assert_eq!(last_loss_of("", 5), None);
+    }
+
+    #[test]
+    fn what_is_waited_for_has_a_word_where_it_is_worth_one() {
+        assert_eq!(waits_for(0.4, Some(0.9)), Some("reads"));
+        assert_eq!(waits_for(0.4, Some(0.2)), Some("decoding"));
+        assert_eq!((waits_for(0.01, Some(0.9)), waits_for(0.4, None)), (None, None));
     }
 
     #[test]

@@ -67,6 +67,9 @@ fn status(fields: &Fields, eta: Option<Duration>) -> String {
         let _ = write!(status, "  {} left", format_duration(eta));
     }
     let _ = write!(status, "  data wait {:.0}%", 100.0 * number("data_wait"));
+    if let Some(what) = fields.text("waits_for") {
+        let _ = write!(status, ", waiting for {what}");
+    }
     status
 }
 
@@ -101,6 +104,13 @@ mod tests {
     #[test]
     fn a_logged_step_is_one_plain_line_with_all_that_matters() {
         assert_eq!(logged(150), "step 150/200  loss 50.1000  812 images/s  50s left  data wait 1%\n");
+    }
+
+    #[test]
+    fn a_step_that_waited_says_for_what() {
+        let fields = json!({"step": 1, "loss": 0.5, "images_per_s": 7.0, "data_wait": 0.413, "waits_for": "reads"});
+        let fields = Fields { message: String::new(), values: fields.as_object().unwrap().clone() };
+        assert!(status(&fields, None).ends_with("data wait 41%, waiting for reads"));
     }
 
     #[test]

@@ -91,6 +91,10 @@ fn quantity(key: &str) -> String {
         "grad_norm" => "norm of the gradient".to_owned(),
         "images_per_s" => "speed, images/s".to_owned(),
         "data_wait" => "waiting for data, share of the time".to_owned(),
+        "queue" => "batches that wait for the step".to_owned(),
+        "file_bytes_per_s" => "images read, bytes/s".to_owned(),
+        "decoded_per_s" => "images decoded, images/s".to_owned(),
+        "reading" => "reading, share of the loader's work".to_owned(),
         name if name.ends_with("_bytes") => format!("{}, bytes", name.trim_end_matches("_bytes")),
         _ => key.to_owned(),
     }

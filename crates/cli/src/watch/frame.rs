@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ddpm_run::RunState;
+use ddpm_run::metrics::waits_for;
 use ratatui_core::buffer::Buffer;
 use ratatui_core::layout::{Constraint, Layout, Rect};
 use ratatui_core::style::{Modifier, Style};
@@ -117,7 +118,7 @@ fn draw_numbers(seen: &Seen, ink: Ink, area: Rect, buffer: &mut Buffer) {
         ("images/s", number("images_per_s", &|speed| format!("{speed:.0}"))),
         ("lr", number("lr", &label)),
         ("gradient", number("grad_norm", &|norm| format!("{norm:.3}"))),
-        ("data wait", number("data_wait", &|share| format!("{:.0}%", 100.0 * share))),
+        ("data wait", number("data_wait", &|share| data_wait(share, seen.number("reading")))),
         ("memory", number("memory_bytes", &|bytes| ddpm_run::memory::format_bytes(bytes as u64))),
         ("skipped", number("skipped", &|count| format!("{count:.0} steps"))),
     ];
@@ -135,6 +136,12 @@ fn draw_numbers(seen: &Seen, ink: Ink, area: Rect, buffer: &mut Buffer) {
         let error = tame(&error.replace('\n', " ")).into_owned();
         put(&Line::styled(error, paint(ink, RED)), Rect { y: area.y + 1, height: 1, ..area }, buffer);
     }
+}
+
+/// The share, and what was waited for.
+fn data_wait(share: f64, reading: Option<f64>) -> String {
+    let what = waits_for(share, reading).map_or_else(String::new, |what| format!(" (for {what})"));
+    format!("{:.0}%{what}", 100.0 * share)
 }
 
 /// The losses over the steps, smooth over the logged ones.

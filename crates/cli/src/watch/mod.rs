@@ -10,6 +10,7 @@ use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
 use ddpm_run::RunState;
+use ddpm_run::metrics::waits_for;
 use serde::Serialize;
 
 use crate::args::WatchArgs;
@@ -36,6 +37,11 @@ struct Document<'a> {
     grad_norm: Option<f64>,
     images_per_s: Option<f64>,
     data_wait: Option<f64>,
+    /// What the steps wait for: reads or decoding.
+    waits_for: Option<&'static str>,
+    queue: Option<f64>,
+    file_bytes_per_s: Option<f64>,
+    decoded_per_s: Option<f64>,
     memory_bytes: Option<f64>,
     seconds_left: Option<f64>,
     /// How long ago its process last said what it does.
@@ -95,6 +101,10 @@ impl<'a> Document<'a> {
             grad_norm: seen.number("grad_norm"),
             images_per_s: seen.number("images_per_s"),
             data_wait: seen.number("data_wait"),
+            waits_for: seen.number("data_wait").and_then(|share| waits_for(share, seen.number("reading"))),
+            queue: seen.number("queue"),
+            file_bytes_per_s: seen.number("file_bytes_per_s"),
+            decoded_per_s: seen.number("decoded_per_s"),
             memory_bytes: seen.number("memory_bytes"),
             seconds_left: running.and_then(|status| status.seconds_left),
             seconds_silent: seen.age.filter(|_| seen.is_running()).map(|age| age.as_secs_f64()),

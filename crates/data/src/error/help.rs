@@ -53,7 +53,7 @@ impl DataError {
             Self::NothingReadable { .. } => {
                 "repair or remove them".into()
             }
-            Self::NoLabels { .. } | Self::LabelMissing { .. } => {
+            Self::NoLabels { .. } | Self::LabelMissing { .. } | Self::Unlabelled { .. } => {
                 "leave data.num_classes out for an unconditional model, or label every image (one sub-folder per class)".into()
             }
             Self::UnknownClasses { .. } => {

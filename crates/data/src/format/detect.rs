@@ -10,7 +10,7 @@ use super::folder::EXTENSIONS;
 use crate::store::FileInfo;
 
 /// Endings of what often lies in the place of images: what it is, and what to do.
-const OTHER_FORMATS: [(&[&str], &str, &str); 10] = [
+const OTHER_FORMATS: [(&[&str], &str, &str); 11] = [
     (&["zip", "7z", "rar"], "an archive", "unpack it, and give the folder"),
     (
         &["gz", "tgz", "bz2", "xz", "zst"],
@@ -23,6 +23,11 @@ const OTHER_FORMATS: [(&[&str], &str, &str); 10] = [
         &["pkl", "pickle", "pt", "pth"],
         "Python's pickle, which runs code when it is read",
         "save each image as a PNG file",
+    ),
+    (
+        &["bin"],
+        "raw bytes (CIFAR-100's binary version is such, and is not read)",
+        "take the data set as Parquet, as the Hugging Face hub has it",
     ),
     (&["tfrecord", "tfrecords"], "TensorFlow's records", "write them as tar shards or Parquet"),
     (&["mdb", "lmdb"], "an LMDB database", "write its images as tar shards or Parquet"),

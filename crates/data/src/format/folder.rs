@@ -177,6 +177,10 @@ impl Source for FolderSource {
         self.classes.labels.is_some()
     }
 
+    fn unlabelled(&self) -> usize {
+        self.classes.labels.iter().flatten().filter(|label| label.is_none()).count()
+    }
+
     fn fingerprint(&self) -> &str {
         &self.fingerprint
     }

@@ -10,6 +10,7 @@ mod classes;
 mod detect;
 mod files;
 mod folder;
+mod kept;
 mod metadata;
 mod named;
 mod parquet;
@@ -29,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use self::files::{Fingerprint, has_extension};
 pub use self::named::with_classes;
-pub(crate) use self::tar::{CLASSES_FILE, file_header, shard_len};
+pub(crate) use self::tar::{CLASSES_FILE, file_header, index_name, shard_index};
 use crate::error::{DataError, Refusal};
 use crate::image_limits::ImageLimits;
 use crate::store::address::without_query;
@@ -84,6 +85,11 @@ pub trait Source: Send + Sync {
 
     /// Whether the samples have labels (single ones may lack theirs).
     fn has_labels(&self) -> bool;
+
+    /// How many samples are known to have no label, where the others have one.
+    fn unlabelled(&self) -> usize {
+        0
+    }
 
     /// A hex digest that changes when samples, their order or their labels change, but not when the source is moved.
     fn fingerprint(&self) -> &str;
@@ -224,8 +230,25 @@ fn open_pattern(
     if !files.iter().all(detect::is_tar) {
         return Err(bad("braces stand for .tar shards or for .parquet files".to_owned()));
     }
-    let classes: Vec<FileInfo> = classes_beside(&*store)?.into_iter().collect();
-    Ok(Arc::new(tar::open(source, store, files, &classes, split)?.limited(limits)))
+    let mut others: Vec<FileInfo> = classes_beside(&*store)?.into_iter().collect();
+    others.extend(indices_beside(&*store, &files)?);
+    Ok(Arc::new(tar::open(source, store, files, &others, split)?.limited(limits)))
+}
+
+/// The indices that lie beside shards, where one of them does.
+fn indices_beside(store: &dyn Store, shards: &[FileInfo]) -> Result<Vec<FileInfo>, DataError> {
+    let names: Vec<String> = shards.iter().map(|shard| index_name(&shard.name).display().to_string()).collect();
+    let refused = |error: StoreError| match error {
+        // Signed addresses are good for what they name.
+        StoreError::Refused { .. } => Ok(Vec::new()),
+        error => Err(error),
+    };
+    // One answer is enough to know whether they were packed with indices.
+    let first = store.find_all(&names[..names.len().min(1)]).or_else(refused)?;
+    if !first.iter().any(Option::is_some) {
+        return Ok(Vec::new());
+    }
+    Ok(store.find_all(&names).or_else(refused)?.into_iter().flatten().collect())
 }
 
 fn open_file(

@@ -89,6 +89,10 @@ impl Source for Named {
         self.inner.has_labels()
     }
 
+    fn unlabelled(&self) -> usize {
+        self.inner.unlabelled()
+    }
+
     fn fingerprint(&self) -> &str {
         self.inner.fingerprint()
     }

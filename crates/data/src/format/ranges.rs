@@ -1,12 +1,14 @@
 //! Samples that are ranges of bytes in large files: members of tar shards, values of Arrow tables.
 //!
-//! A few bytes a sample say where each image lies, so any of them is read by its index, and many in one call to the store.
+//! A few bytes a sample say where each image lies, so any of them is read by its index, and many in one call to the store. Of a
+//! very large data set these bytes stay on the disk ([`Kept`]).
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::files::{READ_AT_ONCE_BYTES, and_classes, slashed};
+use super::kept::{self, Kept};
 use super::{Objects, RawImage, Source};
 use crate::error::{DataError, counted};
 use crate::image_limits::ImageLimits;
@@ -80,6 +82,8 @@ pub(super) struct About {
     /// Why there are no labels, where a column seems to hold some.
     pub(super) odd: Option<String>,
     pub(super) has_labels: bool,
+    /// Samples without a label, where the others have one.
+    pub(super) unlabelled: usize,
     pub(super) class_names: Option<Vec<String>>,
     pub(super) fingerprint: String,
     pub(super) notices: Vec<String>,
@@ -90,23 +94,44 @@ pub(super) struct About {
 pub(super) struct RangeSource {
     about: About,
     store: Arc<dyn Store>,
-    shards: Vec<Shard>,
-    /// The index of each shard's first sample.
+    files: Vec<FileInfo>,
+    /// The index of each file's first sample.
     starts: Vec<usize>,
     len: usize,
     /// A worker must not read a mislabelled archive into memory.
     limits: ImageLimits,
+    rows: Rows,
+}
+
+/// Where each sample lies, and its name.
+#[derive(Debug)]
+enum Rows {
+    /// In memory: those of each file.
+    Held(Vec<(Vec<Span>, Option<Names>)>),
+    /// In a file.
+    Kept(Kept),
+}
+
+/// A sample that was looked up.
+struct Row<'a> {
+    file: &'a FileInfo,
+    span: Span,
+    id: String,
 }
 
 impl RangeSource {
     /// `shards` hold one sample at least.
     pub(super) fn new(store: Arc<dyn Store>, shards: Vec<Shard>, about: About) -> Self {
-        let (mut starts, mut len) = (Vec::with_capacity(shards.len()), 0);
-        for shard in &shards {
-            starts.push(len);
-            len += shard.spans.len();
-        }
-        Self { about, store, shards, starts, len, limits: ImageLimits::default() }
+        let (starts, len) = starts(shards.iter().map(|shard| shard.spans.len()));
+        let (files, rows) = shards.into_iter().map(|Shard { file, spans, names }| (file, (spans, names))).unzip();
+        Self { about, store, files, starts, len, limits: ImageLimits::default(), rows: Rows::Held(rows) }
+    }
+
+    /// The samples of `files`, of which an index was kept.
+    pub(super) fn of_kept(store: Arc<dyn Store>, files: Vec<FileInfo>, found: kept::Found) -> Self {
+        let (starts, len) = starts(found.lens.into_iter());
+        let limits = ImageLimits::default();
+        Self { about: found.about, store, files, starts, len, limits, rows: Rows::Kept(found.kept) }
     }
 
     /// With other limits for an image.
@@ -120,46 +145,59 @@ impl RangeSource {
         self
     }
 
-    /// The shard of a sample, and its number there.
-    fn find(&self, index: usize) -> Result<(&Shard, usize), DataError> {
+    /// Looks a sample up.
+    fn row(&self, index: usize) -> Result<Row<'_>, DataError> {
         if index >= self.len {
             return Err(DataError::NoSuchSample { index, len: self.len });
         }
-        let shard = self.starts.partition_point(|&start| start <= index) - 1;
-        Ok((&self.shards[shard], index - self.starts[shard]))
-    }
-
-    /// Where the bytes of a sample lie, or why they cannot be read.
-    fn piece(&self, index: usize) -> Result<Piece<'_>, DataError> {
-        let (shard, number) = self.find(index)?;
-        let Span { offset, size, .. } = shard.spans[number];
-        let unreadable = |reason: String| DataError::Unreadable { sample: id(shard, number), reason };
-        match size {
-            Span::NONE => Err(unreadable("it has no image (images kept outside the file are not read)".to_owned())),
-            Span::TOO_LARGE => Err(unreadable("the image is larger than 4 GiB".to_owned())),
-            _ => {
-                self.limits.check_file(size.into()).map_err(unreadable)?;
-                Ok(Piece { file: &shard.file, range: offset..offset.saturating_add(size.into()) })
+        let at = self.starts.partition_point(|&start| start <= index) - 1;
+        let (file, number) = (&self.files[at], index - self.starts[at]);
+        let id = |name: Option<&str>| match name {
+            Some(name) => format!("{}: {name}", slashed(&file.name)),
+            None => format!("{} row {number}", slashed(&file.name)),
+        };
+        match &self.rows {
+            Rows::Held(held) => {
+                let (spans, names) = &held[at];
+                let id = id(names.as_ref().and_then(|names| names.get(number)));
+                Ok(Row { file, span: spans[number], id })
             }
-        }
-    }
-
-    fn sample(&self, index: usize, bytes: Result<Bytes, StoreError>) -> Result<RawImage, DataError> {
-        let (shard, number) = self.find(index)?;
-        let id = id(shard, number);
-        match bytes {
-            Ok(bytes) => Ok(RawImage { id, bytes, label: shard.spans[number].label() }),
-            Err(error) => Err(error.of_sample(id)),
+            Rows::Kept(kept) => kept.row(index).map(|(span, name)| Row { file, span, id: id(Some(&name)) }),
         }
     }
 }
 
-fn id(shard: &Shard, number: usize) -> String {
-    let file = slashed(&shard.file.name);
-    match shard.names.as_ref().and_then(|names| names.get(number)) {
-        Some(name) => format!("{file}: {name}"),
-        None => format!("{file} row {number}"),
+impl<'a> Row<'a> {
+    /// Where its bytes lie, or why they cannot be read.
+    fn piece(&self, limits: ImageLimits) -> Result<Piece<'a>, DataError> {
+        let Span { offset, size, .. } = self.span;
+        let unreadable = |reason: String| DataError::Unreadable { sample: self.id.clone(), reason };
+        match size {
+            Span::NONE => Err(unreadable("it has no image (images kept outside the file are not read)".to_owned())),
+            Span::TOO_LARGE => Err(unreadable("the image is larger than 4 GiB".to_owned())),
+            _ => {
+                limits.check_file(size.into()).map_err(unreadable)?;
+                Ok(Piece { file: self.file, range: offset..offset.saturating_add(size.into()) })
+            }
+        }
     }
+
+    fn sample(self, bytes: Result<Bytes, StoreError>) -> Result<RawImage, DataError> {
+        match bytes {
+            Ok(bytes) => Ok(RawImage { id: self.id, bytes, label: self.span.label() }),
+            Err(error) => Err(error.of_sample(self.id)),
+        }
+    }
+}
+
+/// The index of each file's first sample, and how many samples there are.
+fn starts(lens: impl Iterator<Item = usize>) -> (Vec<usize>, usize) {
+    let (mut starts, mut len) = (Vec::new(), 0);
+    for of_file in lens {
+        starts.push(len);
+        len += of_file;
+    }
+    (starts, len)
 }
 
 impl Source for RangeSource {
@@ -168,29 +206,35 @@ impl Source for RangeSource {
     }
 
     fn read(&self, index: usize) -> Result<RawImage, DataError> {
-        let Piece { file, range } = self.piece(index)?;
-        self.sample(index, self.store.read_one(file, range))
+        let row = self.row(index)?;
+        let Piece { file, range } = row.piece(self.limits)?;
+        row.sample(self.store.read_one(file, range))
     }
 
     fn read_many(&self, indices: &[usize]) -> Vec<Result<RawImage, DataError>> {
-        let (mut bytes, mut pieces) = (0u64, Vec::new());
+        let (mut bytes, mut rows, mut pieces) = (0u64, Vec::new(), Vec::new());
         for &index in indices.iter().take(self.store.at_once()) {
-            let Ok(piece) = self.piece(index) else { break };
+            let Ok((row, piece)) = self.row(index).and_then(|row| row.piece(self.limits).map(|piece| (row, piece)))
+            else {
+                break;
+            };
             bytes += piece.range.end - piece.range.start;
             if bytes > READ_AT_ONCE_BYTES {
                 break;
             }
+            rows.push(row);
             pieces.push(piece);
         }
         if pieces.len() < 2 {
             return indices.iter().take(1).map(|&index| self.read(index)).collect();
         }
         let read = self.store.read(&pieces);
-        indices.iter().zip(read).map(|(&index, bytes)| self.sample(index, bytes)).collect()
+        rows.into_iter().zip(read).map(|(row, bytes)| row.sample(bytes)).collect()
     }
 
     fn will_need(&self, indices: &[usize]) -> Result<(), DataError> {
-        let pieces: Vec<_> = indices.iter().filter_map(|&index| self.piece(index).ok()).collect();
+        let pieces: Vec<_> =
+            indices.iter().filter_map(|&index| self.row(index).ok()?.piece(self.limits).ok()).collect();
         Ok(self.store.will_need(&pieces)?)
     }
 
@@ -200,6 +244,10 @@ impl Source for RangeSource {
 
     fn has_labels(&self) -> bool {
         self.about.has_labels
+    }
+
+    fn unlabelled(&self) -> usize {
+        self.about.unlabelled
     }
 
     fn fingerprint(&self) -> &str {
@@ -215,12 +263,12 @@ impl Source for RangeSource {
     }
 
     fn objects(&self) -> Option<Objects> {
-        Objects::of(&*self.store, self.shards.iter().map(|shard| &shard.file))
+        Objects::of(&*self.store, &self.files)
     }
 
     fn describe(&self) -> String {
         let About { place, kind, odd, class_names, .. } = &self.about;
-        let (images, shards) = (counted(self.len, "image"), counted(self.shards.len(), kind));
+        let (images, shards) = (counted(self.len, "image"), counted(self.files.len(), kind));
         let classes = and_classes(class_names.as_deref());
         let odd = odd.as_ref().map_or(String::new(), |odd| format!(" ({odd})"));
         format!("{place}: {images} in {shards}{classes}{odd}")

@@ -71,3 +71,25 @@ fn a_preview_shows_each_class_evenly_and_no_corrupt_sample() {
     assert_eq!(report.preview(&source, 3, ImageSize::square(8), 1).unwrap().len(), 3);
     assert_eq!(report.preview(&source, 500, ImageSize::square(8), 1).unwrap().len(), 99);
 }
+
+#[test]
+fn black_images_duplicates_and_shorter_sides_are_counted_and_named() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let write = |name: &str, bytes: Vec<u8>| std::fs::write(dir.path().join(name), bytes).unwrap();
+    write("a.png", grey_png(8, 200));
+    write("b.png", grey_png(8, 200));
+    write("black.png", grey_png(100, 3));
+    write("c.png", grey_png(8, 200));
+    write("clear.png", encode(&image::DynamicImage::new_rgba8(9, 9), image::ImageFormat::Png));
+    write("dark-frame.png", {
+        let mut frame = image::GrayImage::new(40, 40);
+        frame.rows_mut().take(20).flatten().for_each(|pixel| pixel.0 = [90]);
+        encode(&frame.into(), image::ImageFormat::Png)
+    });
+    let report = quietly(&*open(dir.path().to_str().unwrap(), &OpenOptions::default()).unwrap());
+    assert_eq!(report.near_black, Alike { count: 1, examples: vec!["black.png".into()] });
+    let pairs = ["b.png = a.png", "c.png = a.png"].map(str::to_owned).to_vec();
+    assert_eq!(report.duplicates, Alike { count: 2, examples: pairs });
+    let sides = [("8 to 15", 4), ("16 to 31", 0), ("32 to 63", 1), ("64 to 127", 1)];
+    assert_eq!(report.shorter_sides.0, sides.map(|(name, count)| (name.to_owned(), count)));
+}

@@ -346,3 +346,111 @@ fn enums_have_the_names_of_the_configuration() {
         serde_json::to_string(&(Crop::Center, Crop::Random, Crop::None, OnCorrupt::Skip, OnCorrupt::Fail)).unwrap();
     assert_eq!(json, r#"["center","random","none","skip","fail"]"#);
 }
+
+/// Large pictures that are in memory already: all the work is decoding.
+struct Heavy(Vec<u8>);
+
+impl Source for Heavy {
+    fn len(&self) -> usize {
+        64
+    }
+
+    fn read(&self, index: usize) -> Result<RawImage, DataError> {
+        Ok(RawImage { id: format!("heavy {index}"), bytes: self.0.clone().into(), label: Some(0) })
+    }
+
+    fn class_names(&self) -> Option<&[String]> {
+        None
+    }
+
+    fn has_labels(&self) -> bool {
+        true
+    }
+
+    fn fingerprint(&self) -> &str {
+        "heavy"
+    }
+
+    fn describe(&self) -> String {
+        "heavy".into()
+    }
+}
+
+/// What the threads had done after three batches.
+fn flow_of(source: Arc<dyn Source>) -> Flow {
+    let mut loader = Loader::start(source, LoaderConfig { crop: Crop::Center, ..config() }, 0).unwrap();
+    (0..3).for_each(|_| drop(loader.next().unwrap()));
+    loader.flow()
+}
+
+#[test]
+fn slow_reads_and_slow_decoding_are_told_apart() {
+    let slow = flow_of(odd(false));
+    assert!(slow.reading().unwrap() > 0.9, "{slow:?}");
+    let png = crate::testing::encode(&crate::testing::gradient(1000, 1000), image::ImageFormat::Png);
+    let bytes = png.len() as u64;
+    let heavy = flow_of(Arc::new(Heavy(png)));
+    assert!(heavy.reading().unwrap() < 0.1, "{heavy:?}");
+    assert!(heavy.images >= 48 && heavy.bytes == heavy.images * bytes, "{heavy:?}");
+}
+
+#[test]
+fn a_read_that_hangs_is_seen_while_it_hangs() {
+    let hangs = Arc::new(AtomicBool::new(true));
+    let inner = Greys { len: 64, corrupt: never };
+    let source: Arc<dyn Source> = Arc::new(Odd { panics: false, hangs: Arc::clone(&hangs), inner });
+    let mut loader = Loader::start(source, config(), 0).unwrap();
+    let asked = Instant::now();
+    assert!(loader.next_unless(&|| asked.elapsed() > Duration::from_millis(100)).unwrap().is_none());
+    assert_eq!((loader.flow().reading(), loader.flow().images), (Some(1.0), 0));
+    hangs.store(false, Ordering::Relaxed);
+}
+
+/// Counts how many samples were read.
+struct Counting(Greys, Arc<std::sync::atomic::AtomicUsize>);
+
+impl Source for Counting {
+    fn len(&self) -> usize {
+        self.0.len
+    }
+
+    fn read(&self, index: usize) -> Result<RawImage, DataError> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.read(index)
+    }
+
+    fn class_names(&self) -> Option<&[String]> {
+        None
+    }
+
+    fn has_labels(&self) -> bool {
+        true
+    }
+
+    fn fingerprint(&self) -> &str {
+        "counting"
+    }
+
+    fn describe(&self) -> String {
+        "counting".into()
+    }
+}
+
+#[test]
+fn workers_wait_when_nobody_takes_batches_and_go_on_when_one_is_taken() {
+    let read = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let source = Arc::new(Counting(Greys { len: 4000, corrupt: never }, Arc::clone(&read)));
+    let mut loader = Loader::start(source, LoaderConfig { workers: 3, prefetch: 2, ..config() }, 0).unwrap();
+    for taken in 0..3 {
+        // Of 16 images each: those that may wait, and one of each worker.
+        let most = (taken + 5) * 16;
+        let begun = Instant::now();
+        while loader.flow().queue < 5 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the workers stopped too early");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!((read.load(Ordering::SeqCst), loader.flow().queue), (most, 5), "{taken} taken");
+        loader.next().unwrap();
+    }
+}

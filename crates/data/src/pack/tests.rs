@@ -62,12 +62,16 @@ fn a_finished_shard_is_kept_and_a_missing_or_torn_one_is_made_again_the_same() {
     packed(&*source, to.path(), PackAs::Size(ImageSize::square(8))).unwrap();
     let path = |n: u32| to.path().join(format!("images-{n:06}.tar"));
     let before = [1, 3].map(|n| fs::read(path(n)).unwrap());
+    let index = path(2).with_extension("index");
+    let indexed = fs::read(&index).unwrap();
+    fs::remove_file(&index).unwrap();
     fs::remove_file(path(1)).unwrap();
     fs::write(path(3), &before[1][..700]).unwrap();
     fs::write(to.path().join(".images-000001.tar.tmp"), b"killed here").unwrap();
     let result = packed(&*source, to.path(), PackAs::Size(ImageSize::square(8))).unwrap();
     assert_eq!((result.shards, result.kept, result.images, result.skipped), (5, 3, 22, 1));
     assert_eq!([1, 3].map(|n| fs::read(path(n)).unwrap()), before);
+    assert_eq!(fs::read(&index).unwrap(), indexed);
     let names: Vec<_> = fs::read_dir(to.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!names.iter().any(|name| name.to_string_lossy().ends_with(".tmp")), "{names:?}");
 }

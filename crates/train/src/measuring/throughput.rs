@@ -1,8 +1,9 @@
 //! Throughput: how many images a model draws, and how many a data set delivers, per second.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use ddpm_data::Loader;
+use ddpm_data::{Loader, decoder_limit};
 use ddpm_model::diffusion::DiffusionProcess;
 use ddpm_model::params::Params;
 use ddpm_model::unet::UNet;
@@ -100,6 +101,18 @@ pub struct DataMeasurement {
     pub batch_size: usize,
     /// From batch to batch.
     pub median_batch_ms: f64,
+    /// From before the source was opened to the last batch.
+    pub images_per_s_from_start: f64,
+    /// Bytes of images' files.
+    pub file_bytes_per_s: f64,
+    /// Share of the threads' work, 0 to 1, that was waiting for bytes.
+    pub reading: f64,
+    /// Likewise, decoding.
+    pub decoding: f64,
+    /// Likewise, cutting and resizing.
+    pub fitting: f64,
+    /// What as many threads decode that do nothing else, of bytes in memory: the decoder's own limit.
+    pub decoder_images_per_s: f64,
 }
 
 /// Takes `repeat` batches from the loader of `plan` as fast as it delivers them, after those that it may have read ahead.
@@ -107,25 +120,43 @@ pub struct DataMeasurement {
 /// # Errors
 /// The data cannot be read.
 pub fn measure_data(plan: &TrainPlan, repeat: usize) -> Result<DataMeasurement, Error> {
+    let started = Instant::now();
     let source = ddpm_data::open(&plan.config().data.source, &plan.open_options())?;
     let config = loader_config(plan);
     let (prefetch, batch_size) = (config.prefetch, config.share.count());
-    let mut loader = Loader::start(source, config, 0)?;
-    for _ in 0..prefetch + loader.workers() {
+    let mut loader = Loader::start(Arc::clone(&source), config, 0)?;
+    let early = prefetch + loader.workers();
+    for _ in 0..early {
         loader.next()?;
     }
-    let (mut times, mut bytes, begun) = (Vec::with_capacity(repeat), 0, Instant::now());
+    let (mut times, mut bytes, before, begun) = (Vec::with_capacity(repeat), 0, loader.flow(), Instant::now());
     for _ in 0..repeat {
         let start = Instant::now();
         bytes += loader.next()?.images.len();
         times.push(milliseconds(start.elapsed()));
     }
-    let seconds = begun.elapsed().as_secs_f64();
+    let (seconds, from_start) = (begun.elapsed().as_secs_f64(), started.elapsed().as_secs_f64());
+    let workers = loader.workers();
+    let flow = loader.flow().since(&before);
+    // Its threads would take the time of those that only decode.
+    drop(loader);
+    let share = |share: Option<f64>| share.unwrap_or(f64::NAN);
     Ok(DataMeasurement {
         images_per_s: (repeat * batch_size) as f64 / seconds,
         bytes_per_s: bytes as f64 / seconds,
-        workers: loader.workers(),
+        workers,
         batch_size,
         median_batch_ms: median(&mut times),
+        images_per_s_from_start: ((early + repeat) * batch_size) as f64 / from_start,
+        file_bytes_per_s: flow.bytes as f64 / seconds,
+        reading: share(flow.reading()),
+        decoding: share(flow.decoding()),
+        fitting: share(flow.fitting()),
+        decoder_images_per_s: decoder_limit(
+            source.as_ref(),
+            repeat * batch_size,
+            workers,
+            plan.config().data.limits(),
+        )?,
     })
 }

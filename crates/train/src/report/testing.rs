@@ -16,6 +16,12 @@ pub(crate) fn record(step: u64) -> MetricRecord {
         grad_norm: 0.7,
         skipped: 0,
         accepted: Vec::new(),
-        timing: Timing { images_per_s: 812.5, data_wait: 0.013, memory_bytes: Some(300 << 20), gpus: Vec::new() },
+        timing: Timing {
+            images_per_s: 812.5,
+            data_wait: 0.013,
+            memory_bytes: Some(300 << 20),
+            loading: None,
+            gpus: Vec::new(),
+        },
     }
 }

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use ddpm_data::{Loader, Unreadable};
+use ddpm_data::{Flow, Loader, Unreadable};
 
 use super::stop::{StopReason, StopWatch};
 use super::trainer::Trainer;
@@ -20,8 +20,8 @@ pub(super) trait Observe {
     /// The loop begins to do this.
     fn begins(&mut self, activity: Activity);
 
-    /// The loop has waited for a batch.
-    fn waited(&mut self, wait: Duration);
+    /// The loop has waited for a batch; what the loader has done so far.
+    fn waited(&mut self, wait: Duration, flow: Flow);
 
     /// Images that step `step` needed could not be read, and others took their place.
     fn met(&mut self, step: u64, unreadable: Vec<Unreadable>);
@@ -41,7 +41,7 @@ impl Observe for () {
 
     fn begins(&mut self, _: Activity) {}
 
-    fn waited(&mut self, _: Duration) {}
+    fn waited(&mut self, _: Duration, _: Flow) {}
 
     fn met(&mut self, _: u64, _: Vec<Unreadable>) {}
 
@@ -74,7 +74,7 @@ pub(super) fn train_until(
         observers.met(number, loader.take_warnings());
         loader.take_notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
         let Some(batch) = next? else { continue };
-        observers.waited(waiting.elapsed());
+        observers.waited(waiting.elapsed(), loader.flow());
         observers.begins(Activity::Step);
         trainer.step(batch)?;
         step.exit();
@@ -107,7 +107,7 @@ mod tests {
 
         fn begins(&mut self, _: Activity) {}
 
-        fn waited(&mut self, _: Duration) {
+        fn waited(&mut self, _: Duration, _: Flow) {
             self.waits += 1;
         }
 

@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_record_is_the_mean_since_the_last_one() {
-        let timing = Timing { images_per_s: 1.0, data_wait: 0.0, memory_bytes: None, gpus: Vec::new() };
+        let timing = Timing { images_per_s: 1.0, data_wait: 0.0, memory_bytes: None, loading: None, gpus: Vec::new() };
         let mut means = Means::default();
         means.add(&outcome(&[1.0, 3.0], &[0, 3]));
         let last = outcome(&[5.0, 7.0], &[0, 0]);

@@ -1,18 +1,19 @@
 //! The observers of a run: metrics, checkpoints, pictures, uploads. The loop knows them as [`Observe`].
 
+mod clock;
 mod draw;
 mod save;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ddpm_data::Unreadable;
+use ddpm_data::{Flow, Unreadable};
 use ddpm_run::checkpoint::{Retention, Writer};
-use ddpm_run::memory;
 use ddpm_run::metrics::Timing;
 use ddpm_run::{RunError, RunPhase, StatusFile};
 use tracing::Span;
 
+use self::clock::Clock;
 use super::divergence::{Alarm, History};
 use super::engines::Engines;
 use super::events::PROGRESS;
@@ -28,7 +29,6 @@ use super::watchdog::{Activity, Watchdog};
 use crate::config::Cadence;
 use crate::error::{Error, in_one_line};
 use crate::report::Reporter;
-use crate::sensors::Sensors;
 
 /// See the module.
 pub(super) struct Observers<'a> {
@@ -91,29 +91,6 @@ pub(super) struct Ending {
     pub(super) interrupted: bool,
 }
 
-/// Time and data wait since the last logged step.
-struct Clock {
-    since: Instant,
-    first_image: u64,
-    data_wait: Duration,
-}
-
-impl Clock {
-    fn start(images: u64) -> Self {
-        Self { since: Instant::now(), first_image: images, data_wait: Duration::ZERO }
-    }
-
-    fn timing(&self, images: u64, sensors: Option<&Sensors>) -> Timing {
-        let elapsed = self.since.elapsed().as_secs_f64().max(1e-9);
-        Timing {
-            images_per_s: (images - self.first_image) as f64 / elapsed,
-            data_wait: self.data_wait.as_secs_f64() / elapsed,
-            memory_bytes: memory::resident(),
-            gpus: sensors.map(Sensors::read).unwrap_or_default().into_iter().map(|(_, state)| state).collect(),
-        }
-    }
-}
-
 impl Observe for Observers<'_> {
     /// One more step, two saves and the last picture, at their longest.
     fn time_to_stop(&self) -> Duration {
@@ -125,8 +102,8 @@ impl Observe for Observers<'_> {
         self.watchdog.enter(activity);
     }
 
-    fn waited(&mut self, wait: Duration) {
-        self.clock.data_wait += wait;
+    fn waited(&mut self, wait: Duration, flow: Flow) {
+        self.clock.waited(wait, flow);
     }
 
     fn met(&mut self, step: u64, unreadable: Vec<Unreadable>) {
@@ -155,11 +132,12 @@ impl Observe for Observers<'_> {
             let record =
                 self.means.record(step, images, outcome, self.clock.timing(images, self.setup.sensors.as_deref()));
             let Timing { images_per_s, data_wait, .. } = record.timing;
-            tracing::info!(target: PROGRESS, step, loss = record.loss, images_per_s, data_wait);
+            let waits_for = record.timing.waits_for();
+            tracing::info!(target: PROGRESS, step, loss = record.loss, images_per_s, data_wait, waits_for);
             self.reporter.metrics(&record);
             self.setup.exporter.logged(&record);
             self.status.speed(record.timing.images_per_s);
-            self.clock = Clock::start(images);
+            self.clock.logged(images, &record.timing);
         }
         if let Some(result) = self.writer.poll() {
             self.saved(result);

@@ -60,10 +60,16 @@ pub(super) fn open(
     let class_names = if has_labels { resolve(&files, &mut tables)? } else { None };
     let shards: Vec<Shard> =
         files.into_iter().zip(tables).map(|(file, table)| Shard { file, spans: table.spans, names: None }).collect();
+    let labels = shards.iter().flat_map(|shard| &shard.spans).map(|span| span.label());
+    let unlabelled = if has_labels { labels.filter(Option::is_none).count() } else { 0 };
     let fingerprint = fingerprint(&shards, class_names.as_deref());
     let notices = notice.into_iter().chain(odd.clone()).collect();
     let (place, kind) = (place.to_owned(), "Arrow table");
-    Ok(RangeSource::new(store, shards, About { place, kind, odd, has_labels, class_names, fingerprint, notices }))
+    Ok(RangeSource::new(
+        store,
+        shards,
+        About { place, kind, odd, has_labels, unlabelled, class_names, fingerprint, notices },
+    ))
 }
 
 fn refuse(store: &dyn Store, file: &FileInfo, fault: Fault) -> DataError {

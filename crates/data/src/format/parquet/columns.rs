@@ -4,7 +4,8 @@
 //! is JSON with the features, in which a `ClassLabel` lists its names.
 
 use parquet::basic::{Compression, ConvertedType, LogicalType, Type as Physical};
-use parquet::file::metadata::{FileMetaData, RowGroupMetaData};
+use parquet::file::metadata::{FileMetaData, ParquetMetaData, RowGroupMetaData};
+use parquet::file::statistics::Statistics;
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 use serde_json::Value;
 
@@ -107,6 +108,23 @@ pub(super) fn unread_compression(columns: &Columns, group: &RowGroupMetaData) ->
         [Some(columns.bytes), columns.path, label].into_iter().flatten().filter_map(|leaf| group.columns().get(leaf));
     let odd = chunks.into_iter().find(|chunk| matches!(chunk.compression(), Compression::LZO))?;
     Some(format!("{} is compressed with {}", odd.column_path().string(), odd.compression()))
+}
+
+/// Rows whose label is null, or below zero in the whole row group, as far as the footer counts them.
+pub(super) fn unlabelled(columns: &Columns, metadata: &ParquetMetaData) -> usize {
+    let Some(label) = &columns.label else { return 0 };
+    let of_group = |group: &RowGroupMetaData| {
+        let statistics = group.columns().get(label.leaf)?.statistics()?;
+        let highest = match statistics {
+            Statistics::Int32(values) => values.max_opt().map(|&most| i64::from(most)),
+            Statistics::Int64(values) => values.max_opt().copied(),
+            _ => None,
+        };
+        let nulls = statistics.null_count_opt().and_then(|count| usize::try_from(count).ok());
+        let rows = usize::try_from(group.num_rows()).ok();
+        if highest.is_some_and(|most| most < 0) { rows } else { nulls }
+    };
+    metadata.row_groups().iter().filter_map(of_group).sum()
 }
 
 /// What is said of a column that is named like a label but holds neither whole numbers nor names.

@@ -36,6 +36,8 @@ pub(super) struct ParquetSource {
     len: usize,
     /// Where the labels are texts.
     labels: Option<TextLabels>,
+    /// Rows that are known to have no label.
+    unlabelled: usize,
     class_names: Option<Vec<String>>,
     fingerprint: String,
     notices: Vec<String>,
@@ -105,9 +107,16 @@ impl ParquetSource {
             return Err(DataError::Empty { place, detail });
         }
         let labels = labels::read(&files, &groups)?;
+        let unlabelled = match &labels {
+            Some(labels) => labels.rows.iter().filter(|&&label| label == Span::NONE).count(),
+            None => files.iter().map(|file| columns::unlabelled(&file.columns, &file.metadata)).sum(),
+        };
+        let notices =
+            (0 < unlabelled && unlabelled < len).then(|| format!("{unlabelled} of {len} images have no label"));
         let (fingerprint, cache) = (fingerprint.finish(), BlockCache::new(CACHE_BYTES));
         let class_names = labels.as_ref().and_then(|labels| labels.names.clone()).or(class_names);
-        Ok(Self { place, files, groups, len, labels, class_names, fingerprint, notices: Vec::new(), cache })
+        let notices = notices.into_iter().collect();
+        Ok(Self { place, files, groups, len, labels, unlabelled, class_names, fingerprint, notices, cache })
     }
 
     fn group_of(&self, index: usize) -> Result<(usize, &Group), DataError> {
@@ -256,6 +265,10 @@ impl Source for ParquetSource {
 
     fn has_labels(&self) -> bool {
         self.files.iter().all(|file| file.columns.label.is_some())
+    }
+
+    fn unlabelled(&self) -> usize {
+        self.unlabelled
     }
 
     fn fingerprint(&self) -> &str {

@@ -4,14 +4,15 @@
 //! knows no version, nothing is kept. A file that is not whole is made again: nothing here can fail, only be slower.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use super::index::{Found, Index};
+use crate::format::files::Fingerprint;
 use crate::format::ranges::{Names, Span};
-use crate::store::FileInfo;
+use crate::store::{FileInfo, Store};
 
 /// The first bytes of a file; another layout gets another number.
 const MAGIC: &[u8] = b"ddpm tar index 2";
@@ -36,9 +37,7 @@ pub(super) fn load_or<E>(
     build: impl FnOnce() -> Result<Index, E>,
 ) -> Result<Index, E> {
     let Some(folder) = folder.filter(|_| file.version != 0) else { return build() };
-    let far = place.to_string_lossy().contains("://");
-    let place = Some(place.to_owned()).filter(|_| far).or_else(|| std::path::absolute(place).ok());
-    let Some(place) = place else { return build() };
+    let Some(place) = absolute(place) else { return build() };
     let name = blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex();
     let kept = folder.join(format!("{name}.index"));
     if let Some(index) = fs::read(&kept).ok().and_then(|bytes| parse(&bytes, file)) {
@@ -49,6 +48,31 @@ pub(super) fn load_or<E>(
         tracing::debug!("the index of {} is not kept: {error}", place.display());
     }
     Ok(index)
+}
+
+/// A place that is the same from whatever directory.
+fn absolute(place: &Path) -> Option<PathBuf> {
+    let far = place.to_string_lossy().contains("://");
+    if far { Some(place.to_owned()) } else { std::path::absolute(place).ok() }
+}
+
+/// Where the index of all of `files` together is kept, and what they are as they are now; `others` lie beside them. `None` where
+/// nothing is kept.
+pub(super) fn of_set(store: &dyn Store, files: &[FileInfo], others: &[FileInfo]) -> Option<(PathBuf, String)> {
+    let folder = store.cache()?.join("sets");
+    let place = absolute(&store.place(Path::new("")))?;
+    let (mut name, mut identity) = (Fingerprint::default(), Fingerprint::default());
+    name.add_path(&place);
+    let classes = others.iter().filter(|file| file.name.ends_with(super::CLASSES_FILE));
+    for file in files.iter().chain(classes) {
+        if file.version == 0 {
+            return None;
+        }
+        name.add_path(&file.name);
+        identity.add_path(&file.name);
+        identity.add(&[file.size.to_le_bytes(), file.version.to_le_bytes()].concat());
+    }
+    Some((folder.join(format!("{}.index", name.finish())), identity.finish()))
 }
 
 /// Writes beside and renames, so that another process never reads half of it.
@@ -65,7 +89,8 @@ fn keep(folder: &Path, kept: &Path, bytes: &[u8]) -> std::io::Result<()> {
     written
 }
 
-fn encode(index: &Index, file: &FileInfo) -> Vec<u8> {
+/// An index as the bytes of a file.
+pub(super) fn encode(index: &Index, file: &FileInfo) -> Vec<u8> {
     let samples = index.spans.len();
     let found = serde_json::json!({
         "size": file.size, "version": file.version, "samples": samples, "found": index.found
@@ -85,7 +110,7 @@ fn encode(index: &Index, file: &FileInfo) -> Vec<u8> {
 }
 
 /// The index in `bytes`, if they are whole and belong to `file` as it is now.
-fn parse(bytes: &[u8], file: &FileInfo) -> Option<Index> {
+pub(super) fn parse(bytes: &[u8], file: &FileInfo) -> Option<Index> {
     let (bytes, hash) = bytes.split_at_checked(bytes.len().checked_sub(HASH)?)?;
     if blake3::hash(bytes).as_bytes() != hash {
         return None;

@@ -18,6 +18,8 @@ use crate::store::{FileInfo, Store, StoreError};
 const WINDOW: u64 = 64 << 10;
 /// Read at once over a network, where an answer takes as long as some megabytes.
 const FAR_WINDOW: u64 = 4 << 20;
+/// Read behind a file that is larger than this: the next header and a label. A store behind a network makes a block of it.
+const HOP: u64 = 4 << 10;
 /// Names and records about one file; POSIX systems allow names of 4 KiB.
 const MAX_RECORDS: u64 = 1 << 20;
 /// A `.json` with everything that is known about an image.
@@ -76,9 +78,11 @@ pub(super) fn build(store: &dyn Store, file: &FileInfo) -> Result<Index, Fault> 
     if file.size == 0 {
         return Err(Fault::Damaged("it is empty".to_owned()));
     }
-    let mut shard = Reader { store, file, ahead, start: 0, bytes: Bytes::new(), has_end: false };
+    let mut shard = Reader { store, file, ahead, hops: false, start: 0, bytes: Bytes::new(), has_end: false };
     let (mut samples, mut at) = (Samples::default(), 0);
     while let Some(entry) = shard.entry(at)? {
+        // Between large files most of what is read ahead would be images.
+        shard.hops = entry.next - at >= ahead;
         at = entry.next;
         samples.add(entry, &mut shard)?;
     }
@@ -101,6 +105,8 @@ struct Reader<'a> {
     store: &'a dyn Store,
     file: &'a FileInfo,
     ahead: u64,
+    /// Whether the next read is behind a large file, and for a header alone.
+    hops: bool,
     /// What is in memory, and where it begins.
     start: u64,
     bytes: Bytes,
@@ -113,7 +119,8 @@ impl Reader<'_> {
     fn get(&mut self, range: Range<u64>) -> Result<Bytes, StoreError> {
         let held = self.start..self.start + self.bytes.len() as u64;
         if range.start < held.start || range.end > held.end {
-            let end = range.end.max(range.start.saturating_add(self.ahead)).min(self.file.size);
+            let ahead = if self.hops { HOP } else { self.ahead };
+            let end = range.end.max(range.start.saturating_add(ahead)).min(self.file.size);
             self.bytes = self.store.read_one(self.file, range.start..end)?;
             self.start = range.start;
         }

@@ -4,11 +4,12 @@
 //! Unlike WebDataset's own reader, which streams, this one reads any sample: of each shard the headers are read once and the
 //! places of the images kept. Names in a shard are only names here: nothing is unpacked, so `..` and `/` lead nowhere.
 
+mod beside;
 mod cache;
 mod header;
 mod index;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,10 +17,17 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+#[cfg(test)]
+pub(super) fn index_of_set(store: &dyn Store, files: &[FileInfo]) -> Option<(std::path::PathBuf, String)> {
+    cache::of_set(store, files, &[])
+}
+
+pub(crate) use self::beside::index_name;
 pub(crate) use self::header::file_header;
 use self::index::{Fault, Found, Index};
 use super::classes::{Classes, names_in};
 use super::files::{Fingerprint, passed_over, shown};
+use super::kept;
 use super::ranges::{About, RangeSource, Shard, Span};
 use super::split::{self, Chosen};
 use crate::error::DataError;
@@ -29,15 +37,21 @@ use crate::store::{FileInfo, Located, Store, StoreOptions, locate};
 pub(crate) const CLASSES_FILE: &str = "classes.json";
 /// Thousands of names.
 const MAX_CLASSES_BYTES: u64 = 16 << 20;
+/// What a shard is called.
+const KIND: &str = "tar shard";
+/// Where more images lie is kept on the disk: of these 40 MB would be in memory.
+const LARGE: usize = 1 << 20;
 /// Below so many samples any number of different texts may be classes.
 const FEW: usize = 20;
 /// Threads that index shards: a disk has few heads, a network many answers on their way.
 const INDEXERS: usize = 8;
 
-/// The number of samples in a shard on a disk; `None` where there is none, or a damaged one.
-pub(crate) fn shard_len(path: &Path) -> Option<usize> {
+/// The number of samples in a shard on a disk, and its index as it is kept [beside it](index_name); `None` where there is no shard,
+/// or a damaged one.
+pub(crate) fn shard_index(path: &Path) -> Option<(usize, Vec<u8>)> {
     let Ok(Located::File(store, file)) = locate(path.to_str()?, &StoreOptions::default()) else { return None };
-    index::build(&*store, &file).ok().filter(|index| !index.found.without_end).map(|index| index.spans.len())
+    let index = index::build(&*store, &file).ok().filter(|index| !index.found.without_end)?;
+    Some((index.spans.len(), beside::encode(&index, &file)))
 }
 
 /// Opens those of the shards `files` that belong to `split`; `others` lie beside them, and `place` is `data.source`.
@@ -48,8 +62,50 @@ pub(super) fn open(
     others: &[FileInfo],
     split: Option<&str>,
 ) -> Result<RangeSource, DataError> {
+    open_keeping(place, store, files, others, split, LARGE)
+}
+
+/// As [`open`]; where the samples of more than `large` images lie is kept in one file, and not in memory.
+pub(super) fn open_keeping(
+    place: &str,
+    store: Arc<dyn Store>,
+    files: Vec<FileInfo>,
+    others: &[FileInfo],
+    split: Option<&str>,
+    large: usize,
+) -> Result<RangeSource, DataError> {
     let Chosen { files, notice, .. } = split::choose_tables(place, files, split)?;
-    let indices = index_all(&*store, &files)?;
+    let whole = cache::of_set(&*store, &files, others);
+    let found = whole.as_ref().and_then(|(path, identity)| kept::open(path, identity, place, KIND));
+    if let Some(found) = found {
+        return Ok(RangeSource::of_kept(store, files, found));
+    }
+    let (shards, about) = read_all(place, &*store, files, others, notice)?;
+    if let Some((path, identity)) =
+        whole.filter(|_| shards.iter().map(|shard| shard.spans.len()).sum::<usize>() > large)
+    {
+        let kept = kept::write(&path, &identity, &shards, &about).map(|()| kept::open(&path, &identity, place, KIND));
+        match kept {
+            Ok(Some(found)) => {
+                let files = shards.into_iter().map(|shard| shard.file).collect();
+                return Ok(RangeSource::of_kept(store, files, found));
+            }
+            Ok(None) => tracing::debug!("the index of {place} is not what was written"),
+            Err(error) => tracing::debug!("the index of {place} is not kept: {error}"),
+        }
+    }
+    Ok(RangeSource::new(store, shards, about))
+}
+
+/// The samples of all shards, and what is known about them.
+fn read_all(
+    place: &str,
+    store: &dyn Store,
+    files: Vec<FileInfo>,
+    others: &[FileInfo],
+    notice: Option<String>,
+) -> Result<(Vec<Shard>, About), DataError> {
+    let indices = index_all(store, &files, others)?;
     let mut notices: Vec<String> = notice.into_iter().collect();
     let found: Vec<&Found> = indices.iter().map(|index| &index.found).collect();
     if indices.iter().all(|index| index.spans.is_empty()) {
@@ -65,11 +121,12 @@ pub(super) fn open(
     if captions || found.iter().any(|found| found.captions > 0) {
         notices.push("the .txt files are taken for captions and not for names of classes".to_owned());
     }
-    let given = if has_labels && classes == Classes::Numbers { given_names(&*store, &files, others)? } else { None };
+    let given = if has_labels && classes == Classes::Numbers { given_names(store, &files, others)? } else { None };
     let shards: Vec<Shard> =
         files.into_iter().zip(indices).map(|(file, index)| shard(file, index, &classes, captions)).collect();
-    let unlabelled = shards.iter().flat_map(|shard| &shard.spans).filter(|span| span.label == Span::NONE).count();
-    if has_labels && unlabelled > 0 {
+    let without = shards.iter().flat_map(|shard| &shard.spans).filter(|span| span.label == Span::NONE).count();
+    let unlabelled = if has_labels { without } else { 0 };
+    if unlabelled > 0 {
         let all: usize = shards.iter().map(|shard| shard.spans.len()).sum();
         notices.push(format!("{unlabelled} of {all} images have no label"));
     }
@@ -82,12 +139,13 @@ pub(super) fn open(
         return Err(DataError::BadMetadata { path: store.place(Path::new(CLASSES_FILE)), line: 1, reason });
     }
     let fingerprint = fingerprint(&shards, class_names.as_deref());
-    let (place, kind) = (place.to_owned(), "tar shard");
-    Ok(RangeSource::new(store, shards, About { place, kind, odd: None, has_labels, class_names, fingerprint, notices }))
+    let (place, kind) = (place.to_owned(), KIND);
+    Ok((shards, About { place, kind, odd: None, has_labels, unlabelled, class_names, fingerprint, notices }))
 }
 
-/// An index of each shard, from the cache or from its headers.
-fn index_all(store: &dyn Store, files: &[FileInfo]) -> Result<Vec<Index>, DataError> {
+/// An index of each shard: from the cache, from a file of `others` that lies beside it, or from its headers.
+fn index_all(store: &dyn Store, files: &[FileInfo], others: &[FileInfo]) -> Result<Vec<Index>, DataError> {
+    let beside: HashMap<&Path, &FileInfo> = others.iter().map(|file| (file.name.as_path(), file)).collect();
     let next = AtomicUsize::new(0);
     let cache = store.cache().map(|folder| folder.join("shards"));
     let (started, said) = (Instant::now(), AtomicU64::new(0));
@@ -96,7 +154,8 @@ fn index_all(store: &dyn Store, files: &[FileInfo]) -> Result<Vec<Index>, DataEr
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(file) = files.get(at) else { return Ok(done) };
-            let whole = || index::build(store, file);
+            let given = || beside::load(store, file, beside.get(index_name(&file.name).as_path())?);
+            let whole = || given().map_or_else(|| index::build(store, file), Ok);
             let index = cache::load_or(cache.as_deref(), &store.place(&file.name), file, whole);
             done.push((at, index.map_err(|fault| refuse(store, file, fault))?));
             // Over a network all bytes of a shard that was never seen are read.

@@ -216,3 +216,87 @@ fn a_server_that_is_silent_does_not_hold_up_a_stop() {
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     drop(source);
 }
+
+#[test]
+fn a_loader_waits_for_the_reads_of_a_server_that_stalls() {
+    let far = Far::new();
+    let source = open(&far.server.url(SHARDS), &far.patient(12)).unwrap();
+    fs::remove_dir_all(far.cache.path().join("blocks")).unwrap();
+    drop(source);
+    // The index is kept; every answer for images comes only after two that never come.
+    let source = open(&far.server.url(SHARDS), &far.patient(2)).unwrap();
+    far.server.fail([Fault::Stall; 3]);
+    let mut loader = crate::Loader::start(source, LoaderConfig { num_classes: Some(3), ..config() }, 0).unwrap();
+    loader.next().unwrap();
+    assert!(far.server.state.lock().unwrap().faults.len() < 3, "nothing was asked for");
+    let flow = loader.flow();
+    assert!(flow.reading().unwrap() > 0.9, "{flow:?}");
+}
+
+#[test]
+fn the_headers_between_large_images_are_read_and_the_images_are_not() {
+    const LARGE: usize = 6 << 20;
+    let far = Far::new();
+    let images: Vec<Vec<u8>> = (0..6).map(|value| vec![value; LARGE]).collect();
+    let names: Vec<_> = (0..6).map(|i| (format!("{i}.png"), format!("{i}.cls"))).collect();
+    let files = names
+        .iter()
+        .zip(&images)
+        .flat_map(|((image, label), bytes)| [(image.as_str(), bytes.as_slice()), (label.as_str(), b"7".as_slice())]);
+    far.add("large.tar", archive(&files.collect::<Vec<_>>()));
+    let there = far.open("large.tar").unwrap();
+    let log = far.server.state.lock().unwrap().log.join("\n");
+    let ranges = log.lines().filter_map(|line| {
+        let (from, to) = line.strip_prefix("GET large.tar Some((")?.trim_end_matches("))").split_once(", ")?;
+        Some(to.parse::<usize>().unwrap() - from.parse::<usize>().unwrap())
+    });
+    let read: usize = ranges.sum();
+    // 4 MiB at the beginning, and a block or two behind each image.
+    assert!((1..=(4 + 2 * 6) << 20).contains(&read) && read < 6 * LARGE / 2, "{read} of {} bytes:\n{log}", 6 * LARGE);
+    let near = far.near("large.tar");
+    assert_eq!((there.fingerprint(), there.len()), (near.fingerprint(), 6));
+    assert!((0..6).all(|i| there.read(i).unwrap() == near.read(i).unwrap()));
+}
+
+#[test]
+fn of_packed_shards_the_index_beside_them_is_read_and_not_the_headers_unless_it_is_of_another_shard() {
+    let far = Far::new();
+    let images = TempDir::new().unwrap();
+    // Noise is not compressed: a shard has some blocks of 1 MiB.
+    let value = |n: u32| (n.wrapping_mul(2_654_435_761) >> 13) as u8;
+    let noise = |seed: u32| {
+        image::RgbImage::from_fn(300, 300, |x, y| {
+            image::Rgb([0, 1, 2].map(|c| value(x * 7919 + y * 104_729 + seed + c)))
+        })
+    };
+    for i in 0..30 {
+        fs::write(images.path().join(format!("{i:02}.png")), encode(&noise(i).into(), ImageFormat::Png)).unwrap();
+    }
+    let (to, source) = (far.here.path().join("packed"), open_path(images.path()).unwrap());
+    let packing = crate::PackConfig {
+        pack_as: crate::PackAs::Original,
+        shard_images: 15,
+        workers: 1,
+        limits: crate::ImageLimits::default(),
+    };
+    crate::pack(&*source, &to, &packing, &|_| ()).unwrap();
+    for entry in fs::read_dir(&to).unwrap() {
+        let name = format!("packed/{}", entry.unwrap().file_name().to_str().unwrap());
+        far.server.add(&name, fs::read(far.here.path().join(&name)).unwrap());
+    }
+    let read = |there: &Arc<dyn Source>| (0..30).map(|i| there.read(i).unwrap()).collect::<Vec<_>>();
+    let shards = "packed/images-{000000..000001}.tar";
+    let there = far.open(shards).unwrap();
+    let blocks = |log: &[String]| log.iter().filter(|line| line.starts_with("GET packed/images-000000.tar")).count();
+    let whole = fs::metadata(to.join("images-000000.tar")).unwrap().len();
+    let asked = blocks(&far.server.state.lock().unwrap().log);
+    assert!(whole > 3 << 20 && asked == 2, "{asked} requests for a shard of {whole} bytes");
+    let near = open_path(&to).unwrap();
+    assert_eq!((there.fingerprint(), read(&there)), (near.fingerprint(), read(&near)));
+    // The first shard now has the second one's bytes and the second one's index: then its own index, which does not fit.
+    let (first, second) = (to.join("images-000000.tar"), to.join("images-000001.tar"));
+    let swapped = fs::read(&second).unwrap();
+    fs::write(&first, swapped).unwrap();
+    let after = open_path(&to).unwrap();
+    assert_eq!(after.read(0).unwrap().bytes, after.read(15).unwrap().bytes, "an index of another shard was believed");
+}

@@ -106,3 +106,13 @@ fn cifar_10_is_read_with_its_names_and_of_the_right_size_only() {
     fs::remove_file(dir.path().join(names[2])).unwrap();
     assert!(refused(dir.path().to_str().unwrap()).0.contains("data_batch_3.bin must be there too"));
 }
+
+#[test]
+fn a_folder_with_cifar_100_is_told_what_to_take_instead() {
+    let dir = TempDir::new().unwrap();
+    for name in ["train.bin", "test.bin", "fine_label_names.txt"] {
+        fs::write(dir.path().join(name), [0; 3074]).unwrap();
+    }
+    let error = open_path(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("CIFAR-100") && error.contains("take the data set as Parquet"), "{error}");
+}

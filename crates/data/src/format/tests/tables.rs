@@ -139,3 +139,29 @@ fn damaged_parquet_files_with_labels_that_are_texts_never_panic() {
         }
     }
 }
+
+#[test]
+fn labels_that_are_null_are_found_when_a_table_is_opened_and_classes_are_asked_for() {
+    let file = |labels: &[Option<i64>]| {
+        let rows: Vec<Row> = labels.iter().map(|&label| (Some(grey_png(8, 1)), label)).collect();
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("x.parquet");
+        fs::write(&path, parquet_bytes(&rows, &Layout { rows_per_group: 2, ..Layout::default() })).unwrap();
+        (open_path(&path).unwrap(), dir)
+    };
+    let settings = crate::LoaderConfig { num_classes: Some(3), ..crate::testing::config() };
+    for (labels, without) in
+        [(&[Some(0), None, Some(2), Some(1), None][..], 2), (&[Some(-1); 3], 3), (&[Some(0); 3], 0)]
+    {
+        let (source, _dir) = file(labels);
+        assert_eq!(source.unlabelled(), without);
+        let said = source.notices().iter().any(|notice| notice == "2 of 5 images have no label");
+        assert_eq!(said, without == 2, "{:?}", source.notices());
+        let opened = crate::Batcher::new(Arc::clone(&source), settings.clone());
+        let text = opened.err().map(|error| error.to_string());
+        let wanted = format!("{without} of {} images have no label, but data.num_classes = 3", labels.len());
+        assert_eq!(text.is_some_and(|text| text.contains(&wanted)), without > 0);
+        let unconditional = crate::LoaderConfig { num_classes: None, ..settings.clone() };
+        assert!(crate::Batcher::new(source, unconditional).is_ok());
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use ddpm_run::metrics::GpuState;
+use ddpm_run::metrics::{GpuState, Loading};
 use ddpm_run::{RunPhase, memory};
 
 use super::Values;
@@ -87,6 +87,7 @@ pub(super) fn of(values: &Values, stalled: bool) -> String {
         page.number("ddpm_images_per_second", "gauge", "Speed since the logged step before.", speed);
         let wait = Some(record.timing.data_wait);
         page.number("ddpm_data_wait_ratio", "gauge", "Share of the time spent waiting for data.", wait);
+        loading(&mut page, record.timing.loading);
     }
     if let Some(saved) = saved {
         page.number("ddpm_checkpoint_step", "gauge", "Step of the newest checkpoint.", Some(saved.step));
@@ -97,6 +98,16 @@ pub(super) fn of(values: &Values, stalled: bool) -> String {
     page.number("process_resident_memory_bytes", "gauge", "Resident memory.", memory::resident());
     gpus(&mut page, &sensors.as_ref().map(|sensors| sensors.read()).unwrap_or_default());
     page.0
+}
+
+fn loading(page: &mut Page, loading: Option<Loading>) {
+    let mut gauge = |name: &str, help: &str, value: &dyn Fn(Loading) -> f64| {
+        page.number(name, "gauge", help, loading.map(value));
+    };
+    gauge("ddpm_data_queue_batches", "Finished batches that wait for the training step.", &|l| l.queue as f64);
+    gauge("ddpm_data_file_bytes_per_second", "Bytes of images' files that were read.", &|l| l.file_bytes_per_s);
+    gauge("ddpm_data_decoded_images_per_second", "Images that were decoded.", &|l| l.decoded_per_s);
+    gauge("ddpm_data_reading_ratio", "Share of the loader's work that was waiting for bytes.", &|l| l.reading);
 }
 
 fn gpus(page: &mut Page, gpus: &[(String, GpuState)]) {
@@ -131,6 +142,17 @@ mod tests {
         gpus(&mut page, &[("Fake 100".to_owned(), state)]);
         assert!(page.0.contains("\nddpm_gpu_busy_ratio{gpu=\"0\",name=\"Fake 100\"} 0.5\n"), "{}", page.0);
         assert!(page.0.contains("} 61\n") && !page.0.contains("power") && !page.0.contains("memory"), "{}", page.0);
+    }
+
+    #[test]
+    fn the_loader_has_its_numbers_where_it_has_worked() {
+        let mut page = Page::default();
+        loading(&mut page, Some(Loading { queue: 3, file_bytes_per_s: 1.5e6, decoded_per_s: 80.0, reading: 0.25 }));
+        assert!(page.0.contains("\nddpm_data_queue_batches 3\n"), "{}", page.0);
+        assert!(page.0.contains("\nddpm_data_reading_ratio 0.25\n"), "{}", page.0);
+        let mut page = Page::default();
+        loading(&mut page, None);
+        assert_eq!(page.0, "");
     }
 
     #[test]
