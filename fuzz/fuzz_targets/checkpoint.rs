@@ -3,7 +3,9 @@
 
 use std::sync::LazyLock;
 
-use ddpm_run::checkpoint::{Checkpoint, Claims, EpochPosition, MANIFEST_FILE, NamedTensor, Snapshot, State, TensorFile, save};
+use ddpm_run::checkpoint::{
+    Checkpoint, Claims, EpochPosition, MANIFEST_FILE, NamedTensor, Snapshot, State, TensorFile, save,
+};
 use libfuzzer_sys::fuzz_target;
 
 const FILES: [&str; 3] = [MANIFEST_FILE, "state.json", "model.safetensors"];

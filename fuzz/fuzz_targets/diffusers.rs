@@ -10,11 +10,8 @@ macro_rules! model {
     };
 }
 
-const FILES: [(&str, &[u8]); 3] = [
-    model!("unet/config.json"),
-    model!("scheduler/scheduler_config.json"),
-    model!("model_index.json"),
-];
+const FILES: [(&str, &[u8]); 3] =
+    [model!("unet/config.json"), model!("scheduler/scheduler_config.json"), model!("model_index.json")];
 const WEIGHTS: (&str, &[u8]) = model!("unet/diffusion_pytorch_model.safetensors");
 
 fuzz_target!(init: ddpm_fuzz::begin(), |bytes: &[u8]| {

@@ -222,7 +222,11 @@ fn texts(seeds: &Seeds) -> Result {
     }
     let csv = "file_name,label\r\na.png,\"big, \"\"bad\"\" cat\"\nb.png,\nc/d.png,dog\n";
     seeds.put("metadata", "csv", csv)?;
-    seeds.put("metadata", "jsonl", "{\"file_name\": \"a.png\", \"label\": 3}\n{\"file_name\": \"b.png\", \"label\": null}\n")?;
+    seeds.put(
+        "metadata",
+        "jsonl",
+        "{\"file_name\": \"a.png\", \"label\": 3}\n{\"file_name\": \"b.png\", \"label\": null}\n",
+    )?;
     for preset in PRESETS {
         seeds.put("config", preset.name, preset.text)?;
     }

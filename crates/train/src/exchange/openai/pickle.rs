@@ -41,10 +41,8 @@ impl File {
             Ok(_) => return Err(refused("a directory, expected a file of PyTorch".to_owned())),
             Err(error) => return Err(Error::NotAModel { path: path.to_owned(), what: error.to_string() }),
         };
-        if !is_readable(path) {
-            return Err(refused(
-                "it stands for a structure that no model has: deeper, or larger, than is read".to_owned(),
-            ));
+        if let Some(why) = refusal(path) {
+            return Err(refused(why.to_owned()));
         }
         let tensors =
             guarded(|| PthTensors::new(path, None)).map_err(|why| refused(format!("no file of PyTorch: {why}")))?;
@@ -89,18 +87,21 @@ impl File {
     }
 }
 
-/// Whether the pickles of an archive are such that they can be read. An archive that cannot be opened is candle's to refuse.
-fn is_readable(path: &Path) -> bool {
-    let Some(mut archive) = fs::File::open(path).ok().and_then(|file| ZipArchive::new(BufReader::new(file)).ok())
-    else {
-        return true;
-    };
-    (0..archive.len()).all(|number| {
-        let Ok(entry) = archive.by_index(number) else { return true };
+/// Why the pickles of an archive cannot be read. An archive that cannot be opened is candle's to refuse. One whose pickle is not what
+/// its checksum says is not: candle reads up to the pickle's own end and never compares them.
+fn refusal(path: &Path) -> Option<&'static str> {
+    let mut archive = fs::File::open(path).ok().and_then(|file| ZipArchive::new(BufReader::new(file)).ok())?;
+    (0..archive.len()).find_map(|number| {
+        let entry = archive.by_index(number).ok()?;
+        if !entry.name().is_ok_and(|name| name.ends_with("data.pkl")) {
+            return None;
+        }
         let mut pickle = Vec::new();
-        let is_pickle = entry.name().is_ok_and(|name| name.ends_with("data.pkl"));
-        let read = is_pickle && entry.take(LARGEST_PICKLE + 1).read_to_end(&mut pickle).is_ok();
-        !read || pickle.len() as u64 <= LARGEST_PICKLE && is_modest(&pickle)
+        match entry.take(LARGEST_PICKLE + 1).read_to_end(&mut pickle) {
+            Err(_) => Some("its pickle is damaged"),
+            Ok(_) if pickle.len() as u64 <= LARGEST_PICKLE && is_modest(&pickle) => None,
+            Ok(_) => Some("it stands for a structure that no model has: deeper, or larger, than is read"),
+        }
     })
 }
 
@@ -116,5 +117,28 @@ fn guarded<T>(read: impl FnOnce() -> candle_core::Result<T>) -> Result<T, String
     match catch_unwind(AssertUnwindSafe(read)) {
         Ok(read) => read.map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned()),
         Err(_) => Err("it is damaged".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_pickle_that_is_not_what_its_checksum_says_is_refused() {
+        let good = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/openai/improved.pt")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.pt");
+        let open = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            File::open(&path).map(|file| file.names().count())
+        };
+        assert!(open(&good).unwrap() > 0);
+        // A letter of a name, which alone would name another tensor.
+        let place = good.windows(10).position(|part| part == b"time_embed").unwrap();
+        let mut damaged = good.clone();
+        damaged[place] ^= 1;
+        assert!(open(&damaged).unwrap_err().to_string().contains("its pickle is damaged"));
     }
 }
