@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ddpm_data::{DataError, Inspection, OpenOptions, inspect, open};
+use ddpm_data::{DataError, Inspection, OpenOptions, RawImage, Source, inspect, open};
 use flate2::{Compression, Crc, write::ZlibEncoder};
 use image::{DynamicImage, ImageFormat, Rgba, RgbaImage};
 use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, FixedLenByteArrayType, Int64Type};
@@ -56,10 +56,12 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// What is held is the whole process's.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Opens the file or folder at `path` and looks at every image, within the limits.
 #[track_caller]
 fn survives(path: &Path, what: &str) -> Result<Inspection, DataError> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     MOST.store(HELD.load(Ordering::Relaxed), Ordering::Relaxed);
     let begun = Instant::now();
@@ -346,6 +348,42 @@ fn a_table_that_repeats_one_value_without_end_is_read_in_bounded_memory() {
         drop(column.typed::<ByteArrayType>().write_batch(&[], Some(&vec![0; 1_000_000]), None));
     });
     assert_eq!(survives_file("a.parquet", &nothing, "nulls").unwrap().readable, 0);
+}
+
+/// A source that claims more samples than anybody has, and has none.
+struct Claims;
+
+impl Source for Claims {
+    fn len(&self) -> usize {
+        usize::MAX
+    }
+
+    fn read(&self, index: usize) -> Result<RawImage, DataError> {
+        Err(DataError::Unreadable { sample: format!("row {index}"), reason: "the table ends before".to_owned() })
+    }
+
+    fn class_names(&self) -> Option<&[String]> {
+        None
+    }
+
+    fn has_labels(&self) -> bool {
+        false
+    }
+
+    fn fingerprint(&self) -> &str {
+        ""
+    }
+
+    fn describe(&self) -> String {
+        "claims".to_owned()
+    }
+}
+
+#[test]
+fn a_source_of_samples_that_do_not_exist_is_given_up() {
+    let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let error = inspect(&Claims, 1, &|_| {}).unwrap_err().to_string();
+    assert!(error.contains("samples in a row are unreadable, the last: row 1"), "{error}");
 }
 
 #[test]
