@@ -121,5 +121,10 @@ fn a_port_that_is_taken_is_a_warning_that_names_the_key() {
         .stderr_has(&format!("warning: log.metrics_addr = \"127.0.0.1:{port}\": no metrics are served: "))
         .stderr_has("help: name another port")
         .stdout_has("done: step 4");
+    let check = format!("config check tiny.toml --set {address}");
+    let warning = format!("warning: log.metrics_addr: \"127.0.0.1:{port}\": no metrics are served: ");
+    run.ddpm(&check).succeeds().stdout_has(&warning);
+    drop(taken);
+    assert!(!run.ddpm(&check).succeeds().stdout.contains("log.metrics_addr"), "it is free again");
     run.train().set("log.metrics_addr=nowhere").fails_with(2).stderr_has("expected host:port");
 }

@@ -15,6 +15,7 @@ use ddpm_train::measuring::estimate::{Measured, StepEstimate, estimate_step};
 use ddpm_train::training::accept::Accept;
 use ddpm_train::training::disk_need::DiskNeed;
 use ddpm_train::training::gpu_memory::{GpuEstimate, GpuNeeds};
+use ddpm_train::training::metrics_warning;
 use ddpm_train::training::resume::would_go_on_from;
 use serde::Serialize;
 
@@ -105,6 +106,7 @@ fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Result<
     let config = plan.config();
     let parameters = layout.parameters() as u64;
     let disk = DiskNeed::of(plan, layout);
+    let metrics = metrics_warning(&config.log.metrics_addr);
     let small_disk = disk.warning(&RunPaths::new(plan.run_dir()));
     let steps = config.train.steps;
     let estimate = GpuEstimate::new(config)?;
@@ -131,6 +133,7 @@ fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Result<
             .chain(&step.data_warnings)
             .chain(&step.warning)
             .chain(&small_disk)
+            .chain(&metrics)
             .cloned()
             .collect(),
     })

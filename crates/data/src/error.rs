@@ -16,6 +16,7 @@ use ddpm_kernels::image_size::ImageSize;
 pub(crate) use self::guard::{guard, panic_message};
 pub use self::refusal::Refusal;
 pub use self::words::{counted, shown};
+use self::words::{listed, shown_path};
 
 /// The formats [`crate::open`] reads, for messages.
 pub(crate) const WORKS_TODAY: &str = "builtin:fashion10k, a folder of images (png, jpg, webp, gif, bmp, tiff), .parquet files, .tar shards, or an Arrow, IDX or CIFAR folder; on a disk, or behind s3://, gs://, az://, https:// or hf://datasets/";
@@ -25,13 +26,13 @@ pub(crate) const WORKS_TODAY: &str = "builtin:fashion10k, a folder of images (pn
 #[non_exhaustive]
 pub enum DataError {
     /// The path of `data.source` does not exist.
-    #[error("data.source = {path}: no such file or folder")]
+    #[error("data.source = {}: no such file or folder", shown(path))]
     NotFound {
         /// The path as it was given.
         path: String,
     },
     /// The operating system refused something.
-    #[error("{}: cannot {action}", path.display())]
+    #[error("{}: cannot {action}", shown_path(path))]
     Io {
         /// What was tried: "open", "list the folder", "read".
         action: &'static str,
@@ -42,7 +43,7 @@ pub enum DataError {
         cause: std::io::Error,
     },
     /// A file has changed since the start.
-    #[error("{}: the file has changed since it was listed: {what}", path.display())]
+    #[error("{}: the file has changed since it was listed: {what}", shown_path(path))]
     Changed {
         /// Where.
         path: PathBuf,
@@ -50,7 +51,7 @@ pub enum DataError {
         what: String,
     },
     /// A store behind a network does not give this.
-    #[error("{}: {refusal}", place.display())]
+    #[error("{}: {refusal}", shown_path(place))]
     Refused {
         /// The object, or the folder.
         place: PathBuf,
@@ -58,7 +59,7 @@ pub enum DataError {
         refusal: Refusal,
     },
     /// `data.source` is an address that cannot be one of data.
-    #[error("data.source = {found}: {reason}")]
+    #[error("data.source = {}: {reason}", shown(found))]
     BadAddress {
         /// The source, without its query.
         found: String,
@@ -68,7 +69,7 @@ pub enum DataError {
         help: &'static str,
     },
     /// The whole source is out of reach, so that no sample of it can be judged.
-    #[error("{}: the data cannot be reached: {reason}", place.display())]
+    #[error("{}: the data cannot be reached: {reason}", shown_path(place))]
     Unavailable {
         /// The folder, or the server.
         place: PathBuf,
@@ -76,7 +77,7 @@ pub enum DataError {
         reason: String,
     },
     /// `builtin:NAME` with a name that is not embedded.
-    #[error("data.source = builtin:{name}: there is no such embedded data set")]
+    #[error("data.source = builtin:{}: there is no such embedded data set", shown(name))]
     UnknownBuiltin {
         /// The name after `builtin:`.
         name: String,
@@ -84,7 +85,7 @@ pub enum DataError {
         known: Vec<&'static str>,
     },
     /// A format or a place that this version does not read.
-    #[error("data.source = {found}: {format} is not read by this version")]
+    #[error("data.source = {}: {format} is not read by this version", shown(found))]
     Unsupported {
         /// The source as it was given.
         found: String,
@@ -92,7 +93,7 @@ pub enum DataError {
         format: &'static str,
     },
     /// `data.format` contradicts what lies at `data.source`.
-    #[error("data.format = {format}, but {} is {found}", path.display())]
+    #[error("data.format = {format}, but {} is {found}", shown_path(path))]
     FormatMismatch {
         /// The format asked for.
         format: &'static str,
@@ -102,7 +103,7 @@ pub enum DataError {
         found: &'static str,
     },
     /// `data.split` names no part of the source.
-    #[error("data.split = {split}: nothing in {place} belongs to that split")]
+    #[error("data.split = {}: nothing in {} belongs to that split", shown(split), shown(place))]
     UnknownSplit {
         /// The split asked for.
         split: String,
@@ -112,7 +113,7 @@ pub enum DataError {
         found: Vec<String>,
     },
     /// A source is laid out in splits, of which none is `train`.
-    #[error("{place}: data.split is not set, and there is no train; found {}", found.join(", "))]
+    #[error("{}: data.split is not set, and there is no train; found {}", shown(place), listed(found))]
     NoTrainSplit {
         /// The source.
         place: String,
@@ -120,7 +121,7 @@ pub enum DataError {
         found: Vec<String>,
     },
     /// `metadata.csv` or `metadata.jsonl` cannot be read.
-    #[error("{} line {line}: {reason}", path.display())]
+    #[error("{} line {line}: {reason}", shown_path(path))]
     BadMetadata {
         /// The file.
         path: PathBuf,
@@ -141,7 +142,7 @@ pub enum DataError {
         len: Option<usize>,
     },
     /// The source holds no image.
-    #[error("{place}: no images ({detail})")]
+    #[error("{}: no images ({detail})", shown(place))]
     Empty {
         /// The source.
         place: String,
@@ -149,7 +150,7 @@ pub enum DataError {
         detail: String,
     },
     /// A `.parquet` file whose structure cannot be read.
-    #[error("{place}: not a readable Parquet file: {reason}")]
+    #[error("{}: not a readable Parquet file: {reason}", shown(place))]
     BadParquet {
         /// The file.
         place: String,
@@ -158,8 +159,9 @@ pub enum DataError {
     },
     /// A Parquet file in which no column holds images.
     #[error(
-        "{place}: no image column; expected a struct with a binary field `bytes` (Hugging Face's image feature), found {}",
-        columns.join(", ")
+        "{}: no image column; expected a struct with a binary field `bytes` (Hugging Face's image feature), found {}",
+        shown(place),
+        listed(columns)
     )]
     NoImageColumn {
         /// The file.
@@ -170,7 +172,7 @@ pub enum DataError {
         advice: Option<String>,
     },
     /// Two Parquet files of one source give the labels different names.
-    #[error("{second} names the classes otherwise than {first}, so their labels cannot be mixed")]
+    #[error("{} names the classes otherwise than {}, so their labels cannot be mixed", shown(second), shown(first))]
     ClassNamesDiffer {
         /// The file whose names were taken.
         first: String,
@@ -226,7 +228,7 @@ pub enum DataError {
         expected: &'static str,
     },
     /// Classes were asked for, but the source has no labels.
-    #[error("data.num_classes = {num_classes}, but {place} has no labels")]
+    #[error("data.num_classes = {num_classes}, but {} has no labels", shown(place))]
     NoLabels {
         /// The number of classes asked for.
         num_classes: usize,
@@ -234,7 +236,7 @@ pub enum DataError {
         place: String,
     },
     /// Classes of a source that a model does not know.
-    #[error("{place}: {unknown} is no class of the model, which knows {known}")]
+    #[error("{}: {unknown} is no class of the model, which knows {known}", shown(place))]
     UnknownClasses {
         /// The source.
         place: String,
@@ -313,7 +315,7 @@ pub enum DataError {
         cause: std::io::Error,
     },
     /// A file of a kind that is not read.
-    #[error("{found} is not read: {what}")]
+    #[error("{} is not read: {what}", shown(found))]
     OtherFormat {
         /// The file.
         found: String,
@@ -323,7 +325,7 @@ pub enum DataError {
         advice: &'static str,
     },
     /// `data.source` has braces that stand for no files.
-    #[error("data.source = {found}: {reason}")]
+    #[error("data.source = {}: {reason}", shown(found))]
     BadPattern {
         /// The source as it was given.
         found: String,
@@ -331,7 +333,7 @@ pub enum DataError {
         reason: String,
     },
     /// A data set of several files of which some are missing, or lie where they cannot be read.
-    #[error("{place}: not a whole {kind}: {reason}")]
+    #[error("{}: not a whole {kind}: {reason}", shown(place))]
     NotWhole {
         /// The source.
         place: String,
@@ -341,7 +343,7 @@ pub enum DataError {
         reason: String,
     },
     /// A folder that nothing can be packed into.
-    #[error("--to {}: {reason}", to.display())]
+    #[error("--to {}: {reason}", shown_path(to))]
     PackTarget {
         /// The folder, or a file in it.
         to: PathBuf,
@@ -349,7 +351,7 @@ pub enum DataError {
         reason: String,
     },
     /// A file of another kind whose structure cannot be read.
-    #[error("{place}: not a readable {format}: {reason}")]
+    #[error("{}: not a readable {format}: {reason}", shown(place))]
     BadFile {
         /// The file.
         place: String,
@@ -395,6 +397,28 @@ impl DataError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_with_line_breaks_or_escape_codes_are_quoted_wherever_they_stand() {
+        let name = || "a\n\x1b[2Jb".to_owned();
+        let cause = || std::io::ErrorKind::NotFound.into();
+        for error in [
+            DataError::NotFound { path: name() },
+            DataError::Io { action: "open", path: name().into(), cause: cause() },
+            DataError::Refused { place: name().into(), refusal: Refusal::Missing },
+            DataError::BadAddress { found: name(), reason: String::new(), help: "" },
+            DataError::Unavailable { place: name().into(), reason: String::new() },
+            DataError::UnknownSplit { split: name(), place: name(), found: vec![name()] },
+            DataError::NoTrainSplit { place: name(), found: vec![name()] },
+            DataError::NoImageColumn { place: name(), columns: vec![name()], advice: None },
+            DataError::ClassNamesDiffer { first: name(), second: name() },
+            DataError::BadFile { place: name(), format: "table", reason: String::new() },
+            DataError::PackTarget { to: name().into(), reason: String::new() },
+        ] {
+            let text = error.to_string();
+            assert!(!text.contains(char::is_control) && text.contains("\\u{1b}[2J"), "{text:?}");
+        }
+    }
 
     #[test]
     fn messages_name_the_key_the_value_and_the_way_out() {

@@ -24,6 +24,9 @@ const DARK: u8 = 16;
 /// Samples that are named where many are alike.
 const EXAMPLES: usize = 3;
 
+/// A damaged file may claim any number of samples. So many in a row that are none mean that there are no others.
+const MOST_UNREADABLE_IN_A_ROW: usize = 1_000_000;
+
 /// Names with their numbers, in an order that matters; a map in JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts(pub Vec<(String, usize)>);
@@ -108,6 +111,8 @@ pub struct Preview {
 #[derive(Default)]
 struct Tally {
     unreadable: Vec<Unreadable>,
+    /// Of them, those since the last readable one.
+    in_a_row: usize,
     samples: Vec<(usize, Option<u32>)>,
     sizes: HashMap<(u32, u32), usize>,
     near_black: Vec<usize>,
@@ -163,6 +168,7 @@ fn tally_chunks(
         }
         let chunk: Vec<usize> = (first..last).collect();
         read_each(source, &chunk, |place, raw| tally.add(chunk[place], raw, limits))?;
+        tally.refuse_endless_damage()?;
         progress(done.fetch_add(last - first, Ordering::Relaxed) + last - first);
     }
 }
@@ -173,10 +179,12 @@ impl Tally {
             Ok(raw) => raw,
             Err(DataError::Unreadable { sample: id, reason }) => {
                 self.unreadable.push(Unreadable { index, id, reason });
+                self.in_a_row += 1;
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
+        self.in_a_row = 0;
         match decode(&raw.bytes, limits) {
             Ok(decoded) => {
                 *self.sizes.entry((decoded.image.width(), decoded.image.height())).or_default() += 1;
@@ -195,6 +203,13 @@ impl Tally {
             Err(reason) => self.unreadable.push(Unreadable { index, id: raw.id, reason }),
         }
         Ok(())
+    }
+
+    fn refuse_endless_damage(&self) -> Result<(), DataError> {
+        match self.unreadable.last().filter(|_| self.in_a_row > MOST_UNREADABLE_IN_A_ROW) {
+            Some(last) => Err(DataError::NothingReadable { count: self.in_a_row as u64, last: last.to_string() }),
+            None => Ok(()),
+        }
     }
 
     fn merge(&mut self, other: Self) {

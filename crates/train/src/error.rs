@@ -278,7 +278,7 @@ pub enum Error {
     },
     /// A repository without weights that are read here.
     #[error("{model}: {}", match pickle {
-        Some(pickle) => format!("only {pickle}, a pickle, which can run any code when it is read, so it is not"),
+        Some(pickle) => format!("only {}, a pickle, which can run any code when it is read, so it is not", ddpm_data::shown(pickle)),
         None => "no unet/diffusion_pytorch_model.safetensors, so this is no model of ddpm or diffusers".to_owned(),
     })]
     NoWeights {

@@ -1,6 +1,6 @@
 //! What to do about each error.
 
-use super::{DataError, WORKS_TODAY};
+use super::{DataError, WORKS_TODAY, listed};
 
 impl DataError {
     /// What to do about it, where that is known.
@@ -25,7 +25,7 @@ impl DataError {
                 "braces stand for shards of one folder: shards/train-{000000..000099}.tar; or give the folder".into()
             }
             Self::FormatMismatch { .. } => "leave data.format out, or set it to \"auto\"".into(),
-            Self::UnknownSplit { found, .. } => format!("set data.split to one that is there, or to \"all\"; found {}", found.join(", ")),
+            Self::UnknownSplit { found, .. } => format!("set data.split to one that is there, or to \"all\"; found {}", listed(found)),
             Self::NoTrainSplit { .. } => "set data.split to one of them, or to \"all\"".into(),
             Self::BadMetadata { path, .. } if path.extension().is_some_and(|end| end == "json") => {
                 "correct the file, or write the data set again with the program that made it".into()

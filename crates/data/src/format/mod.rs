@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use self::files::{Fingerprint, has_extension};
 pub use self::named::with_classes;
 pub(crate) use self::tar::{CLASSES_FILE, file_header, index_name, shard_index};
-use crate::error::{DataError, Refusal};
+use crate::error::{DataError, Refusal, shown};
 use crate::image_limits::ImageLimits;
 use crate::store::address::without_query;
 use crate::store::{self, FileInfo, Listing, Located, Pattern, Store, StoreError, StoreOptions};
@@ -279,7 +279,7 @@ fn open_file(
 fn classes_beside(store: &dyn Store) -> Result<Option<FileInfo>, DataError> {
     match store.find(CLASSES_FILE.as_ref()) {
         Err(StoreError::Refused { place, refusal: Refusal::Forbidden(_) }) => {
-            tracing::warn!("{}: may not be read, so classes have no names", place.display());
+            tracing::warn!("{}: may not be read, so classes have no names", shown(&place.to_string_lossy()));
             Ok(None)
         }
         found => Ok(found?),

@@ -15,7 +15,7 @@
 //! | `quarantine` | the list of samples that could not be read |
 //! | `upload` | pushes to the hub, beside the loop |
 //! | [`stop`] | when to stop before the end |
-//! | `watchdog` | reports a run that does not go on |
+//! | `watchdog` | reports a run that does not go on; `threads`, `stacks`: what its threads wait for, and where |
 //! | `exporter` | serves what it does to Prometheus |
 //! | [`events`] | the names of spans and targets |
 
@@ -37,10 +37,15 @@ pub mod resume;
 mod room;
 pub mod run;
 pub(crate) mod setup;
+#[cfg(target_os = "linux")]
+mod stacks;
 pub mod state;
 mod step;
 mod step_state;
 pub mod stop;
+mod threads;
 pub mod trainer;
 mod upload;
 mod watchdog;
+
+pub use exporter::metrics_warning;

@@ -1,16 +1,17 @@
 //! Notices that a run does not go on: a hung network disk, a driver that never answers, a lock that nobody gives back.
 //!
 //! A thread beside the run looks at what it does and since when. After [`run.stall_after`](crate::config::types::RunConfig)
-//! seconds in one activity, or ten times the longest of this kind so far if that is more, it reports what every thread waits for.
+//! seconds in one activity, or ten times the longest of this kind so far if that is more, it reports what every thread waits for
+//! and, on Linux, in which functions it is ([`stacks`](super::stacks)).
 //! A hung call cannot be interrupted, so all that can be done is to end the process, where the configuration asks for it.
 
-use std::fs;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing::Span;
 
+use super::threads::Thread;
 use crate::error::Error;
 
 /// An activity may take so many times as long as the longest of its kind.
@@ -177,25 +178,12 @@ impl Shared {
 }
 
 fn report(activity: Activity, elapsed: Duration) {
-    let (doing, seconds, threads) = (activity.in_words(), elapsed.as_secs(), threads());
+    let (doing, seconds) = (activity.in_words(), elapsed.as_secs());
+    let threads: Vec<String> = Thread::all().iter().map(Thread::to_string).collect();
+    let threads = if threads.is_empty() { "not known on this system".to_owned() } else { threads.join(", ") };
     tracing::warn!(doing, seconds, threads, "no progress for {seconds} s, {doing}; its threads: {threads}");
-}
-
-/// What each thread does, as far as Linux tells: its name, its state, and the call of the kernel that it waits in.
-fn threads() -> String {
-    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().filter_map(Result::ok);
-    let mut threads: Vec<String> = tasks
-        .filter_map(|task| {
-            let read = |name: &str| fs::read_to_string(task.path().join(name)).ok();
-            let name = read("comm")?.trim().to_owned();
-            // The state follows the name, which may hold anything, in brackets.
-            let state = read("stat")?.rsplit(") ").next()?.chars().next()?;
-            let call = read("wchan").filter(|call| !call.is_empty() && call != "0").unwrap_or_default();
-            Some(format!("{name} {state} {call}").trim_end().to_owned())
-        })
-        .collect();
-    threads.sort();
-    if threads.is_empty() { "not known on this system".to_owned() } else { threads.join(", ") }
+    #[cfg(target_os = "linux")]
+    super::stacks::all().iter().for_each(|stack| tracing::warn!("{stack}"));
 }
 
 #[cfg(test)]
@@ -240,19 +228,5 @@ mod tests {
         };
         assert_eq!(state(Duration::from_secs(1)).limit(Duration::from_secs(60)), Duration::from_secs(60));
         assert_eq!(state(Duration::from_secs(9)).limit(Duration::from_secs(60)), Duration::from_secs(90));
-    }
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn threads_are_named() {
-        let (give_back, wait) = std::sync::mpsc::channel::<()>();
-        let thread = thread::Builder::new().name("sleeper".into()).spawn(move || wait.recv()).unwrap();
-        let found = (0..100).find_map(|_| {
-            thread::sleep(Duration::from_millis(10));
-            threads().split(", ").find(|line| line.starts_with("sleeper S")).map(str::to_owned)
-        });
-        assert!(found.is_some(), "{}", threads());
-        drop(give_back);
-        assert!(thread.join().unwrap().is_err());
     }
 }

@@ -4,7 +4,8 @@
 //! a hundred times the row; so a group is cut into blocks of about a page's size, whole pages before a block are
 //! skipped by their headers, and decoded blocks are cached; the least recently used are dropped first.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -26,6 +27,14 @@ use crate::store::StoreError;
 pub(super) const CACHE_BYTES: usize = 256 << 20;
 /// A data page as writers make them by default (1 MiB), so a smaller block would decompress as much.
 const BLOCK_BYTES: u64 = 1 << 20;
+/// Rows of a block at most: a run of nulls, or of one value of a dictionary, takes some bytes for any number of rows.
+const MAX_ROWS: usize = 1 << 16;
+/// Rows that are decoded before their bytes are counted.
+const ROWS_AT_ONCE: usize = 16;
+/// Decoded bytes of a column in a block at most. Encodings by which a value repeats what came before it can claim any number.
+const MAX_BYTES: usize = 256 << 20;
+/// A value from this length on is kept once for all rows of a dictionary that have it; shorter ones are not worth remembering.
+const LONG: usize = 1 << 10;
 /// What a block costs beside its images, so that empty or broken ones are counted too.
 const BLOCK_OVERHEAD: usize = 1 << 10;
 
@@ -72,7 +81,7 @@ impl From<StoreError> for Fault {
 pub(super) fn rows_per_block(group: &RowGroupMetaData, columns: &Columns, rows: usize) -> usize {
     let bytes = u64::try_from(group.column(columns.bytes).uncompressed_size()).unwrap_or(0).max(1);
     let share = (rows as u64).saturating_mul(BLOCK_BYTES) / bytes;
-    usize::try_from(share).unwrap_or(usize::MAX).clamp(1, rows.max(1))
+    usize::try_from(share).unwrap_or(usize::MAX).clamp(1, rows.clamp(1, MAX_ROWS))
 }
 
 /// Decodes `count` rows of `group` from row `first` on.
@@ -116,13 +125,24 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Copies the values out of their pages, which would stay alive otherwise, into one piece of memory.
+    /// Copies the values out of their pages, which would stay alive otherwise, into one piece of memory. The rows of a long
+    /// value of a dictionary share it.
     fn binary(&self, leaf: usize) -> Result<Vec<Option<Bytes>>, String> {
         let values: Vec<Option<ByteArray>> = self.column::<ByteArrayType>(leaf)?;
-        let mut all = Vec::with_capacity(values.iter().flatten().map(ByteArray::len).sum());
-        values.iter().flatten().for_each(|value| all.extend_from_slice(value.data()));
-        let mut all = Bytes::from(all);
-        Ok(values.iter().map(|value| value.as_ref().map(|value| all.split_to(value.len()))).collect())
+        let (mut all, mut places) = (Vec::new(), HashMap::<PlaceOf, Range<usize>>::new());
+        let mut keep = |value: &ByteArray| {
+            let place = value.place();
+            if let Some(range) = place.and_then(|place| places.get(&place)) {
+                return range.clone();
+            }
+            all.extend_from_slice(value.data());
+            let range = all.len() - value.len()..all.len();
+            places.extend(place.map(|place| (place, range.clone())));
+            range
+        };
+        let ranges: Vec<_> = values.iter().map(|value| value.as_ref().map(&mut keep)).collect();
+        let all = Bytes::from(all);
+        Ok(ranges.into_iter().map(|range| range.map(|range| all.slice(range))).collect())
     }
 
     fn integer(&self, leaf: usize) -> Result<Vec<Option<i64>>, String> {
@@ -133,7 +153,10 @@ impl Rows<'_> {
         self.column::<Int64Type>(leaf)
     }
 
-    fn column<T: DataType>(&self, leaf: usize) -> Result<Vec<Option<T::T>>, String> {
+    fn column<T: DataType>(&self, leaf: usize) -> Result<Vec<Option<T::T>>, String>
+    where
+        T::T: Weight,
+    {
         let (values, levels) = self.values::<T>(leaf).map_err(|e| e.to_string())?;
         let most = self.group.column(leaf).column_descr().max_def_level();
         let found = if most == 0 { values.len() } else { levels.len() };
@@ -148,16 +171,28 @@ impl Rows<'_> {
     }
 
     /// The values that are not null, and the definition level of each row.
-    fn values<T: DataType>(&self, leaf: usize) -> Result<(Vec<T::T>, Vec<i16>), ParquetError> {
+    fn values<T: DataType>(&self, leaf: usize) -> Result<(Vec<T::T>, Vec<i16>), ParquetError>
+    where
+        T::T: Weight,
+    {
         let chunk = self.group.column(leaf);
         let rows = usize::try_from(self.group.num_rows()).unwrap_or(0);
         let pages = SerializedPageReader::new(Arc::clone(&self.stored), chunk, rows, None)?;
         let mut reader = ColumnReaderImpl::<T>::new(chunk.column_descr_ptr(), Box::new(pages));
         let (mut values, mut levels) = (Vec::new(), Vec::new());
         if reader.skip_records(self.first)? == self.first {
-            let mut left = self.count;
+            let (mut left, mut seen, mut bytes) = (self.count, HashSet::new(), 0);
             while left > 0 {
-                let (records, _, _) = reader.read_records(left, Some(&mut levels), None, &mut values)?;
+                let before = values.len();
+                let at_once = left.min(ROWS_AT_ONCE);
+                let (records, _, _) = reader.read_records(at_once, Some(&mut levels), None, &mut values)?;
+                let anew = values[before..].iter().filter(|value| value.place().is_none_or(|place| seen.insert(place)));
+                bytes += anew.map(Weight::bytes).sum::<usize>();
+                // One value may be as large as images are.
+                if bytes > MAX_BYTES && values.len() > 1 {
+                    let rows = self.first + self.count - left;
+                    return Err(ParquetError::General(format!("{bytes} bytes in the rows of a block, up to {rows}")));
+                }
                 if records == 0 {
                     break;
                 }
@@ -165,6 +200,34 @@ impl Rows<'_> {
             }
         }
         Ok((values, levels))
+    }
+}
+
+/// Where the bytes of a value lie and how many there are; equal for the rows of a value of a dictionary.
+type PlaceOf = (*const u8, usize);
+
+/// A value of a column, which may have bytes beside itself.
+trait Weight {
+    fn bytes(&self) -> usize {
+        0
+    }
+
+    /// Of a long value.
+    fn place(&self) -> Option<PlaceOf> {
+        None
+    }
+}
+
+impl Weight for i32 {}
+impl Weight for i64 {}
+
+impl Weight for ByteArray {
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+
+    fn place(&self) -> Option<PlaceOf> {
+        (self.len() >= LONG).then(|| (self.data().as_ptr(), self.len()))
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use object_store::Error as ObjectError;
 use tokio::runtime::Runtime;
 
-use crate::error::Refusal;
+use crate::error::{Refusal, shown};
 use crate::store::StoreError;
 
 /// The pause after the first failure; it doubles each time.
@@ -105,7 +105,7 @@ impl Patience {
                 return Err(StoreError::Unavailable { place: place.into(), reason });
             }
             if !self.said.swap(true, Ordering::Relaxed) {
-                let (place, seconds) = (place.display(), deadline.as_secs_f64());
+                let (place, seconds) = (shown(&place.to_string_lossy()).into_owned(), deadline.as_secs_f64());
                 tracing::warn!("{place}: {last}; it is tried again for up to {seconds:.0} s");
             }
             tokio::time::sleep(pause).await;

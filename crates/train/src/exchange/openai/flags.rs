@@ -11,19 +11,26 @@ const LINEAR: (f64, f64) = (1e-4, 0.02);
 /// What t is scaled to.
 const SCALED_TO: f64 = 1000.0;
 
-/// Flags that the weights say too: given ones are compared with them, but for the attention's places.
-const OF_WEIGHTS: [&str; 8] = [
+/// Flags that the weights say too: given ones are compared with them. They say too where attention is, but not in these words.
+const OF_WEIGHTS: [&str; 7] = [
     "num_channels",
     "num_res_blocks",
     "channel_mult",
-    "attention_resolutions",
     "learn_sigma",
     "class_cond",
     "use_scale_shift_norm",
     "resblock_updown",
 ];
-/// Flags that change neither the network nor the process.
-const WITHOUT_EFFECT: [&str; 4] = ["timestep_respacing", "use_checkpoint", "use_fp16", "rescale_learned_sigmas"];
+/// Flags that change neither the network nor the process, but must be what they are.
+const WITHOUT_EFFECT: [(&str, Check, &str); 5] = [
+    ("attention_resolutions", are_resolutions, "whole numbers above 0 with commas between them"),
+    ("timestep_respacing", is_respacing, "numbers of steps with commas between them, or ddim and one"),
+    ("use_checkpoint", is_truth, "True or False"),
+    ("use_fp16", is_truth, "True or False"),
+    ("rescale_learned_sigmas", is_truth, "True or False"),
+];
+/// Whether a text is a value of a flag.
+type Check = fn(&str) -> bool;
 /// Flags that guided-diffusion has and improved-diffusion has not, and the other way round.
 const GUIDED_ALONE: [&str; 5] =
     ["num_head_channels", "channel_mult", "resblock_updown", "use_fp16", "use_new_attention_order"];
@@ -123,6 +130,19 @@ pub(super) fn truth(text: &str) -> Option<bool> {
     }
 }
 
+fn is_truth(text: &str) -> bool {
+    truth(text).is_some()
+}
+
+fn are_resolutions(text: &str) -> bool {
+    text.split(',').all(|side| side.trim().parse::<usize>().is_ok_and(|side| side > 0))
+}
+
+fn is_respacing(text: &str) -> bool {
+    let steps = text.strip_prefix("ddim").unwrap_or(text);
+    text.is_empty() || are_resolutions(steps)
+}
+
 impl Flags {
     /// Of `text`, as on the command line of `origin`'s scripts.
     ///
@@ -136,7 +156,11 @@ impl Flags {
             let other = if improved { "guided-diffusion" } else { "improved-diffusion" };
             return Err(format!("{name} is a flag of {other}: expected --from {other}, or no such flag"));
         }
-        WITHOUT_EFFECT.iter().for_each(|name| drop(given.left.remove(*name)));
+        for (name, is_one, expected) in WITHOUT_EFFECT {
+            if let Some(text) = given.left.remove(name).filter(|text| !is_one(text)) {
+                return Err(format!("{name} = {text}: expected {expected}"));
+            }
+        }
         let of_weights =
             OF_WEIGHTS.iter().filter_map(|name| given.left.remove_entry(*name)).collect::<BTreeMap<_, _>>();
         let num_heads = given.count("num_heads", 4)?;
@@ -253,6 +277,14 @@ mod tests {
     }
 
     #[test]
+    fn flags_without_effect_may_have_any_of_their_values() {
+        let text = "--attention_resolutions 32,16,8 --timestep_respacing ddim25 --use_fp16 True --use_checkpoint=False";
+        parse(Origin::GuidedDiffusion, text).unwrap();
+        parse(Origin::ImprovedDiffusion, "--timestep_respacing 10,15,20 --rescale_learned_sigmas no").unwrap();
+        parse(Origin::ImprovedDiffusion, "--timestep_respacing=").unwrap();
+    }
+
+    #[test]
     fn a_flag_that_is_none_or_cannot_be_expressed_is_named() {
         for (origin, text, want) in [
             (Origin::ImprovedDiffusion, "--image_size", "`--image_size`: expected pairs of --NAME VALUE"),
@@ -267,6 +299,14 @@ mod tests {
             (Origin::GuidedDiffusion, "--noise_schedule sqrt", "noise_schedule = sqrt: expected linear or cosine"),
             (Origin::GuidedDiffusion, "--use_kl maybe", "use_kl = maybe: expected True or False"),
             (Origin::GuidedDiffusion, "--lr 1e-4", "--lr: expected flags of the model and of the diffusion alone"),
+            (
+                Origin::GuidedDiffusion,
+                "--attention_resolutions nonsense",
+                "attention_resolutions = nonsense: expected whole numbers above 0 with commas",
+            ),
+            (Origin::GuidedDiffusion, "--attention_resolutions 16,,8", "attention_resolutions = 16,,8"),
+            (Origin::GuidedDiffusion, "--use_fp16 maybe", "use_fp16 = maybe: expected True or False"),
+            (Origin::ImprovedDiffusion, "--timestep_respacing often", "timestep_respacing = often: expected numbers"),
             (Origin::GuidedDiffusion, "--use_kl 1 --use_kl 0", "--use_kl is there twice"),
         ] {
             let error = parse(origin, text).unwrap_err();

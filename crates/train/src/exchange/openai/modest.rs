@@ -1,5 +1,5 @@
-//! How large a pickle would become. A few bytes can stand for a structure of any depth, or, through the memo, of any size; candle's reader
-//! builds both. What this counts follows its instructions (Python's `pickletools` has the format).
+//! How large a pickle would become. A few bytes can stand for a structure of any depth, or, through the memo, of any size, or say that a
+//! text of any length follows; candle's reader builds the first two, and makes room for the third before it reads. What this counts follows its instructions (Python's `pickletools` has the format).
 
 use std::collections::HashMap;
 
@@ -33,6 +33,8 @@ struct Machine {
     stack: Vec<Size>,
     marks: Vec<usize>,
     memo: HashMap<u32, Size>,
+    /// A text is longer than the pickle.
+    overlong: bool,
 }
 
 impl Machine {
@@ -71,8 +73,9 @@ impl Machine {
                 self.stack.push(ONE);
             }
             b'X' => {
-                let length = number(rest)?;
-                skip(rest, length as usize)?;
+                let length = number(rest)? as usize;
+                self.overlong = length > rest.len();
+                skip(rest, length)?;
                 self.stack.push(ONE);
             }
             0x8a => {
@@ -125,7 +128,7 @@ pub(super) fn is_modest(mut pickle: &[u8]) -> bool {
     while let Some((&code, rest)) = pickle.split_first() {
         pickle = rest;
         if machine.step(code, &mut pickle).is_none() {
-            return true;
+            return !machine.overlong;
         }
         let newest = machine.stack.last().copied().unwrap_or(ONE);
         // The memo keeps copies.
@@ -149,8 +152,9 @@ mod tests {
         assert!(!is_modest(&deep));
         let doubling = [&b"\x80\x02)q\x01"[..], &b"h\x01h\x01\x86q\x01".repeat(60), b"."].concat();
         assert!(!is_modest(&doubling));
+        assert!(!is_modest(b"\x80\x02X\xff\xff\xff\xff"), "4 GiB for a text that is not there");
         // Damaged ones are candle's to refuse.
-        for text in [&b""[..], b"t", b"X\xff\xff\xff\xff", b"h\x07", b"c", b"\x87", b"q"] {
+        for text in [&b""[..], b"t", b"X\xff\xff\xff", b"h\x07", b"c", b"\x87", b"q"] {
             assert!(is_modest(text));
         }
     }

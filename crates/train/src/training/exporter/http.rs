@@ -1,12 +1,13 @@
 //! As much of HTTP/1.1 (RFC 9112) as a page of text needs: one request, one answer, and the connection is closed.
 //!
-//! Whatever comes in has two seconds and eight kilobytes, on a thread of its own, of which there are a few; what comes beyond is
-//! turned away.
+//! Whatever comes in has two seconds and eight kilobytes, on a thread of its own, of which there are a few; where one more comes, the
+//! oldest is given up: clients that open connections and say nothing keep nobody else waiting.
 
+use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest request that is read, in bytes.
 const LONGEST: usize = 8 << 10;
-/// Requests at a time.
+/// Connections at a time.
 const AT_ONCE: usize = 8;
 
 /// An answer to a request.
@@ -54,34 +55,58 @@ impl Answer {
     }
 }
 
+/// The connections that are being answered, the oldest first, with their numbers.
+#[derive(Clone, Debug, Default)]
+struct Open(Arc<Mutex<VecDeque<(u64, TcpStream)>>>);
+
+impl Open {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, TcpStream)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more; of too many the oldest is ended, and with it the wait of its thread.
+    fn add(&self, number: u64, connection: &TcpStream) -> io::Result<()> {
+        let mut open = self.lock();
+        if open.len() >= AT_ONCE
+            && let Some((_, oldest)) = open.pop_front()
+        {
+            // It may have ended by itself.
+            let _ = oldest.shutdown(Shutdown::Both);
+        }
+        open.push_back((number, connection.try_clone()?));
+        Ok(())
+    }
+
+    fn remove(&self, number: u64) {
+        self.lock().retain(|(other, _)| *other != number);
+    }
+}
+
 /// Answers until `over`.
 pub(super) fn serve(
     listener: &TcpListener,
     over: &AtomicBool,
     answer: impl Fn(&str) -> Answer + Clone + Send + 'static,
 ) {
-    let busy = Arc::new(AtomicUsize::new(0));
-    for connection in listener.incoming() {
+    let open = Open::default();
+    for (number, connection) in (0..).zip(listener.incoming()) {
         if over.load(Ordering::Relaxed) {
             return;
         }
-        let Ok(connection) = connection else {
+        let Ok(connection) = connection.and_then(|connection| open.add(number, &connection).map(|()| connection))
+        else {
             // Out of files, perhaps: not at full speed.
             thread::sleep(Duration::from_millis(100));
             continue;
         };
-        if busy.fetch_add(1, Ordering::Relaxed) >= AT_ONCE {
-            busy.fetch_sub(1, Ordering::Relaxed);
-            continue;
-        }
-        let (answer, done) = (answer.clone(), Arc::clone(&busy));
+        let (answer, its) = (answer.clone(), open.clone());
         let handled = thread::Builder::new().name("metrics-answer".into()).spawn(move || {
             // A client that goes away is its own affair.
             let _ = handle(connection, &answer);
-            done.fetch_sub(1, Ordering::Relaxed);
+            its.remove(number);
         });
         if handled.is_err() {
-            busy.fetch_sub(1, Ordering::Relaxed);
+            open.remove(number);
         }
     }
 }

@@ -18,9 +18,18 @@ use ddpm_run::metrics::MetricRecord;
 use ddpm_run::{Status, clock};
 
 use super::watchdog::Watchdog;
-use crate::config::host_and_port;
+use crate::config::{Warning, host_and_port};
 use crate::sensors::Sensors;
 use http::Answer;
+
+const KEY: &str = "log.metrics_addr";
+const HELP: &str = "name another port, or leave it out; a run is not ended by this";
+
+/// What a run would warn of that began now: nothing can be served at `address`.
+pub fn metrics_warning(address: &str) -> Option<Warning> {
+    let error = if address.is_empty() { None } else { bind(address).err() };
+    error.map(|error| Warning { key: KEY, message: format!("\"{address}\": no metrics are served: {error}; {HELP}") })
+}
 
 /// To be told what the run does; without an address it does nothing.
 #[derive(Clone, Debug, Default)]
@@ -78,12 +87,7 @@ impl Service {
                 Self { exporter: Exporter(Some(shared)), listening: Some(listening) }
             }
             Err(error) => {
-                let help = "name another port, or leave it out; a run is not ended by this";
-                tracing::warn!(
-                    key = "log.metrics_addr",
-                    help,
-                    "log.metrics_addr = \"{address}\": no metrics are served: {error}"
-                );
+                tracing::warn!(key = KEY, help = HELP, "{KEY} = \"{address}\": no metrics are served: {error}");
                 nowhere
             }
         }
@@ -105,10 +109,14 @@ impl Drop for Service {
     }
 }
 
-fn listen(address: &str, shared: &Arc<Shared>) -> io::Result<(SocketAddr, Arc<AtomicBool>)> {
+fn bind(address: &str) -> io::Result<TcpListener> {
     let place = host_and_port(address).ok_or_else(|| io::Error::other("this is no address"))?;
     let places: Vec<SocketAddr> = place.to_socket_addrs()?.collect();
-    let listener = TcpListener::bind(&places[..])?;
+    TcpListener::bind(&places[..])
+}
+
+fn listen(address: &str, shared: &Arc<Shared>) -> io::Result<(SocketAddr, Arc<AtomicBool>)> {
+    let listener = bind(address)?;
     let (at, over) = (listener.local_addr()?, Arc::new(AtomicBool::new(false)));
     let (shared, ends) = (Arc::clone(shared), Arc::clone(&over));
     let answer = move |path: &str| shared.answer(path);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read as _, Write as _};
+use std::time::Instant;
 
 use ddpm_run::{RunPhase, StatusFile};
 
@@ -63,6 +64,19 @@ fn bad_requests_are_answered_and_do_no_harm() {
     let _silent: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(at).unwrap()).collect();
     assert!(get(at, "/healthz").starts_with("HTTP/1.1 200 OK\r\n"));
     drop(service);
+}
+
+#[test]
+fn clients_that_say_nothing_keep_nobody_waiting() {
+    let watch = Watch::begin(Duration::ZERO, None).unwrap();
+    let (_service, at) = service(&watch);
+    let silent: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(at).unwrap()).collect();
+    let begun = Instant::now();
+    for _ in 0..20 {
+        assert!(get(at, "/healthz").starts_with("HTTP/1.1 200 OK\r\n"));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    drop(silent);
 }
 
 #[test]
