@@ -222,7 +222,10 @@ impl Transform {
     fn fit(&self, image: DynamicImage, sample: &str, position: u64) -> Result<DynamicImage, DataError> {
         let (width, height) = (image.width(), image.height());
         let (most_width, most_height) = self.most();
-        if width <= most_width && height <= most_height && !self.fitting.upscale {
+        // Where nothing may be cut, an image of another shape keeps its size.
+        let other_shape = || self.crop == Crop::None && largest_part((width, height), self.size) != (width, height);
+        let framed = !self.fitting.upscale || (self.fitting.fit == Fit::Crop && other_shape());
+        if width <= most_width && height <= most_height && framed {
             return Ok(image);
         }
         match self.fitting.fit {

@@ -85,7 +85,7 @@ impl From<Background> for String {
 }
 
 /// The settings that make an image fit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fitting {
     /// `data.fit`.
     pub fit: Fit,
@@ -93,6 +93,12 @@ pub struct Fitting {
     pub upscale: bool,
     /// `data.background`.
     pub background: Background,
+}
+
+impl Default for Fitting {
+    fn default() -> Self {
+        Self { fit: Fit::default(), upscale: true, background: Background::default() }
+    }
 }
 
 /// Width and height of the largest part of an image that has the shape of `size`.
@@ -112,7 +118,6 @@ pub(crate) fn largest_part((width, height): (u32, u32), size: ImageSize) -> (u32
 pub(crate) struct Fitted {
     images: usize,
     framed: usize,
-    /// Those smaller in one direction only, which are enlarged all the same: their other side is cut.
     enlarged: usize,
     /// The shares that were cut off, added up.
     lost: f64,
@@ -129,12 +134,17 @@ impl Fitted {
         self.mixed |= *self.first.get_or_insert((width, height)) != (width, height);
         let (wide, high) = (width as usize, height as usize);
         let small = wide <= size.width && high <= size.height && !fitting.upscale;
-        if small && (wide < size.width || high < size.height) {
-            self.framed += 1;
-        } else if fitting.fit == Fit::Crop {
+        if small {
+            self.framed += usize::from(wide < size.width || high < size.height);
+            return;
+        }
+        self.enlarged += usize::from(match fitting.fit {
+            Fit::Crop | Fit::Stretch => wide < size.width || high < size.height,
+            Fit::Pad => wide < size.width && high < size.height,
+        });
+        if fitting.fit == Fit::Crop {
             let (kept_width, kept_height) = largest_part((width, height), size);
             let kept = f64::from(kept_width) * f64::from(kept_height);
-            self.enlarged += usize::from(!fitting.upscale && (kept_width as usize) < size.width);
             self.lost += 1.0 - kept / (f64::from(width) * f64::from(height));
         }
     }
@@ -167,8 +177,9 @@ impl Fitted {
         }
         if enlarged > 0 {
             notices.push(format!(
-                "{enlarged} of the first {images} images are smaller than data.image_size = {image_size} in one direction: the \
-                 other is cut, and they are enlarged; data.fit = \"pad\" keeps all of them, in a frame, in a new run"
+                "{enlarged} of the first {images} images are smaller than data.image_size = {image_size} and are enlarged, which \
+                 drawn images will show; in a new run, data.upscale = false keeps those as they are that are smaller in both \
+                 directions, in a frame"
             ));
         }
         if !self.ignored.is_empty() {
@@ -216,6 +227,8 @@ mod tests {
         }
     }
 
+    const FRAMES: Fitting = Fitting { fit: Fit::Crop, upscale: false, background: Background::WhiteAndBlack };
+
     fn notices(sizes: &[(u32, u32)], fitting: Fitting) -> Vec<String> {
         notices_at(ImageSize::square(32), sizes, fitting)
     }
@@ -232,31 +245,30 @@ mod tests {
 
     #[test]
     fn frames_are_said_where_only_some_images_get_one() {
-        let said = notices(&[(20, 20), (64, 64), (32, 20)], Fitting::default());
+        let said = notices(&[(20, 20), (64, 64), (32, 20)], FRAMES);
         assert!(said.len() == 1 && said[0].starts_with("2 of the first 3 images are smaller"), "{said:?}");
-        assert!(notices(&[(28, 28); 5], Fitting::default()).is_empty());
-        assert!(notices(&[(20, 20), (64, 64)], Fitting { upscale: true, ..Fitting::default() }).is_empty());
+        assert!(notices(&[(28, 28); 5], FRAMES).is_empty());
     }
 
     #[test]
-    fn images_that_are_enlarged_unasked_are_said() {
-        let said = notices(&[(33, 20), (64, 64), (32, 20)], Fitting::default());
+    fn images_that_are_enlarged_are_said() {
+        let said = notices(&[(33, 20), (64, 64), (32, 20)], FRAMES);
         assert!(
             said[0].starts_with("1 of the first 3 images are smaller than data.image_size = 32 and get"),
             "{said:?}"
         );
         assert!(
-            said[1].starts_with("1 of the first 3 images are smaller than data.image_size = 32 in one"),
+            said[1].starts_with("1 of the first 3 images are smaller than data.image_size = 32 and are enlarged"),
             "{said:?}"
         );
-        for fitting in [
-            Fitting { upscale: true, ..Fitting::default() },
-            Fitting { fit: Fit::Pad, ..Fitting::default() },
-            Fitting { fit: Fit::Stretch, ..Fitting::default() },
-        ] {
-            let said = notices(&[(33, 20), (64, 64)], fitting);
-            assert!(said.iter().all(|text| !text.contains("in one direction")), "{said:?}");
+        for (fit, enlarged) in [(Fit::Crop, "2 of"), (Fit::Stretch, "2 of"), (Fit::Pad, "1 of")] {
+            let said = notices(&[(33, 20), (64, 64), (20, 20)], Fitting { fit, ..Fitting::default() });
+            assert!(
+                said.len() == 1 && said[0].starts_with(enlarged) && said[0].contains("enlarged"),
+                "{fit:?}: {said:?}"
+            );
         }
+        assert!(notices(&[(64, 64), (32, 32)], Fitting::default()).is_empty());
     }
 
     #[test]
@@ -288,7 +300,7 @@ mod tests {
         let said = notices_at(wide, &[(480, 800)], Fitting::default());
         let what = "64 % are cut off on average to give them the shape of data.image_size = [48, 80];";
         assert!(said.len() == 1 && said[0].contains(what), "{said:?}");
-        let framed = notices_at(wide, &[(80, 40), (160, 96)], Fitting::default());
+        let framed = notices_at(wide, &[(80, 40), (160, 96)], FRAMES);
         assert!(framed.len() == 1 && framed[0].starts_with("1 of the first 2 images are smaller"), "{framed:?}");
     }
 }

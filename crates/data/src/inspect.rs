@@ -373,8 +373,8 @@ fn mixed_sizes(sizes: &HashMap<(u32, u32), usize>) -> Option<String> {
     let (least, most) = (sides().min()?, sides().max()?);
     (sizes.len() > 1).then(|| {
         format!(
-            "images of {} sizes, whose shorter sides have {least} to {most} pixels: what is smaller than data.image_size gets a \
-             frame, unless data.upscale = true; how the others are made to fit, data.fit says",
+            "images of {} sizes, whose shorter sides have {least} to {most} pixels: what is smaller than data.image_size is enlarged, \
+             unless data.upscale = false; how the others are made to fit, data.fit says",
             sizes.len()
         )
     })

@@ -5,8 +5,11 @@ use super::*;
 use crate::fitting::Background;
 use crate::testing::{encode, gradient};
 
+/// Smaller images keep their size.
+const FRAMED: Fitting = Fitting { fit: Fit::Crop, upscale: false, background: Background::WhiteAndBlack };
+
 fn transform(side: usize, channels: usize, crop: Crop, flip: bool) -> Transform {
-    Transform::new(7, ImageSize::square(side), channels, crop, Fitting::default(), flip).unwrap()
+    Transform::new(7, ImageSize::square(side), channels, crop, FRAMED, flip).unwrap()
 }
 
 /// Within the usual limits.
@@ -260,7 +263,7 @@ fn both_sides_of_a_size_are_checked() {
 /// A transform to 12x8, grey.
 fn wide(fit: Fit, crop: Crop, flip: bool) -> Transform {
     let size = ImageSize { height: 8, width: 12 };
-    Transform::new(7, size, 1, crop, Fitting { fit, ..Fitting::default() }, flip).unwrap()
+    Transform::new(7, size, 1, crop, Fitting { fit, ..FRAMED }, flip).unwrap()
 }
 
 /// An image whose left half is 60 and whose right half is 200.

@@ -105,7 +105,7 @@ pub struct DataConfig {
     pub fit: Fit,
     /// Where it is cut, with `fit = "crop"`.
     pub crop: Crop,
-    /// Enlarge images that are smaller than the network's, instead of centring them on the background.
+    /// Enlarge images that are smaller than the network's in both directions, instead of centring them on the background.
     pub upscale: bool,
     /// The colour under transparent pixels and around images; left out, white under and black around.
     pub background: Background,
@@ -180,7 +180,7 @@ impl Default for DataConfig {
             channels: 3,
             fit: Fit::Crop,
             crop: Crop::Center,
-            upscale: false,
+            upscale: true,
             background: Background::default(),
             flip: false,
             shuffle_window: 0,
