@@ -180,8 +180,9 @@ fn a_trace_that_cannot_be_written_is_an_error_before_the_run_begins() {
 
 #[test]
 fn a_run_whose_steps_starve_is_told_what_for_and_warned_once() {
-    let run = fresh_run(&["log.every=2", "train.steps=10", "data.source=photos", "data.workers=1"]);
-    (0..4).for_each(|seed| run.write(&format!("photos/{seed}.png"), png(2000, seed)));
+    // Enough of them for seconds of waiting on a fast machine too: a moment is not said.
+    let run = fresh_run(&["log.every=5", "train.steps=40", "data.source=photos", "data.workers=1"]);
+    (0..4).for_each(|seed| run.write(&format!("photos/{seed}.png"), png(3000, seed)));
     let trained = run.train().succeeds();
     let line = |what: &str| trained.stderr.lines().filter(|line| line.contains(what)).count();
     trained.expect(line(", waiting for decoding") >= 3, "what steps wait for");
