@@ -71,7 +71,13 @@ impl Parked {
             turn.record(computing)?;
             leaving.wait(&turn)
         };
-        queue().map_err(refused("copying on the GPU"))?;
+        if let Err(error) = queue() {
+            // The copy may be queued, and the other stream does not know: the memory must not be freed before it.
+            if gpu.synchronize().is_err() {
+                std::mem::forget(numbers);
+            }
+            return Err(refused("copying on the GPU")(error));
+        }
         Ok(Some(Self { gpu: gpu.clone(), numbers }))
     }
 
