@@ -47,7 +47,7 @@ pub enum ExitCode {
     /// Stopped early, with a checkpoint written; the same command goes on.
     Stopped = 75,
     /// The run did not go on, and its configuration asks for an end then (`run.exit_on_stall`); the same command goes on from
-    /// the newest checkpoint.
+    /// the newest checkpoint. Or one of several ranks was lost, which ends all of them.
     Stalled = 76,
 }
 
@@ -61,6 +61,7 @@ impl From<Kind> for ExitCode {
             Kind::Model => Self::Checkpoint,
             Kind::Hub => Self::Hub,
             Kind::Held => Self::Locked,
+            Kind::Lost => Self::Stalled,
             _ => Self::Other,
         }
     }
