@@ -16,7 +16,7 @@ const SETTINGS: [&str; 6] = [
     "train.steps=100",
     "train.lr=1e-4",
     "checkpoint.every=50",
-    "sample.every=0",
+    "sample.every=50",
     "log.every=25",
     "log.params_hash=true",
 ];
@@ -194,4 +194,49 @@ fn ranks_that_cannot_be_are_refused_before_anything_is_written() {
     ranks(2, 2).fails_with(2).stderr_has("RANK = 2, but WORLD_SIZE = 2");
     run.train().env("RANK", "1").fails_with(2).stderr_has("RANK is set, but WORLD_SIZE is not");
     assert!(!run.exists("runs"));
+}
+
+/// `launch` with so many ranks of `run`.
+fn launch(run: &Place, nproc: usize, options: &str, settings: &[&str]) -> Ddpm {
+    let start = run.ddpm(&format!("launch --nproc {nproc} {options} -- train tiny.toml"));
+    settings.iter().fold(start, |launch, setting| launch.set(setting))
+}
+
+/// Kills the process with this rank in the directory of `run`.
+fn kill_rank(run: &Place, rank: usize) {
+    let (variable, dir) = (format!("RANK={rank}"), run.path("").canonicalize().unwrap());
+    let processes =
+        std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+    let here = |process: &String| std::fs::read_link(format!("/proc/{process}/cwd")).is_ok_and(|cwd| cwd == dir);
+    let is_it = |process: &String| {
+        let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+    };
+    let found: Vec<String> = processes.filter(here).filter(is_it).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(std::process::Command::new("kill").args(["-KILL", &found[0]]).status().unwrap().success());
+}
+
+#[test]
+fn launch_starts_ranks_as_another_launcher_does_and_again_when_one_is_lost() {
+    let other = fresh_run(&SETTINGS);
+    train(&other, 2, |train| train);
+    let run = fresh_run(&[]);
+    let mut running = launch(&run, 2, "--max-restarts 1", &SETTINGS).spawn();
+    running.wait_for_stderr("step 25/");
+    kill_rank(&run, 1);
+    let finished = running.wait(SOON).has_code(0).stdout_has("done: step 100");
+    finished.stderr_has("rank 1 (process ").stderr_has("all are started again (1 of at most 1 times)");
+    assert_same_run(&run, &other);
+}
+
+#[test]
+fn launch_hands_signals_on_and_returns_the_code_of_the_cause() {
+    let run = fresh_run(&[]);
+    let mut running = launch(&run, 2, "", &["train.steps=100_000", "log.every=1", "sample.every=0"]).spawn();
+    running.wait_for_stderr("step 3/");
+    running.signal("TERM");
+    running.wait(SOON).has_code(75).stdout_has("stopped by a signal");
+    launch(&run, 2, "--max-restarts 3", &["data.source=nowhere"]).run().has_code(3).stderr_lacks("started again");
+    run.ddpm("launch --nproc 2 -- doctor").run().has_code(2).stderr_has("expected `train`");
 }

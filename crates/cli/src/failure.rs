@@ -51,6 +51,15 @@ pub enum ExitCode {
     Stalled = 76,
 }
 
+impl ExitCode {
+    /// The code that another process of ours ended with.
+    pub(crate) fn of(code: i32) -> Self {
+        use ExitCode::{Checkpoint, Data, Device, Diverged, Hub, Locked, Other, Stalled, Stopped, Usage};
+        let all = [Usage, Data, Device, Diverged, Checkpoint, Hub, Locked, Stopped, Stalled];
+        all.into_iter().find(|known| *known as i32 == code).unwrap_or(Other)
+    }
+}
+
 impl From<Kind> for ExitCode {
     fn from(kind: Kind) -> Self {
         match kind {
