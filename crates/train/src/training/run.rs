@@ -181,8 +181,7 @@ fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Res
     };
     let (mut trainer, means) = beginning.trainer(device)?;
     trainer.poison(options.poisoned.iter().copied());
-    let first = trainer.steps_taken();
-    let end = options.last_step(plan);
+    let (first, end) = (trainer.steps_taken(), options.last_step(plan));
     // These two check their settings before anything is recorded.
     let mut loader = Loader::start(Arc::clone(&setup.source), loader_config(plan), first)?;
     let uploader = Uploader::start(plan.config(), run_dir.paths(), first)?;
@@ -208,11 +207,7 @@ fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Res
         .and_then(|()| train_until(end, &mut trainer, &mut loader, stop, &mut observers));
     drop(loader);
     let ended = match looped {
-        Ok(stopped) => {
-            // The others need not wait for the last picture.
-            frame.ranks.leave();
-            finish(&setup, &mut observers, &mut trainer, stopped)
-        }
+        Ok(stopped) => finish(&setup, &mut observers, &mut trainer, stopped),
         Err(Error::Diverged { step, what, .. }) => {
             observers.finish_save();
             let report = report(&setup, &mut trainer, observers.history(), &what);
@@ -272,6 +267,8 @@ fn finish(
     trainer: &mut Trainer,
     stopped: Option<StopReason>,
 ) -> Result<(Option<StopReason>, Ending), Error> {
+    // The others need not wait for the last picture.
+    trainer.ranks().leave();
     // For information only: the last checkpoint does not depend on it.
     if let Err(error) = tell_peak(setup, trainer) {
         tracing::warn!("{error}");

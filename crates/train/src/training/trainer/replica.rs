@@ -75,3 +75,67 @@ impl Trainer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use candle_core::Device;
+    use ddpm_collective::CollectiveError;
+    use ddpm_data::Share;
+
+    use super::super::tests::{batch, plan_with};
+    use super::*;
+
+    /// Another rank, whose hash of the tensor with this number is not ours.
+    #[derive(Debug)]
+    struct Strays(usize);
+
+    impl Collective for Strays {
+        fn rank(&self) -> usize {
+            0
+        }
+
+        fn world(&self) -> usize {
+            1
+        }
+
+        fn all_reduce_sum(&self, _: &mut [f32]) -> Result<(), CollectiveError> {
+            Ok(())
+        }
+
+        fn broadcast(&self, _: &mut [f32]) -> Result<(), CollectiveError> {
+            Ok(())
+        }
+
+        fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+            let mut theirs = own.to_vec();
+            theirs[HASH * self.0] ^= 1;
+            Ok(vec![own.to_vec(), theirs])
+        }
+
+        fn abort(&self, _: &str) {}
+
+        fn leave(&self) {}
+
+        fn failure(&self) -> Option<CollectiveError> {
+            None
+        }
+    }
+
+    #[test]
+    fn weights_that_differ_between_ranks_are_an_error_that_names_the_tensor() {
+        let plan = plan_with(2, &[("log.params_hash", "true"), ("log.every", "2")]);
+        let mut trainer = Trainer::new(&plan, &Device::Cpu).unwrap();
+        trainer.step(batch(Share::whole(2))).unwrap();
+        trainer.compare_replicas().unwrap();
+        assert_eq!(trainer.params_hash(1), None, "not every step is logged");
+        trainer.step(batch(Share::whole(2))).unwrap();
+        trainer.compare_replicas().unwrap();
+        assert!(trainer.params_hash(2).is_some());
+        let tensor = trainer.learner.unet.layout().specs()[3].key.clone();
+        let ranks: Arc<dyn Collective> = Arc::new(Strays(3));
+        trainer.join(&ranks);
+        let error = trainer.compare_replicas().unwrap_err();
+        assert!(matches!(&error, Error::Replicas { rank: 1, step: 2, tensor: found } if *found == tensor), "{error}");
+    }
+}

@@ -15,7 +15,7 @@ pub(in crate::training) fn plan(batch_size: usize) -> TrainPlan {
     plan_with(batch_size, &[])
 }
 
-fn plan_with(batch_size: usize, settings: &[(&str, &str)]) -> TrainPlan {
+pub(super) fn plan_with(batch_size: usize, settings: &[(&str, &str)]) -> TrainPlan {
     let text = r#"
 [data]
 source = "builtin:fashion10k"
@@ -42,7 +42,7 @@ label_dropout = 0.3
 }
 
 /// The images of a share of a batch.
-fn batch(share: Share) -> Batch {
+pub(super) fn batch(share: Share) -> Batch {
     let image = |place: usize| (0..SIZE * SIZE).map(move |pixel| (place * 37 + pixel * 11) as u8);
     Batch {
         images: share.places().flat_map(image).collect(),
