@@ -1,5 +1,6 @@
 //! The command line: every command, option and help text.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -58,6 +59,8 @@ pub struct GlobalArgs {
 pub enum Command {
     /// Train a model; the same command goes on where a stopped run was
     Train(TrainArgs),
+    /// Train with several processes on this machine
+    Launch(LaunchArgs),
     /// List runs: how far they are, and what became of them
     Runs(RunsArgs),
     /// Follow a run in the terminal: loss, speed, time left, pictures, warnings
@@ -165,6 +168,24 @@ fn settings(set: &[Setting], device: Option<DeviceChoice>, run_dir: Option<&Path
     let device = device.map(|device| setting("run.device", device.to_string()));
     let run_dir = run_dir.map(|dir| setting("run.dir", dir.display().to_string()));
     set.iter().cloned().chain(device).chain(run_dir).collect()
+}
+
+/// `ddpm launch`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Other launchers start ranks too: torchrun, srun, mpirun.
+
+Example:
+  ddpm launch --nproc 2 --max-restarts 3 -- train my.toml")]
+pub struct LaunchArgs {
+    /// How many processes
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub nproc: usize,
+    /// Start all of them again, so often at most, when one is lost (exit code 76)
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub max_restarts: u64,
+    /// What each of them does: train, and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
 }
 
 /// `ddpm config`

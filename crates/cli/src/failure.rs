@@ -47,8 +47,17 @@ pub enum ExitCode {
     /// Stopped early, with a checkpoint written; the same command goes on.
     Stopped = 75,
     /// The run did not go on, and its configuration asks for an end then (`run.exit_on_stall`); the same command goes on from
-    /// the newest checkpoint.
+    /// the newest checkpoint. Or one of several ranks was lost, which ends all of them.
     Stalled = 76,
+}
+
+impl ExitCode {
+    /// The code that another process of ours ended with.
+    pub(crate) fn of(code: i32) -> Self {
+        use ExitCode::{Checkpoint, Data, Device, Diverged, Hub, Locked, Other, Stalled, Stopped, Usage};
+        let all = [Usage, Data, Device, Diverged, Checkpoint, Hub, Locked, Stopped, Stalled];
+        all.into_iter().find(|known| *known as i32 == code).unwrap_or(Other)
+    }
 }
 
 impl From<Kind> for ExitCode {
@@ -61,6 +70,7 @@ impl From<Kind> for ExitCode {
             Kind::Model => Self::Checkpoint,
             Kind::Hub => Self::Hub,
             Kind::Held => Self::Locked,
+            Kind::Lost => Self::Stalled,
             _ => Self::Other,
         }
     }

@@ -12,6 +12,7 @@ use ddpm_run::durable::io_help;
 use ddpm_run::{RunError, shell};
 use ddpm_train::Error;
 use ddpm_train::config::{Change, ConfigError, DeviceError, may_be_accepted, presets};
+use ddpm_train::training::ranks::CollectiveError;
 use serde_json::{Map, Value};
 
 /// What may stand for a model on the command line.
@@ -53,6 +54,7 @@ pub(crate) fn hint(error: &Error) -> Option<String> {
         Error::Report(error) => return Some(error.help()),
         Error::Hub(error) => return Some(hub(error)),
         Error::Besides { error, .. } => return hint(error),
+        Error::Ranks(error) => return Some(ranks(error)),
         Error::Unreadable { advice, .. } => return Some(advice.clone()),
         Error::StepTooLarge { advice, .. } => return advice.clone(),
         Error::Unwritable { path, cause } => return Some(io_help(cause, path)),
@@ -100,6 +102,26 @@ pub(crate) fn of_event(hint: &str, fields: &Map<String, Value>) -> Option<String
     }
 }
 
+/// What to do about ranks that cannot work together.
+fn ranks(error: &CollectiveError) -> String {
+    match error {
+        CollectiveError::Variables { help, .. } => help.clone(),
+        CollectiveError::Refused { .. } => {
+            "give all ranks the same program, configuration and settings, and end those of an earlier start".to_owned()
+        }
+        CollectiveError::Place { .. } => {
+            "MASTER_ADDR must be the host of rank 0; DDPM_PORT chooses another port".to_owned()
+        }
+        CollectiveError::Missing { .. } | CollectiveError::Unreachable { .. } => {
+            "start every rank, with MASTER_ADDR and MASTER_PORT (or DDPM_PORT) the same for all, and let them reach that port; \
+             RANK=0 WORLD_SIZE=1 trains alone"
+                .to_owned()
+        }
+        _ => "start all ranks again with the same command: they go on from the newest checkpoint. The log of that rank says more"
+            .to_owned(),
+    }
+}
+
 /// Hints that do not depend on the error's fields.
 fn simple(error: &Error) -> Option<&'static str> {
     Some(match error {
@@ -127,6 +149,11 @@ fn simple(error: &Error) -> Option<&'static str> {
         }
         Error::HubName { .. } => "write hf://owner/name, or hf://owner/name@revision",
         Error::Taken { .. } => "give another directory, or delete this one yourself: nothing is overwritten",
+        Error::OtherImages { .. } => "every rank must read the same data set; it may lie elsewhere on each machine",
+        Error::Replicas { .. } => {
+            "a machine computes wrongly, or the ranks run on different processors: go on from a checkpoint before that step, \
+             without that machine"
+        }
         Error::NothingToCut { .. } => "leave --epsilon-only out: nothing has to be cut",
         Error::NothingLeft { .. } => "undo the change, or give more steps: --set train.steps=N (and --max-steps)",
         Error::Flags { .. } => "give the MODEL_FLAGS and DIFFUSION_FLAGS that it was trained with, as in their README",

@@ -27,6 +27,7 @@ mod fork;
 mod forward;
 mod hints;
 mod invert;
+mod launch;
 mod listen;
 pub mod output;
 mod pack;
@@ -94,6 +95,7 @@ fn listened(command: Command, output: &Output, screen: &Arc<Screen>, shown: Show
 fn dispatch(command: Command, output: &Output) -> Result<Outcome, Failure> {
     match command {
         Command::Train(args) => return train::run(&args, output),
+        Command::Launch(args) => return launch::run(&args),
         Command::Runs(args) => runs::run(&args, output)?,
         #[cfg(feature = "plot")]
         Command::Plot(args) => plot::run(&args, output)?,

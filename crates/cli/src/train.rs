@@ -8,6 +8,7 @@ use ddpm_run::shell;
 use ddpm_train::Error;
 use ddpm_train::config::{Resolved, Setting, TrainPlan};
 use ddpm_train::training::accept::Accept;
+use ddpm_train::training::ranks::{CollectiveError, Launch};
 use ddpm_train::training::resume::Resume;
 use ddpm_train::training::run::{RunOptions, Summary, train};
 use serde_json::json;
@@ -25,14 +26,22 @@ pub(super) fn run(args: &TrainArgs, output: &Output) -> Result<Outcome, Failure>
         return dry_run(args, output);
     }
     let plan = TrainPlan::new(&Resolved::load(&args.config, &args.settings())?)?;
-    let summary = match train(&plan, &options(args)?) {
+    let launch = Launch::from_variables(|name| std::env::var(name).ok()).map_err(Error::from)?;
+    let speaks = launch.as_ref().is_none_or(|launch| launch.rank == 0);
+    let summary = match train(&plan, &RunOptions { launch, ..options(args)? }) {
         Err(Error::Data(DataError::Stopped)) => {
             tracing::warn!("stopped while the data was opened: the same command begins again");
             return Ok(Outcome::Stopped);
         }
+        Err(error @ Error::Ranks(CollectiveError::Stopped)) => {
+            tracing::warn!("{error}: the same command begins again");
+            return Ok(Outcome::Stopped);
+        }
         summary => summary?,
     };
-    output.result(&document(&summary), || text(&summary))?;
+    if speaks {
+        output.result(&document(&summary), || text(&summary))?;
+    }
     Ok(if summary.stopped.is_some() { Outcome::Stopped } else { Outcome::Done })
 }
 
@@ -47,6 +56,8 @@ fn options(args: &TrainArgs) -> Result<RunOptions, Failure> {
         accept: Accept { keys: args.accept.clone(), data: args.accept_data },
         // A hung call can neither be waited for nor taken back.
         on_stall: Some(|| std::process::exit(ExitCode::Stalled as i32)),
+        // A dry run is alone.
+        launch: None,
         poisoned: Vec::new(),
     })
 }

@@ -20,6 +20,8 @@ pub enum Kind {
     Hub,
     /// Another process holds the lock.
     Held,
+    /// One of the ranks of a training was lost; a start of all of them goes on.
+    Lost,
     /// The caller cancelled the work.
     Cancelled,
     /// Anything else: a disk, a thread, a bug.

@@ -30,6 +30,9 @@ pub struct MetricRecord {
     /// Steps so far that changed nothing, because their gradient was not finite or, where that was asked for, a spike.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// A hash of the weights, where that was asked for (`log.params_hash`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub params_hash: Option<String>,
     /// Changes of the configuration that were accepted since the last record: `key: old -> new`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accepted: Vec<String>,
@@ -167,6 +170,7 @@ pub(crate) mod testing {
             lr: 2e-4,
             grad_norm: 0.7,
             skipped: 0,
+            params_hash: None,
             accepted: Vec::new(),
             timing: Timing {
                 images_per_s: 812.5,

@@ -14,6 +14,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 
+use ddpm_collective::CollectiveError;
 use ddpm_data::DataError;
 use ddpm_hub::HubError;
 use ddpm_model::ModelError;
@@ -105,6 +106,29 @@ pub enum Error {
         height: usize,
         /// Pixels.
         width: usize,
+    },
+    /// Ranks that cannot work together, or of which one was lost.
+    #[error(transparent)]
+    Ranks(#[from] CollectiveError),
+    /// Ranks whose weights are no longer the same.
+    #[error("rank {rank} has other weights than rank 0 after step {step}; the first that differ: {tensor}")]
+    Replicas {
+        /// The first rank that differs.
+        rank: usize,
+        /// The step, counted from 1.
+        step: u64,
+        /// The first tensor that differs.
+        tensor: String,
+    },
+    /// A rank that reads other images than rank 0.
+    #[error("rank {rank} has {found} images in data.source, but rank 0 has {expected}{}", if found == expected { ", with other names, sizes or labels" } else { "" })]
+    OtherImages {
+        /// Its number.
+        rank: usize,
+        /// How many it has.
+        found: usize,
+        /// How many rank 0 has.
+        expected: usize,
     },
     /// The caller cancelled the work.
     #[error("called off")]

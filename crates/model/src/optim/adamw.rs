@@ -142,6 +142,11 @@ impl Optimizer {
         }
     }
 
+    /// Goes on after `step` steps, whose moments and averages were written into the buffers.
+    pub fn go_on_after(&mut self, step: u64) {
+        self.step = step;
+    }
+
     /// Undoes [`count_step`](Self::count_step) for the steps from this number on, which changed nothing.
     pub fn uncount_from(&mut self, number: u64) {
         self.step = self.step.min(number.saturating_sub(1));

@@ -178,7 +178,7 @@ impl<'a> Checks<'a> {
         Ok(())
     }
 
-    /// `[checkpoint]`, `[sample]`, `[log]` and `[hub]`.
+    /// `[checkpoint]`, `[sample]`, `[log]`, `[hub]`, and when a rank is lost.
     pub(super) fn reports(&self) -> Result<(), ConfigError> {
         let TrainConfig { checkpoint, sample, diffusion, log, hub, .. } = self.config;
         let help = "2 or more survive a damaged newest one";
@@ -195,6 +195,8 @@ impl<'a> Checks<'a> {
         if !hub.repo.is_empty() {
             self.uploads(&hub.repo)?;
         }
+        let silence = self.config.run.rank_timeout;
+        self.require("run.rank_timeout", silence, silence > 0, "at least 1", "30 seconds are usual")?;
         let address = &log.metrics_addr;
         if !address.is_empty() && host_and_port(address).is_none() {
             let message =
@@ -265,7 +267,7 @@ impl<'a> Checks<'a> {
     }
 
     /// An error about `key`, which begins with the place where its value was set.
-    fn impossible(&self, key: &str, message: String, help: &str) -> ConfigError {
+    pub(super) fn impossible(&self, key: &str, message: String, help: &str) -> ConfigError {
         let place = match self.resolved.origin(key) {
             Origin::Default => self.resolved.path().display().to_string(),
             origin => origin.to_string(),

@@ -14,12 +14,13 @@ use super::types::TrainConfig;
 const FREE_SECTIONS: [&str; 4] = ["checkpoint", "sample", "log", "hub"];
 
 /// Keys of other sections that cannot change past results. Data may move: a checkpoint identifies it by its fingerprint.
-const FREE_KEYS: [&str; 21] = [
+const FREE_KEYS: [&str; 22] = [
     "run.name",
     "run.dir",
     "run.device",
     "run.stall_after",
     "run.exit_on_stall",
+    "run.rank_timeout",
     "data.source",
     "data.format",
     "data.workers",

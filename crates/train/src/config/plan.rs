@@ -61,6 +61,7 @@ pub struct TrainPlan {
     warnings: Vec<Warning>,
     origin: Origin,
     shuffle: Shuffle,
+    share: Share,
 }
 
 impl TrainPlan {
@@ -79,7 +80,8 @@ impl TrainPlan {
         let hash = config_hash(&resolved.config);
         let warnings = warnings(&resolved.config, &schedule, device);
         let (origin, shuffle) = (Origin::default(), resolved.config.data.shuffle());
-        Ok(Self { resolved: resolved.clone(), device, shape, hash, warnings, origin, shuffle })
+        let share = Share::whole(resolved.config.train.batch_size);
+        Ok(Self { resolved: resolved.clone(), device, shape, hash, warnings, origin, shuffle, share })
     }
 
     /// The same plan for steps that follow each other from `origin` on in the order of the images.
@@ -149,9 +151,35 @@ impl TrainPlan {
         self.origin.images_before(step, self.config().train.batch_size)
     }
 
-    /// The part of every global batch that this process learns from: all of it.
+    /// The part of every global batch that this process learns from: all of it, where it is alone.
     pub fn share(&self) -> Share {
-        Share::whole(self.config().train.batch_size)
+        self.share
+    }
+
+    /// The same plan for one of several ranks.
+    ///
+    /// # Errors
+    /// Several ranks cannot train so: there are more of them than images in a batch, or they would need a GPU each.
+    pub(crate) fn shared_among(&self, rank: usize, world: usize) -> Result<Self, ConfigError> {
+        let checks = Checks::new(&self.resolved);
+        let impossible = |key, message, help: &str| Err(checks.impossible(key, message, help));
+        if world > 1 && !self.device.is_cpu() {
+            let device = &self.config().run.device;
+            let message = format!("run.device = \"{device}\" with {world} ranks: several GPUs are not supported yet");
+            return impossible(
+                "run.device",
+                message,
+                "run.device = \"cpu\" trains with several ranks; WORLD_SIZE=1 RANK=0 on one GPU",
+            );
+        }
+        let of = self.config().train.batch_size;
+        match Share::of_rank(rank, world, of) {
+            Some(share) => Ok(Self { share, ..self.clone() }),
+            None => {
+                let message = format!("train.batch_size = {of} with {world} ranks: a rank would have no image");
+                impossible("train.batch_size", message, "train.batch_size is that of all ranks together")
+            }
+        }
     }
 
     /// Images computed at once, if the config sets them.

@@ -76,12 +76,22 @@ pub struct RunConfig {
     pub stall_after: u64,
     /// End a stalled run's process with 76, for a supervisor to start it again.
     pub exit_on_stall: bool,
+    /// Seconds without a sign of life after which another rank counts as lost, which ends all of them with 76.
+    pub rank_timeout: u64,
 }
 
 impl Default for RunConfig {
     fn default() -> Self {
         let device = "auto".to_owned();
-        Self { name: String::new(), dir: String::new(), seed: 0, device, stall_after: 1800, exit_on_stall: false }
+        Self {
+            name: String::new(),
+            dir: String::new(),
+            seed: 0,
+            device,
+            stall_after: 1800,
+            exit_on_stall: false,
+            rank_timeout: 30,
+        }
     }
 }
 
@@ -362,11 +372,13 @@ pub struct LogConfig {
     pub jsonl: bool,
     /// Where to serve metrics over HTTP: `host:port`, or a port of this machine alone; left out: nowhere.
     pub metrics_addr: String,
+    /// Write a hash of the weights with each line of metrics; several ranks compare theirs.
+    pub params_hash: bool,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { every: 50, tensorboard: true, jsonl: true, metrics_addr: String::new() }
+        Self { every: 50, tensorboard: true, jsonl: true, metrics_addr: String::new(), params_hash: false }
     }
 }
 

@@ -17,7 +17,7 @@ pub(crate) enum Phase {
     Forward,
     /// The backward pass.
     Backward,
-    /// Clipping, AdamW and the averages.
+    /// The sum of the gradients of several ranks; clipping, AdamW and the averages.
     Optimizer,
 }
 

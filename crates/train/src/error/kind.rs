@@ -1,5 +1,6 @@
 //! The kind of each error.
 
+use ddpm_collective::CollectiveError;
 use ddpm_kernels::KernelError;
 use ddpm_model::ModelError;
 use ddpm_model::diffusion::DiffusionError;
@@ -22,6 +23,7 @@ impl Error {
             | Self::Flags { .. }
             | Self::NothingLeft { .. }
             | Self::Measurements { .. }
+            | Self::OtherImages { .. }
             | Self::TooFewImages { .. }
             | Self::NoTimestep { .. } => Kind::Setting,
             Self::Data(error) | Self::Unfit(error) if error.is_setting() => Kind::Setting,
@@ -35,7 +37,9 @@ impl Error {
             Self::Hub(error) => error.kind(),
             Self::NetworkTooLarge { .. } | Self::StepTooLarge { .. } | Self::ImagesTooMany { .. } => Kind::Memory,
             Self::Diverged { .. } => Kind::Diverged,
-            Self::Cancelled => Kind::Cancelled,
+            Self::Ranks(CollectiveError::Stopped) | Self::Cancelled => Kind::Cancelled,
+            Self::Ranks(error) if error.is_setting() => Kind::Setting,
+            Self::Ranks(_) => Kind::Lost,
             Self::Checkpoint(_)
             | Self::DoesNotFit { .. }
             | Self::AllDamaged { .. }
@@ -50,6 +54,7 @@ impl Error {
             Self::Besides { error, .. } => error.kind(),
             Self::Diffusion(_)
             | Self::Report(_)
+            | Self::Replicas { .. }
             | Self::Unsaved { .. }
             | Self::Unwritable { .. }
             | Self::Other { .. } => Kind::Other,

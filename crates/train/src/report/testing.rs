@@ -15,6 +15,7 @@ pub(crate) fn record(step: u64) -> MetricRecord {
         lr: 2e-4,
         grad_norm: 0.7,
         skipped: 0,
+        params_hash: None,
         accepted: Vec::new(),
         timing: Timing {
             images_per_s: 812.5,

@@ -181,7 +181,9 @@ fn samples(source: &dyn Source, diagnosis: &Diagnosis) -> Vec<serde_json::Value>
 fn write_batch(path: &Path, diagnosis: &Diagnosis) -> Result<(), Error> {
     let tensor = |name: &str, shape: &[usize], data| NamedTensor { name: name.into(), shape: shape.into(), data };
     let images = diagnosis.images.iter().map(|&value| f32::from(value)).collect();
-    let timesteps: Vec<f32> = diagnosis.outcome.timesteps.iter().map(|t| t.index() as f32).collect();
+    // Of several ranks the first writes, whose images are the first of the batch.
+    let own = diagnosis.outcome.timesteps.iter().take(diagnosis.shape[0]);
+    let timesteps: Vec<f32> = own.map(|t| t.index() as f32).collect();
     let tensors =
         vec![tensor("images", &diagnosis.shape, images), tensor("timesteps", &[diagnosis.shape[0]], timesteps)];
     let file = TensorFile { name: "batch.safetensors".to_owned(), tensors };

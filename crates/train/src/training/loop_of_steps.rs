@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ddpm_data::{Flow, Loader, Unreadable};
 
+use super::ranks::agree;
 use super::stop::{StopReason, StopWatch};
 use super::trainer::Trainer;
 use super::watchdog::Activity;
@@ -62,8 +63,8 @@ pub(super) fn train_until(
     observers: &mut impl Observe,
 ) -> Result<Option<StopReason>, Error> {
     while trainer.steps_taken() < end {
-        // Several ranks would agree on this value here.
-        if let Some(reason) = stop.reason(observers.time_to_stop()) {
+        let alone = trainer.ranks().world() == 1;
+        if let Some(reason) = stop.reason(observers.time_to_stop()).filter(|_| alone) {
             return Ok(Some(reason));
         }
         let number = trainer.steps_taken() + 1;
@@ -73,10 +74,17 @@ pub(super) fn train_until(
         let next = tracing::trace_span!("data").in_scope(|| loader.next_unless(&|| stop.is_over()));
         observers.met(number, loader.take_warnings());
         loader.take_notices().iter().for_each(|notice| tracing::warn!("data.source: {notice}"));
-        let Some(batch) = next? else { continue };
+        let next = next?;
+        // Not before the images are there: a rank that is told to stop while it waits for them must make no other call than those that
+        // have theirs.
+        if !alone && let Some(reason) = agree(trainer.ranks(), stop.reason(observers.time_to_stop()))? {
+            return Ok(Some(reason));
+        }
+        let Some(batch) = next else { continue };
         observers.waited(waiting.elapsed(), loader.flow());
         observers.begins(Activity::Step);
         trainer.step(batch)?;
+        trainer.compare_replicas()?;
         step.exit();
         observers.after_step(trainer)?;
     }

@@ -81,6 +81,7 @@ impl Means {
             lr: last.lr,
             grad_norm: last.state.norm,
             skipped: last.state.skipped,
+            params_hash: None,
             accepted,
             timing,
         }

@@ -14,6 +14,7 @@
 //! | [`means`] | the means between two logged steps |
 //! | `quarantine` | the list of samples that could not be read |
 //! | `upload` | pushes to the hub, beside the loop |
+//! | [`ranks`], `follow` | what several ranks do together; the run of a rank that only follows |
 //! | [`stop`] | when to stop before the end |
 //! | `watchdog` | reports a run that does not go on; `threads`, `stacks`: what its threads wait for, and where |
 //! | `exporter` | serves what it does to Prometheus |
@@ -26,6 +27,7 @@ mod divergence;
 mod engines;
 pub mod events;
 mod exporter;
+mod follow;
 pub mod fork;
 pub mod gpu_memory;
 mod loop_of_steps;
@@ -33,6 +35,7 @@ pub mod means;
 mod observe;
 pub mod outcome;
 mod quarantine;
+pub mod ranks;
 pub mod resume;
 mod room;
 pub mod run;

@@ -129,8 +129,9 @@ impl Observe for Observers<'_> {
         self.check_status(written);
         if log && let Some(outcome) = &self.last {
             let images = plan.images(step);
-            let record =
-                self.means.record(step, images, outcome, self.clock.timing(images, self.setup.sensors.as_deref()));
+            let timing = self.clock.timing(images, self.setup.sensors.as_deref());
+            let mut record = self.means.record(step, images, outcome, timing);
+            record.params_hash = trainer.params_hash(step).map(str::to_owned);
             let Timing { images_per_s, data_wait, .. } = record.timing;
             let waits_for = record.timing.waits_for();
             tracing::info!(target: PROGRESS, step, loss = record.loss, images_per_s, data_wait, waits_for);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use ddpm_data::{Loader, Source};
+use ddpm_data::{DataError, Loader, Source};
 use ddpm_run::checkpoint::Checkpoint;
 use ddpm_run::memory::format_bytes;
 use ddpm_run::{RunDir, RunPhase, StartFacts};
@@ -17,9 +17,11 @@ use super::disk_need::DiskNeed;
 use super::divergence::{report, second_try};
 use super::events::{FAILURE, PROGRESS, RUN};
 use super::exporter::Service;
+use super::follow::follow;
 use super::gpu_memory::GpuEstimate;
 use super::loop_of_steps::train_until;
 use super::observe::{End, Ending, Observers};
+use super::ranks::{Launch, Ranks, Start, meet};
 use super::resume::{Beginning, Resume, choose_checkpoint, refuse_to_leave_an_import, with_the_models_classes};
 use super::setup::{RunSetup, device_name, loader_config};
 use super::stop::{Requests, StopReason, StopWatch};
@@ -27,7 +29,7 @@ use super::trainer::Trainer;
 use super::upload::Uploader;
 use super::watchdog::Watch;
 use crate::config::{TrainPlan, Warning};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, in_one_line};
 use crate::known_data::{KnownData, unused_classes};
 use crate::memory;
 use crate::report::{Reporter, ReporterOptions};
@@ -50,6 +52,8 @@ pub struct RunOptions {
     pub on_stall: Option<fn()>,
     /// What may differ from the checkpoint, from there on.
     pub accept: Accept,
+    /// Which of several ranks this is; `None` if it is alone.
+    pub launch: Option<Launch>,
     /// For tests of divergence: see [`Trainer::poison`].
     pub poisoned: Vec<u64>,
 }
@@ -75,7 +79,7 @@ pub struct Summary {
 
 impl RunOptions {
     /// The step that this process ends with at the latest.
-    fn last_step(&self, plan: &TrainPlan) -> u64 {
+    pub(super) fn last_step(&self, plan: &TrainPlan) -> u64 {
         self.max_steps.unwrap_or(u64::MAX).min(plan.config().train.steps)
     }
 }
@@ -83,6 +87,7 @@ impl RunOptions {
 /// What stays the same however often the run goes back.
 struct Frame<'a> {
     started: Instant,
+    ranks: Ranks,
     stop: StopWatch,
     watch: Watch,
     service: Service,
@@ -106,6 +111,21 @@ enum Ended {
 /// # Errors
 /// An error of any [`Kind`]; earlier checkpoints remain.
 pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
+    let (plan, ranks) = meet(plan, options.launch.as_ref(), &options.requests.stop)?;
+    let trained = if ranks.rank() == 0 { lead(&plan, options, &ranks) } else { follow(&plan, options, &ranks) };
+    trained.map_err(|error| {
+        // What was given up because a rank was lost.
+        let error = match (ranks.failure(), error) {
+            (Some(failure), Error::Data(DataError::Stopped) | Error::Cancelled) => failure.into(),
+            (_, error) => error,
+        };
+        ranks.abort(&in_one_line(&error));
+        error
+    })
+}
+
+/// The run of a rank that is alone or the first: it alone writes.
+fn lead(plan: &TrainPlan, options: &RunOptions, ranks: &Ranks) -> Result<Summary, Error> {
     let started = Instant::now();
     let stop = StopWatch::new(started, options.max_hours, options.requests.clone());
     options.accept.check()?;
@@ -115,7 +135,7 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let service = Service::start(&plan.config().log.metrics_addr, &run.name, watch.watchdog());
     let device = plan.device().open()?;
     let sensors = if device.is_cpu() { None } else { Sensors::open().map(Arc::new) };
-    let at_once = plan.micro_batch().map_or(plan.config().train.batch_size, usize::from);
+    let at_once = plan.micro_batch().map_or(plan.share().count(), usize::from);
     require_room(plan.config(), at_once, &device)?;
     let mut open_options = plan.open_options();
     open_options.stores.stop = Some(Arc::clone(&options.requests.stop));
@@ -131,7 +151,8 @@ pub fn train(plan: &TrainPlan, options: &RunOptions) -> Result<Summary, Error> {
     let data = KnownData::of_source(&*source, plan.config());
     let mut beginning = Beginning::at(checkpoint, plan, &data, &options.accept)?;
     beginning.require_steps_to_accept(options.last_step(plan))?;
-    let frame = Frame { started, stop, watch, service, sensors, device, source, data, run_dir, options };
+    let ranks = Arc::clone(ranks);
+    let frame = Frame { started, ranks, stop, watch, service, sensors, device, source, data, run_dir, options };
     loop {
         match try_from(&frame, &beginning, &std::mem::take(&mut notices))? {
             Ended::Finished(summary) => return Ok(*summary),
@@ -160,11 +181,11 @@ fn try_from(frame: &Frame<'_>, beginning: &Beginning, notices: &[String]) -> Res
     };
     let (mut trainer, means) = beginning.trainer(device)?;
     trainer.poison(options.poisoned.iter().copied());
-    let first = trainer.steps_taken();
-    let end = options.last_step(plan);
+    let (first, end) = (trainer.steps_taken(), options.last_step(plan));
     // These two check their settings before anything is recorded.
     let mut loader = Loader::start(Arc::clone(&setup.source), loader_config(plan), first)?;
     let uploader = Uploader::start(plan.config(), run_dir.paths(), first)?;
+    Start::lead(&frame.ranks, &mut trainer, &setup, end)?;
 
     let resolved = plan.resolved().to_toml();
     run_dir.begin()?;
@@ -246,6 +267,8 @@ fn finish(
     trainer: &mut Trainer,
     stopped: Option<StopReason>,
 ) -> Result<(Option<StopReason>, Ending), Error> {
+    // The others need not wait for the last picture.
+    trainer.ranks().leave();
     // For information only: the last checkpoint does not depend on it.
     if let Err(error) = tell_peak(setup, trainer) {
         tracing::warn!("{error}");
@@ -271,9 +294,10 @@ fn tell_peak(setup: &RunSetup<'_>, trainer: &Trainer) -> Result<(), Error> {
 }
 
 /// Saves after this error, if the newest weights are good. A run that ends because of its data, of the network that they come over, of a label or
-/// size that the configuration does not allow, or of full GPU memory should not lose the steps since the last checkpoint.
+/// size that the configuration does not allow, of full GPU memory or of another rank should not lose the steps since the last checkpoint.
 fn save_what_is_good(observers: &mut Observers<'_>, trainer: &mut Trainer, error: Error) -> Error {
-    let good = matches!(error.kind(), Kind::Data | Kind::Hub | Kind::Setting | Kind::Device | Kind::Memory);
+    let good =
+        matches!(error.kind(), Kind::Data | Kind::Hub | Kind::Setting | Kind::Device | Kind::Memory | Kind::Lost);
     if !good || trainer.steps_taken() == 0 {
         observers.finish_save();
         return error;
@@ -307,6 +331,15 @@ fn announce(setup: &RunSetup<'_>, trainer: &Trainer, beginning: &Beginning, end:
     let need = DiskNeed::of(setup.plan, trainer.unet().layout());
     if let Some(Warning { key, message }) = need.warning(setup.run_dir.paths()) {
         tracing::warn!("{key}: {message}");
+    }
+    let (world, share) = (trainer.ranks().world(), setup.plan.share());
+    if world > 1 {
+        tracing::info!(
+            world,
+            "{world} ranks: this one learns from {} of {} images a step, and it alone writes",
+            share.count(),
+            share.of()
+        );
     }
     let parameters = trainer.unet().layout().parameters();
     let (device, data) = (device_name(setup.device), setup.source.describe());

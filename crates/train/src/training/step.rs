@@ -5,8 +5,10 @@
 //! [`Trainer`](super::trainer::Trainer) makes them, and an [`engine`](crate::engine) copies them to the device.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::Tensor;
+use ddpm_collective::Collective;
 use ddpm_data::Share;
 use ddpm_kernels::buffer::copy;
 use ddpm_kernels::ops::diffusion::{Noise, NoisyImages, loss_and_grad, q_sample};
@@ -83,12 +85,14 @@ pub(super) struct Learner {
     pub(super) gradients: Gradients,
     /// Decides on each step, and keeps the loss scale.
     pub(super) judged: JudgedStep,
-    /// f64 `[N, RESULTS]` of the last step.
+    /// f64 `[N, RESULTS]` of the last step's global batch.
     pub(super) losses: Tensor,
     pub(super) noise: Philox,
     pub(super) seed: u64,
     /// Which images of the global batch these are.
     pub(super) share: Share,
+    /// Those who have the others.
+    pub(super) ranks: Arc<dyn Collective>,
     /// Images computed at once.
     pub(super) micro_batch: usize,
     pub(super) checkpointing: bool,
@@ -98,8 +102,10 @@ impl Learner {
     /// One step: Algorithm 1 of Ho et al. 2020.
     pub(super) fn step(&mut self, inputs: &StepInputs, clock: &mut Clock) -> Result<(), ModelError> {
         self.take_gradient(inputs, clock)?;
-        // Several ranks would average their gradients here.
         clock.begin(Phase::Optimizer)?;
+        if self.ranks.world() > 1 {
+            self.exchange()?;
+        }
         self.optimizer.step(&self.judged, &inputs.settings, &self.params, &mut self.gradients)
     }
 
@@ -122,11 +128,26 @@ impl Learner {
                 Tape::training(&self.params, dropout).stepping_at(&part.step()?).checkpointing(self.checkpointing);
             let output = self.unet.forward_at(&mut tape, &x_t, &part.condition)?;
             let loss = loss_and_grad(&noisy, output.value(), Some(self.judged.state_tensor()))?;
-            copy(&loss.samples, &self.losses.narrow(0, first, images.len())?)?;
+            copy(&loss.samples, &self.losses.narrow(0, self.share.first() + first, images.len())?)?;
 
             clock.begin(Phase::Backward)?;
             tape.backward(output, loss.grad, &mut self.gradients)?;
         }
         Ok(())
+    }
+
+    /// The gradient and the losses of the global batch, from those of all ranks. Each rank's gradient is its part of the mean over the
+    /// global batch, so that the parts are added.
+    fn exchange(&mut self) -> Result<(), ModelError> {
+        let ranks = &self.ranks;
+        self.gradients
+            .complete()?
+            .with_mut(|gradient| ranks.all_reduce_sum(gradient))?
+            .map_err(candle_core::Error::wrap)?;
+        let own = self.losses.narrow(0, self.share.first(), self.share.count())?.flatten_all()?.to_vec1::<f64>()?;
+        let own: Vec<u8> = own.iter().flat_map(|loss| loss.to_le_bytes()).collect();
+        let all = ranks.gather(&own).map_err(candle_core::Error::wrap)?.concat();
+        let all: Vec<f64> = all.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+        Ok(copy(&Tensor::from_vec(all, self.losses.shape(), self.losses.device())?, &self.losses)?)
     }
 }

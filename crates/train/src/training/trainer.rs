@@ -4,6 +4,7 @@
 //! after it, it reads the losses. Only full memory or a failure makes it wait for a GPU.
 
 mod parts;
+mod replica;
 mod suspect;
 
 use std::collections::{HashSet, VecDeque};
@@ -27,7 +28,7 @@ pub use self::suspect::{Diagnosis, LayerGradient};
 use super::outcome::{Phases, SampleLosses, StepOutcome};
 use super::room::Room;
 use super::step::{Learner, RESULTS, StepInputs};
-use crate::config::TrainPlan;
+use crate::config::{Cadence, TrainPlan};
 use crate::engine::{Engine, Results, Slots, profiled};
 use crate::error::Error;
 use crate::exchange::Imported;
@@ -59,6 +60,9 @@ pub struct Trainer {
     suspect: Option<Suspect>,
     /// See [`Trainer::poison`].
     poisoned: HashSet<u64>,
+    /// When the weights are hashed, and the newest hash with its step.
+    hashed: Cadence,
+    params_hash: Option<(u64, String)>,
     /// What the run was imported from; every checkpoint records it.
     pub(super) imported: Option<Imported>,
 }
@@ -136,6 +140,8 @@ impl Trainer {
             finished: VecDeque::new(),
             suspect: None,
             poisoned: HashSet::new(),
+            hashed: if config.log.params_hash { plan.log_cadence() } else { Cadence::NEVER },
+            params_hash: None,
             imported: None,
         })
     }
@@ -187,7 +193,7 @@ impl Trainer {
         let sent = self.slots.send(inputs.clone()).map_err(Error::from);
         if let Err(error) = sent.and_then(|inputs| self.room.step(&mut self.engine, &mut self.learner, &inputs)) {
             self.learner.optimizer.uncount_from(number);
-            return Err(error);
+            return Err(self.learner.ranks.failure().map_or(error, Error::from));
         }
         self.results.ask()?;
         // Where phases are not timed, the time since the step before at least says how long a step takes.
@@ -255,12 +261,15 @@ impl Trainer {
         let (step, share, host) = (self.steps_taken(), self.learner.share, Device::Cpu);
         let shape = batch.shape;
         let labels = self.labels(step, batch.labels);
-        let mut drawn = self.timestep_sampler.draw(step, share.first(), shape[0]);
-        for (_, weight) in ids.iter().zip(&mut drawn.weights).filter(|(id, _)| self.poisoned.contains(id)) {
+        // For the whole global batch, for its losses come from all ranks.
+        let mut drawn = self.timestep_sampler.draw(step, 0, share.of());
+        let own = &mut drawn.weights[share.places()];
+        for (_, weight) in ids.iter().zip(own).filter(|(id, _)| self.poisoned.contains(id)) {
             *weight = f32::NAN;
         }
-        let samples = self.loss.constants(&self.process, &drawn.timesteps, &drawn.weights, share.of())?;
-        let timesteps: Vec<f32> = drawn.timesteps.iter().map(|t| t.index() as f32).collect();
+        let (own, weights) = (&drawn.timesteps[share.places()], &drawn.weights[share.places()]);
+        let samples = self.loss.constants(&self.process, own, weights, share.of())?;
+        let timesteps: Vec<f32> = own.iter().map(|t| t.index() as f32).collect();
         let inputs = || -> Result<_, ModelError> {
             Ok(StepInputs {
                 images: Tensor::from_vec(batch.images, &shape, &host)?,
@@ -287,8 +296,7 @@ impl Trainer {
         Some(labels)
     }
 
-    /// Waits for and reads the results of the oldest steps until `most` are left. Losses come back only here: with several
-    /// ranks, the losses of all of them would be gathered here, before the timestep sampler learns from them.
+    /// Waits for and reads the results of the oldest steps until `most` are left. Losses come back only here, those of all ranks.
     fn read(&mut self, most: usize) -> Result<(), Error> {
         while self.results.pending() > most {
             let Some(results) = self.results.read()? else { break };

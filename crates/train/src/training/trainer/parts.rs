@@ -1,6 +1,9 @@
 //! What a trainer is made of, from its plan.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
+use ddpm_collective::Solo;
 use ddpm_kernels::ops::diffusion::{SampleConstants, place};
 use ddpm_kernels::optim::{JudgedStep, StepSettings, StepState};
 use ddpm_kernels::philox::{Philox, Purpose};
@@ -36,10 +39,11 @@ pub(super) fn learner(
     Ok(Learner {
         gradients: Gradients::new(unet.layout(), device)?,
         judged: JudgedStep::new(device, &state)?,
-        losses: Tensor::zeros((share.count(), RESULTS), DType::F64, device).map_err(ModelError::from)?,
+        losses: Tensor::zeros((share.of(), RESULTS), DType::F64, device).map_err(ModelError::from)?,
         noise: Philox::new(config.run.seed, Purpose::Noise),
         seed: config.run.seed,
         share,
+        ranks: Arc::new(Solo),
         micro_batch: plan.micro_batch().map_or(config.train.batch_size, usize::from),
         checkpointing: config.train.gradient_checkpointing,
         unet,

@@ -15,7 +15,7 @@ pub(in crate::training) fn plan(batch_size: usize) -> TrainPlan {
     plan_with(batch_size, &[])
 }
 
-fn plan_with(batch_size: usize, settings: &[(&str, &str)]) -> TrainPlan {
+pub(super) fn plan_with(batch_size: usize, settings: &[(&str, &str)]) -> TrainPlan {
     let text = r#"
 [data]
 source = "builtin:fashion10k"
@@ -42,7 +42,7 @@ label_dropout = 0.3
 }
 
 /// The images of a share of a batch.
-fn batch(share: Share) -> Batch {
+pub(super) fn batch(share: Share) -> Batch {
     let image = |place: usize| (0..SIZE * SIZE).map(move |pixel| (place * 37 + pixel * 11) as u8);
     Batch {
         images: share.places().flat_map(image).collect(),
@@ -52,7 +52,7 @@ fn batch(share: Share) -> Batch {
     }
 }
 
-/// The outcome of the first step of a rank with this share, and its gradient.
+/// The outcome of the first step of a rank with this share that meets no other, and its gradient. Losses of others are then missing.
 fn first_step(share: Share) -> (StepOutcome, Vec<f32>) {
     let mut trainer = Trainer::new(&plan(share.of()), &Device::Cpu).unwrap();
     trainer.learner.share = share;
@@ -64,12 +64,11 @@ fn first_step(share: Share) -> (StepOutcome, Vec<f32>) {
 #[test]
 fn ranks_with_a_share_each_learn_together_what_one_learns_alone() {
     let (whole, expected) = first_step(Share::whole(5));
-    let ranks = [0, 1].map(|rank| first_step(Share::of_rank(rank, 2, 5).unwrap()));
-    let together = |of: fn(&StepOutcome) -> Vec<f64>| ranks.iter().flat_map(|(outcome, _)| of(outcome)).collect();
-    let timesteps: Vec<f64> = together(|outcome| outcome.timesteps.iter().map(|t| t.index() as f64).collect());
-    assert_eq!(timesteps, whole.timesteps.iter().map(|t| t.index() as f64).collect::<Vec<_>>());
-    let losses: Vec<f64> = together(|outcome| outcome.losses.clone());
-    assert_eq!(losses, whole.losses);
+    let shares = [0, 1].map(|rank| Share::of_rank(rank, 2, 5).unwrap());
+    let ranks = shares.map(first_step);
+    assert!(ranks.iter().all(|(outcome, _)| outcome.timesteps == whole.timesteps));
+    let own = |(share, (outcome, _)): (&Share, &(StepOutcome, _))| outcome.losses[share.places()].to_vec();
+    assert_eq!(shares.iter().zip(&ranks).flat_map(own).collect::<Vec<f64>>(), whole.losses);
     let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     for (at, expected) in expected.iter().enumerate() {
         let sum = ranks[0].1[at] + ranks[1].1[at];
