@@ -244,18 +244,15 @@ fn beside(path: &Path) -> PathBuf {
 /// Writes the index of a shard, if it does not lie there already. Without it the shard is as good: a folder of its name is left alone.
 fn keep_index(shard: &Path, index: &[u8]) -> Result<(), DataError> {
     let path = index_name(shard);
-    match fs::metadata(&path) {
-        Ok(about) if about.is_dir() => {
-            tracing::warn!("{}: a folder lies where the index of a shard would", shown(&path.to_string_lossy()));
-            return Ok(());
-        }
-        // What is no file, as a pipe, may have no end.
-        Ok(about) if about.is_file() && about.len() == index.len() as u64 => {
-            if fs::read(&path).is_ok_and(|there| there == index) {
-                return Ok(());
-            }
-        }
-        _ => {}
+    let about = fs::metadata(&path).ok();
+    if about.as_ref().is_some_and(fs::Metadata::is_dir) {
+        tracing::warn!("{}: a folder lies where the index of a shard would", shown(&path.to_string_lossy()));
+        return Ok(());
+    }
+    // What is no file, as a pipe, may have no end.
+    let alike = about.is_some_and(|about| about.is_file() && about.len() == index.len() as u64);
+    if alike && fs::read(&path).is_ok_and(|there| there == index) {
+        return Ok(());
     }
     replace(&path, index)
 }
