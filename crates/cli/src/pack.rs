@@ -34,6 +34,7 @@ pub(super) fn run(args: &PackArgs, output: &Output) -> Result<(), Failure> {
     source.notices().iter().for_each(|notice| tracing::info!("{notice}"));
     let config = PackConfig {
         pack_as: args.size.map_or(PackAs::Original, PackAs::Size),
+        fitting: args.fitting.get(),
         shard_images: args.shard_images.unwrap_or(0),
         workers: args.workers.unwrap_or(0),
         limits: args.limits.get(),
@@ -52,7 +53,7 @@ pub(super) fn run(args: &PackArgs, output: &Output) -> Result<(), Failure> {
 }
 
 fn text(args: &PackArgs, packed: &Packed) -> String {
-    let Packed { source, shards, kept, images, skipped, unreadable, bytes } = packed;
+    let Packed { source, shards, kept, images, skipped, unreadable, bytes, notices } = packed;
     let mut table = Table::new(&[Align::Left, Align::Left]);
     table.row(&[&"source", source]);
     let there = if *kept > 0 { format!(", of which {kept} were there") } else { String::new() };
@@ -63,6 +64,7 @@ fn text(args: &PackArgs, packed: &Packed) -> String {
     }
     table.row(&[&"train on", &format!("data.source = {:?}", args.to.display().to_string())]);
     let mut text = table.render();
+    notices.iter().for_each(|notice| text += &format!("note: {notice}\n"));
     if !unreadable.is_empty() {
         let mut table = Table::new(&[Align::Left, Align::Left]);
         unreadable.iter().take(SHOWN).for_each(|sample| table.row(&[&format!("  {}", sample.id), &sample.reason]));

@@ -28,7 +28,7 @@ use crate::image_limits::ImageLimits;
 use crate::resample;
 
 /// The largest training size; far beyond what a pixel-space diffusion model is trained at.
-const MAX_IMAGE_SIZE: usize = 4096;
+pub const MAX_IMAGE_SIZE: usize = 4096;
 
 /// Where an image larger than the network's is cut (`data.crop`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

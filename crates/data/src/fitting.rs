@@ -47,6 +47,14 @@ impl Background {
         }
     }
 
+    /// Whether a grey image on it stays one.
+    pub(crate) fn is_grey(self) -> bool {
+        match self {
+            Self::WhiteAndBlack => true,
+            Self::Colour([red, green, blue]) => red == green && green == blue,
+        }
+    }
+
     /// Around an image, in so many channels.
     pub(crate) fn around(self, channels: usize) -> Vec<u8> {
         let colour = match self {
@@ -113,6 +121,16 @@ pub(crate) fn largest_part((width, height): (u32, u32), size: ImageSize) -> (u32
     }
 }
 
+/// How what fitting did is told, to who trains or to who packs.
+struct Words {
+    all: String,
+    size: String,
+    /// What stands before the names of the settings.
+    keys: &'static str,
+    /// Where they may be others.
+    anew: &'static str,
+}
+
 /// What fitting did to some images.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fitted {
@@ -165,42 +183,56 @@ impl Fitted {
         other.ignored.iter().for_each(|(profile, count)| *self.ignored.entry(profile).or_default() += count);
     }
 
-    /// What is worth a word, with the key that changes it. Images of one size that all get a frame are as they were meant.
+    /// What is worth a word about the first images of a run, with the key that changes it. Images of one size that all get a frame
+    /// are as they were meant.
     pub(crate) fn notices(&self, image_size: ImageSize) -> Vec<String> {
-        let (images, framed, enlarged) = (self.images, self.framed, self.enlarged);
+        let all = format!("the first {} images", self.images);
+        self.said(
+            image_size,
+            &Words { all, size: format!("data.image_size = {image_size}"), keys: "data.", anew: "in a new run" },
+        )
+    }
+
+    /// The same about the images that were packed.
+    pub(crate) fn notices_of_pack(&self, image_size: ImageSize) -> Vec<String> {
+        let (all, size) = (format!("the {} images packed now", self.images), image_size.width_x_height());
+        self.said(image_size, &Words { all, size, keys: "", anew: "in a new folder" })
+    }
+
+    fn said(&self, image_size: ImageSize, words: &Words) -> Vec<String> {
+        let (framed, enlarged) = (self.framed, self.enlarged);
+        let Words { all, size, keys, anew } = words;
         let mut notices = Vec::new();
         if framed > 0 && self.mixed {
             notices.push(format!(
-                "{framed} of the first {images} images are smaller than data.image_size = {image_size} and get a frame, which \
-                 drawn images will show too; data.upscale = true enlarges them instead, in a new run"
+                "{framed} of {all} are smaller than {size} and get a frame, which drawn images will show too; {keys}upscale = true \
+                 enlarges them instead, {anew}"
             ));
         }
         if enlarged > 0 {
             notices.push(format!(
-                "{enlarged} of the first {images} images are smaller than data.image_size = {image_size} and are enlarged, which \
-                 drawn images will show; in a new run, data.upscale = false keeps those as they are that are smaller in both \
-                 directions, in a frame"
+                "{enlarged} of {all} are smaller than {size} and are enlarged, which drawn images will show; {anew}, \
+                 {keys}upscale = false keeps those as they are that are smaller in both directions, in a frame"
             ));
         }
         if !self.ignored.is_empty() {
-            let all: usize = self.ignored.values().sum();
+            let ignored: usize = self.ignored.values().sum();
             let kinds: Vec<_> = self.ignored.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
             notices.push(format!(
-                "{all} of the first {images} images have a colour profile that is not used, so their colours are taken as sRGB: {}",
+                "{ignored} of {all} have a colour profile that is not used, so their colours are taken as sRGB: {}",
                 kinds.join(", ")
             ));
         }
-        let lost = self.lost / images.max(1) as f64;
+        let lost = self.lost / self.images.max(1) as f64;
         if lost > MUCH {
             let percent = lost * 100.0;
             let why = if image_size.is_square() {
                 "to make them square".to_owned()
             } else {
-                format!("to give them the shape of data.image_size = {image_size}")
+                format!("to give them the shape of {size}")
             };
             notices.push(format!(
-                "of the first {images} images {percent:.0} % are cut off on average {why}; data.fit = \"pad\" keeps all of an \
-                 image, in a new run"
+                "of {all} {percent:.0} % are cut off on average {why}; {keys}fit = \"pad\" keeps all of an image, {anew}"
             ));
         }
         notices

@@ -11,7 +11,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use crate::batch::Unreadable;
 use crate::decode::{Colours, Crop, Transform, decode};
 use crate::error::DataError;
-use crate::fitting::Fitting;
+use crate::fitting::{Fit, Fitting};
 use crate::format::{RawImage, Source, read_each};
 use crate::image_limits::ImageLimits;
 
@@ -261,8 +261,8 @@ impl Tally {
 }
 
 impl Inspection {
-    /// Up to `num` pictures for a grid, fitted as a run with these settings and a centre crop would: evenly spaced over
-    /// the source, or over each class in turn where there are classes.
+    /// Up to `num` pictures for a grid, each whole and in its own proportions: evenly spaced over the source, or over each class in
+    /// turn where there are classes.
     pub fn preview(
         &self,
         source: &dyn Source,
@@ -270,7 +270,8 @@ impl Inspection {
         image_size: ImageSize,
         channels: usize,
     ) -> Result<Vec<Preview>, DataError> {
-        let transform = Transform::new(0, image_size, channels, Crop::Center, Fitting::default(), false)?;
+        let fitting = Fitting { fit: Fit::Pad, ..Fitting::default() };
+        let transform = Transform::new(0, image_size, channels, Crop::Center, fitting, false)?;
         let draw = |index| {
             let raw = source.read(index)?;
             let unreadable = |reason| DataError::Unreadable { sample: raw.id.clone(), reason };

@@ -36,7 +36,7 @@ mod testing;
 pub use batch::{Batch, Batcher, LoaderConfig, OnCorrupt, Unreadable};
 pub use ddpm_kernels::image_size::ImageSize;
 pub use ddpm_kernels::share::Share;
-pub use decode::Crop;
+pub use decode::{Crop, MAX_IMAGE_SIZE};
 pub use error::{DataError, Refusal, counted, shown};
 pub use fitting::{Background, Fit, Fitting};
 pub use format::{Format, Objects, OpenOptions, RawImage, Source, open, with_classes};

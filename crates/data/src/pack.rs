@@ -2,43 +2,37 @@
 //!
 //! Shard `k` holds the samples `k * n` to `(k + 1) * n` of the source, whatever was done before. So a shard that has its name is
 //! done: it gets it by being renamed, after it was written, synced and read back. Another call makes those that are missing.
-//! Beside each lies its index, `images-000000.index`, so that opening it reads no headers. The folder gets `pack.json`, which says of
-//! what and how it is made, and `classes.json`, if the classes have names.
+//! Beside each lies its index, `images-000000.index`, so that opening it over a network reads no headers. The folder gets `pack.json`,
+//! which says of what and how it is made, and `classes.json`, if the classes have names.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{self, BufWriter, Cursor, Read, Write};
+mod record;
+mod shard;
+
+use std::fs::{self, File};
+use std::io::{self, Cursor, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use ddpm_kernels::image_size::ImageSize;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 use serde::{Deserialize, Serialize};
 
+use self::record::{Record, claim};
+use self::shard::ShardWriter;
 use crate::batch::Unreadable;
 use crate::decode::{Crop, Transform, decode};
-use crate::error::DataError;
-use crate::fitting::Fitting;
-use crate::format::{CLASSES_FILE, RawImage, Source, file_header, index_name, read_each, shard_index};
+use crate::error::{DataError, shown};
+use crate::fitting::{Fitted, Fitting};
+use crate::format::{CLASSES_FILE, RawImage, Source, index_name, read_each, shard_index};
 use crate::image_limits::ImageLimits;
-
-/// What and how a folder is packed.
-const RECORD: &str = "pack.json";
-/// Of images at training size; larger shards are no faster to read, and smaller ones are many files.
-const MAX_SHARD_IMAGES: usize = 5000;
-const MIN_SHARD_IMAGES: usize = 100;
-/// Shards of a source between: as many threads may work.
-const SHARDS: usize = 16;
-/// Headers and contents begin at multiples of it.
-const BLOCK: usize = 512;
-/// Of a shard, when it is read back.
-const BUFFER: usize = 1 << 20;
 
 /// What becomes of the images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PackAs {
-    /// PNGs of this size, from the middle of larger images, as with `data.crop = "center"`.
+    /// PNGs of this size, as [`PackConfig::fitting`] says; what is cut is cut from the middle, as with `data.crop = "center"`.
     Size(ImageSize),
     /// The bytes as they are.
     Original,
@@ -49,6 +43,8 @@ pub enum PackAs {
 pub struct PackConfig {
     /// What becomes of the images.
     pub pack_as: PackAs,
+    /// How images get their size; means nothing where they stay as they are.
+    pub fitting: Fitting,
     /// Images of each shard; 0 chooses.
     pub shard_images: usize,
     /// Threads; 0 takes one per core.
@@ -74,15 +70,8 @@ pub struct Packed {
     pub unreadable: Vec<Unreadable>,
     /// Of all shards.
     pub bytes: u64,
-}
-
-/// `pack.json`: what must be the same for a folder to be gone on with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
-    fingerprint: String,
-    samples: usize,
-    shard_images: usize,
-    pack_as: PackAs,
+    /// What a person should know about how the images got their size, in shards made now.
+    pub notices: Vec<String>,
 }
 
 /// Packs `source` into the folder `to`. `progress` is called with the number of samples done, from any thread.
@@ -94,6 +83,10 @@ pub fn pack(
     config: &PackConfig,
     progress: &(dyn Fn(usize) + Sync),
 ) -> Result<Packed, DataError> {
+    if let PackAs::Size(size) = config.pack_as {
+        // Checks the size before anything is written.
+        Transform::new(0, size, 3, Crop::Center, config.fitting, false)?;
+    }
     let (record, _held) = claim(source, to, config)?;
     if let Some(names) = source.class_names() {
         replace(&to.join(CLASSES_FILE), serde_json::json!(names).to_string().as_bytes())?;
@@ -102,7 +95,8 @@ pub fn pack(
         source,
         to,
         record: &record,
-        limits: config.limits,
+        config,
+        fitted: Mutex::default(),
         done: AtomicUsize::new(0),
         next: AtomicUsize::new(0),
         progress,
@@ -127,66 +121,13 @@ pub fn pack(
     }
     packed.unreadable.sort_by_key(|sample| sample.index);
     packed.skipped = record.samples - packed.images;
+    if let PackAs::Size(size) = config.pack_as {
+        packed.notices = job.fitted.into_inner().unwrap_or_else(PoisonError::into_inner).notices_of_pack(size);
+    }
     match packed.unreadable.last().filter(|_| packed.images == 0) {
         Some(last) => Err(DataError::NothingReadable { count: record.samples as u64, last: last.to_string() }),
         None => Ok(packed),
     }
-}
-
-/// Makes the folder ours: an empty one, or one in which the same was begun. The file is the lock, which the system opens when
-/// this process ends.
-fn claim(source: &dyn Source, to: &Path, config: &PackConfig) -> Result<(Record, File), DataError> {
-    if let PackAs::Size(size) = config.pack_as {
-        // Checks the size.
-        Transform::new(0, size, 3, Crop::Center, Fitting::default(), false)?;
-    }
-    let chosen = source.len().div_ceil(SHARDS).clamp(MIN_SHARD_IMAGES, MAX_SHARD_IMAGES);
-    let record = Record {
-        fingerprint: source.fingerprint().to_owned(),
-        samples: source.len(),
-        shard_images: if config.shard_images == 0 { chosen } else { config.shard_images },
-        pack_as: config.pack_as,
-    };
-    let refuse = |reason: String| DataError::PackTarget { to: to.to_owned(), reason };
-    fs::create_dir_all(to).map_err(failed("make the folder", to))?;
-    let path = to.join(RECORD);
-    match fs::read(&path) {
-        // A record that a power failure took the bytes of: what is there counts if it fits.
-        Ok(bytes) if bytes.is_empty() => replace(&path, serde_json::json!(record).to_string().as_bytes())?,
-        Ok(bytes) => {
-            let there: Record = serde_json::from_slice(&bytes).map_err(|e| refuse(format!("{RECORD}: {e}")))?;
-            if there != record {
-                return Err(refuse(difference(&there, &record)));
-            }
-        }
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-            let mut entries = fs::read_dir(to).map_err(failed("list the folder", to))?;
-            if let Some(Ok(entry)) = entries.next() {
-                return Err(refuse(format!("it is not empty: {:?} is there", entry.file_name())));
-            }
-            replace(&path, serde_json::json!(record).to_string().as_bytes())?;
-        }
-        Err(cause) => return Err(DataError::Io { action: "read", path, cause }),
-    }
-    let file = File::open(&path).map_err(failed("open", &path))?;
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(refuse("another process packs into it now".to_owned())),
-        // Some file systems have no locks.
-        Ok(()) | Err(TryLockError::Error(_)) => Ok((record, file)),
-    }
-}
-
-/// Why a folder cannot be gone on with.
-fn difference(there: &Record, now: &Record) -> String {
-    let what = |record: &Record| match record.pack_as {
-        PackAs::Size(size) => format!("PNGs of {}", size.width_x_height()),
-        PackAs::Original => "images as they are".to_owned(),
-    };
-    if there.fingerprint != now.fingerprint {
-        return format!("it holds another source, or this one with {} samples and other content", there.samples);
-    }
-    let (before, after) = (what(there), what(now));
-    format!("it holds {before}, {} a shard, and not {after}, {} a shard", there.shard_images, now.shard_images)
 }
 
 /// The work of all threads.
@@ -194,7 +135,9 @@ struct Job<'a> {
     source: &'a dyn Source,
     to: &'a Path,
     record: &'a Record,
-    limits: ImageLimits,
+    config: &'a PackConfig,
+    /// What was done to the images so far.
+    fitted: Mutex<Fitted>,
     done: AtomicUsize,
     next: AtomicUsize,
     progress: &'a (dyn Fn(usize) + Sync),
@@ -268,7 +211,7 @@ impl Job<'_> {
 
     /// The ending, the bytes and the label of a sample as it is packed.
     fn convert(&self, raw: RawImage) -> Result<(&'static str, Vec<u8>, Option<u32>), DataError> {
-        let decoded = match decode(&raw.bytes, self.limits) {
+        let decoded = match decode(&raw.bytes, self.config.limits) {
             Ok(decoded) => decoded,
             Err(reason) => return Err(DataError::Unreadable { sample: raw.id, reason }),
         };
@@ -276,10 +219,12 @@ impl Job<'_> {
             let ending = if decoded.format == "jpeg" { "jpg" } else { decoded.format };
             return Ok((ending, raw.bytes.to_vec(), raw.label));
         };
-        // A grey image has the same pixels in one channel.
-        let (channels, color) =
-            if decoded.image.color().has_color() { (3, ExtendedColorType::Rgb8) } else { (1, ExtendedColorType::L8) };
-        let transform = Transform::new(0, size, channels, Crop::Center, Fitting::default(), false)?;
+        // A grey image has the same pixels in one channel, unless something else lies under or around it.
+        let fitting = self.config.fitting;
+        let coloured = decoded.image.color().has_color() || !fitting.background.is_grey();
+        let (channels, color) = if coloured { (3, ExtendedColorType::Rgb8) } else { (1, ExtendedColorType::L8) };
+        let transform = Transform::new(0, size, channels, Crop::Center, fitting, false)?;
+        transform.note(&mut self.fitted.lock().unwrap_or_else(PoisonError::into_inner), &decoded);
         let mut pixels = vec![0; transform.image_len()];
         transform.apply(decoded, &raw.id, 0, &mut pixels)?;
         let mut bytes = Cursor::new(Vec::new());
@@ -296,59 +241,20 @@ fn beside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.tmp"))
 }
 
-/// A tar file that is written, and hashed at the same time.
-struct ShardWriter {
-    path: PathBuf,
-    file: BufWriter<File>,
-    hash: blake3::Hasher,
-}
-
-impl ShardWriter {
-    fn create(path: &Path) -> Result<Self, DataError> {
-        let file = File::create(path).map_err(failed("write", path))?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(BUFFER, file), hash: blake3::Hasher::new() })
-    }
-
-    fn add(&mut self, name: &str, bytes: &[u8]) -> Result<(), DataError> {
-        let header = file_header(name, bytes.len() as u64).ok_or_else(|| DataError::PackTarget {
-            to: self.path.clone(),
-            reason: format!("{name} with {} bytes does not fit into a tar file", bytes.len()),
-        })?;
-        self.write(&header)?;
-        self.write(bytes)?;
-        self.write(&[0; BLOCK][..bytes.len().next_multiple_of(BLOCK) - bytes.len()])
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), DataError> {
-        self.hash.update(bytes);
-        self.file.write_all(bytes).map_err(failed("write", &self.path))
-    }
-
-    /// Ends the archive, and compares what is on the disk with what was written.
-    fn finish(mut self) -> Result<(), DataError> {
-        self.write(&[0; 2 * BLOCK])?;
-        let file = self.file.into_inner().map_err(|error| failed("write", &self.path)(error.into_error()))?;
-        file.sync_all().map_err(failed("write", &self.path))?;
-        let mut file = File::open(&self.path).map_err(failed("open", &self.path))?;
-        let (mut hash, mut buffer) = (blake3::Hasher::new(), vec![0; BUFFER]);
-        loop {
-            match file.read(&mut buffer).map_err(failed("read", &self.path))? {
-                0 => break,
-                read => _ = hash.update(&buffer[..read]),
-            }
-        }
-        if hash.finalize() == self.hash.finalize() {
-            return Ok(());
-        }
-        let reason = "the disk gives other bytes than were written".to_owned();
-        Err(DataError::PackTarget { to: self.path, reason })
-    }
-}
-
-/// Writes the index of a shard, if it does not lie there already.
+/// Writes the index of a shard, if it does not lie there already. Without it the shard is as good: a folder of its name is left alone.
 fn keep_index(shard: &Path, index: &[u8]) -> Result<(), DataError> {
     let path = index_name(shard);
-    if fs::read(&path).is_ok_and(|there| there == index) { Ok(()) } else { replace(&path, index) }
+    let about = fs::metadata(&path).ok();
+    if about.as_ref().is_some_and(fs::Metadata::is_dir) {
+        tracing::warn!("{}: a folder lies where the index of a shard would", shown(&path.to_string_lossy()));
+        return Ok(());
+    }
+    // What is no file, as a pipe, may have no end.
+    let alike = about.is_some_and(|about| about.is_file() && about.len() == index.len() as u64);
+    if alike && fs::read(&path).is_ok_and(|there| there == index) {
+        return Ok(());
+    }
+    replace(&path, index)
 }
 
 /// Writes a small file beside its place, and renames it once its bytes are on the disk.
@@ -359,7 +265,12 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
         file.sync_all()
     });
     written.map_err(failed("write", &beside))?;
-    fs::rename(&beside, path).map_err(failed("rename", &beside))
+    let renamed = fs::rename(&beside, path);
+    if renamed.is_err() {
+        // Nobody looks for it under this name.
+        let _ = fs::remove_file(&beside);
+    }
+    renamed.map_err(failed("rename", &beside))
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataError {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use ddpm_data::{Format, ImageLimits, ImageSize};
+use ddpm_data::{Background, Fit, Fitting, Format, ImageLimits, ImageSize, MAX_IMAGE_SIZE};
 
 use super::{count, path, source};
 
@@ -54,12 +54,15 @@ pub struct PackArgs {
     /// The folder to write; a new one, or one that was begun
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub to: PathBuf,
-    /// As PNGs of this height and width (64, or 48,80), from the middle of larger images
+    /// As PNGs of this height and width (64, or 48,80)
     #[arg(long, value_name = "PIXELS", value_parser = size)]
     pub size: Option<ImageSize>,
     /// As they are
     #[arg(long)]
     pub original: bool,
+    /// How images get the size of --size
+    #[command(flatten)]
+    pub fitting: FittingArgs,
     /// How the images are stored: auto, folder, parquet, webdataset, arrow, idx or cifar
     #[arg(long, default_value = "auto", value_name = "NAME", value_parser = format)]
     pub format: Format,
@@ -75,6 +78,32 @@ pub struct PackArgs {
     /// Threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = count)]
     pub workers: Option<usize>,
+}
+
+/// How images get another size.
+#[derive(Clone, Debug, Args)]
+pub struct FittingArgs {
+    /// What becomes of larger images: crop (their middle), pad or stretch, as data.fit [default: crop]
+    #[arg(long, value_name = "HOW", value_parser = fit, conflicts_with = "original")]
+    pub fit: Option<Fit>,
+    /// Whether smaller images are enlarged, or lie in a frame, as data.upscale [default: true]
+    #[arg(long, value_name = "true|false", conflicts_with = "original")]
+    pub upscale: Option<bool>,
+    /// The colour under and around images: black, grey, white or #rrggbb, as data.background [default: white under, black around]
+    #[arg(long, value_name = "COLOUR", value_parser = background, conflicts_with = "original")]
+    pub background: Option<Background>,
+}
+
+impl FittingArgs {
+    /// That of the data, where nothing else is said.
+    pub fn get(&self) -> Fitting {
+        let default = Fitting::default();
+        Fitting {
+            fit: self.fit.unwrap_or(default.fit),
+            upscale: self.upscale.unwrap_or(default.upscale),
+            background: self.background.unwrap_or(default.background),
+        }
+    }
 }
 
 /// How large an image may be.
@@ -103,13 +132,28 @@ impl LimitArgs {
 /// A size, as in `data.image_size`; the brackets may be left out.
 fn size(text: &str) -> Result<ImageSize, String> {
     let expected = || "expected a number, or height,width".to_owned();
-    let inner = text.trim().trim_start_matches('[').trim_end_matches(']');
+    let text = text.trim();
+    let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let sides: Result<Vec<usize>, _> = inner.split(',').map(|side| side.trim().parse()).collect();
-    match sides.map_err(|_| expected())?[..] {
-        [side] => Ok(ImageSize::square(side)),
-        [height, width] => Ok(ImageSize { height, width }),
-        _ => Err(expected()),
+    let size = match sides.map_err(|_| expected())?[..] {
+        [side] => ImageSize::square(side),
+        [height, width] => ImageSize { height, width },
+        _ => return Err(expected()),
+    };
+    if size.sides().iter().all(|side| (1..=MAX_IMAGE_SIZE).contains(side)) {
+        return Ok(size);
     }
+    Err(format!("expected 1 to {MAX_IMAGE_SIZE} pixels"))
+}
+
+/// As `data.fit`.
+fn fit(text: &str) -> Result<Fit, String> {
+    serde_json::from_value(text.into()).map_err(|_| "expected crop, pad or stretch".to_owned())
+}
+
+/// As `data.background`.
+fn background(text: &str) -> Result<Background, String> {
+    Background::try_from(text.to_owned())
 }
 
 /// A format's name, as in `data.format`.

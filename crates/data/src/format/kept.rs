@@ -22,7 +22,7 @@ use super::ranges::{About, Shard, Span};
 use crate::error::DataError;
 
 /// The last bytes of a file; another layout gets another number.
-const MAGIC: &[u8; 16] = b"ddpm set index 1";
+const MAGIC: &[u8; 16] = b"ddpm set index 2";
 /// Samples of a chunk: some 20 KB, which take as long to read as one.
 const ROWS: usize = 512;
 const SPAN: usize = 16;

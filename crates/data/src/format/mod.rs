@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use self::files::{Fingerprint, has_extension};
 pub use self::named::with_classes;
-pub(crate) use self::tar::{CLASSES_FILE, file_header, index_name, shard_index};
+pub(crate) use self::tar::{CLASSES_FILE, file_header, index_name, shard_end, shard_index, verified_shard};
 use crate::error::{DataError, Refusal, shown};
 use crate::image_limits::ImageLimits;
 use crate::store::address::without_query;
@@ -235,8 +235,11 @@ fn open_pattern(
     Ok(Arc::new(tar::open(source, store, files, &others, split)?.limited(limits)))
 }
 
-/// The indices that lie beside shards, where one of them does.
+/// The indices that lie beside shards behind a network, where one of them does; on a disk they are not used.
 fn indices_beside(store: &dyn Store, shards: &[FileInfo]) -> Result<Vec<FileInfo>, DataError> {
+    if !store.is_far() {
+        return Ok(Vec::new());
+    }
     let names: Vec<String> = shards.iter().map(|shard| index_name(&shard.name).display().to_string()).collect();
     let refused = |error: StoreError| match error {
         // Signed addresses are good for what they name.

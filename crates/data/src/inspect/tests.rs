@@ -73,6 +73,19 @@ fn a_preview_shows_each_class_evenly_and_no_corrupt_sample() {
 }
 
 #[test]
+fn a_preview_shows_all_of_an_image_that_is_not_square() {
+    let dir = tempfile::TempDir::new().unwrap();
+    // White at the left and the right end, which a square from the middle would lack.
+    let wide = image::GrayImage::from_fn(80, 48, |x, _| image::Luma([if (8..72).contains(&x) { 90 } else { 255 }]));
+    std::fs::write(dir.path().join("a.png"), encode(&wide.into(), image::ImageFormat::Png)).unwrap();
+    let source = open(dir.path().to_str().unwrap(), &OpenOptions::default()).unwrap();
+    let picture = quietly(&*source).preview(&*source, 1, ImageSize::square(40), 1).unwrap().remove(0);
+    let row = |y: usize| &picture.pixels[y * 40..][..40];
+    assert_eq!((row(2)[20], row(37)[20]), (0, 0), "above and below");
+    assert_eq!((row(20)[0], row(20)[20], row(20)[39]), (255, 90, 255));
+}
+
+#[test]
 fn black_images_duplicates_and_shorter_sides_are_counted_and_named() {
     let dir = tempfile::TempDir::new().unwrap();
     let write = |name: &str, bytes: Vec<u8>| std::fs::write(dir.path().join(name), bytes).unwrap();

@@ -30,7 +30,7 @@ fn opened(path: &Path) -> Arc<dyn Source> {
 }
 
 fn config(pack_as: PackAs) -> PackConfig {
-    PackConfig { pack_as, shard_images: 5, workers: 2, limits: ImageLimits::default() }
+    PackConfig { pack_as, fitting: Fitting::default(), shard_images: 5, workers: 2, limits: ImageLimits::default() }
 }
 
 fn packed(source: &dyn Source, to: &Path, pack_as: PackAs) -> Result<Packed, DataError> {
@@ -76,6 +76,116 @@ fn a_finished_shard_is_kept_and_a_missing_or_torn_one_is_made_again_the_same() {
     assert!(!names.iter().any(|name| name.to_string_lossy().ends_with(".tmp")), "{names:?}");
 }
 
+/// Where the label of a sample lies in its shard.
+fn label_at(shard: &[u8], name: &str) -> usize {
+    shard.windows(name.len()).position(|bytes| bytes == name.as_bytes()).unwrap() + 512
+}
+
+#[test]
+fn a_label_that_was_changed_in_a_shard_is_read_despite_the_index_beside_it_and_packing_again_mends_it() {
+    let (dir, to, cache) = (folder(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let source = opened(dir.path());
+    packed(&*source, to.path(), PackAs::Size(ImageSize::square(8))).unwrap();
+    let (path, index) = (to.path().join("images-000000.tar"), to.path().join("images-000000.index"));
+    let whole = fs::read(&path).unwrap();
+    let mut changed = whole.clone();
+    changed[label_at(&whole, "000000002.cls")] = b'1';
+    fs::write(&path, &changed).unwrap();
+    // As after copying: the index is the newer file.
+    let indexed = fs::read(&index).unwrap();
+    fs::write(&index, &indexed).unwrap();
+    let stores = crate::StoreOptions { cache_dir: Some(cache.path().to_owned()), ..Default::default() };
+    let options = OpenOptions { stores, ..Default::default() };
+    let label = || open(to.path().to_str().unwrap(), &options).unwrap().read(2).unwrap().label;
+    assert_eq!([label(), label()], [Some(1); 2]);
+    let result = packed(&*source, to.path(), PackAs::Size(ImageSize::square(8))).unwrap();
+    assert_eq!((result.kept, result.shards), (4, 5), "the changed shard is made again");
+    assert!(fs::read(&path).unwrap() == whole && fs::read(&index).unwrap() == indexed);
+    assert_eq!([label(), label()], [Some(0); 2]);
+}
+
+#[test]
+fn other_pixels_or_limits_are_refused_by_name_and_so_is_a_folder_of_a_version_that_wrote_neither() {
+    let (dir, to) = (folder(), TempDir::new().unwrap());
+    let source = opened(dir.path());
+    let size = config(PackAs::Size(ImageSize::square(8)));
+    pack(&*source, to.path(), &size, &|_| {}).unwrap();
+    let refused = |config: &PackConfig| pack(&*source, to.path(), config, &|_| {}).unwrap_err().to_string();
+    let fitting = |fitting| refused(&PackConfig { fitting, ..size });
+    let (fit, background) = (crate::Fit::Pad, crate::Background::Colour([0, 128, 255]));
+    let text = fitting(Fitting { fit, background, ..Fitting::default() });
+    assert!(text.ends_with("it was packed with fit = crop and not pad, background = none and not #0080ff"), "{text}");
+    let text = fitting(Fitting { upscale: false, ..Fitting::default() });
+    assert!(text.ends_with("it was packed with upscale = true and not false"), "{text}");
+    let limits = ImageLimits { max_pixels: 100, ..ImageLimits::default() };
+    let text = refused(&PackConfig { limits, ..size });
+    assert!(text.ends_with("it was packed with max_pixels = 268435456 and not 100"), "{text}");
+    let path = to.path().join(record::NAME);
+    let mut written: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    written["how"]["made"] = 1.into();
+    fs::write(&path, written.to_string()).unwrap();
+    assert!(refused(&size).contains("by another version"), "{}", refused(&size));
+    written.as_object_mut().unwrap().remove("how").unwrap();
+    fs::write(&path, written.to_string()).unwrap();
+    assert!(refused(&size).contains("by another version"), "{}", refused(&size));
+}
+
+#[test]
+fn images_are_packed_as_training_would_fit_them_and_it_is_said_what_that_did() {
+    let dir = folder();
+    fs::remove_file(dir.path().join("dog/torn.png")).unwrap();
+    let blue = crate::Background::Colour([0, 128, 255]);
+    for fitting in [
+        Fitting { upscale: false, ..Fitting::default() },
+        Fitting { fit: crate::Fit::Pad, background: blue, ..Fitting::default() },
+        Fitting { fit: crate::Fit::Stretch, upscale: false, background: blue },
+    ] {
+        let to = TempDir::new().unwrap();
+        let source = opened(dir.path());
+        let image_size = ImageSize { height: 24, width: 28 };
+        let packing = PackConfig { fitting, ..config(PackAs::Size(image_size)) };
+        let result = pack(&*source, to.path(), &packing, &|_| {}).unwrap();
+        let said = result.notices.join("\n");
+        let what = if fitting.upscale { "are enlarged" } else { "get a frame" };
+        assert!(said.contains("of the 22 images packed now are smaller than 28x24") && said.contains(what), "{said}");
+        assert!(!said.contains("data."), "{said}");
+        let shards = opened(to.path());
+        // A colour becomes grey before it is laid around an image, and after it was packed, which may round to another number.
+        for channels in if fitting.background == blue { &[3][..] } else { &[1, 3] } {
+            let channels = *channels;
+            let settings = LoaderConfig {
+                channels,
+                fitting,
+                image_size,
+                crop: Crop::Center,
+                num_classes: Some(2),
+                ..crate::testing::config()
+            };
+            let batch = |source| Batcher::new(source, settings.clone()).unwrap().batch_at(3).unwrap();
+            assert!(batch(Arc::clone(&source)) == batch(Arc::clone(&shards)), "{fitting:?}, {channels} channels");
+        }
+        assert!(pack(&*source, to.path(), &packing, &|_| {}).unwrap().notices.is_empty(), "nothing was made");
+    }
+}
+
+#[test]
+fn a_folder_in_the_place_of_an_index_ends_nothing_and_stays() {
+    let (dir, to) = (folder(), TempDir::new().unwrap());
+    let source = opened(dir.path());
+    packed(&*source, to.path(), PackAs::Original).unwrap();
+    let index = to.path().join("images-000001.index");
+    fs::remove_file(&index).unwrap();
+    fs::create_dir(&index).unwrap();
+    let result = packed(&*source, to.path(), PackAs::Original).unwrap();
+    assert_eq!((result.kept, result.shards), (5, 5));
+    assert!(index.is_dir());
+    fs::remove_file(to.path().join(CLASSES_FILE)).unwrap();
+    fs::create_dir(to.path().join(CLASSES_FILE)).unwrap();
+    packed(&*source, to.path(), PackAs::Original).unwrap_err();
+    let names: Vec<_> = fs::read_dir(to.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!names.iter().any(|name| name.to_string_lossy().ends_with(".tmp")), "{names:?}");
+}
+
 #[test]
 fn originals_keep_every_byte() {
     let (dir, to) = (folder(), TempDir::new().unwrap());
@@ -112,7 +222,7 @@ fn two_processes_do_not_pack_into_one_folder() {
     let (dir, to) = (folder(), TempDir::new().unwrap());
     let source = opened(dir.path());
     packed(&*source, to.path(), PackAs::Size(ImageSize::square(8))).unwrap();
-    let held = File::open(to.path().join(RECORD)).unwrap();
+    let held = File::open(to.path().join(record::NAME)).unwrap();
     held.try_lock().unwrap();
     let text = packed(&*source, to.path(), PackAs::Size(ImageSize::square(8))).unwrap_err().to_string();
     assert!(text.ends_with("another process packs into it now"), "{text}");

@@ -72,6 +72,7 @@ fn a_kept_index_gives_the_same_source_until_a_shard_changes() {
     let source = crate::open("builtin:fashion10k", &OpenOptions::default()).unwrap();
     let packing = crate::PackConfig {
         pack_as: crate::PackAs::Original,
+        fitting: crate::Fitting::default(),
         shard_images: 1000,
         workers: 0,
         limits: crate::ImageLimits::default(),

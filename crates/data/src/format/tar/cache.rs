@@ -15,7 +15,7 @@ use crate::format::ranges::{Names, Span};
 use crate::store::{FileInfo, Store};
 
 /// The first bytes of a file; another layout gets another number.
-const MAGIC: &[u8] = b"ddpm tar index 2";
+const MAGIC: &[u8] = b"ddpm tar index 3";
 /// Of blake3, at the end.
 const HASH: usize = 32;
 /// Bytes of a span.
@@ -29,31 +29,34 @@ struct Head {
     found: Found,
 }
 
-/// The index of the shard at `place`, by `build` where none is kept.
-pub(super) fn load_or<E>(
-    folder: Option<&Path>,
-    place: &Path,
-    file: &FileInfo,
-    build: impl FnOnce() -> Result<Index, E>,
-) -> Result<Index, E> {
-    let Some(folder) = folder.filter(|_| file.version != 0) else { return build() };
-    let Some(place) = absolute(place) else { return build() };
-    let name = blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex();
-    let kept = folder.join(format!("{name}.index"));
-    if let Some(index) = fs::read(&kept).ok().and_then(|bytes| parse(&bytes, file)) {
-        return Ok(index);
-    }
-    let index = build()?;
-    if let Err(error) = keep(folder, &kept, &encode(&index, file)) {
+/// The index of the shard at `place`, if it is kept.
+pub(super) fn load(folder: Option<&Path>, place: &Path, file: &FileInfo) -> Option<Index> {
+    parse(&fs::read(kept_at(folder?, place, file)?).ok()?, file)
+}
+
+/// Keeps the index of the shard at `place`, as its headers say.
+pub(super) fn keep(folder: Option<&Path>, place: &Path, file: &FileInfo, index: &Index) {
+    let Some(kept) = folder.and_then(|folder| kept_at(folder, place, file)) else { return };
+    if let Err(error) = write(&kept, &encode(index, file)) {
         tracing::debug!("the index of {} is not kept: {error}", place.display());
     }
-    Ok(index)
+}
+
+/// Where the index of a shard is kept; `None` where it cannot be known whether the shard has changed.
+fn kept_at(folder: &Path, place: &Path, file: &FileInfo) -> Option<PathBuf> {
+    let place = absolute(place).filter(|_| file.version != 0)?;
+    let name = blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex();
+    Some(folder.join(format!("{name}.index")))
 }
 
 /// A place that is the same from whatever directory.
 fn absolute(place: &Path) -> Option<PathBuf> {
     let far = place.to_string_lossy().contains("://");
     if far { Some(place.to_owned()) } else { std::path::absolute(place).ok() }
+}
+
+fn is_index(name: &Path) -> bool {
+    name.extension().is_some_and(|extension| extension == "index")
 }
 
 /// Where the index of all of `files` together is kept, and what they are as they are now; `others` lie beside them. `None` where
@@ -63,8 +66,9 @@ pub(super) fn of_set(store: &dyn Store, files: &[FileInfo], others: &[FileInfo])
     let place = absolute(&store.place(Path::new("")))?;
     let (mut name, mut identity) = (Fingerprint::default(), Fingerprint::default());
     name.add_path(&place);
-    let classes = others.iter().filter(|file| file.name.ends_with(super::CLASSES_FILE));
-    for file in files.iter().chain(classes) {
+    // What is not read changes nothing; of a store that is not far, that is also the indices.
+    let read = |name: &Path| name.ends_with(super::CLASSES_FILE) || (store.is_far() && is_index(name));
+    for file in files.iter().chain(others.iter().filter(|file| read(&file.name))) {
         if file.version == 0 {
             return None;
         }
@@ -76,9 +80,9 @@ pub(super) fn of_set(store: &dyn Store, files: &[FileInfo], others: &[FileInfo])
 }
 
 /// Writes beside and renames, so that another process never reads half of it.
-fn keep(folder: &Path, kept: &Path, bytes: &[u8]) -> std::io::Result<()> {
+fn write(kept: &Path, bytes: &[u8]) -> std::io::Result<()> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
-    fs::create_dir_all(folder)?;
+    kept.parent().map_or(Ok(()), fs::create_dir_all)?;
     let unique = format!("{}-{}.tmp", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
     let beside = kept.with_extension(unique);
     let written = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, kept));
@@ -153,13 +157,15 @@ mod tests {
 
     /// Whether the index had to be made.
     fn made(folder: &Path, file: &FileInfo) -> bool {
-        let mut made = false;
-        let loaded = load_or(Some(folder), Path::new("a.tar"), file, || {
-            made = true;
-            Ok::<_, ()>(index())
-        });
-        assert_eq!(loaded.unwrap(), index());
-        made
+        let (folder, place) = (Some(folder), Path::new("a.tar"));
+        match load(folder, place, file) {
+            Some(kept) => assert_eq!(kept, index()),
+            None => {
+                keep(folder, place, file, &index());
+                return true;
+            }
+        }
+        false
     }
 
     #[test]

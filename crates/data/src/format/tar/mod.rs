@@ -8,6 +8,7 @@ mod beside;
 mod cache;
 mod header;
 mod index;
+mod seal;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -25,6 +26,7 @@ pub(super) fn index_of_set(store: &dyn Store, files: &[FileInfo]) -> Option<(std
 pub(crate) use self::beside::index_name;
 pub(crate) use self::header::file_header;
 use self::index::{Fault, Found, Index};
+pub(crate) use self::seal::{end as shard_end, verified as verified_shard};
 use super::classes::{Classes, names_in};
 use super::files::{Fingerprint, passed_over, shown};
 use super::kept;
@@ -46,12 +48,13 @@ const FEW: usize = 20;
 /// Threads that index shards: a disk has few heads, a network many answers on their way.
 const INDEXERS: usize = 8;
 
-/// The number of samples in a shard on a disk, and its index as it is kept [beside it](index_name); `None` where there is no shard,
-/// or a damaged one.
+/// The number of samples in a packed shard on a disk, and its index as it is kept [beside it](index_name); `None` where there is no
+/// shard, or one whose bytes are not those that were written. All of them are read.
 pub(crate) fn shard_index(path: &Path) -> Option<(usize, Vec<u8>)> {
+    let content = verified_shard(path).ok()??;
     let Ok(Located::File(store, file)) = locate(path.to_str()?, &StoreOptions::default()) else { return None };
     let index = index::build(&*store, &file).ok().filter(|index| !index.found.without_end)?;
-    Some((index.spans.len(), beside::encode(&index, &file)))
+    Some((index.spans.len(), beside::encode(&index, &file, &content)))
 }
 
 /// Opens those of the shards `files` that belong to `split`; `others` lie beside them, and `place` is `data.source`.
@@ -154,10 +157,19 @@ fn index_all(store: &dyn Store, files: &[FileInfo], others: &[FileInfo]) -> Resu
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(file) = files.get(at) else { return Ok(done) };
+            let place = store.place(&file.name);
+            // What the headers said is known for certain; an index beside the shard comes second, and is not kept.
+            let known = cache::load(cache.as_deref(), &place, file);
             let given = || beside::load(store, file, beside.get(index_name(&file.name).as_path())?);
-            let whole = || given().map_or_else(|| index::build(store, file), Ok);
-            let index = cache::load_or(cache.as_deref(), &store.place(&file.name), file, whole);
-            done.push((at, index.map_err(|fault| refuse(store, file, fault))?));
+            let index = match known.or_else(given) {
+                Some(index) => index,
+                None => {
+                    let index = index::build(store, file).map_err(|fault| refuse(store, file, fault))?;
+                    cache::keep(cache.as_deref(), &place, file, &index);
+                    index
+                }
+            };
+            done.push((at, index));
             // Over a network all bytes of a shard that was never seen are read.
             let tens = started.elapsed().as_secs() / 10;
             if said.fetch_max(tens, Ordering::Relaxed) < tens {

@@ -275,6 +275,7 @@ fn of_packed_shards_the_index_beside_them_is_read_and_not_the_headers_unless_it_
     let (to, source) = (far.here.path().join("packed"), open_path(images.path()).unwrap());
     let packing = crate::PackConfig {
         pack_as: crate::PackAs::Original,
+        fitting: crate::Fitting::default(),
         shard_images: 15,
         workers: 1,
         limits: crate::ImageLimits::default(),
@@ -299,4 +300,39 @@ fn of_packed_shards_the_index_beside_them_is_read_and_not_the_headers_unless_it_
     fs::write(&first, swapped).unwrap();
     let after = open_path(&to).unwrap();
     assert_eq!(after.read(0).unwrap().bytes, after.read(15).unwrap().bytes, "an index of another shard was believed");
+}
+
+#[test]
+fn an_index_beside_a_shard_that_was_made_again_gives_no_wrong_labels_and_is_never_kept() {
+    let far = Far::new();
+    let packing = crate::PackConfig {
+        pack_as: crate::PackAs::Original,
+        fitting: crate::Fitting::default(),
+        shard_images: 12,
+        workers: 1,
+        limits: crate::ImageLimits::default(),
+    };
+    // The same images with the same names and as many bytes, and the same labels of the first and the last.
+    let then = [0u32, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1];
+    let now = [0u32, 1, 0, 1, 1, 0, 0, 1, 0, 1, 0, 1];
+    let packed = |to: &str, labels: &[u32]| {
+        let rows: Vec<Row> = (0..12u8).zip(labels).map(|(i, &l)| (Some(grey_png(4, i)), Some(i64::from(l)))).collect();
+        far.add("rows.parquet", parquet_bytes(&rows, &Layout::default()));
+        let to = far.here.path().join(to);
+        crate::pack(&*far.near("rows.parquet"), &to, &packing, &|_| ()).unwrap();
+        ["tar", "index"].map(|ending| fs::read(to.join(format!("images-000000.{ending}"))).unwrap())
+    };
+    let ([tar, index], [new_tar, new_index]) = (packed("then", &then), packed("now", &now));
+    assert!(tar.len() == new_tar.len() && tar != new_tar, "the test needs shards of one size");
+    let labels = |tar: &[u8], index: &[u8]| {
+        far.server.add("packed/images-000000.tar", tar.to_vec());
+        far.server.add("packed/images-000000.index", index.to_vec());
+        let source = far.open("packed/images-{000000..000000}.tar").unwrap();
+        (0..source.len()).map(|i| source.read(i).unwrap().label.unwrap()).collect::<Vec<_>>()
+    };
+    let kept = || fs::read_dir(far.cache.path().join("shards")).map_or(0, Iterator::count);
+    assert_eq!((labels(&tar, &index), kept()), (then.to_vec(), 0), "what the headers did not say is not kept");
+    assert_eq!((labels(&new_tar, &index), kept()), (now.to_vec(), 1));
+    assert_eq!(labels(&new_tar, &new_index), now);
+    assert_eq!(labels(&tar, &new_index), then);
 }
