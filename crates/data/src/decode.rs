@@ -1,11 +1,8 @@
 //! Bytes to pixels: decode, flatten, crop, resize, pad, flip. `[H, W, C]` u8, the size the network trains at.
 //!
-//! The rule for the size, for an image of `w x h` and a network of `W x H`:
-//! - `w <= W` and `h <= H`, unless it is to be enlarged: no resampling; the image is centred on the background (28x28 Fashion
-//!   images become 32x32 untouched).
-//! - otherwise as [`Fit`] says, with Lanczos. `crop` cuts out the largest part of the network's shape where [`Crop`] says and
-//!   resizes it. Cutting first gives what resizing and cutting then gives, but the work and memory stay bounded for a 1x10000
-//!   strip.
+//! What becomes of an image of another size is [`Fate`]'s to say. One that keeps its size is centred on the background; one that is
+//! cut is cut first and resized then, with Lanczos. Resizing first would give the same, but so the work and memory stay bounded for
+//! a 1x10000 strip.
 //!
 //! Transparency is laid on the background. EXIF orientation is applied, so that photos train upright.
 //! The crop's place and the flip are drawn at the sample's position in the run (images seen before it): see
@@ -17,31 +14,19 @@ use std::io::Cursor;
 
 use ddpm_kernels::image_size::ImageSize;
 use ddpm_kernels::philox::{Philox, Purpose};
+use image::codecs::tiff::TiffDecoder;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
-use serde::{Deserialize, Serialize};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, ImageResult, Limits, RgbImage};
 
 pub(crate) use self::colour::Colours;
 use crate::error::{DataError, guard};
-use crate::fitting::{Fit, Fitted, Fitting, largest_part};
+pub(crate) use crate::fitting::Crop;
+use crate::fitting::{Fate, Fitted, Fitting};
 use crate::image_limits::ImageLimits;
 use crate::resample;
 
 /// The largest training size; far beyond what a pixel-space diffusion model is trained at.
 pub const MAX_IMAGE_SIZE: usize = 4096;
-
-/// Where an image larger than the network's is cut (`data.crop`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Crop {
-    /// In the middle.
-    #[default]
-    Center,
-    /// Anywhere along the longer side, drawn again each time the image is seen.
-    Random,
-    /// Not at all: a larger image is an error.
-    None,
-}
 
 /// A decoded file, before it is fitted to the network.
 #[derive(Debug)]
@@ -62,12 +47,13 @@ pub(crate) fn decode(bytes: &[u8], limits: ImageLimits) -> Result<Decoded, Strin
         if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
             return Err("the JPEG data is truncated".into());
         }
-        let (image, colours) = decode_frame(reader, limits)?;
+        let (image, colours) = decode_frame(bytes, reader, limits)?;
         Ok(Decoded { image, format: format_name(format), colours })
     })
 }
 
 fn decode_frame(
+    bytes: &[u8],
     mut reader: ImageReader<Cursor<&[u8]>>,
     limits: ImageLimits,
 ) -> Result<(DynamicImage, Colours), String> {
@@ -78,6 +64,7 @@ fn decode_frame(
     let mut of_decoder = Limits::no_limits();
     of_decoder.max_alloc = Some(limits.max_bytes);
     reader.limits(of_decoder);
+    let is_tiff = reader.format() == Some(ImageFormat::Tiff);
     let mut decoder = reader.into_decoder().map_err(reason)?;
     // Not every decoder counts the buffer it is given, so its size is checked before it is allocated.
     limits.check_image(decoder.dimensions(), decoder.total_bytes())?;
@@ -86,11 +73,21 @@ fn decode_frame(
         Orientation::NoTransforms => decoder.exif_metadata().ok().flatten().and_then(|exif| long_orientation(&exif)),
         other => Some(other),
     };
-    let profile = decoder.icc_profile().ok().flatten();
+    let profile = if is_tiff { profile_of_tiff(bytes) } else { decoder.icc_profile() };
     let mut image = DynamicImage::from_decoder(decoder).map_err(reason)?;
     image.apply_orientation(orientation.unwrap_or(Orientation::NoTransforms));
-    let colours = profile.map_or(Colours::Srgb, |profile| Colours::of(&profile, image.color()));
+    let colours = match profile {
+        Ok(Some(profile)) => Colours::of(&profile, image.color()),
+        Ok(None) => Colours::Srgb,
+        Err(_) => Colours::Ignored("damaged"),
+    };
     Ok((image, colours))
+}
+
+/// The profile in a TIFF. A decoder with limits allows a profile as many bytes as the image has, of which a small image has too
+/// few, and says nothing. One without allows it 256 MiB, and fails at the end of the file where less is there.
+fn profile_of_tiff(bytes: &[u8]) -> ImageResult<Option<Vec<u8>>> {
+    TiffDecoder::new(Cursor::new(bytes))?.icc_profile()
 }
 
 /// The orientation of EXIF data that holds it as a number of 32 bits. The standard says 16, which the decoders read; some cameras
@@ -212,7 +209,8 @@ impl Transform {
 
     /// What is done to an image.
     pub(crate) fn note(&self, fitted: &mut Fitted, decoded: &Decoded) {
-        fitted.add((decoded.image.width(), decoded.image.height()), self.size, self.fitting);
+        let size = (decoded.image.width(), decoded.image.height());
+        fitted.add(size, self.size, Fate::of(size, self.size, self.crop, self.fitting));
         if let Colours::Ignored(profile) = decoded.colours {
             fitted.add_ignored(profile);
         }
@@ -221,49 +219,27 @@ impl Transform {
     /// At most the network's size in both directions.
     fn fit(&self, image: DynamicImage, sample: &str, position: u64) -> Result<DynamicImage, DataError> {
         let (width, height) = (image.width(), image.height());
-        let (most_width, most_height) = self.most();
-        // Where nothing may be cut, an image of another shape keeps its size.
-        let other_shape = || self.crop == Crop::None && largest_part((width, height), self.size) != (width, height);
-        let framed = !self.fitting.upscale || (self.fitting.fit == Fit::Crop && other_shape());
-        if width <= most_width && height <= most_height && framed {
-            return Ok(image);
-        }
-        match self.fitting.fit {
-            Fit::Crop => self.cut(image, sample, position).map(|part| self.resize(part, most_width, most_height)),
-            Fit::Pad => {
-                let ratio = |most: u32, length: u32| f64::from(most) / f64::from(length);
-                let scale = ratio(most_width, width).min(ratio(most_height, height));
-                let side = |length: u32, most: u32| ((f64::from(length) * scale).round() as u32).clamp(1, most);
-                Ok(self.resize(image, side(width, most_width), side(height, most_height)))
+        match Fate::of((width, height), self.size, self.crop, self.fitting) {
+            Fate::Kept { .. } => Ok(image),
+            Fate::Resized { part, to: (to_width, to_height) } => {
+                Ok(self.resize(self.cut(image, part, position), to_width, to_height))
             }
-            Fit::Stretch => Ok(self.resize(image, most_width, most_height)),
+            Fate::Refused => {
+                Err(DataError::CropNeeded { sample: sample.to_owned(), width, height, image_size: self.size })
+            }
         }
     }
 
-    /// The network's width and height.
-    fn most(&self) -> (u32, u32) {
-        (self.size.width as u32, self.size.height as u32)
-    }
-
-    /// The largest part of an image that has the network's shape.
-    fn cut(&self, image: DynamicImage, sample: &str, position: u64) -> Result<DynamicImage, DataError> {
-        let (width, height) = (image.width(), image.height());
-        let (part_width, part_height) = largest_part((width, height), self.size);
-        let whole = (part_width, part_height) == (width, height);
-        let (most_width, most_height) = self.most();
-        let (x, y) = match self.crop {
-            Crop::Center => ((width - part_width) / 2, (height - part_height) / 2),
-            Crop::Random => {
-                let draw = |axis, room| self.crop_draws.below(axis, position, u64::from(room) + 1) as u32;
-                (draw(0, width - part_width), draw(1, height - part_height))
-            }
-            Crop::None if whole && width <= most_width && height <= most_height => (0, 0),
-            Crop::None => {
-                let image_size = self.size;
-                return Err(DataError::CropNeeded { sample: sample.to_owned(), width, height, image_size });
-            }
-        };
-        Ok(if whole { image } else { image.crop_imm(x, y, part_width, part_height) })
+    /// The part of an image that has this width and height.
+    fn cut(&self, image: DynamicImage, (part_width, part_height): (u32, u32), position: u64) -> DynamicImage {
+        let room = (image.width() - part_width, image.height() - part_height);
+        if room == (0, 0) {
+            return image;
+        }
+        let draw = |axis, room| self.crop_draws.below(axis, position, u64::from(room) + 1) as u32;
+        let (x, y) =
+            if self.crop == Crop::Random { (draw(0, room.0), draw(1, room.1)) } else { (room.0 / 2, room.1 / 2) };
+        image.crop_imm(x, y, part_width, part_height)
     }
 
     fn resize(&self, image: DynamicImage, width: u32, height: u32) -> DynamicImage {

@@ -360,6 +360,14 @@ pub enum DataError {
         /// What is wrong, and where.
         reason: String,
     },
+    /// A chunk of a kept index is damaged.
+    #[error("{}: the index of the data set that was kept there is damaged", shown_path(path))]
+    BadIndex {
+        /// The file.
+        path: PathBuf,
+        /// Whether it was removed, or somebody else has to.
+        removed: bool,
+    },
     /// The loader was asked again after it had returned an error; or the run is to stop, and a store was waited for.
     #[error("reading the data was stopped")]
     Stopped,

@@ -1,4 +1,4 @@
-//! How an image of any shape gets the network's size, as `data.fit`, `data.upscale` and `data.background` say; and what that
+//! How an image of any shape gets the network's size, as `data.fit`, `data.crop`, `data.upscale` and `data.background` say; and what that
 //! did to the images so far, for a person who did not expect it.
 
 use std::cmp::Ordering;
@@ -10,6 +10,19 @@ use serde::{Deserialize, Serialize};
 
 /// A cut of this share, on average, is worth a word: a 4:3 photo loses a quarter.
 const MUCH: f64 = 0.2;
+
+/// Where an image larger than the network's is cut (`data.crop`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Crop {
+    /// In the middle.
+    #[default]
+    Center,
+    /// Anywhere along the longer side, drawn again each time the image is seen.
+    Random,
+    /// Not at all: a larger image is an error, and a smaller one of another shape gets a frame.
+    None,
+}
 
 /// How an image that is larger than the network's is made to fit (`data.fit`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,11 +144,57 @@ struct Words {
     anew: &'static str,
 }
 
+/// What becomes of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is not larger than the network's in any direction and keeps its size, in a frame where it is smaller.
+    Kept {
+        /// That is so only because of its shape: without a cut it cannot be enlarged, and `data.crop` allows none.
+        by_shape: bool,
+    },
+    /// A part of this width and height is resized.
+    Resized { part: (u32, u32), to: (u32, u32) },
+    /// It would have to be made smaller, and `data.crop` expects that no image has to.
+    Refused,
+}
+
+impl Fate {
+    /// Of an image of this width and height, for a network of `size`.
+    pub(crate) fn of((width, height): (u32, u32), size: ImageSize, crop: Crop, fitting: Fitting) -> Self {
+        let (most_width, most_height) = (size.width as u32, size.height as u32);
+        let part = match fitting.fit {
+            Fit::Crop => largest_part((width, height), size),
+            Fit::Pad | Fit::Stretch => (width, height),
+        };
+        let uncut = fitting.fit == Fit::Crop && crop == Crop::None;
+        let other_shape = uncut && part != (width, height);
+        if width <= most_width && height <= most_height {
+            if other_shape || !fitting.upscale {
+                return Self::Kept { by_shape: other_shape };
+            }
+        } else if uncut {
+            return Self::Refused;
+        }
+        let to = match fitting.fit {
+            Fit::Crop | Fit::Stretch => (most_width, most_height),
+            Fit::Pad => {
+                let ratio = |most: u32, length: u32| f64::from(most) / f64::from(length);
+                let scale = ratio(most_width, width).min(ratio(most_height, height));
+                let side = |length: u32, most: u32| ((f64::from(length) * scale).round() as u32).clamp(1, most);
+                (side(width, most_width), side(height, most_height))
+            }
+        };
+        Self::Resized { part, to }
+    }
+}
+
 /// What fitting did to some images.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fitted {
     images: usize,
     framed: usize,
+    /// Those that their shape gave a frame.
+    framed_by_shape: usize,
     enlarged: usize,
     /// The shares that were cut off, added up.
     lost: f64,
@@ -146,24 +205,22 @@ pub(crate) struct Fitted {
 }
 
 impl Fitted {
-    /// Takes in an image of this width and height, for a network of `size`.
-    pub(crate) fn add(&mut self, (width, height): (u32, u32), size: ImageSize, fitting: Fitting) {
+    /// Takes in an image of this width and height, for a network of `size`, and what became of it.
+    pub(crate) fn add(&mut self, (width, height): (u32, u32), size: ImageSize, fate: Fate) {
         self.images += 1;
         self.mixed |= *self.first.get_or_insert((width, height)) != (width, height);
-        let (wide, high) = (width as usize, height as usize);
-        let small = wide <= size.width && high <= size.height && !fitting.upscale;
-        if small {
-            self.framed += usize::from(wide < size.width || high < size.height);
-            return;
-        }
-        self.enlarged += usize::from(match fitting.fit {
-            Fit::Crop | Fit::Stretch => wide < size.width || high < size.height,
-            Fit::Pad => wide < size.width && high < size.height,
-        });
-        if fitting.fit == Fit::Crop {
-            let (kept_width, kept_height) = largest_part((width, height), size);
-            let kept = f64::from(kept_width) * f64::from(kept_height);
-            self.lost += 1.0 - kept / (f64::from(width) * f64::from(height));
+        match fate {
+            Fate::Kept { by_shape: true } => self.framed_by_shape += 1,
+            Fate::Kept { by_shape: false } => {
+                self.framed += usize::from((width as usize) < size.width || (height as usize) < size.height);
+            }
+            Fate::Resized { part, to } => {
+                self.enlarged += usize::from(to.0 > part.0 || to.1 > part.1);
+                let kept = f64::from(part.0) * f64::from(part.1);
+                self.lost += 1.0 - kept / (f64::from(width) * f64::from(height));
+            }
+            // An error says it.
+            Fate::Refused => {}
         }
     }
 
@@ -176,6 +233,7 @@ impl Fitted {
     pub(crate) fn merge(&mut self, other: &Self) {
         self.images += other.images;
         self.framed += other.framed;
+        self.framed_by_shape += other.framed_by_shape;
         self.enlarged += other.enlarged;
         self.lost += other.lost;
         self.mixed |= other.mixed || (self.first.is_some() && other.first.is_some() && self.first != other.first);
@@ -207,6 +265,14 @@ impl Fitted {
             notices.push(format!(
                 "{framed} of {all} are smaller than {size} and get a frame, which drawn images will show too; {keys}upscale = true \
                  enlarges them instead, {anew}"
+            ));
+        }
+        if self.framed_by_shape > 0 {
+            let framed = self.framed_by_shape;
+            notices.push(format!(
+                "{framed} of {all} are smaller than {size} and of another shape: as {keys}crop = \"none\" cuts nothing, they get a \
+                 frame, which drawn images will show too; {keys}crop = \"center\" with {keys}upscale = true cuts and enlarges them \
+                 instead, {anew}"
             ));
         }
         if enlarged > 0 {
@@ -266,10 +332,14 @@ mod tests {
     }
 
     fn notices_at(image_size: ImageSize, sizes: &[(u32, u32)], fitting: Fitting) -> Vec<String> {
+        notices_cutting(Crop::Center, image_size, sizes, fitting)
+    }
+
+    fn notices_cutting(crop: Crop, image_size: ImageSize, sizes: &[(u32, u32)], fitting: Fitting) -> Vec<String> {
         let mut all = Fitted::default();
         for &size in sizes {
             let mut one = Fitted::default();
-            one.add(size, image_size, fitting);
+            one.add(size, image_size, Fate::of(size, image_size, crop, fitting));
             all.merge(&one);
         }
         all.notices(image_size)
@@ -301,6 +371,21 @@ mod tests {
             );
         }
         assert!(notices(&[(64, 64), (32, 32)], Fitting::default()).is_empty());
+    }
+
+    #[test]
+    fn where_nothing_may_be_cut_small_images_of_another_shape_are_said_to_get_a_frame() {
+        let size = ImageSize::square(32);
+        for fitting in [Fitting::default(), FRAMES] {
+            let said = notices_cutting(Crop::None, size, &[(10, 30); 3], fitting);
+            assert!(said.len() == 1 && said[0].contains("3 of the first 3 images are smaller"), "{said:?}");
+            assert!(said[0].contains("they get a frame") && said[0].contains("data.crop = \"none\""), "{said:?}");
+        }
+        // Of the network's shape: enlarged, or in the frame that all of them were meant to have.
+        let said = notices_cutting(Crop::None, size, &[(16, 16); 3], Fitting::default());
+        assert!(said.len() == 1 && said[0].contains("are enlarged"), "{said:?}");
+        assert!(notices_cutting(Crop::None, size, &[(16, 16); 3], FRAMES).is_empty());
+        assert_eq!(Fate::of((64, 64), size, Crop::None, Fitting::default()), Fate::Refused);
     }
 
     #[test]

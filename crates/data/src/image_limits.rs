@@ -10,7 +10,8 @@ pub struct ImageLimits {
 }
 
 impl Default for ImageLimits {
-    /// 16,384 x 16,384 pixels, and 256 MiB, which hold 89 megapixels of RGB. Each worker decodes one image at a time.
+    /// 16,384 x 16,384 pixels, and 256 MiB, which hold 89 megapixels of RGB. Each worker decodes one image at a time, and may copy it
+    /// once to cut or turn it.
     fn default() -> Self {
         Self { max_pixels: 1 << 28, max_bytes: 256 << 20 }
     }

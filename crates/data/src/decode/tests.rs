@@ -2,7 +2,7 @@
 use image::{GrayImage, Luma, Rgb, Rgba};
 
 use super::*;
-use crate::fitting::Background;
+use crate::fitting::{Background, Fit};
 use crate::testing::{encode, gradient};
 
 /// Smaller images keep their size.
@@ -206,6 +206,14 @@ fn no_crop_refuses_a_larger_image_by_name_and_key() {
     let error = transform(8, 1, Crop::None, false).apply(plain(gradient(9, 8)), "cat.png", 0, &mut out).unwrap_err();
     assert_eq!(error.to_string(), "cat.png: 9x8 pixels, but data.crop = \"none\" expects at most 8x8");
     assert!(error.help().is_some_and(|h| h.contains("data.crop")));
+}
+
+#[test]
+fn no_crop_puts_a_small_image_of_another_shape_in_a_frame_though_others_are_enlarged() {
+    let uncut = Transform::new(7, ImageSize::square(8), 1, Crop::None, Fitting::default(), false).unwrap();
+    let light = |width, height| DynamicImage::ImageLuma8(GrayImage::from_pixel(width, height, Luma([200])));
+    let filled = |image| pixels(&uncut, image, 0).iter().filter(|&&pixel| pixel == 200).count();
+    assert_eq!((filled(light(4, 2)), filled(light(4, 4))), (8, 64));
 }
 
 #[test]

@@ -39,6 +39,8 @@ impl DataError {
             Self::BadSlice { len: Some(_), .. } => "choose bounds of which the first comes before the second".into(),
             Self::Empty { .. } => format!("point data.source at {WORKS_TODAY}"),
             Self::BadParquet { .. } | Self::BadFile { .. } => "the file is damaged or was only partly downloaded: fetch it again".into(),
+            Self::BadIndex { removed: true, .. } => "it was removed: the same command makes it again".into(),
+            Self::BadIndex { removed: false, .. } => "remove it: the same command then makes it again".into(),
             Self::PackTarget { .. } => "name a folder that is empty or does not exist yet; a folder that was begun goes on with the same options".into(),
             Self::NotWhole { .. } => "unpack all of its files, under their own names, into one folder".into(),
             Self::NoImageColumn { advice: Some(advice), .. } => advice.clone(),

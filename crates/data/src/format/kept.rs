@@ -7,7 +7,9 @@
 //! tail         lengths of head and places, their hash, what the file is
 //! ```
 //! Opening reads the end; a sample is looked up by one read of its chunk, and the newest chunks stay in memory. The file is written
-//! beside its place and renamed. It is one of the cache: what is not whole, or of other shards, is made again.
+//! beside its place, synced and renamed. It is one of the cache: where its end is not whole, or of other shards, opening makes it
+//! again. Its chunks are first looked at when they are needed. A damaged one ends the command and removes the file, so that the same
+//! command makes it again.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -15,6 +17,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +34,9 @@ const HASH: usize = 8;
 const TAIL: usize = 8 + 8 + 32 + MAGIC.len();
 /// Chunks in memory, 3 MB: a window of the order has 64 runs, which lie in as many chunks or one more each.
 const RECENT: usize = 160;
+
+/// A file beside its place that nobody wrote to for so long was left by a process that was killed.
+const LEFT: Duration = Duration::from_secs(3600);
 
 /// What is known of all samples together.
 #[derive(Debug, Serialize, Deserialize)]
@@ -140,7 +146,8 @@ fn write_rows<N: AsRef<str>>(path: &Path, head: &Head, rows: impl Iterator<Item 
         for part in [&head, &places, &lengths, &hash.as_bytes()[..], MAGIC] {
             file.write_all(part)?;
         }
-        file.flush()
+        // Renamed alone, it could be there without its bytes after a power cut.
+        file.into_inner()?.sync_all()
     });
     let written = written.and_then(|()| fs::rename(&beside, path));
     if written.is_err() {
@@ -148,6 +155,20 @@ fn write_rows<N: AsRef<str>>(path: &Path, head: &Head, rows: impl Iterator<Item 
         let _ = fs::remove_file(&beside);
     }
     written
+}
+
+/// Removes what killed processes left in a folder of the cache. By age, as a process of another machine may share the folder; one
+/// that still writes after all only fails to keep its file.
+pub(super) fn remove_leftovers(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    let is_beside = |path: &PathBuf| path.extension().is_some_and(|end| end == "tmp");
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_beside) {
+        let age = path.metadata().and_then(|known| known.modified()).ok().and_then(|changed| changed.elapsed().ok());
+        if age.is_some_and(|age| age > LEFT) {
+            // Another process may have been faster.
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 /// Where each chunk begins, and where the last one ends.
@@ -174,6 +195,9 @@ fn write_chunks<N: AsRef<str>>(to: &mut impl Write, rows: impl Iterator<Item = (
 impl Kept {
     /// Where the sample `index` lies, and its name.
     pub(super) fn row(&self, index: usize) -> Result<(Span, String), DataError> {
+        if index >= self.len {
+            return Err(DataError::NoSuchSample { index, len: self.len });
+        }
         let chunk = self.chunk(index / ROWS)?;
         chunk.row(index % ROWS).ok_or_else(|| self.damaged())
     }
@@ -202,10 +226,9 @@ impl Kept {
             return Err(DataError::NoSuchSample { index: number * ROWS, len: self.len });
         };
         let mut bytes = vec![0; end.saturating_sub(begin) as usize];
-        self.file.read_exact_at(&mut bytes, begin).map_err(|cause| DataError::Io {
-            action: "read",
-            path: self.path.clone(),
-            cause,
+        self.file.read_exact_at(&mut bytes, begin).map_err(|cause| match cause.kind() {
+            io::ErrorKind::UnexpectedEof => self.damaged(),
+            _ => DataError::Io { action: "read", path: self.path.clone(), cause },
         })?;
         let hash = bytes.split_off(bytes.len().saturating_sub(HASH));
         if blake3::hash(&bytes).as_bytes()[..HASH] != hash[..] {
@@ -214,9 +237,14 @@ impl Kept {
         Ok(Chunk { rows: ROWS.min(self.len - number * ROWS), bytes })
     }
 
+    /// Removes the file, so that it is made again.
     fn damaged(&self) -> DataError {
-        let reason = "it is damaged; remove it, and it is made again".to_owned();
-        DataError::BadFile { place: self.path.display().to_string(), format: "index of a data set", reason }
+        let removed = match fs::remove_file(&self.path) {
+            Ok(()) => true,
+            // By another thread that met the same.
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        DataError::BadIndex { path: self.path.clone(), removed }
     }
 }
 

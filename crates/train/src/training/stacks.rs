@@ -5,8 +5,9 @@
 //! Sampling profilers work like this (gperftools, pprof-rs). A thread that does not answer (it blocks signals, or is in a call of the
 //! kernel that nothing interrupts, such as a read from a disk that is gone) is told by that call alone.
 //!
-//! The signal is a real-time one. Where something else in the process handles it, no stacks are taken. Calls of the kernel that it
-//! interrupts are begun again, by the kernel (`SA_RESTART`) or by std.
+//! The signal is a real-time one. Where something else in the process handles it, no stacks are taken. Most calls of the kernel that
+//! it interrupts are begun again, by the kernel (`SA_RESTART`) or by std. Not so reads from a socket with a timeout: they end with
+//! `ErrorKind::Interrupted`, and whoever reads tries again ([`exporter`](super::exporter)).
 
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};

@@ -81,6 +81,39 @@ fn images_with_16_bits_and_with_alpha_get_the_same_colours() {
 }
 
 #[test]
+fn the_profile_of_a_tiff_counts_though_it_is_larger_than_the_image() {
+    let (_, p3, _) = fixture!("display-p3");
+    let profile = profile_of(p3);
+    let image = DynamicImage::from(image::RgbImage::from_pixel(2, 2, image::Rgb([200, 40, 90])));
+    let mut tiff = Cursor::new(Vec::new());
+    image.write_to(&mut tiff, ImageFormat::Tiff).unwrap();
+    let tiff = with_profile(tiff.into_inner(), &profile);
+    let decoded = read(&tiff);
+    assert!(profile.len() > decoded.image.as_bytes().len() && matches!(decoded.colours, Colours::Convert8(_)));
+    let wanted = Colours::of(&profile, ColorType::Rgb8).apply(image);
+    assert_eq!(shown(&tiff), wanted);
+}
+
+/// A TIFF in little-endian order with a profile: its directory again, with one entry more, at the end.
+fn with_profile(mut tiff: Vec<u8>, profile: &[u8]) -> Vec<u8> {
+    assert!(tiff.starts_with(b"II*\0"));
+    let long = |bytes: &[u8]| u32::from_le_bytes(*bytes.first_chunk().unwrap());
+    let directory = long(&tiff[4..]) as usize;
+    let entries = usize::from(u16::from_le_bytes([tiff[directory], tiff[directory + 1]]));
+    let given = tiff[directory + 2..][..12 * entries].to_vec();
+    let at = tiff.len() as u32;
+    tiff.extend(profile);
+    let again = tiff.len() as u32;
+    tiff.extend((entries as u16 + 1).to_le_bytes());
+    tiff.extend(given);
+    // The tag, whose number is above all others here, and UNDEFINED bytes.
+    tiff.extend([0x8773_u16, 7].map(u16::to_le_bytes).concat());
+    tiff.extend([profile.len() as u32, at, 0].map(u32::to_le_bytes).concat());
+    tiff[4..8].copy_from_slice(&again.to_le_bytes());
+    tiff
+}
+
+#[test]
 fn what_cannot_be_used_is_named_and_leaves_the_colours() {
     let inks = include_bytes!("../fixtures/colour/cmyk.jpg");
     assert!(matches!(read(inks).colours, Colours::Ignored("CMYK")));

@@ -50,7 +50,7 @@ fn a_damaged_byte_is_noticed_wherever_it_is() {
         std::fs::write(&path, &damaged).unwrap();
         if let Some(found) = open(&path, "i", "here", KIND) {
             let error = found.kept.row(3).unwrap_err().to_string();
-            assert!(error.contains("damaged; remove it"), "byte {at}: {error}");
+            assert!(error.contains("damaged"), "byte {at}: {error}");
         }
         std::fs::write(&path, &whole[..at]).unwrap();
         assert!(open(&path, "i", "here", KIND).is_none(), "{at} bytes");
@@ -59,11 +59,16 @@ fn a_damaged_byte_is_noticed_wherever_it_is() {
 
 /// Opens a folder of shards as if it were large, with its index kept in `cache`.
 fn open_kept(folder: &Path, cache: &Path) -> RangeSource {
+    open_splits(folder, cache, None)
+}
+
+/// As [`open_kept`], those of a split.
+fn open_splits(folder: &Path, cache: &Path, split: Option<&str>) -> RangeSource {
     let options = StoreOptions { cache_dir: Some(cache.to_owned()), ..StoreOptions::default() };
     let Located::Folder(store) = locate(folder.to_str().unwrap(), &options).unwrap() else { panic!("no folder") };
     let (shards, others): (Vec<_>, Vec<_>) =
         store.list().unwrap().files.into_iter().partition(|file| file.name.extension().is_some_and(|end| end == "tar"));
-    tar::open_keeping(folder.to_str().unwrap(), store, shards, &others, None, 1).unwrap()
+    tar::open_keeping(folder.to_str().unwrap(), store, shards, &others, split, 1).unwrap()
 }
 
 #[test]
@@ -94,6 +99,72 @@ fn a_kept_index_gives_the_same_source_until_a_shard_changes() {
     assert_eq!(std::fs::read_dir(cache.path().join("sets")).unwrap().count(), 1);
     std::fs::rename(dir.path().join("images-000000.tar"), dir.path().join("images-000003.tar")).unwrap();
     assert_ne!(open_kept(dir.path(), cache.path()).fingerprint(), held.fingerprint(), "an index of other shards");
+}
+
+/// A folder of two packed shards of 10 images each, named after the splits that they shall be.
+fn two_splits() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    let some = OpenOptions { split: Some("all[:20]".into()), ..Default::default() };
+    let packing = crate::PackConfig {
+        pack_as: crate::PackAs::Original,
+        fitting: crate::Fitting::default(),
+        shard_images: 10,
+        workers: 1,
+        limits: crate::ImageLimits::default(),
+    };
+    let to = dir.path().join("packed");
+    crate::pack(&*crate::open("builtin:fashion10k", &some).unwrap(), &to, &packing, &|_| ()).unwrap();
+    for (packed, split) in [("images-000000.tar", "train-0.tar"), ("images-000001.tar", "test-0.tar")] {
+        std::fs::rename(to.join(packed), dir.path().join(split)).unwrap();
+    }
+    std::fs::remove_dir_all(to).unwrap();
+    dir
+}
+
+#[test]
+fn what_is_said_of_a_choice_of_splits_is_not_kept() {
+    let (dir, cache) = (two_splits(), TempDir::new().unwrap());
+    let said = |split: Option<&str>| {
+        let source = open_splits(dir.path(), cache.path(), split);
+        assert_eq!(source.len(), 10);
+        source.notices().iter().filter(|notice| notice.contains("data.split is not set")).count()
+    };
+    assert_eq!([said(None), said(None), said(Some("train")), said(None)], [1, 1, 0, 1]);
+    std::fs::remove_dir_all(cache.path().join("sets")).unwrap();
+    assert_eq!([said(Some("train")), said(None)], [0, 1]);
+}
+
+#[test]
+fn a_damaged_chunk_is_an_error_once_and_the_index_is_made_again() {
+    let (dir, cache) = (two_splits(), TempDir::new().unwrap());
+    let open = || open_splits(dir.path(), cache.path(), Some("train"));
+    let first = open().read(0).unwrap();
+    let kept = std::fs::read_dir(cache.path().join("sets")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&kept).unwrap();
+    bytes[0] ^= 1;
+    std::fs::write(&kept, bytes).unwrap();
+    let error = open().read(0).unwrap_err();
+    assert_eq!(error.help().unwrap(), "it was removed: the same command makes it again");
+    assert!(error.to_string().starts_with(kept.to_str().unwrap()), "{error}");
+    assert!(!kept.exists());
+    assert_eq!(open().read(0).unwrap(), first);
+    assert!(kept.exists());
+}
+
+#[test]
+fn what_killed_processes_left_in_the_cache_is_removed_when_a_set_is_opened() {
+    let (dir, cache) = (two_splits(), TempDir::new().unwrap());
+    let make = |name: &str, seconds: u64| {
+        let path = cache.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let changed = std::time::SystemTime::now() - Duration::from_secs(seconds);
+        File::create(&path).unwrap().set_modified(changed).unwrap();
+        path
+    };
+    let left = [make("sets/0a.17.tmp", 7200), make("shards/0b.17-3.tmp", 7200)];
+    let others = [make("sets/0c.18.tmp", 60), make("shards/0d.index", 7200)];
+    open_splits(dir.path(), cache.path(), Some("train"));
+    assert!(!left.iter().any(|path| path.exists()) && others.iter().all(|path| path.exists()));
 }
 
 /// A line of `/proc/self/status`, in bytes.

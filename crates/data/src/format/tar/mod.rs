@@ -78,12 +78,28 @@ pub(super) fn open_keeping(
     large: usize,
 ) -> Result<RangeSource, DataError> {
     let Chosen { files, notice, .. } = split::choose_tables(place, files, split)?;
+    // What is said of the choice is not known of the shards: it is no part of what is kept.
+    Ok(open_all(place, store, files, others, large)?.with_notices(notice))
+}
+
+/// Opens all of the shards `files`.
+fn open_all(
+    place: &str,
+    store: Arc<dyn Store>,
+    files: Vec<FileInfo>,
+    others: &[FileInfo],
+    large: usize,
+) -> Result<RangeSource, DataError> {
+    ["sets", "shards"]
+        .iter()
+        .filter_map(|part| Some(store.cache()?.join(part)))
+        .for_each(|of| kept::remove_leftovers(&of));
     let whole = cache::of_set(&*store, &files, others);
     let found = whole.as_ref().and_then(|(path, identity)| kept::open(path, identity, place, KIND));
     if let Some(found) = found {
         return Ok(RangeSource::of_kept(store, files, found));
     }
-    let (shards, about) = read_all(place, &*store, files, others, notice)?;
+    let (shards, about) = read_all(place, &*store, files, others)?;
     if let Some((path, identity)) =
         whole.filter(|_| shards.iter().map(|shard| shard.spans.len()).sum::<usize>() > large)
     {
@@ -106,16 +122,14 @@ fn read_all(
     store: &dyn Store,
     files: Vec<FileInfo>,
     others: &[FileInfo],
-    notice: Option<String>,
 ) -> Result<(Vec<Shard>, About), DataError> {
     let indices = index_all(store, &files, others)?;
-    let mut notices: Vec<String> = notice.into_iter().collect();
     let found: Vec<&Found> = indices.iter().map(|index| &index.found).collect();
     if indices.iter().all(|index| index.spans.is_empty()) {
         let detail = format!("{} tar shards without images{}", files.len(), endings(&found));
         return Err(DataError::Empty { place: place.to_owned(), detail });
     }
-    notices.extend(about_the_rest(&found));
+    let mut notices = about_the_rest(&found);
     notices.extend(about_ends(&files, &found));
     let captions = are_captions(&indices);
     let texts = found.iter().flat_map(|found| found.texts.iter().map(String::as_str));

@@ -139,8 +139,10 @@ fn are_resolutions(text: &str) -> bool {
 }
 
 fn is_respacing(text: &str) -> bool {
-    let steps = text.strip_prefix("ddim").unwrap_or(text);
-    text.is_empty() || are_resolutions(steps)
+    match text.strip_prefix("ddim") {
+        Some(steps) => steps.parse::<usize>().is_ok_and(|steps| steps > 0),
+        None => text.is_empty() || are_resolutions(text),
+    }
 }
 
 impl Flags {
@@ -306,6 +308,11 @@ mod tests {
             ),
             (Origin::GuidedDiffusion, "--attention_resolutions 16,,8", "attention_resolutions = 16,,8"),
             (Origin::GuidedDiffusion, "--use_fp16 maybe", "use_fp16 = maybe: expected True or False"),
+            (
+                Origin::ImprovedDiffusion,
+                "--timestep_respacing ddim10,20",
+                "timestep_respacing = ddim10,20: expected numbers",
+            ),
             (Origin::ImprovedDiffusion, "--timestep_respacing often", "timestep_respacing = often: expected numbers"),
             (Origin::GuidedDiffusion, "--use_kl 1 --use_kl 0", "--use_kl is there twice"),
         ] {

@@ -121,7 +121,7 @@ fn handle(mut connection: TcpStream, answer: &impl Fn(&str) -> Answer) -> io::Re
     connection.write_all(&answer.bytes(with_body))?;
     connection.shutdown(Shutdown::Write)?;
     // What was not read would reset the connection, and take the answer with it.
-    let _ = connection.read(&mut [0; LONGEST]);
+    while connection.read(&mut [0; LONGEST]).is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {}
     Ok(())
 }
 
@@ -131,9 +131,12 @@ fn read_head(connection: &mut TcpStream) -> io::Result<Vec<u8>> {
     while head.len() < LONGEST && !head.windows(4).any(|end| end == b"\r\n\r\n") {
         let left = PATIENCE.saturating_sub(start.elapsed());
         connection.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        match connection.read(&mut piece)? {
-            0 => break,
-            count => head.extend_from_slice(&piece[..count]),
+        match connection.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => head.extend_from_slice(&piece[..count]),
+            // A signal asked this thread where it is; the kernel begins no read again that has a timeout.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());

@@ -66,6 +66,25 @@ fn bad_requests_are_answered_and_do_no_harm() {
     drop(service);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_client_is_answered_though_every_thread_was_asked_where_it_is() {
+    let watch = Watch::begin(Duration::ZERO, None).unwrap();
+    let (_service, at) = service(&watch);
+    let mut connection = TcpStream::connect(at).unwrap();
+    connection.write_all(b"GET /healthz HTTP/1.1\r\n").unwrap();
+    let reads = |stack: &String| stack.contains("metrics-answer") && stack.contains("read_head");
+    let asked = (0..50).any(|_| {
+        thread::sleep(Duration::from_millis(10));
+        super::super::stacks::all().iter().any(reads)
+    });
+    assert!(asked, "the thread that reads was interrupted");
+    connection.write_all(b"Host: here\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+}
+
 #[test]
 fn clients_that_say_nothing_keep_nobody_waiting() {
     let watch = Watch::begin(Duration::ZERO, None).unwrap();
