@@ -4,9 +4,7 @@ use std::thread;
 
 use candle_core::{DType, Tensor};
 use ddpm_kernels::buffer::FlatBuffer;
-use ddpm_kernels::cuda::Gpu;
-
-use crate::common::gpu;
+use ddpm_kernels::cuda::{Gpu, open};
 
 /// More than crosses at once, and not a multiple of it.
 const LEN: usize = (4 << 20) + 12;
@@ -14,8 +12,10 @@ const LEN: usize = (4 << 20) + 12;
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_a_copy_holds_what_the_buffer_held_when_it_was_made() {
+    // A stream of its own: what the other tests queue must not fall into the recording either.
+    let device = open(0).unwrap();
     let numbers: Vec<f32> = (0..LEN).map(|k| k as f32).collect();
-    let buffer = FlatBuffer::from_vec(numbers.clone(), gpu()).unwrap();
+    let buffer = FlatBuffer::from_vec(numbers.clone(), &device).unwrap();
     let copies = [buffer.copied().unwrap(), buffer.copied().unwrap()];
     // Dropped unread: its memory is free when the copy has been made.
     drop(buffer.copied().unwrap());
@@ -23,8 +23,8 @@ fn gpu_a_copy_holds_what_the_buffer_held_when_it_was_made() {
     let after = buffer.copied().unwrap();
     let leaving = thread::spawn(|| copies.map(|copy| copy.into_vec().unwrap()));
     // Another thread may leave while this one records: nothing of it falls into the recording.
-    let gpu = Gpu::of(gpu()).unwrap();
-    let (from, to) = (Tensor::ones(8, DType::F64, buffer.device()), Tensor::zeros(8, DType::F64, buffer.device()));
+    let gpu = Gpu::of(&device).unwrap();
+    let (from, to) = (Tensor::ones(8, DType::F64, &device), Tensor::zeros(8, DType::F64, &device));
     let (from, to) = (from.unwrap(), to.unwrap());
     let recorded = gpu.record(|| {
         let left = thread::scope(|scope| scope.spawn(|| after.into_vec()).join());
