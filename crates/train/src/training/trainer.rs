@@ -263,11 +263,13 @@ impl Trainer {
         let labels = self.labels(step, batch.labels);
         // For the whole global batch, for its losses come from all ranks.
         let mut drawn = self.timestep_sampler.draw(step, 0, share.of());
-        let own = &mut drawn.weights[share.places()];
-        for (_, weight) in ids.iter().zip(own).filter(|(id, _)| self.poisoned.contains(id)) {
+        // Of which a measurement has fewer images.
+        let own = share.first()..share.first() + shape[0].min(share.count());
+        for (_, weight) in ids.iter().zip(&mut drawn.weights[own.clone()]).filter(|(id, _)| self.poisoned.contains(id))
+        {
             *weight = f32::NAN;
         }
-        let (own, weights) = (&drawn.timesteps[share.places()], &drawn.weights[share.places()]);
+        let (own, weights) = (&drawn.timesteps[own.clone()], &drawn.weights[own]);
         let samples = self.loss.constants(&self.process, own, weights, share.of())?;
         let timesteps: Vec<f32> = own.iter().map(|t| t.index() as f32).collect();
         let inputs = || -> Result<_, ModelError> {
