@@ -7,8 +7,8 @@ use ddpm_data::Loader;
 
 use super::cpu_memory::require_room;
 use super::loop_of_steps::train_until;
+use super::options::{RunOptions, Summary};
 use super::ranks::{Ranks, Start};
-use super::run::{RunOptions, Summary};
 use super::setup::loader_config;
 use super::stop::StopWatch;
 use super::trainer::Trainer;

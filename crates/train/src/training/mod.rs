@@ -33,6 +33,7 @@ pub mod gpu_memory;
 mod loop_of_steps;
 pub mod means;
 mod observe;
+mod options;
 pub mod outcome;
 mod quarantine;
 pub mod ranks;

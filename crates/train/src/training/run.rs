@@ -1,6 +1,5 @@
 //! The life of a run: lock the directory, start or resume, step, save, stop.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,6 @@ use ddpm_run::memory::format_bytes;
 use ddpm_run::{RunDir, RunPhase, StartFacts};
 use tracing::Span;
 
-use super::accept::Accept;
 use super::cpu_memory::require_room;
 use super::disk_need::DiskNeed;
 use super::divergence::{report, second_try};
@@ -21,10 +19,11 @@ use super::follow::follow;
 use super::gpu_memory::GpuEstimate;
 use super::loop_of_steps::train_until;
 use super::observe::{End, Ending, Observers};
-use super::ranks::{Launch, Ranks, Start, meet};
-use super::resume::{Beginning, Resume, choose_checkpoint, refuse_to_leave_an_import, with_the_models_classes};
+pub use super::options::{RunOptions, Summary};
+use super::ranks::{Ranks, Start, meet};
+use super::resume::{Beginning, choose_checkpoint, refuse_to_leave_an_import, with_the_models_classes};
 use super::setup::{RunSetup, device_name, loader_config};
-use super::stop::{Requests, StopReason, StopWatch};
+use super::stop::{StopReason, StopWatch};
 use super::trainer::Trainer;
 use super::upload::Uploader;
 use super::watchdog::Watch;
@@ -34,55 +33,6 @@ use crate::known_data::{KnownData, unused_classes};
 use crate::memory;
 use crate::report::{Reporter, ReporterOptions};
 use crate::sensors::Sensors;
-
-/// The options of a run beside its plan.
-#[derive(Clone, Debug, Default)]
-pub struct RunOptions {
-    /// Where to resume from.
-    pub resume: Resume,
-    /// End at this step.
-    pub max_steps: Option<u64>,
-    /// Save and stop before this many hours have passed.
-    pub max_hours: Option<f64>,
-    /// The command, for `run.json`.
-    pub command: Vec<String>,
-    /// Requests that may come while it runs.
-    pub requests: Requests,
-    /// Called when the run stalls, if the configuration asks for an end.
-    pub on_stall: Option<fn()>,
-    /// What may differ from the checkpoint, from there on.
-    pub accept: Accept,
-    /// Which of several ranks this is; `None` if it is alone.
-    pub launch: Option<Launch>,
-    /// For tests of divergence: see [`Trainer::poison`].
-    pub poisoned: Vec<u64>,
-}
-
-/// The result of a run.
-#[derive(Clone, Debug)]
-pub struct Summary {
-    /// The run directory.
-    pub run_dir: PathBuf,
-    /// Steps done in all.
-    pub step: u64,
-    /// Images seen in all.
-    pub images: u64,
-    /// The time that this process ran.
-    pub elapsed: Duration,
-    /// Why it stopped early, if so.
-    pub stopped: Option<StopReason>,
-    /// The newest checkpoint.
-    pub checkpoint: Option<PathBuf>,
-    /// The newest picture.
-    pub samples: Option<PathBuf>,
-}
-
-impl RunOptions {
-    /// The step that this process ends with at the latest.
-    pub(super) fn last_step(&self, plan: &TrainPlan) -> u64 {
-        self.max_steps.unwrap_or(u64::MAX).min(plan.config().train.steps)
-    }
-}
 
 /// What stays the same however often the run goes back.
 struct Frame<'a> {
