@@ -110,7 +110,7 @@ fn needs(plan: &TrainPlan, layout: &ParamLayout, step: &StepEstimate) -> Result<
     let small_disk = disk.warning(&RunPaths::new(plan.run_dir()));
     let steps = config.train.steps;
     let estimate = GpuEstimate::new(config)?;
-    let at_once = plan.micro_batch().map_or(config.train.batch_size, usize::from);
+    let at_once = plan.at_once();
     let images = step.data.as_ref().map(|data| data.images);
     Ok(Needs {
         goes_on_from: None,

@@ -12,9 +12,10 @@ use ddpm_kernels::image_size::ImageSize;
 use ddpm_kernels::share::Share;
 use serde::{Deserialize, Serialize};
 
-use crate::decode::{Crop, Transform, decode};
+use crate::decode::{Transform, decode};
 use crate::error::{DataError, shown};
-use crate::fitting::{Fitted, Fitting};
+use crate::fitted::Fitted;
+use crate::fitting::{Crop, Fitting};
 use crate::format::{RawImage, Source, read_each};
 use crate::image_limits::ImageLimits;
 use crate::meter::{Gauge, Stage};
@@ -174,8 +175,8 @@ impl Batcher {
         let mut images = vec![0; n * self.transform.image_len()];
         let mut labels = self.config.num_classes.map(|_| Vec::with_capacity(n));
         let (mut ids, mut met) = (Vec::with_capacity(n), Met::default());
-        let positions: Vec<u64> = self.config.origin.positions(self.config.share, step).collect();
-        let indices = self.indices(step);
+        let positions = self.positions(step);
+        let indices = self.indices(&positions);
         let mut rows = images.chunks_exact_mut(self.transform.image_len());
         gauge.enter(Some(Stage::Read));
         read_each(&*self.source, &indices, |place, raw| {
@@ -210,10 +211,14 @@ impl Batcher {
         self.source.is_far() && self.order.ahead(0, 0).is_some()
     }
 
-    /// The samples of batch `step`, if all of them can be read.
-    pub(crate) fn indices(&self, step: u64) -> Vec<usize> {
-        let positions = self.config.origin.positions(self.config.share, step);
-        positions.map(|position| self.index_at(position, 0)).collect()
+    /// The places of batch `step` in the run.
+    pub(crate) fn positions(&self, step: u64) -> Vec<u64> {
+        self.config.origin.positions(self.config.share, step).collect()
+    }
+
+    /// The samples at these places, if all of them can be read.
+    pub(crate) fn indices(&self, positions: &[u64]) -> Vec<usize> {
+        positions.iter().map(|&position| self.index_at(position, 0)).collect()
     }
 
     /// The index of the sample `further` places behind `position` in the order of its epoch, which starts again at its

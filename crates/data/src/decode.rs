@@ -20,8 +20,8 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Im
 
 pub(crate) use self::colour::Colours;
 use crate::error::{DataError, guard};
-pub(crate) use crate::fitting::Crop;
-use crate::fitting::{Fate, Fitted, Fitting};
+use crate::fitted::Fitted;
+use crate::fitting::{Crop, Fate, Fitting};
 use crate::image_limits::ImageLimits;
 use crate::resample;
 

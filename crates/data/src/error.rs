@@ -247,7 +247,8 @@ pub enum DataError {
     },
     /// Classes were asked for, but some samples are known to have none.
     #[error(
-        "{place}: {count} of {len} images have no label, but data.num_classes = {num_classes} asks for one of each"
+        "{}: {count} of {len} images have no label, but data.num_classes = {num_classes} asks for one of each",
+        shown(place)
     )]
     Unlabelled {
         /// What was opened: [`Source::describe`](crate::Source::describe).
@@ -420,6 +421,7 @@ mod tests {
             DataError::NoTrainSplit { place: name(), found: vec![name()] },
             DataError::NoImageColumn { place: name(), columns: vec![name()], advice: None },
             DataError::ClassNamesDiffer { first: name(), second: name() },
+            DataError::Unlabelled { place: name(), count: 1, len: 2, num_classes: 2 },
             DataError::BadFile { place: name(), format: "table", reason: String::new() },
             DataError::PackTarget { to: name().into(), reason: String::new() },
         ] {

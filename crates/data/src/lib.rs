@@ -16,13 +16,15 @@
 //! batch.
 
 mod batch;
+mod cache_file;
 mod decode;
+mod decoder_limit;
 mod error;
+mod fitted;
 mod fitting;
 mod format;
 mod image_limits;
 mod inspect;
-mod limit;
 mod loader;
 mod meter;
 mod order;
@@ -37,12 +39,12 @@ pub use batch::{Batch, Batcher, LoaderConfig, OnCorrupt, Unreadable};
 pub use ddpm_kernels::image_size::ImageSize;
 pub use ddpm_kernels::share::Share;
 pub use decode::MAX_IMAGE_SIZE;
+pub use decoder_limit::decoder_limit;
 pub use error::{DataError, Refusal, counted, shown};
 pub use fitting::{Background, Crop, Fit, Fitting};
 pub use format::{Format, Objects, OpenOptions, RawImage, Source, open, with_classes};
 pub use image_limits::ImageLimits;
 pub use inspect::{Alike, Counts, Inspection, Preview, inspect};
-pub use limit::decoder_limit;
 pub use loader::Loader;
 pub use meter::Flow;
 pub use order::Shuffle;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::{Batch, Batcher, LoaderConfig, Made, Unreadable};
 use crate::error::{DataError, panic_message};
-use crate::fitting::Fitted;
+use crate::fitted::Fitted;
 use crate::format::Source;
 use crate::meter::{Flow, Gauge};
 

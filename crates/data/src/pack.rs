@@ -22,10 +22,11 @@ use serde::{Deserialize, Serialize};
 use self::record::{Record, claim};
 use self::shard::ShardWriter;
 use crate::batch::Unreadable;
-use crate::decode::{Crop, Transform, decode};
+use crate::decode::{Transform, decode};
 use crate::error::{DataError, shown};
-use crate::fitting::{Fitted, Fitting};
-use crate::format::{CLASSES_FILE, RawImage, Source, index_name, read_each, shard_index};
+use crate::fitted::Fitted;
+use crate::fitting::{Crop, Fitting};
+use crate::format::{CLASSES_FILE, RawImage, Source, index_name, read_each, shard_index, verified_shard};
 use crate::image_limits::ImageLimits;
 
 /// What becomes of the images.
@@ -155,20 +156,21 @@ impl Job<'_> {
             let path = self.to.join(format!("images-{shard:06}.tar"));
             let range =
                 shard * self.record.shard_images..((shard + 1) * self.record.shard_images).min(self.record.samples);
-            match shard_index(&path).filter(|(images, _)| *images <= range.len()) {
+            let whole = verified_shard(&path).ok().flatten().and_then(|content| shard_index(&path, &content));
+            let index = match whole.filter(|(images, _)| *images <= range.len()) {
                 Some((images, index)) => {
                     packed.images += images;
                     packed.kept += 1;
-                    keep_index(&path, &index)?;
                     self.count(range.len());
+                    Some(index)
                 }
                 None => {
-                    packed.images += self.make(&path, range, &mut packed.unreadable)?;
-                    if let Some((_, index)) = shard_index(&path) {
-                        keep_index(&path, &index)?;
-                    }
+                    let (images, content) = self.make(&path, range, &mut packed.unreadable)?;
+                    packed.images += images;
+                    shard_index(&path, &content).map(|(_, index)| index)
                 }
-            }
+            };
+            index.map_or(Ok(()), |index| keep_index(&path, &index))?;
             packed.bytes += fs::metadata(&path).map_err(failed("read", &path))?.len();
         }
     }
@@ -177,13 +179,13 @@ impl Job<'_> {
         (self.progress)(self.done.fetch_add(samples, Ordering::Relaxed) + samples);
     }
 
-    /// Makes one shard under another name, reads it back and renames it; the number of its images.
+    /// Makes one shard under another name, reads it back and renames it; the number of its images, and the hash that it ends with.
     fn make(
         &self,
         path: &Path,
         range: std::ops::Range<usize>,
         unreadable: &mut Vec<Unreadable>,
-    ) -> Result<usize, DataError> {
+    ) -> Result<(usize, blake3::Hash), DataError> {
         let beside = beside(path);
         let mut shard = ShardWriter::create(&beside)?;
         let mut images = 0;
@@ -204,9 +206,9 @@ impl Job<'_> {
             self.count(1);
             Ok(())
         })?;
-        shard.finish()?;
+        let content = shard.finish()?;
         fs::rename(&beside, path).map_err(failed("rename", &beside))?;
-        Ok(images)
+        Ok((images, content))
     }
 
     /// The ending, the bytes and the label of a sample as it is packed.

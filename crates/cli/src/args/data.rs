@@ -109,23 +109,18 @@ impl FittingArgs {
 /// How large an image may be.
 #[derive(Clone, Debug, Args)]
 pub struct LimitArgs {
-    /// Pixels of an image, as data.max_pixels [default: 268435456]
-    #[arg(long, value_name = "N", value_parser = count)]
-    pub max_pixels: Option<usize>,
-    /// Bytes of an image, in its file and decoded, as data.max_bytes [default: 268435456]
-    #[arg(long, value_name = "N", value_parser = count)]
-    pub max_bytes: Option<usize>,
+    /// Pixels of an image, as data.max_pixels
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = ImageLimits::default().max_pixels as usize)]
+    pub max_pixels: usize,
+    /// Bytes of an image, in its file and decoded, as data.max_bytes
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = ImageLimits::default().max_bytes as usize)]
+    pub max_bytes: usize,
 }
 
 impl LimitArgs {
-    /// Those of the data, where nothing else is said.
+    /// As the data knows them.
     pub fn get(&self) -> ImageLimits {
-        let default = ImageLimits::default();
-        let given = |value: Option<usize>, default| value.map_or(default, |value| value as u64);
-        ImageLimits {
-            max_pixels: given(self.max_pixels, default.max_pixels),
-            max_bytes: given(self.max_bytes, default.max_bytes),
-        }
+        ImageLimits { max_pixels: self.max_pixels as u64, max_bytes: self.max_bytes as u64 }
     }
 }
 

@@ -17,11 +17,11 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::ranges::{About, Shard, Span};
+use crate::cache_file::write_beside;
 use crate::error::DataError;
 
 /// The last bytes of a file; another layout gets another number.
@@ -34,9 +34,6 @@ const HASH: usize = 8;
 const TAIL: usize = 8 + 8 + 32 + MAGIC.len();
 /// Chunks in memory, 3 MB: a window of the order has 64 runs, which lie in as many chunks or one more each.
 const RECENT: usize = 160;
-
-/// A file beside its place that nobody wrote to for so long was left by a process that was killed.
-const LEFT: Duration = Duration::from_secs(3600);
 
 /// What is known of all samples together.
 #[derive(Debug, Serialize, Deserialize)]
@@ -134,9 +131,7 @@ pub(super) fn write(path: &Path, identity: &str, shards: &[Shard], about: &About
 }
 
 fn write_rows<N: AsRef<str>>(path: &Path, head: &Head, rows: impl Iterator<Item = (Span, N)>) -> io::Result<()> {
-    fs::create_dir_all(path.parent().unwrap_or(Path::new("")))?;
-    let beside = path.with_extension(format!("{}.tmp", std::process::id()));
-    let written = File::create(&beside).and_then(|file| {
+    write_beside(path, |file| {
         let mut file = BufWriter::with_capacity(1 << 20, file);
         let places = write_chunks(&mut file, rows)?;
         let head = serde_json::to_vec(head).map_err(io::Error::other)?;
@@ -148,27 +143,7 @@ fn write_rows<N: AsRef<str>>(path: &Path, head: &Head, rows: impl Iterator<Item 
         }
         // Renamed alone, it could be there without its bytes after a power cut.
         file.into_inner()?.sync_all()
-    });
-    let written = written.and_then(|()| fs::rename(&beside, path));
-    if written.is_err() {
-        // Perhaps it was never made.
-        let _ = fs::remove_file(&beside);
-    }
-    written
-}
-
-/// Removes what killed processes left in a folder of the cache. By age, as a process of another machine may share the folder; one
-/// that still writes after all only fails to keep its file.
-pub(super) fn remove_leftovers(folder: &Path) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    let is_beside = |path: &PathBuf| path.extension().is_some_and(|end| end == "tmp");
-    for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_beside) {
-        let age = path.metadata().and_then(|known| known.modified()).ok().and_then(|changed| changed.elapsed().ok());
-        if age.is_some_and(|age| age > LEFT) {
-            // Another process may have been faster.
-            let _ = fs::remove_file(path);
-        }
-    }
+    })
 }
 
 /// Where each chunk begins, and where the last one ends.

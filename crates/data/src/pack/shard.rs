@@ -40,14 +40,14 @@ impl ShardWriter {
         self.file.write_all(bytes).map_err(failed("write", &self.path))
     }
 
-    /// Ends the archive, and compares what is on the disk with what was written.
-    pub(super) fn finish(mut self) -> Result<(), DataError> {
+    /// Ends the archive, and compares what is on the disk with what was written; the hash that it ends with.
+    pub(super) fn finish(mut self) -> Result<blake3::Hash, DataError> {
         let hash = self.hash.finalize();
         self.file.write_all(&shard_end(&hash)).map_err(failed("write", &self.path))?;
         let file = self.file.into_inner().map_err(|error| failed("write", &self.path)(error.into_error()))?;
         file.sync_all().map_err(failed("write", &self.path))?;
         if verified_shard(&self.path).map_err(failed("read", &self.path))? == Some(hash) {
-            return Ok(());
+            return Ok(hash);
         }
         let reason = "the disk gives other bytes than were written".to_owned();
         Err(DataError::PackTarget { to: self.path, reason })

@@ -108,12 +108,12 @@ pub enum CheckpointError {
         /// The contradiction.
         reason: String,
     },
-    /// The saving thread could not start or died.
+    /// The saving thread could not start or died, or there was nothing to save.
     #[error("the checkpoint of step {step} was not written: {reason}")]
     Thread {
         /// The step whose save was lost.
         step: u64,
-        /// What happened to the thread.
+        /// What happened.
         reason: String,
     },
 }

@@ -58,8 +58,8 @@ impl Writer {
         true
     }
 
-    /// Starts saving what `snapshot` makes, on the thread that writes, or reports why it cannot be made: the loop goes on meanwhile. Waits for an earlier save first,
-    /// and returns its result if that was not polled.
+    /// Starts saving what `snapshot` makes, or says why it cannot, on the thread that writes: the loop goes on meanwhile. Waits for an
+    /// earlier save first, and returns its result if that was not polled.
     pub fn submit(
         &mut self,
         step: u64,

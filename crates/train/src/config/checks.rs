@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 
+use ddpm_data::MAX_IMAGE_SIZE;
 use ddpm_hub::RepoName;
 use ddpm_kernels::optim::MAX_AVERAGES;
 use ddpm_model::diffusion::{DiffusionError, SamplerKind, Schedule};
@@ -41,8 +42,9 @@ impl<'a> Checks<'a> {
         }
         let size = data.image_size;
         let sides = size.sides();
-        let help = "is there a digit too many?";
-        self.require("data.image_size", size, sides.iter().all(|&side| side <= 4096), "at most 4096", help)?;
+        let (most, help) = (MAX_IMAGE_SIZE, "is there a digit too many?");
+        let fits = sides.iter().all(|&side| side <= most);
+        self.require("data.image_size", size, fits, &format!("at most {most}"), help)?;
         self.at_most("data.prefetch", data.prefetch, 1024)?;
         let help = "300 outlasts most failures of a network";
         self.require(

@@ -187,6 +187,11 @@ impl TrainPlan {
         NonZeroUsize::new(self.config().train.micro_batch)
     }
 
+    /// Images computed at once: as the config sets, or all that this process learns from.
+    pub fn at_once(&self) -> usize {
+        self.micro_batch().map_or(self.share.count(), usize::from)
+    }
+
     /// Largest gradient norm; `None`: no clipping.
     pub fn clip_grad_norm(&self) -> Option<f64> {
         Some(self.config().train.clip_grad_norm).filter(|&norm| norm > 0.0)

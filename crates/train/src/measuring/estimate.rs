@@ -73,7 +73,7 @@ pub fn estimate_step(plan: &TrainPlan, repeat: usize) -> Result<StepEstimate, Er
     require_room(plan.config(), 1, &device)?;
     let extrapolation = extrapolate(plan, &mut trainer)?;
     let batch_size = plan.config().train.batch_size;
-    let at_once = plan.micro_batch().map_or(batch_size, usize::from);
+    let at_once = plan.at_once();
     let total = memory::total();
     let (step_ms, peak_bytes) = (extrapolation.step_ms(batch_size), extrapolation.peak_bytes(at_once));
     // Half, because a line through two points is inexact, and other programs need memory too.

@@ -73,7 +73,7 @@ pub fn measure_operations<E: From<Error>>(
     let device = plan.device().open().map_err(Error::from)?;
     let config = plan.config();
     let dtype = set_arithmetic(&config.train, &device).map_err(Error::from)?;
-    let batch_size = plan.micro_batch().map_or(config.train.batch_size, usize::from);
+    let batch_size = plan.at_once();
     let sketch = UNet::new(&config.model).map_err(Error::from)?.sketch(fuses_on(&device)).map_err(Error::from)?;
     let counted = counted(sketch.operations().cloned());
     let mut ops = Vec::new();

@@ -1,6 +1,5 @@
 //! The run of a rank that is not the first: it learns what rank 0 learns, and writes nothing.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use ddpm_data::Loader;
@@ -9,7 +8,7 @@ use super::cpu_memory::require_room;
 use super::loop_of_steps::train_until;
 use super::options::{RunOptions, Summary};
 use super::ranks::{Ranks, Start};
-use super::setup::loader_config;
+use super::setup::{loader_config, open_data};
 use super::stop::StopWatch;
 use super::trainer::Trainer;
 use crate::config::TrainPlan;
@@ -23,10 +22,8 @@ pub(super) fn follow(plan: &TrainPlan, options: &RunOptions, ranks: &Ranks) -> R
     let started = Instant::now();
     let stop = StopWatch::new(started, options.max_hours, options.requests.clone());
     let device = plan.device().open()?;
-    require_room(plan.config(), plan.micro_batch().map_or(plan.share().count(), usize::from), &device)?;
-    let mut open_options = plan.open_options();
-    open_options.stores.stop = Some(Arc::clone(&options.requests.stop));
-    let source = ddpm_data::open(&plan.config().data.source, &open_options)?;
+    require_room(plan.config(), plan.at_once(), &device)?;
+    let source = open_data(plan, &options.requests)?;
     let mut diverged = None;
     loop {
         let start = match Start::follow(ranks) {
@@ -40,16 +37,15 @@ pub(super) fn follow(plan: &TrainPlan, options: &RunOptions, ranks: &Ranks) -> R
         start.bring(ranks, &mut trainer)?;
         trainer.poison(options.poisoned.iter().copied());
         let mut loader = Loader::start(source, loader_config(&plan), trainer.steps_taken())?;
-        let step = match train_until(end, &mut trainer, &mut loader, &stop, &mut ()) {
-            Ok(stopped) => Ok((stopped, trainer.steps_taken())),
+        let stopped = match train_until(end, &mut trainer, &mut loader, &stop, &mut ()) {
             Err(error @ Error::Diverged { .. }) => {
                 diverged = Some(error);
                 continue;
             }
-            Err(error) => Err(error),
+            ended => ended?,
         };
-        let (stopped, step) = step?;
         ranks.leave();
+        let step = trainer.steps_taken();
         return Ok(Summary {
             run_dir: plan.run_dir(),
             step,

@@ -22,7 +22,7 @@ use super::observe::{End, Ending, Observers};
 pub use super::options::{RunOptions, Summary};
 use super::ranks::{Ranks, Start, meet};
 use super::resume::{Beginning, choose_checkpoint, refuse_to_leave_an_import, with_the_models_classes};
-use super::setup::{RunSetup, device_name, loader_config};
+use super::setup::{RunSetup, device_name, loader_config, open_data};
 use super::stop::{StopReason, StopWatch};
 use super::trainer::Trainer;
 use super::upload::Uploader;
@@ -85,11 +85,8 @@ fn lead(plan: &TrainPlan, options: &RunOptions, ranks: &Ranks) -> Result<Summary
     let service = Service::start(&plan.config().log.metrics_addr, &run.name, watch.watchdog());
     let device = plan.device().open()?;
     let sensors = if device.is_cpu() { None } else { Sensors::open().map(Arc::new) };
-    let at_once = plan.micro_batch().map_or(plan.share().count(), usize::from);
-    require_room(plan.config(), at_once, &device)?;
-    let mut open_options = plan.open_options();
-    open_options.stores.stop = Some(Arc::clone(&options.requests.stop));
-    let source = ddpm_data::open(&plan.config().data.source, &open_options)?;
+    require_room(plan.config(), plan.at_once(), &device)?;
+    let source = open_data(plan, &options.requests)?;
     refuse_to_leave_an_import(plan, &options.resume)?;
     // Only a claim: a start that is refused below leaves everything as it was.
     let run_dir = RunDir::claim(plan.run_dir())?;

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use candle_core::Device;
-use ddpm_data::{LoaderConfig, Source};
+use ddpm_data::{DataError, LoaderConfig, Source};
 use ddpm_model::diffusion::SamplerConfig;
 use ddpm_run::RunDir;
 
 use super::exporter::Exporter;
+use super::stop::Requests;
 use super::watchdog::Watchdog;
 use crate::config::{TrainConfig, TrainPlan};
 use crate::drawing::{BATCH, Request, Start};
@@ -29,6 +30,16 @@ pub(super) struct RunSetup<'a> {
     pub(super) exporter: Exporter,
     /// Of the GPUs, for a run on one.
     pub(super) sensors: Option<Arc<Sensors>>,
+}
+
+/// Opens the images of a plan. A request to stop ends the waiting for a store.
+///
+/// # Errors
+/// They cannot be opened.
+pub(super) fn open_data(plan: &TrainPlan, requests: &Requests) -> Result<Arc<dyn Source>, DataError> {
+    let mut options = plan.open_options();
+    options.stores.stop = Some(Arc::clone(&requests.stop));
+    ddpm_data::open(&plan.config().data.source, &options)
 }
 
 /// The loader's settings, from a plan.

@@ -157,7 +157,7 @@ fn what_killed_processes_left_in_the_cache_is_removed_when_a_set_is_opened() {
     let make = |name: &str, seconds: u64| {
         let path = cache.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        let changed = std::time::SystemTime::now() - Duration::from_secs(seconds);
+        let changed = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
         File::create(&path).unwrap().set_modified(changed).unwrap();
         path
     };
@@ -207,7 +207,7 @@ fn a_hundred_million_samples_open_in_a_second_and_a_hundred_megabytes() {
     let settings = LoaderConfig { share: Share::whole(64), num_classes: None, ..config() };
     let begun = Instant::now();
     let batcher = Batcher::new(std::sync::Arc::clone(&source), settings).unwrap();
-    let indices = batcher.indices(90_000_000 / 64);
+    let indices = batcher.indices(&batcher.positions(90_000_000 / 64));
     let found: Vec<_> = indices.iter().map(|&index| source.read(index).unwrap().bytes.len()).collect();
     let resumed = begun.elapsed();
     println!("the bytes of the batch at position 90,000,000: {:.2} ms", 1e3 * resumed.as_secs_f64());

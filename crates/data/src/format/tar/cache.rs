@@ -4,12 +4,13 @@
 //! knows no version, nothing is kept. A file that is not whole is made again: nothing here can fail, only be slower.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use super::index::{Found, Index};
+use crate::cache_file::write_beside;
 use crate::format::files::Fingerprint;
 use crate::format::ranges::{Names, Span};
 use crate::store::{FileInfo, Store};
@@ -37,7 +38,7 @@ pub(super) fn load(folder: Option<&Path>, place: &Path, file: &FileInfo) -> Opti
 /// Keeps the index of the shard at `place`, as its headers say.
 pub(super) fn keep(folder: Option<&Path>, place: &Path, file: &FileInfo, index: &Index) {
     let Some(kept) = folder.and_then(|folder| kept_at(folder, place, file)) else { return };
-    if let Err(error) = write(&kept, &encode(index, file)) {
+    if let Err(error) = write_beside(&kept, |mut to| to.write_all(&encode(index, file))) {
         tracing::debug!("the index of {} is not kept: {error}", place.display());
     }
 }
@@ -77,20 +78,6 @@ pub(super) fn of_set(store: &dyn Store, files: &[FileInfo], others: &[FileInfo])
         identity.add(&[file.size.to_le_bytes(), file.version.to_le_bytes()].concat());
     }
     Some((folder.join(format!("{}.index", name.finish())), identity.finish()))
-}
-
-/// Writes beside and renames, so that another process never reads half of it.
-fn write(kept: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    kept.parent().map_or(Ok(()), fs::create_dir_all)?;
-    let unique = format!("{}-{}.tmp", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-    let beside = kept.with_extension(unique);
-    let written = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, kept));
-    if written.is_err() {
-        // Perhaps it was never made.
-        let _ = fs::remove_file(&beside);
-    }
-    written
 }
 
 /// An index as the bytes of a file.

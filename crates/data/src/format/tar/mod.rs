@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use blake3::Hash;
 use serde_json::Value;
 
 #[cfg(test)]
@@ -32,6 +33,7 @@ use super::files::{Fingerprint, passed_over, shown};
 use super::kept;
 use super::ranges::{About, RangeSource, Shard, Span};
 use super::split::{self, Chosen};
+use crate::cache_file::remove_leftovers;
 use crate::error::DataError;
 use crate::store::{FileInfo, Located, Store, StoreOptions, locate};
 
@@ -48,13 +50,12 @@ const FEW: usize = 20;
 /// Threads that index shards: a disk has few heads, a network many answers on their way.
 const INDEXERS: usize = 8;
 
-/// The number of samples in a packed shard on a disk, and its index as it is kept [beside it](index_name); `None` where there is no
-/// shard, or one whose bytes are not those that were written. All of them are read.
-pub(crate) fn shard_index(path: &Path) -> Option<(usize, Vec<u8>)> {
-    let content = verified_shard(path).ok()??;
+/// The number of samples in a packed shard on a disk that ends with the hash `content`, and its index as it is kept
+/// [beside it](index_name); `None` where its headers cannot be read.
+pub(crate) fn shard_index(path: &Path, content: &Hash) -> Option<(usize, Vec<u8>)> {
     let Ok(Located::File(store, file)) = locate(path.to_str()?, &StoreOptions::default()) else { return None };
     let index = index::build(&*store, &file).ok().filter(|index| !index.found.without_end)?;
-    Some((index.spans.len(), beside::encode(&index, &file, &content)))
+    Some((index.spans.len(), beside::encode(&index, &file, content)))
 }
 
 /// Opens those of the shards `files` that belong to `split`; `others` lie beside them, and `place` is `data.source`.
@@ -90,10 +91,7 @@ fn open_all(
     others: &[FileInfo],
     large: usize,
 ) -> Result<RangeSource, DataError> {
-    ["sets", "shards"]
-        .iter()
-        .filter_map(|part| Some(store.cache()?.join(part)))
-        .for_each(|of| kept::remove_leftovers(&of));
+    ["sets", "shards"].iter().filter_map(|part| Some(store.cache()?.join(part))).for_each(|of| remove_leftovers(&of));
     let whole = cache::of_set(&*store, &files, others);
     let found = whole.as_ref().and_then(|(path, identity)| kept::open(path, identity, place, KIND));
     if let Some(found) = found {

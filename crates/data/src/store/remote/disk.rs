@@ -8,10 +8,12 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+
+use crate::cache_file::{FORGOTTEN, write_beside};
 
 /// Letters of a block's name.
 const BLOCK_NAME: usize = 64;
@@ -21,8 +23,6 @@ const HASH: usize = 32;
 const NOTED_EVERY: Duration = Duration::from_secs(60);
 /// After dropping, so much of the limit is in use.
 const KEPT: f64 = 0.9;
-/// A file that was being written when its process ended.
-const FORGOTTEN: Duration = Duration::from_secs(3600);
 
 /// See the module.
 #[derive(Debug)]
@@ -95,22 +95,10 @@ impl DiskCache {
     }
 
     fn write(&self, name: &str, block: &[u8]) -> std::io::Result<()> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let path = self.path(name);
-        let folder = path.parent().unwrap_or(&self.folder);
-        fs::create_dir_all(folder)?;
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let beside = folder.join(format!("{name}.{}-{number}.tmp", std::process::id()));
-        let written = File::create(&beside).and_then(|mut file| {
+        write_beside(&self.path(name), |mut file| {
             file.write_all(blake3::hash(block).as_bytes())?;
             file.write_all(block)
-        });
-        let written = written.and_then(|()| fs::rename(&beside, path));
-        if written.is_err() {
-            // Perhaps it was never made.
-            let _ = fs::remove_file(&beside);
-        }
-        written
+        })
     }
 
     /// Drops the blocks used longest ago.

@@ -44,7 +44,7 @@ pub(super) fn learner(
         seed: config.run.seed,
         share,
         ranks: Arc::new(Solo),
-        micro_batch: plan.micro_batch().map_or(config.train.batch_size, usize::from),
+        micro_batch: plan.at_once(),
         checkpointing: config.train.gradient_checkpointing,
         unet,
         params,
